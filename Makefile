@@ -1,0 +1,101 @@
+# The one task runner of Tidemark: `make help` lists the tasks.
+#
+# Every task installs what it needs first: packages of Debian (with root, or sudo where that works) and the virtual
+# environment. What is there already costs nothing.
+#
+#   PYTHON=...   the Python from 3.11 on that makes the virtual environment (python3)
+#   VENV=...     where that environment lies (.venv)
+#   ARGS=...     more arguments for what the task runs, as in: make test ARGS='-k snapshot'
+#   CI=true      what cannot be installed is an error, not a reason to do less
+
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+export PYTHON
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet
+SYSTEM := sh tests/tools/system-packages.sh
+
+# What an installation of this tree follows from. The environment's stamps are older than a change of one of these, and
+# then the next task installs again, which compiles the protocol files too.
+PROTO := proto/hatch_build.py $(wildcard proto/csi_driver/_pb/*.proto)
+RUN_STAMP := $(VENV)/.tidemark-run
+TEST_STAMP := $(VENV)/.tidemark-test
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test check format bench soak image gen clean always system-run system-test system-image
+
+help: ## Shows this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@sed -n '/^#   [A-Z]/s/^# //p' Makefile
+
+demo: system-run $(RUN_STAMP) ## Shows disks, their snapshots and the way back, on this machine, in a pool of its own
+	@$(BIN)/tidemark demo $(ARGS)
+
+test: system-test $(TEST_STAMP) check ## Runs the checks, then every test that this machine can run
+	@sh tests/tools/csi-sanity.sh >/dev/null || [ -z "$$CI" ]
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(TEST_STAMP) ## Looks at the code without running it: format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(TEST_STAMP) ## Formats the code, and mends what the linter can mend by itself
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: system-test $(TEST_STAMP) ## Measures all that bench/ can measure, or what ARGS names
+	$(BIN)/python -m bench $(ARGS)
+
+soak: system-test $(TEST_STAMP) ## Works a pool hard for 20 minutes (ARGS=60: for 60), and looks whether anything grows
+	$(BIN)/python -m bench.soak $(ARGS)
+
+image: system-image ## Builds the container image, from Debian's packages and PyPI alone; prints its name
+	@sh tests/image/build.sh $(ARGS)
+
+gen: $(RUN_STAMP) ## Compiles the protocol files of proto/ again
+	$(PIP) --no-deps --editable .
+
+clean: ## Removes what the tasks have made in this tree; caches outside of it stay
+	@if [ -e $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi
+	rm -rf csi_driver/_pb build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name .git -prune -o -name __pycache__ -prune -exec rm -rf {} +
+
+# The Debian packages of a task. Without them there is less to see, and that is said; the tasks that cannot do without
+# say so themselves.
+system-run:
+	@$(SYSTEM) run || [ -z "$$CI" ]
+
+system-test:
+	@$(SYSTEM) run test image || [ -z "$$CI" ]
+
+system-image:
+	@$(SYSTEM) image
+
+# Generated code that was removed under a stamp, and an environment whose Python is gone, are made again.
+ifneq ($(shell [ -e csi_driver/_pb/csi_pb2.py ] && [ -x $(BIN)/python ] && echo there),there)
+$(RUN_STAMP): always
+endif
+
+$(RUN_STAMP): pyproject.toml $(PROTO)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { \
+	    echo 'This needs Python 3.11 or newer with its module venv: Debian has it in python3-venv; or name one by PYTHON=...' >&2; \
+	    exit 1; }
+	@echo 'Installing Tidemark into $(VENV)'
+	@$(PIP) --editable .
+	@touch $@
+
+# pip knows dependency groups from 25.1 on.
+$(TEST_STAMP): pyproject.toml $(RUN_STAMP)
+	@echo 'Installing the tools of the tests into $(VENV)'
+	@$(PIP) --upgrade 'pip>=25.1'
+	@$(PIP) --group test
+	@touch $@

@@ -1,0 +1,219 @@
+"""The composition root: settings in, one running agent out. Every dependency is chosen here and nowhere else."""
+
+import asyncio
+import os
+import signal
+from contextlib import suppress
+from time import time_ns
+
+import structlog
+
+from csi_driver.backends.base import Backend
+from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
+from csi_driver.backends.reflink.images import prepare
+from csi_driver.domain.errors import DriverError, Precondition, Unavailable
+from csi_driver.domain.ids import owner_of_node
+from csi_driver.domain.space import Policy
+from csi_driver.host.children import Children
+from csi_driver.host.commands import missing_tools
+from csi_driver.service.context import Context
+from csi_driver.service.groups import Groups
+from csi_driver.service.nodes import Nodes
+from csi_driver.service.pools import Pool, Pools
+from csi_driver.service.rollbacks import Rollbacks
+from csi_driver.service.snapshots import Snapshots
+from csi_driver.service.trees import Trees
+from csi_driver.service.volumes import Volumes
+from csi_driver.service.walk import UsageWalk
+from csi_driver.settings import PoolSpec, Settings
+from csi_driver.telemetry import NodeFigures, PoolFigures, Telemetry, configure_logging
+
+DRAIN_SECONDS = 20.0
+"""For work in progress at SIGTERM: above the longest freeze, below the 30 s that a kubelet waits."""
+REOPEN_SECONDS = 15.0
+"""Between two looks at a pool whose disk was away at start."""
+
+log = structlog.get_logger()
+
+
+async def run_agent(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit status, 1 where the agent could not start."""
+    configure_logging(settings.log_format)
+    agent = Agent(settings)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        starting = asyncio.create_task(agent.start())
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            await starting
+        else:
+            starting.cancel()
+        await stopping
+    except DriverError as error:
+        log.error("the agent does not start", why=str(error))
+        stopping.cancel()
+        await agent.stop()
+        return 1
+    left = await agent.stop()
+    if left:
+        # Threads that hang in the kernel would keep an orderly exit waiting for ever; all that was acknowledged is durable.
+        log.warning("ending with work unfinished", calls=left)
+        os._exit(0)
+    return 0
+
+
+class Agent:
+    """One agent: its pools, services, server and figures."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._owner = owner_of_node(settings.node_name)
+        self._children = Children()
+        self._telemetry = Telemetry()
+        policy = Policy(settings.overcommit, settings.reserve, settings.max_snapshots)
+        self._pools = Pools(self._owner, [Pool(self._backend(spec), policy) for spec in settings.pools])
+        self._context = Context(self._pools, observer=self._telemetry)
+        self._walk = UsageWalk(self._context)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._ready = False
+
+    async def start(self) -> None:
+        """Children first, gRPC after them, pools last: nothing that can hang inherits a pool's lock or gRPC's threads."""
+        self._check_host()
+        await self._children.start()
+        os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+        from csi_driver.rpc.controller import Controller
+        from csi_driver.rpc.groups import GroupController
+        from csi_driver.rpc.identity import Identity
+        from csi_driver.rpc.interceptors import Calls
+        from csi_driver.rpc.node import Node
+        from csi_driver.rpc.server import Server
+        from csi_driver.rpc.tidemark import Tidemark
+
+        snapshots = Snapshots(self._context)
+        self._calls = Calls(self._telemetry)
+        self._server = Server(
+            self._settings.endpoint,
+            [
+                Identity(self._settings.driver_name, lambda: self._ready),
+                Controller(Volumes(self._context), snapshots),
+                GroupController(Groups(self._context)),
+                Node(Nodes(self._context), self._owner),
+                Tidemark(Rollbacks(self._context, snapshots), Trees(self._context)),
+            ],
+            [self._calls],
+        )
+        await self._server.start()
+        if (image := self._settings.image) is not None:
+            await prepare(self._children, image.path, image.size, image.sparse, image.mount)
+        await self._open_pools()
+        self._telemetry.watch(self._pool_figures, self._node_figures)
+        if self._settings.metrics_address is not None:
+            host, port = self._settings.metrics_address
+            try:
+                self._telemetry.serve_metrics(f"{host}:{port}")
+            except OSError as error:
+                raise Precondition(
+                    f"--metrics-address {host}:{port} cannot be served ({error.strerror}): choose another, or leave it out"
+                ) from error
+        self._tasks.append(asyncio.create_task(self._walk.run()))
+        self._ready = True
+        log.info("ready", endpoint=self._settings.endpoint, node=self._owner, pools=[pool.name for pool in self._pools])
+
+    async def stop(self) -> list[str]:
+        """Take no more calls, let work end, let the pools go; volumes in use stay in use. Returns what did not end."""
+        self._ready = False
+        for task in self._tasks:
+            task.cancel()
+        left: list[str] = []
+        if hasattr(self, "_server"):
+            # Callers are answered while their work ends; whoever waits longer is told to come again.
+            await self._server.stop(DRAIN_SECONDS)
+            left = await self._calls.drain(1.0)
+        for pool in self._pools:
+            await pool.backend.close()
+        await self._children.stop()
+        log.info("stopped")
+        return left
+
+    async def _open_pools(self) -> None:
+        away: list[Pool] = []
+        for pool in self._pools:
+            try:
+                await pool.open()
+            except Unavailable as error:
+                log.error("pool is away", pool=pool.name, why=str(error))
+                away.append(pool)
+        if len(away) == len(self._settings.pools):
+            raise Precondition(str(away[0].refusal))
+        if away:
+            self._tasks.append(asyncio.create_task(self._reopen(away)))
+
+    async def _reopen(self, away: list[Pool]) -> None:
+        """Serve a pool as soon as its disk is back; until then every call on it answers that it is away."""
+        while away:
+            await asyncio.sleep(REOPEN_SECONDS)
+            for pool in list(away):
+                with suppress(DriverError):
+                    await pool.open()
+                    away.remove(pool)
+                    log.info("pool is back", pool=pool.name)
+
+    def _backend(self, spec: PoolSpec) -> Backend:
+        if spec.backend == "memory":
+            from csi_driver.backends.memory import DEFAULT_TOTAL, MemoryBackend
+
+            return MemoryBackend(spec.name, self._owner, DEFAULT_TOTAL)
+        image = self._settings.image
+        in_image = image is not None and spec.path == image.mount
+        return ReflinkBackend(
+            ReflinkOptions(
+                spec.name,
+                self._owner,
+                spec.path,
+                init=self._settings.pool_init,
+                freeze_deadline=self._settings.freeze_deadline,
+                backing=image.path if image is not None and in_image and image.sparse else "",
+            ),
+            self._children,
+        )
+
+    def _check_host(self) -> None:
+        """What every volume will need is looked for now, so that no volume is the first to miss it."""
+        if all(spec.backend == "memory" for spec in self._settings.pools):
+            return
+        if missing := missing_tools():
+            raise Precondition(f"{', '.join(missing)} not found: install Debian's xfsprogs and e2fsprogs")
+        if not os.access("/dev/loop-control", os.R_OK | os.W_OK):
+            raise Precondition("/dev/loop-control cannot be opened: run as root, on a kernel with loop devices")
+
+    def _pool_figures(self) -> list[PoolFigures]:
+        figures = []
+        for pool in self._pools:
+            try:
+                account = pool.serving().account()
+            except Unavailable:  # its gauges are left out; the others' are not
+                continue
+            walked = self._walk.sums(pool.name)
+            figures.append(
+                PoolFigures(
+                    pool=pool.name,
+                    total=account.space.total,
+                    used=account.space.total - account.space.free,
+                    committed=account.committed,
+                    available=account.available,
+                    volumes=len(pool.volumes),
+                    snapshots=len(pool.snapshots),
+                    exclusive=walked.exclusive if walked.at else None,
+                    extents=walked.extents if walked.at else None,
+                    walked=(time_ns() - walked.at) / 1e9 if walked.at else None,
+                )
+            )
+        return figures
+
+    def _node_figures(self) -> NodeFigures:
+        devices = sum(pool.backend.attached for pool in self._pools)
+        return NodeFigures(devices, self._children.stuck)

@@ -1,0 +1,338 @@
+"""Showing volumes through the kernel: block devices, mounts and bind mounts. Shared by every backend that has devices.
+
+Nothing is remembered: what is mounted is read from mountinfo at each call, and whose device it is from the technology.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from csi_driver.backends.base import FileSystemStats
+from csi_driver.backends.jobs import VolumeJobs
+from csi_driver.domain.errors import AlreadyExists, InUse, Precondition
+from csi_driver.domain.model import Capability, Use, Volume
+from csi_driver.host import mountinfo
+
+STAGED_NODE = "device"
+"""The name under which a staged block volume's device node is bind-mounted inside its staging directory."""
+
+QUICK = 15.0
+"""Seconds for what normally takes milliseconds."""
+SLOW = 60.0
+"""Seconds for what may have to write a lot first: mount (log replay), umount (write-back), mkfs, grow."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockDevice:
+    """A device that holds a volume now."""
+
+    path: str
+    name: str
+    major: int
+    minor: int
+
+
+class Devices(Protocol):
+    """What a technology supplies to be shown here."""
+
+    jobs: VolumeJobs
+
+    async def find(self, volume: Volume) -> BlockDevice | None:
+        """The volume's device, told by identity, or None."""
+        ...
+
+    async def attach(self, volume: Volume) -> BlockDevice:
+        """Make or find the volume's one device, at the volume's size."""
+        ...
+
+    async def detach(self, volume: Volume) -> None:
+        """Take the volume's device away, verified. Raises InUse with nothing changed."""
+        ...
+
+    async def is_empty(self, volume: Volume) -> bool:
+        """Whether the volume holds no data at all."""
+        ...
+
+    async def erase(self, volume: Volume) -> None:
+        """Make a detached volume empty."""
+        ...
+
+    def is_ours(self, mount: mountinfo.Mount, volume: Volume | None) -> bool:
+        """Whether what is mounted there is, or was, a volume of this pool, and no living one besides `volume`."""
+        ...
+
+    async def reclaim(self, mount: mountinfo.Mount) -> None:
+        """Take away the device that was behind a mount of a volume that is no longer known."""
+        ...
+
+    async def settle(self, volume: Volume) -> None:
+        """After mkfs: make good what a thick volume was promised."""
+        ...
+
+
+class KernelAccess:
+    """The Access port for volumes that are block devices."""
+
+    def __init__(self, devices: Devices) -> None:
+        self._devices = devices
+        self._jobs = devices.jobs
+
+    async def use(self, volume: Volume) -> Use:
+        """See Access."""
+        device = await self._devices.find(volume)
+        if device is None:
+            return Use()
+        return Use(device.path, tuple(mount.point for mount in _mounts(device)))
+
+    async def attach(self, volume: Volume) -> str:
+        """See Access."""
+        return (await self._devices.attach(volume)).path
+
+    async def detach(self, volume: Volume) -> None:
+        """See Access."""
+        device = await self._devices.find(volume)
+        if device is None:
+            return
+        shown = [mount.point for mount in _mounts(device)]
+        if shown:
+            raise InUse(f"{volume.id} is shown at {', '.join(shown)}: unpublish and unstage it first")
+        await self._devices.detach(volume)
+
+    async def is_empty(self, volume: Volume) -> bool:
+        """See Access."""
+        return await self._devices.is_empty(volume)
+
+    async def erase(self, volume: Volume) -> None:
+        """See Access."""
+        await self._devices.erase(volume)
+
+    async def make_file_system(self, volume: Volume, fs_type: str) -> None:
+        """See Access."""
+        device = await self._attached(volume)
+        await self._jobs.run(volume, "make_file_system", SLOW, device=device.path, fs_type=fs_type)
+        await self._devices.settle(volume)
+
+    async def mount(self, volume: Volume, point: str, fs_type: str, flags: Sequence[str]) -> None:
+        """See Access."""
+        device = await self._attached(volume)
+        present = mountinfo.at(point)
+        if present is not None:
+            if not _holds(present, device) or _is_node(present, device):
+                raise AlreadyExists(
+                    f"{point} is taken by a mount of {present.source}: it is not this volume; unmount it first"
+                )
+            if present.fs_type != fs_type:
+                raise AlreadyExists(
+                    f"{volume.id} is staged at {point} as {present.fs_type}, not {fs_type}: unstage it first"
+                )
+            missing = [flag for flag in flags if _visibly_missing(flag, present)]
+            if missing:
+                raise AlreadyExists(f"{volume.id} is staged at {point} without {', '.join(missing)}: unstage it first")
+            return
+        if mountinfo.at(os.path.join(point, STAGED_NODE)) is not None:
+            raise AlreadyExists(f"{volume.id} is staged at {point} as a block device: unstage it first")
+        os.makedirs(point, mode=0o750, exist_ok=True)
+        await self._jobs.run(
+            volume,
+            "mount",
+            SLOW,
+            device=device.path,
+            point=point,
+            fs_type=fs_type,
+            options=list(flags),
+            device_number=_number(device),
+        )
+        await self._verify(volume, device, point)
+
+    async def grow(self, volume: Volume, point: str) -> None:
+        """See Access."""
+        device = await self._devices.attach(volume)
+        mount = mountinfo.at(point)
+        if mount is None or not _holds(mount, device):
+            raise Precondition(f"{volume.id} is not shown at {point}: stage it there first")
+        if not _is_node(mount, device):
+            await self._jobs.run(
+                volume,
+                "grow",
+                SLOW,
+                device=device.path,
+                point=point,
+                fs_type=mount.fs_type,
+                device_number=_number(device),
+            )
+            await self._devices.settle(volume)
+
+    async def stage_block(self, volume: Volume, point: str) -> None:
+        """See Access."""
+        if (mount := mountinfo.at(point)) is not None:
+            raise AlreadyExists(f"{point} is taken by a mount of {mount.source}: unstage or unmount it first")
+        os.makedirs(point, mode=0o750, exist_ok=True)
+        await self._show_node(volume, os.path.join(point, STAGED_NODE))
+
+    async def bind(self, volume: Volume, source: str, target: str, how: Capability, read_only: bool) -> None:
+        """See Access."""
+        device = await self._attached(volume)
+        if how.access == "block":
+            if mountinfo.at(os.path.join(source, STAGED_NODE)) is None:
+                raise AlreadyExists(
+                    f"{volume.id} is staged at {source} as a file system, not as a block device: unstage it first"
+                )
+            await self._settle_mode(volume, device, source, target, read_only)
+            await self._show_node(volume, target)
+            return
+        if mountinfo.at(source) is None:
+            raise AlreadyExists(
+                f"{volume.id} is staged at {source} as a block device, not as a file system: unstage it first"
+            )
+        present = mountinfo.at(target)
+        if present is not None:
+            if not _holds(present, device) or _is_node(present, device):
+                raise AlreadyExists(f"{target} is taken by a mount of {present.source}: unpublish or unmount it first")
+            if present.read_only != read_only:
+                now = "read-only" if present.read_only else "writable"
+                raise AlreadyExists(f"{volume.id} is published at {target} {now}: unpublish it there first")
+            return
+        _make_directory(target)
+        await self._jobs.run(
+            volume, "bind", SLOW, source=source, target=target, read_only=read_only, device_number=_number(device)
+        )
+        await self._verify(volume, device, target)
+
+    async def unmount(self, volume: Volume | None, path: str) -> None:
+        """See Access."""
+        device = await self._devices.find(volume) if volume is not None else None
+        for point in (os.path.join(path, STAGED_NODE), path):
+            # The same path may have been mounted over more than once.
+            while (mount := mountinfo.at(point)) is not None:
+                mine = device is not None and _holds(mount, device)
+                if not mine and not self._devices.is_ours(mount, volume):
+                    raise Precondition(
+                        f"{point} shows {mount.source}, not {volume.id if volume else 'a volume that is gone'}: unmount it "
+                        "by hand"
+                    )
+                await self._jobs.run(volume, "umount", SLOW, point=point)
+                if device is None:
+                    await self._devices.reclaim(mount)
+        _remove_file(os.path.join(path, STAGED_NODE))
+
+    async def stats(self, volume: Volume, path: str) -> FileSystemStats:
+        """See Access."""
+        device = await self._attached(volume)
+        mount = mountinfo.at(path)
+        if mount is not None and _is_node(mount, device):
+            return FileSystemStats(total=volume.size)
+        found: dict[str, Any] = await self._jobs.run(
+            volume, "statvfs", QUICK, point=path, major=device.major, minor=device.minor
+        )
+        unit = found["f_frsize"]
+        return FileSystemStats(
+            total=found["f_blocks"] * unit,
+            used=(found["f_blocks"] - found["f_bfree"]) * unit,
+            available=found["f_bavail"] * unit,
+            inodes=found["f_files"],
+            inodes_used=found["f_files"] - found["f_ffree"],
+            inodes_free=found["f_ffree"],
+        )
+
+    async def _attached(self, volume: Volume) -> BlockDevice:
+        device = await self._devices.find(volume)
+        if device is None:
+            raise Precondition(f"{volume.id} has no device: stage it first")
+        return device
+
+    async def _show_node(self, volume: Volume, target: str) -> None:
+        """Bind the device node over a file at `target`, and make sure that it is this volume's."""
+        device = await self._attached(volume)
+        present = mountinfo.at(target)
+        if present is not None:
+            if not _holds(present, device) or not _is_node(present, device):
+                raise AlreadyExists(f"{target} is taken by a mount of {present.source}: unpublish or unmount it first")
+            return
+        _make_file(target)
+        await self._jobs.run(
+            volume, "bind", SLOW, source=device.path, target=target, read_only=False, device_number=None
+        )
+        await self._verify(volume, device, target)
+
+    async def _verify(self, volume: Volume, device: BlockDevice, target: str) -> None:
+        """The number of a device is soon another volume's: what we have just shown must be this volume, or goes again."""
+        again = await self._devices.find(volume)
+        mount = mountinfo.at(target)
+        if again != device or mount is None or not _holds(mount, device):
+            await self._jobs.run(volume, "umount", SLOW, point=target)
+            raise Precondition(f"{volume.id} lost its device while it was being shown at {target}: try again")
+
+    async def _settle_mode(
+        self, volume: Volume, device: BlockDevice, source: str, target: str, read_only: bool
+    ) -> None:
+        """A read-only bind does not stop writes to a device, so the device itself is set: one mode for all its places."""
+        places = [mount.point for mount in _mounts(device) if os.path.dirname(mount.point) != source]
+        others = [place for place in places if place != target]
+        is_read_only = _sysfs_read_only(device)
+        if target in places:
+            if is_read_only != read_only:
+                now = "read-only" if is_read_only else "writable"
+                raise AlreadyExists(f"{volume.id} is published at {target} {now}: unpublish it there first")
+            return
+        if is_read_only == read_only:
+            return
+        if others:
+            raise Precondition(
+                f"{volume.id} is published {'read-only' if is_read_only else 'writable'} at {', '.join(others)}, and a block "
+                "device has one mode for all: unpublish it there first"
+            )
+        await self._jobs.run(volume, "set_read_only", QUICK, device=device.path, read_only=read_only)
+
+
+def _mounts(device: BlockDevice) -> list[mountinfo.Mount]:
+    return mountinfo.mounts_of(device.major, device.minor, device.name)
+
+
+def _holds(mount: mountinfo.Mount, device: BlockDevice) -> bool:
+    return bool(mountinfo.mounts_of(device.major, device.minor, device.name, [mount]))
+
+
+def _is_node(mount: mountinfo.Mount, device: BlockDevice) -> bool:
+    """Whether a mount shows the device's node, not a file system on it."""
+    return (mount.major, mount.minor) != (device.major, device.minor)
+
+
+def _number(device: BlockDevice) -> list[int]:
+    return [device.major, device.minor]
+
+
+_SHOWN = {"ro", "noatime", "nodiratime", "nodev", "nosuid", "noexec", "sync", "dirsync", "discard"}
+
+
+def _visibly_missing(flag: str, mount: mountinfo.Mount) -> bool:
+    """Whether a flag that mountinfo would show is not there; of the others nothing can be said."""
+    return flag in _SHOWN and flag not in mount.options and flag not in mount.super_options
+
+
+def _sysfs_read_only(device: BlockDevice) -> bool:
+    with open(f"/sys/block/{device.name}/ro", encoding="ascii") as file:
+        return file.read().strip() == "1"
+
+
+def _make_directory(target: str) -> None:
+    if os.path.lexists(target) and not os.path.isdir(target):
+        raise AlreadyExists(f"{target} exists and is no directory: a file system is published on one; remove it")
+    os.makedirs(target, mode=0o750, exist_ok=True)
+
+
+def _make_file(target: str) -> None:
+    os.makedirs(os.path.dirname(target), mode=0o750, exist_ok=True)
+    try:
+        os.close(os.open(target, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600))
+    except OSError as error:
+        raise AlreadyExists(
+            f"{target} exists and is no plain file ({error.strerror}): a device is published on one; remove it"
+        ) from error
+    if not os.path.isfile(target):
+        raise AlreadyExists(f"{target} exists and is no plain file: a device is published on one; remove it")
+
+
+def _remove_file(path: str) -> None:
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        os.unlink(path)

@@ -1,0 +1,305 @@
+"""One reflink pool behind the Backend port."""
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from csi_driver.backends.base import Access, Contents, CutReport, PoolIdentity
+from csi_driver.backends.jobs import to_its_end
+from csi_driver.backends.kernel import KernelAccess
+from csi_driver.backends.reflink import catalogue, identity
+from csi_driver.backends.reflink.cuts import Clone, Cutter
+from csi_driver.backends.reflink.layout import IMAGE, Layout
+from csi_driver.backends.reflink.loops import LoopDevices
+from csi_driver.domain.errors import Unavailable
+from csi_driver.domain.model import Group, Snapshot, Usage, Volume
+from csi_driver.domain.records import dump_group, dump_snapshot, dump_volume
+from csi_driver.domain.space import Space
+from csi_driver.host import extents, files
+from csi_driver.host.children import Children
+
+_T = TypeVar("_T")
+_THREADS = 16
+"""Enough that the syncs of many callers meet in one write of the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReflinkOptions:
+    """What the agent says about a pool. `backing`: the sparse image that holds the pool, whose host must have room."""
+
+    name: str
+    owner: str
+    path: str
+    init: bool = False
+    freeze_deadline: float = 5.0
+    backing: str = ""
+
+
+class ReflinkBackend:
+    """Volumes and snapshots as files that share their blocks."""
+
+    def __init__(self, options: ReflinkOptions, children: Children) -> None:
+        self._options = options
+        self.layout = Layout(Path(options.path), options.name)
+        self._devices = LoopDevices(self.layout, children)
+        self.access: Access = KernelAccess(self._devices)
+        self._cutter = Cutter(self.layout, self._devices, children, options.freeze_deadline, self._in_thread)
+        self.identity = PoolIdentity(options.name, options.owner, "", "reflink", options.path)
+        self._lock = -1
+        self._known: tuple[int, int] = (0, 0)
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"pool-{options.name}")
+        self._janitor = ThreadPoolExecutor(1, thread_name_prefix=f"trash-{options.name}")
+
+    @property
+    def attached(self) -> int:
+        """See Backend."""
+        return self._devices.count()
+
+    async def open(self) -> Contents:
+        """See Backend. Order matters: thaw what a crash left frozen before anything may wait for it."""
+        return_value = await self._in_thread(self._take)
+        await self._cutter.thaw_announced()
+        await self._devices.sweep()
+        self._empty_trash()
+        return return_value
+
+    async def close(self) -> None:
+        """See Backend."""
+        self._janitor.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def check(self) -> None:
+        """See Backend. An open finds both an unmounted pool and one whose file system was shut down."""
+        try:
+            fd = os.open(self.layout.identity, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise self.layout.refusal("the pool was looked at", error) from error
+        try:
+            status = os.fstat(fd)
+        finally:
+            os.close(fd)
+        if (status.st_dev, status.st_ino) != self._known:
+            raise Unavailable(
+                f"pool {self.layout.name}: {self.layout.root} is no longer what was opened: mount its disk again"
+            )
+
+    def space(self) -> Space:
+        """See Backend."""
+        with self.layout.translated("the pool's space was asked for"):
+            pool = os.statvfs(self.layout.root)
+            free = pool.f_bavail * pool.f_frsize
+            if self._options.backing:
+                # A sparse image promises what its host may not have: writes would be accepted and lost.
+                host = os.statvfs(self._options.backing)
+                free = min(free, host.f_bavail * host.f_frsize)
+            return Space(pool.f_blocks * pool.f_frsize, free)
+
+    def allocated(self, volume: Volume) -> int:
+        """See Backend."""
+        with self.layout.translated("a volume's allocation was asked for"):
+            return os.stat(self.image(volume)).st_blocks * 512
+
+    async def create_volume(self, volume: Volume, source: Volume | Snapshot | None) -> CutReport:
+        """See Backend."""
+        with self.layout.translated(f"creation of {volume.name!r}"):
+            if isinstance(source, Volume):
+                return await self._copy_volume(volume, source)
+            image = self.image(source) if source is not None else None
+            await self._in_thread(self._make_volume, volume, image)
+            return CutReport()
+
+    async def save_volume(self, volume: Volume) -> None:
+        """See Backend."""
+        with self.layout.translated(f"change of {volume.id}"):
+            await self._in_thread(self.layout.rewrite, self._place(volume), dump_volume(volume))
+
+    async def expand_volume(self, volume: Volume) -> None:
+        """See Backend."""
+        with self.layout.translated(f"expansion of {volume.id}"):
+            await self._in_thread(self._expand, volume)
+        await self._devices.follow_size(volume)
+
+    async def delete_volume(self, volume: Volume) -> None:
+        """See Backend."""
+        await self._discard(str(volume.id), self._place(volume))
+
+    async def create_snapshot(self, snapshot: Snapshot, source: Volume) -> tuple[Snapshot, CutReport]:
+        """See Backend."""
+        with self.layout.translated(f"snapshot {snapshot.name!r} of {source.id}"), self.layout.draft() as draft:
+            image = draft / IMAGE
+            await self._in_thread(_touch, image)
+            report = await self._cutter.cut([Clone(source, self.image(source), image)])
+            await self._keep_promise([source])
+            made = replace(snapshot, size=await self._in_thread(_freeze_image, image), created=report.moment)
+            await self._in_thread(self.layout.publish, draft, dump_snapshot(made), self.layout.snapshots / made.id.hash)
+            return made, report.report
+
+    async def create_group(self, group: Group, sources: Sequence[Volume]) -> tuple[Group, CutReport]:
+        """See Backend."""
+        with self.layout.translated(f"group snapshot {group.name!r}"), self.layout.draft() as draft:
+            images = [catalogue.member_image(draft, member.id.hash) for member in group.members]
+            await self._in_thread(_touch, *images)
+            clones = [Clone(source, self.image(source), image) for source, image in zip(sources, images, strict=True)]
+            report = await self._cutter.cut(clones)
+            await self._keep_promise(sources)
+            sizes = await self._in_thread(lambda: [_freeze_image(image) for image in images])
+            members = tuple(
+                replace(member, size=size, created=report.moment)
+                for member, size in zip(group.members, sizes, strict=True)
+            )
+            made = replace(group, members=members, created=report.moment)
+            await self._in_thread(self.layout.publish, draft, dump_group(made), self.layout.groups / made.id.hash)
+            return made, report.report
+
+    async def delete_snapshot(self, snapshot: Snapshot) -> None:
+        """See Backend."""
+        await self._discard(str(snapshot.id), self.layout.snapshots / snapshot.id.hash)
+
+    async def delete_group(self, group: Group) -> None:
+        """See Backend."""
+        await self._discard(str(group.id), self.layout.groups / group.id.hash)
+
+    async def roll_back(self, volume: Volume, snapshot: Snapshot) -> None:
+        """See Backend."""
+        with self.layout.translated(f"rollback of {volume.id}"):
+            await self._in_thread(self._exchange, volume, self.image(snapshot))
+        self._empty_trash()
+
+    def stamp(self, item: Volume | Snapshot) -> str:
+        """See Backend."""
+        with self.layout.translated(f"looking at {item.id}"):
+            status = os.stat(self.image(item))
+            return f"{status.st_ino}:{status.st_ctime_ns}"
+
+    async def usage(self, item: Volume | Snapshot) -> Usage:
+        """See Backend."""
+        with self.layout.translated(f"the usage of {item.id}"):
+            return await self._in_thread(_usage, self.image(item))
+
+    def image(self, item: Volume | Snapshot) -> Path:
+        """The file that holds an object's bytes."""
+        if isinstance(item, Volume):
+            return self._place(item) / IMAGE
+        if item.group:
+            return catalogue.member_image(self.layout.groups / item.group, item.id.hash)
+        return self.layout.snapshots / item.id.hash / IMAGE
+
+    async def _keep_promise(self, sources: Sequence[Volume]) -> None:
+        """Give thick volumes that were just cut blocks of their own again, so that overwriting them cannot fail.
+
+        Outside the freeze, in steps between which writers go on. Raises OSError ENOSPC; without the cut nothing is shared.
+        """
+        for source in sources:
+            if source.thick:
+                await self._in_thread(_own_blocks, self.image(source), source.size)
+
+    def _place(self, volume: Volume) -> Path:
+        return self.layout.volumes / volume.id.hash
+
+    def _take(self) -> Contents:
+        with self.layout.translated("opening"):
+            uuid, self._lock = identity.take(self.layout, self._options.owner, self._options.init)
+            self.identity = replace(self.identity, uuid=uuid)
+            self.layout.make_directories()
+            status = os.stat(self.layout.identity)
+            self._known = (status.st_dev, status.st_ino)
+            self.layout.sweep()
+            return catalogue.read(self.layout, self._options.owner)
+
+    def _make_volume(self, volume: Volume, source: Path | None) -> None:
+        with self.layout.draft() as draft:
+            image = draft / IMAGE
+            _touch(image)
+            with image.open("r+b") as file:
+                if source is not None:
+                    with source.open("rb") as origin:
+                        files.reflink(origin.fileno(), file.fileno())
+                self.layout.crash_point("image filled")
+                _take_size(file.fileno(), volume)
+            self.layout.publish(draft, dump_volume(volume), self._place(volume))
+
+    async def _copy_volume(self, volume: Volume, source: Volume) -> CutReport:
+        with self.layout.draft() as draft:
+            image = draft / IMAGE
+            await self._in_thread(_touch, image)
+            report = await self._cutter.cut([Clone(source, self.image(source), image)])
+            await self._keep_promise([source])
+
+            def finish() -> None:
+                with image.open("r+b") as file:
+                    _take_size(file.fileno(), volume)
+                self.layout.publish(draft, dump_volume(volume), self._place(volume))
+
+            await self._in_thread(finish)
+            return report.report
+
+    def _expand(self, volume: Volume) -> None:
+        with self.image(volume).open("r+b") as file:
+            if os.fstat(file.fileno()).st_size > volume.size:
+                return
+            if volume.thick:
+                files.allocate(file.fileno(), volume.size)
+            os.ftruncate(file.fileno(), volume.size)
+            self.layout.crash_point("image grown")
+            os.fsync(file.fileno())
+
+    def _exchange(self, volume: Volume, source: Path) -> None:
+        with self.layout.draft() as draft:
+            image = draft / IMAGE
+            _touch(image)
+            with image.open("r+b") as file, source.open("rb") as origin:
+                files.reflink(origin.fileno(), file.fileno())
+                self.layout.crash_point("image filled")
+                _take_size(file.fileno(), volume)
+            self.layout.exchange(draft, dump_volume(volume), self._place(volume))
+
+    async def _discard(self, what: str, place: Path) -> None:
+        with self.layout.translated(f"deletion of {what}"):
+            await self._in_thread(self.layout.discard, place)
+        self._empty_trash()
+
+    def _empty_trash(self) -> None:
+        with suppress(RuntimeError):  # closing: the next start empties it
+            self._janitor.submit(self.layout.empty_trash)
+
+    async def _in_thread(self, function: Callable[..., _T], *args: object) -> _T:
+        return await to_its_end(asyncio.get_running_loop().run_in_executor(self._threads, function, *args))
+
+
+def _touch(*images: Path) -> None:
+    for image in images:
+        os.close(os.open(image, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+
+
+def _own_blocks(image: Path, size: int) -> None:
+    with image.open("r+b") as file:
+        files.unshare(file.fileno(), size)
+        os.fsync(file.fileno())
+
+
+def _freeze_image(image: Path) -> int:
+    """Take the write bits from a snapshot's image; returns its size in bytes."""
+    os.chmod(image, 0o400)
+    return image.stat().st_size
+
+
+def _take_size(fd: int, volume: Volume) -> None:
+    """Grow an image to its volume's size; a thick one gets blocks of its own for all of it."""
+    os.ftruncate(fd, volume.size)
+    if volume.thick:
+        files.unshare(fd, volume.size)
+        files.allocate(fd, volume.size)
+
+
+def _usage(image: Path) -> Usage:
+    with image.open("rb") as file:
+        found = extents.usage(file.fileno())
+    return Usage(found.exclusive_bytes, found.shared_bytes, found.extents)

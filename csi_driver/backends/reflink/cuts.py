@@ -1,0 +1,169 @@
+"""The cut: several images cloned at one moment, their file systems frozen for it, and thawed whatever happens."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from csi_driver.backends.base import CutReport
+from csi_driver.backends.jobs import to_its_end, translate
+from csi_driver.backends.kernel import SLOW, BlockDevice
+from csi_driver.backends.reflink.layout import Layout
+from csi_driver.backends.reflink.loops import LoopDevices
+from csi_driver.domain.errors import Busy, DriverError, Precondition
+from csi_driver.domain.model import Volume
+from csi_driver.host import announcements, extents, files, mountinfo
+from csi_driver.host.children import Children, JobFailed, JobStuck
+
+_SYNC_SECONDS = 30.0
+_COUNT_SECONDS = 2.0
+_SPARE = 10.0
+"""Seconds beyond its own limits after which a cut that does not answer is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clone:
+    """One image to be cloned: its volume, its file, and the empty file that is to share its blocks."""
+
+    volume: Volume
+    source: Path
+    target: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When the cut was (Unix nanoseconds), and what it cost."""
+
+    moment: int
+    report: CutReport
+
+
+class Cutter:
+    """Cuts volumes of one pool; the caller holds their locks, so that nobody stages or unstages them meanwhile."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        devices: LoopDevices,
+        children: Children,
+        deadline: float,
+        in_thread: Callable[..., Awaitable[Any]],
+    ) -> None:
+        self._layout = layout
+        self._devices = devices
+        self._children = children
+        self._deadline = deadline
+        self._in_thread = in_thread
+
+    async def cut(self, clones: Sequence[Clone]) -> Moment:
+        """Clone all at one moment. Raises Busy past the deadline, Precondition where it cannot be one moment."""
+        mounts: list[dict[str, object]] = []
+        raw: list[tuple[Volume, BlockDevice]] = []
+        in_use = ""
+        for clone in clones:
+            device = await self._devices.find(clone.volume)
+            if device is None:
+                continue
+            shown = mountinfo.mounts_of(device.major, device.minor, device.name)
+            mounted = [m for m in shown if (m.major, m.minor) == (device.major, device.minor)]
+            if mounted:
+                status = await self._in_thread(clone.source.stat)
+                backing = (status.st_dev, status.st_ino)
+                mounts.append(announcements.freeze_facts(mounted[0].point, device.major, device.minor, backing))
+            else:
+                # A device that is shown nowhere is only left over; what was written through it counts all the same.
+                raw.append((clone.volume, device))
+                in_use = in_use or (str(clone.volume.id) if shown else "")
+        if in_use and len(clones) > 1:
+            raise Precondition(
+                f"{in_use} is in use as a raw block device, which cannot be held still: such a volume can be cut alone, "
+                "or in a group while it is not staged"
+            )
+        for volume, device in raw:
+            await self._devices.jobs.run(volume, "sync_device", SLOW, device=device.path)
+        if not mounts:
+            started = time.monotonic()
+            moment = time.time_ns()
+            await self._in_thread(_clone_all, clones)
+            return Moment(moment, CutReport(0.0, time.monotonic() - started))
+        return await self._frozen(clones, mounts)
+
+    async def _frozen(self, clones: Sequence[Clone], mounts: list[dict[str, object]]) -> Moment:
+        key = clones[0].volume.id.hash
+        for clone in clones:
+            self._devices.jobs.refuse_hanging(clone.volume)
+        # Announced durably before it is made: the kernel does not tell whether a file system is frozen.
+        try:
+            await self._in_thread(announcements.announce, str(self._layout.freezes), key, mounts)
+            self._layout.crash_point("freeze announced")
+            result = await to_its_end(
+                self._children.run(
+                    "cut",
+                    _SYNC_SECONDS + self._deadline + _SPARE,
+                    mounts=mounts,
+                    clones=[{"source": str(c.source), "target": str(c.target)} for c in clones],
+                    deadline=self._deadline,
+                    sync_timeout=_SYNC_SECONDS,
+                )
+            )
+        except asyncio.CancelledError:
+            await self._withdraw(key)
+            raise
+        except (JobFailed, JobStuck) as error:
+            for clone in clones:
+                await self._devices.jobs.remember(clone.volume, "cut", error.gone)
+            if error.gone.is_set() and getattr(error, "type", "") not in {"StillFrozen", "ThawFailed"}:
+                await self._withdraw(key)
+            raise await self._refusal(clones, error) from error
+        self._layout.crash_point("thawed")
+        moment = time.time_ns()
+        await self._withdraw(key)
+        return Moment(moment, CutReport(float(result["frozen_seconds"]), float(result["clone_seconds"])))
+
+    async def _withdraw(self, key: str) -> None:
+        await self._in_thread(announcements.withdraw, str(self._layout.freezes), key)
+
+    async def _refusal(self, clones: Sequence[Clone], error: JobFailed | JobStuck) -> DriverError:
+        if isinstance(error, JobStuck) or error.type in {"Deadline", "SyncTimeout", "StillFrozen", "ThawFailed"}:
+            counts = ", ".join([f"{c.volume.id} has {await self._extents(c)} extents" for c in clones])
+            return Busy(
+                f"the cut was given up and undone ({error}): {counts}; try again when the volume is quieter, or raise "
+                f"--freeze-deadline above {self._deadline:g} s"
+            )
+        if error.type in {"NotOurs", "ThawedElsewhere"}:
+            return Busy(f"the mount changed during the cut, which was undone ({error.message}): try again")
+        if error.type == "FrozenElsewhere":
+            return Precondition(f"{error.message} (fsfreeze -u), then try again")
+        return translate(error)
+
+    async def _extents(self, clone: Clone) -> str:
+        # Counting waits for a clone that runs: of one that cannot be killed nothing is known, and nobody waits for it.
+        counting = asyncio.ensure_future(self._in_thread(_extent_count, clone.source))
+        await asyncio.wait({counting}, timeout=_COUNT_SECONDS)
+        return str(counting.result()) if counting.done() and not counting.exception() else "an unknown number of"
+
+    async def thaw_announced(self) -> None:
+        """At start: thaw exactly what an earlier agent announced and cannot have thawed, of this boot of the kernel."""
+        directory = str(self._layout.freezes)
+        for key, facts in announcements.announced(directory).items():
+            mounts = [f for f in facts if f.get("boot") == announcements.boot_id()] if isinstance(facts, list) else []
+            if mounts:
+                try:
+                    await self._children.run("thaw", SLOW, mounts=mounts)
+                except (JobFailed, JobStuck):
+                    # It stays announced, and its volume answers for itself; the others are served.
+                    continue
+            announcements.withdraw(directory, key)
+
+
+def _clone_all(clones: Sequence[Clone]) -> None:
+    for clone in clones:
+        with clone.source.open("rb") as source, clone.target.open("r+b") as target:
+            files.reflink(source.fileno(), target.fileno())
+
+
+def _extent_count(image: Path) -> int:
+    with image.open("rb") as file:
+        return extents.extent_count(file.fileno())

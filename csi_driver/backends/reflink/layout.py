@@ -1,0 +1,170 @@
+"""The pool's directory: where things lie, and how they appear and disappear in one step. docs/reference/pool-format.md.
+
+All functions block, and leave nothing half-made: what is built lies under `.new` until one rename shows it, and what is
+deleted goes to `.trash` by one rename.
+"""
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from csi_driver.domain.errors import Damaged, DriverError, OutOfSpace, Precondition, Unavailable
+from csi_driver.host import files
+
+IMAGE = "disk.img"
+RECORD = "record.json"
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_GONE = {
+    errno.EIO,
+    errno.EROFS,
+    errno.ENODEV,
+    errno.ENXIO,
+    errno.ESTALE,
+    errno.ESHUTDOWN,
+    errno.EUCLEAN,
+    errno.ENOENT,
+    errno.ENOTDIR,
+}
+CrashPoint = Callable[[str], None]
+"""Called with a name between any two steps of a change; tests end the process there."""
+
+
+def _go_on(_: str) -> None:
+    return None
+
+
+class Layout:
+    """One pool's directory. `crash_point` exists for tests alone."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.root = root
+        self.name = name
+        self.volumes = root / "volumes"
+        self.snapshots = root / "snapshots"
+        self.groups = root / "groups"
+        self.new = root / ".new"
+        self.trash = root / ".trash"
+        self.freezes = root / ".freeze"
+        self.identity = root / "pool.json"
+        self.lock = root / ".lock"
+        self.crash_point: CrashPoint = _go_on
+
+    def make_directories(self) -> None:
+        """Create what is missing below the root, durably."""
+        for directory in (self.volumes, self.snapshots, self.groups, self.new, self.trash, self.freezes):
+            directory.mkdir(mode=0o700, exist_ok=True)
+        files.fsync_directory(self.root)
+
+    @contextmanager
+    def translated(self, doing: str) -> Iterator[None]:
+        """Say in the driver's words what the file system refused."""
+        try:
+            yield
+        except DriverError:
+            raise
+        except OSError as error:
+            raise self.refusal(doing, error) from error
+
+    def refusal(self, doing: str, error: OSError) -> DriverError:
+        """The driver's error for an OSError of the pool's file system."""
+        if error.errno in _FULL:
+            return OutOfSpace(
+                f"{doing}: pool {self.name} is full ({error.strerror}): delete something or enlarge the pool"
+            )
+        if error.errno in _GONE:
+            return Unavailable(
+                f"{doing}: pool {self.name} at {self.root} does not answer as it should ({error.strerror}): "
+                "see the node's kernel log, mount or repair it"
+            )
+        return Precondition(f"{doing}: pool {self.name} refused ({error})")
+
+    @contextmanager
+    def draft(self) -> Iterator[Path]:
+        """An empty directory under `.new`, removed again unless it was published."""
+        path = self.new / secrets.token_hex(8)
+        path.mkdir(mode=0o700)
+        self.crash_point("draft made")
+        try:
+            yield path
+        except BaseException:
+            with suppress(OSError):
+                shutil.rmtree(path)
+            raise
+
+    def seal(self, draft: Path, record: bytes) -> None:
+        """Make a draft's images and record durable, before it may be shown."""
+        for image in sorted(draft.glob("*.img")):
+            with image.open("rb") as file:
+                os.fsync(file.fileno())
+        self.crash_point("images durable")
+        with (draft / RECORD).open("xb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(record)
+            file.flush()
+            os.fsync(file.fileno())
+        self.crash_point("record written")
+        files.fsync_directory(draft)
+        self.crash_point("draft durable")
+
+    def publish(self, draft: Path, record: bytes, place: Path) -> None:
+        """Show a draft at `place`, which must be free: image and record appear together, durably."""
+        self.seal(draft, record)
+        try:
+            files.rename_new(draft, place)
+        except FileExistsError:
+            raise Damaged(
+                f"{place} exists although no record of it was read: report this; nothing was changed"
+            ) from None
+        self.crash_point("published")
+        try:
+            files.fsync_directory(place.parent)
+        except OSError:
+            # Not known to be durable, so not said to exist: a retry must find the place free.
+            os.rename(place, draft)
+            raise
+        self.crash_point("publication durable")
+
+    def exchange(self, draft: Path, record: bytes, place: Path) -> None:
+        """Put a draft where `place` is, in one step; what was there is thrown away afterwards."""
+        self.seal(draft, record)
+        files.rename_exchange(draft, place)
+        self.crash_point("exchanged")
+        try:
+            files.fsync_directory(place.parent)
+            files.fsync_directory(self.new)
+        except OSError:
+            files.rename_exchange(draft, place)
+            raise
+        self.crash_point("exchange durable")
+        os.rename(draft, self.trash / draft.name)
+        self.crash_point("old content discarded")
+
+    def discard(self, place: Path) -> None:
+        """Make what lies at `place` disappear, durably; its space comes back when the trash is emptied."""
+        os.rename(place, self.trash / f"{place.name}-{secrets.token_hex(4)}")
+        self.crash_point("discarded")
+        files.fsync_directory(place.parent)
+        self.crash_point("discard durable")
+
+    def rewrite(self, place: Path, record: bytes) -> None:
+        """Replace the record at `place` alone."""
+        files.write_durably(place / RECORD, record)
+        self.crash_point("record replaced")
+
+    def sweep(self) -> None:
+        """Remove what a crash left half-made: drafts, none of which was ever shown, and files that replaced nothing."""
+        for leftover in self.new.iterdir():
+            os.rename(leftover, self.trash / f"{leftover.name}-{secrets.token_hex(4)}")
+        for leftover in (*self.volumes.glob(f"*/.{RECORD}.*"), *self.freezes.glob("*.new")):
+            leftover.unlink()
+
+    def empty_trash(self) -> None:
+        """Give back the space of what was deleted. What cannot be removed now is tried again at the next call."""
+        with suppress(OSError):
+            for item in self.trash.iterdir():
+                self.crash_point("trash to be emptied")
+                shutil.rmtree(item, ignore_errors=True)

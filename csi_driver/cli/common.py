@@ -1,0 +1,163 @@
+"""What every subcommand shares: its options, the way to the agent, names instead of ids, and how an error is told.
+
+Neither rich nor gRPC is imported at the top: `tidemark agent` loads this module too, and stays small.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from csi_driver.cli import sizes
+from csi_driver.domain.ids import parse
+
+if TYPE_CHECKING:
+    from csi_driver.rpc.client import Client, Kind, Node
+
+
+WIDE = 1000
+"""Columns of what is never folded."""
+
+STAGING = Path(os.environ.get("TIDEMARK_STAGING", "/run/tidemark/staging"))
+"""Under /run: what `tidemark mount` staged before a reboot is not staged any more. TIDEMARK_STAGING: elsewhere, for who
+is not root; the same for mount and umount."""
+
+
+class Failure(Exception):
+    """Told on stderr as one sentence that ends in the next step; the exit code is 1."""
+
+
+def endpoint_of(text: str) -> str:
+    """An endpoint as gRPC reads it; a bare path and `unix:/path`, as sidecars write them, are fine too."""
+    path = text.removeprefix("unix:")
+    path = path.removeprefix("//") if path.startswith("///") else path
+    if not path.startswith("/") or path.startswith("//"):
+        raise typer.BadParameter(f"{text!r} is not a socket: write unix:///run/tidemark/csi.sock")
+    return f"unix://{path}"
+
+
+def size_of(text: str, option: str) -> int:
+    """The value of a size option."""
+    try:
+        return sizes.parse(text)
+    except sizes.BadSize as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
+
+
+Endpoint = Annotated[
+    str, typer.Option(envvar="CSI_ENDPOINT", metavar="SOCKET", callback=endpoint_of, help="The agent's socket.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+@contextmanager
+def connect(endpoint: str) -> "Iterator[Client]":
+    """A client of the agent. What the agent refuses becomes a Failure with the agent's own words."""
+    from csi_driver.rpc.client import CallRefused, Client
+
+    with Client(endpoint) as client:
+        try:
+            yield client
+        except CallRefused as refused:
+            raise Failure(refused.message) from None
+
+
+def patiently(call: Callable[[], None], seconds: float) -> None:
+    """Repeat a call that takes something away while it is refused as busy, as the kubelet would.
+
+    A device stays busy for a moment where another program made a mount namespace meanwhile: that holds a copy of every
+    mount until it ends.
+    """
+    from csi_driver.rpc.client import CallRefused
+
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            call()
+        except CallRefused as refused:
+            if refused.code not in {"ABORTED", "FAILED_PRECONDITION"} or time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
+def shown_name(node: "Node", nodes: "Sequence[Node]" = ()) -> str:
+    """The name to show: that of a group's member is `group/volume` instead of the two parts joined by NUL."""
+    group, found, source_id = node.name.partition("\0")
+    if not found:
+        return node.name
+    source = next((n.name for n in nodes if n.id == source_id), source_id)
+    return f"{group}/{source}"
+
+
+def find(client: "Client", text: str, *kinds: "Kind") -> "Node":
+    """The one object that a name or an id means. Raises Failure where there is none, or more than one."""
+    nodes = client.tree()
+    what = " or ".join(kinds)
+    matches = [n for n in nodes if n.kind in kinds and n.id == text]
+    matches = matches or [n for n in nodes if n.kind in kinds and text in {n.name, shown_name(n, nodes)}]
+    if not matches:
+        command = "tidemark tree" if len(kinds) > 1 or kinds[0] == "group" else f"tidemark {kinds[0]} list"
+        raise Failure(f"no {what} is called {text!r}: `{command}` shows those that exist")
+    if len(matches) > 1:
+        raise Failure(
+            f"{text!r} is the name of {len(matches)} objects: use an id, {' or '.join(n.id for n in matches)}"
+        )
+    return matches[0]
+
+
+def find_id(client: "Client", text: str, *kinds: "Kind") -> str:
+    """The id alone: an id is passed on as it is, so that it works even where a part of the tree cannot be shown."""
+    return text if parse(text) else find(client, text, *kinds).id
+
+
+def places(node: "Node") -> str:
+    """Where a disk is shown, for people: the staging directories of `tidemark mount` are left out."""
+    seen = [path for path in node.used_by if not Path(path).is_relative_to(STAGING)]
+    if node.holder:
+        seen.append(f"held by {node.holder}")
+    return ", ".join(seen) or ("staged" if node.used_by else "")
+
+
+def print_json(value: Any) -> None:
+    """Dataclasses and lists of them, as JSON with a final newline."""
+    plain = [asdict(item) for item in value] if isinstance(value, list) else value
+    typer.echo(json.dumps(plain if isinstance(plain, list | dict) else asdict(plain), indent=2, default=_plain))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
+    """A table for people; a column whose title begins with `>` is aligned to the right. `empty` where no row is."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        typer.echo(empty)
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for title in columns:
+        right = title.startswith(">")
+        table.add_column(title.removeprefix(">"), justify="right" if right else "left")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    # A line a row, however wide: a folded name can neither be copied nor found by grep.
+    Console(width=WIDE).print(table)
+
+
+def show_time(moment: datetime) -> str:
+    """A moment in local time, to the second."""
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} has no place in JSON")

@@ -1,0 +1,51 @@
+"""`tidemark rollback`: a disk goes back to one of its own snapshots."""
+
+from typing import Annotated
+
+import typer
+
+from csi_driver.cli.common import Endpoint, Failure, Json, connect, find, places, print_json, show_time, shown_name
+from csi_driver.settings import DEFAULT_ENDPOINT
+
+
+def rollback(
+    volume: Annotated[str, typer.Argument(help="Name or id of the disk; it must not be in use.")],
+    snapshot: Annotated[str, typer.Argument(help="Name or id of one of its own snapshots.")],
+    name: Annotated[
+        str, typer.Option(help="With a name the command may be repeated: only the first one changes anything.")
+    ] = "",
+    no_safety_snapshot: Annotated[
+        bool, typer.Option("--no-safety-snapshot", help="Do not keep what the disk holds now: it is lost.")
+    ] = False,
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    as_json: Json = False,
+) -> None:
+    """Take a disk back to one of its snapshots, in place.
+
+    What it holds now is kept in a safety snapshot first, so that a rollback can be taken back. All snapshots stay.
+
+    $ tidemark rollback db before-upgrade
+    """
+    with connect(endpoint) as client:
+        disk = find(client, volume, "volume")
+        target = find(client, snapshot, "snapshot")
+        if disk.used_by:
+            raise Failure(
+                f"{disk.name} is in use at {places(disk)}: stop what uses it, `tidemark umount` it, try again"
+            )
+        done = client.roll_back(disk.id, target.id, name or _fresh_name(), skip_safety=no_safety_snapshot)
+        if as_json:
+            print_json(done)
+            return
+        nodes = client.tree(volume_id=disk.id)
+    again = " (done before: this call changed nothing)" if done.already_done else ""
+    typer.echo(f"{disk.name} holds what it held in {shown_name(target, nodes)}, since {show_time(done.at)}{again}")
+    if done.safety_id:
+        kept = next((shown_name(n, nodes) for n in nodes if n.id == done.safety_id), done.safety_id)
+        typer.echo(f"what it held before is in snapshot {kept}: `tidemark rollback {disk.name} {kept}` takes it back")
+
+
+def _fresh_name() -> str:
+    import uuid
+
+    return f"cli-{uuid.uuid4().hex}"

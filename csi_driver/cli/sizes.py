@@ -1,0 +1,38 @@
+"""Sizes as people write and read them. The only place that knows the suffixes; they mean what Kubernetes means by them."""
+
+import re
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTPE]i?)?B?", re.ASCII | re.IGNORECASE)
+_POWER = {letter: power for power, letter in enumerate("KMGTPE", start=1)}
+
+
+class BadSize(ValueError):
+    """A text that is no size; the message shows how one is written."""
+
+
+def parse(text: str) -> int:
+    """Bytes: `20Gi` is 20 times 2^30, `20G` is 20 times 10^9 (as in a PersistentVolumeClaim), `4096` is itself."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise BadSize(f"{text!r} is not a size: write 20Gi, 512Mi, 20G or a number of bytes")
+    number, suffix = match.groups()
+    factor = 1
+    if suffix:
+        factor = (1024 if len(suffix) == 2 else 1000) ** _POWER[suffix[0].upper()]
+    whole, _, fraction = number.partition(".")
+    # Whole numbers only: a float would lose bytes above 2^53.
+    value = int(whole) * factor + (int(fraction) * factor // 10 ** len(fraction) if fraction else 0)
+    if value >= 1 << 63:
+        raise BadSize(f"{text!r} is more than any disk can have: ask for less than 8Ei")
+    return value
+
+
+def show(count: int) -> str:
+    """Bytes for a table: `1.5 GiB`, without a fraction where there is none."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
+        if abs(value) < 1024 or unit == "PiB":
+            break
+        value /= 1024
+    text = f"{value:.1f}".removesuffix(".0") if unit != "B" else str(count)
+    return f"{text} {unit}"

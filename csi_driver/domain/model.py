@@ -1,0 +1,152 @@
+"""The nouns: volume, snapshot, group snapshot. Frozen; a change is a new object."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from csi_driver.domain.ids import ObjectId
+
+
+class Mode(StrEnum):
+    """Access modes of one node; the protocol's others are refused, since a pool belongs to one node."""
+
+    WRITER = "SINGLE_NODE_WRITER"
+    READER = "SINGLE_NODE_READER_ONLY"
+    SINGLE_WRITER = "SINGLE_NODE_SINGLE_WRITER"
+    MULTI_WRITER = "SINGLE_NODE_MULTI_WRITER"
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """One way in which a volume is to be used."""
+
+    access: Literal["mount", "block"]
+    mode: Mode
+    fs_type: str = ""
+    mount_flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SizeRange:
+    """Bytes asked for; 0 means not said."""
+
+    required: int = 0
+    limit: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a new volume starts from, as the caller said it."""
+
+    kind: Literal["snapshot", "volume"]
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeRequest:
+    """A CreateVolume as made. `parameters` without the `csi.storage.k8s.io/` keys: those are `labels`."""
+
+    name: str
+    range: SizeRange = SizeRange()
+    capabilities: tuple[Capability, ...] = ()
+    parameters: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    source: Source | None = None
+
+
+BLANK = "blank"
+RAW = "raw"
+
+
+def formatting(fs_type: str) -> str:
+    """The format state between the first byte of mkfs and its success: never mounted, so it may be emptied."""
+    return f"formatting({fs_type})"
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Somebody keeps the volume out of use until `expires`, unbroken since `since` (Unix nanoseconds)."""
+
+    holder: str
+    expires: int
+    since: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rolled:
+    """One rollback that happened; kept so that a retry of the same name changes nothing."""
+
+    name: str
+    snapshot: str
+    at: int
+    safety: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A disk. `size` in bytes is the image's; `created` in Unix nanoseconds; `format` is what it was last given:
+    blank, formatting(fs), a file system's name, or raw. `made_from` is the uid of the snapshot or volume that it was
+    copied from, `source_uid` that of the volume whose blocks it then shared.
+    """
+
+    id: ObjectId
+    name: str
+    uid: str
+    created: int
+    size: int
+    request: VolumeRequest
+    format: str = BLANK
+    thick: bool = False
+    source_uid: str = ""
+    made_from: str = ""
+    rollbacks: tuple[Rolled, ...] = ()
+    hold: Hold | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A read-only image of one volume at one moment. `group` is the hash of its group, or empty."""
+
+    id: ObjectId
+    name: str
+    uid: str
+    created: int
+    size: int
+    source_id: str
+    source_uid: str
+    format: str
+    thick: bool = False
+    parameters: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    group: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Snapshots of several volumes at one moment, made and deleted together."""
+
+    id: ObjectId
+    name: str
+    uid: str
+    created: int
+    source_ids: tuple[str, ...]
+    members: tuple[Snapshot, ...]
+    parameters: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Bytes that deleting this object alone would free, the rest of its allocation, and its extents."""
+
+    exclusive: int
+    shared: int
+    extents: int
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Who uses a volume, as the kernel says it now: its block device, and every path where it is visible."""
+
+    device: str = ""
+    paths: tuple[str, ...] = ()

@@ -1,0 +1,79 @@
+"""Arithmetic of sizes: which size a request means, and when it can never be served. All values in bytes."""
+
+from collections.abc import Sequence
+
+from csi_driver.domain.errors import OutOfRange
+from csi_driver.domain.model import Capability, SizeRange
+
+BLOCK = 4096
+DEFAULT = 1 << 30
+LARGEST = (1 << 63) - BLOCK
+"""No file system holds more, and every sum of sizes below still fits the protocol's int64."""
+
+_SMALLEST_FS = {"ext4": 16 << 20, "xfs": 300 << 20}
+"""mkfs.ext4 makes no journal at 4 MiB; mkfs.xfs refuses below 300 MiB."""
+
+
+def round_up(size: int) -> int:
+    """The next multiple of 4096: never more, so that a caller gets what it asked for."""
+    return -(-size // BLOCK) * BLOCK
+
+
+def check_range(wanted: SizeRange) -> None:
+    """Refuse a range that contradicts itself."""
+    if wanted.required < 0 or wanted.limit < 0:
+        raise OutOfRange(
+            f"a size cannot be negative (required {wanted.required}, limit {wanted.limit}): ask for 0 or more bytes"
+        )
+    if wanted.limit and wanted.limit < wanted.required:
+        raise OutOfRange(f"limit {wanted.limit} is below required {wanted.required}: raise the limit")
+    if round_up(wanted.required) > LARGEST:
+        raise OutOfRange(f"{wanted.required} bytes are more than any pool can hold: ask for less")
+
+
+def smallest(capabilities: Sequence[Capability], source_format: str = "") -> int:
+    """The least size at which every capability can be served."""
+    least = BLOCK
+    for capability in capabilities:
+        if capability.access == "mount":
+            least = max(least, _SMALLEST_FS.get(capability.fs_type or source_format or "ext4", BLOCK))
+    return least
+
+
+def choose(wanted: SizeRange, least: int, source_size: int = 0) -> int:
+    """The size of a new volume: rounded up, at least `least`, at least the source's. Raises OutOfRange."""
+    check_range(wanted)
+    if wanted.required:
+        size = wanted.required
+    elif source_size:
+        size = source_size
+    elif wanted.limit:
+        size = min(DEFAULT, wanted.limit // BLOCK * BLOCK or BLOCK)
+    else:
+        size = DEFAULT
+    if wanted.required and round_up(max(wanted.required, least)) < source_size:
+        raise OutOfRange(
+            f"{wanted.required} bytes are less than the source's {source_size}: a copy cannot be smaller than its source"
+        )
+    size = round_up(max(size, least, source_size))
+    if wanted.limit and size > wanted.limit:
+        why = f"its source has {source_size} bytes" if source_size > wanted.limit else f"the least is {round_up(least)}"
+        raise OutOfRange(f"limit {wanted.limit} is too low: sizes are multiples of {BLOCK} bytes and {why}")
+    return size
+
+
+def within(size: int, wanted: SizeRange) -> bool:
+    """Whether an existing size serves a range."""
+    return size >= wanted.required and (not wanted.limit or size <= wanted.limit)
+
+
+def expanded(current: int, wanted: SizeRange) -> int:
+    """The size after an expansion; the current one where it already suffices. Never shrinks. Raises OutOfRange."""
+    check_range(wanted)
+    size = max(current, round_up(wanted.required))
+    if wanted.limit and size > wanted.limit:
+        raise OutOfRange(
+            f"the volume has {current} bytes and sizes are multiples of {BLOCK}: limit {wanted.limit} cannot be kept; "
+            "volumes never shrink"
+        )
+    return size

@@ -1,0 +1,76 @@
+"""How much of a pool may still be promised. All values in bytes."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from csi_driver.domain.model import Volume
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What the pool's file system says now."""
+
+    total: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the operator of the node allows. `reserve` None: the larger of 5 % and 1 GiB."""
+
+    overcommit: float = 2.0
+    reserve: int | None = None
+    max_snapshots: int = 256
+
+    def reserve_of(self, total: int) -> int:
+        """Bytes that must stay free, or nothing new is made."""
+        if self.reserve is not None:
+            return self.reserve
+        return max(total // 20, GIB)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The sums behind every answer about capacity. `promised`: what thick volumes may still have to take."""
+
+    space: Space
+    policy: Policy
+    committed: int
+    promised: int
+
+    @property
+    def reserve(self) -> int:
+        """Bytes kept free."""
+        return self.policy.reserve_of(self.space.total)
+
+    @property
+    def below_reserve(self) -> bool:
+        """Whether the pool is so full that nothing may be made."""
+        return self.space.free < self.reserve
+
+    @property
+    def available(self) -> int:
+        """The largest thin volume that may be made now."""
+        if self.below_reserve:
+            return 0
+        return max(0, int(self.space.total * self.policy.overcommit) - self.committed)
+
+    @property
+    def available_thick(self) -> int:
+        """The largest thick volume: real free bytes that nobody was promised, inside the thin bound as well."""
+        return max(0, min(self.available, self.space.free - self.reserve - self.promised))
+
+    @property
+    def ceiling(self) -> int:
+        """What the empty pool could hold: more is never served, however much is deleted."""
+        return max(0, int(self.space.total * self.policy.overcommit))
+
+
+def promised_to_thick(volumes: Iterable[Volume], allocated: dict[str, int]) -> int:
+    """What thick volumes may still take: nearly nothing, since their blocks are allocated and their own.
+
+    `allocated` maps a volume's hash to its image's allocated bytes.
+    """
+    return sum(max(0, v.size - allocated.get(v.id.hash, 0)) for v in volumes if v.thick)

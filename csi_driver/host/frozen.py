@@ -1,0 +1,94 @@
+"""What freezing and thawing share: the identity of a mount, the page that tells the watchdog what is frozen, one error."""
+
+import errno
+import os
+
+from csi_driver.host import libc
+
+FIFREEZE = 0xC0045877
+FITHAW = 0xC0045878
+
+# What has become of each mount of a cut: one byte each, shared with the watchdog. FREEZING: in the system call, which a
+# killed process finishes before it dies, so it is thawed too (if that call was about to answer EBUSY, wrongly: the price of
+# a kill within those microseconds, against a file system that nobody would thaw).
+UNTOUCHED, FREEZING, FROZEN, THAWED, REFUSED = range(5)
+MAX_MOUNTS = 4000
+"""Mounts in one cut: the shared page is 4,096 bytes, and its end holds the time of the freeze."""
+SINCE = 4088
+"""Offset in the shared page of the time of the freeze (CLOCK_MONOTONIC seconds, a native double; 0: not yet)."""
+STATES_BYTES = 4096
+
+
+class FreezeError(Exception):
+    """Why a cut or thaw did not happen.
+
+    `kind` is one of: NotOurs (the path is not the mount that it should be; nothing was touched), SyncTimeout (nothing
+    was frozen), Deadline, FrozenElsewhere (somebody else holds the file system frozen), FreezeFailed, CloneFailed,
+    ThawedElsewhere (somebody thawed inside our freeze: the clones are not one point in time), ThawFailed, StillFrozen
+    (a FITHAW has not come back: the watchdog or the next sweep goes on). `errno` is 0 where no system call failed.
+    """
+
+    def __init__(self, kind: str, message: str, code: int = 0, **details: object) -> None:
+        super().__init__(message)
+        self.kind, self.errno, self.details = kind, code, details
+
+
+def describe_error(error: BaseException) -> dict[str, object]:
+    """Put an exception into the JSON form {"type", "errno", "message", "details"} in which it crosses to the agent."""
+    details: dict[str, object] = dict(getattr(error, "details", None) or {})
+    for name in ("argv", "rc", "out", "err"):  # of a command that failed
+        if hasattr(error, name):
+            details[name] = getattr(error, name)
+    return {
+        "type": getattr(error, "kind", type(error).__name__),
+        "errno": getattr(error, "errno", None) or 0,
+        "message": _words(error),
+        "details": details,
+    }
+
+
+def _words(error: BaseException) -> str:
+    """What an error says, without the number that goes beside it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
+
+
+def open_mount(point: str, major: int, minor: int) -> int:
+    """Open the file system mounted at `point` if it is the one on the block device `major`:`minor`.
+
+    Returns a descriptor that stays this file system whatever is mounted there later. Raises FreezeError NotOurs for
+    anything else (a host file system is never frozen, synced or thawed because a mount was missing).
+    """
+    try:
+        fd = os.open(point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FreezeError(
+            "NotOurs", f"{point} is no directory that a file system is mounted on", error.errno or 0
+        ) from None
+    device = os.fstat(fd).st_dev
+    # 0 as a major is what file systems without a device have (overlay, tmpfs, btrfs): never one of our disks.
+    if major == 0 or device != os.makedev(major, minor):
+        os.close(fd)
+        shown = f"{os.major(device)}:{os.minor(device)}"
+        raise FreezeError(
+            "NotOurs", f"{point} shows the file system on device {shown}, not {major}:{minor}", errno.ENODEV
+        )
+    return fd
+
+
+def sync_mount(point: str, major: int, minor: int) -> None:
+    """Write back the file system at `point` (syncfs) after checking that it is the one on `major`:`minor`. Raises as `open_mount`."""
+    fd = open_mount(point, major, minor)
+    try:
+        libc.call(f"syncfs of {point}", "syncfs", fd)
+    finally:
+        os.close(fd)
+
+
+def numbers(mount: dict[str, object]) -> tuple[int, int]:
+    """The device number of a mount that came as JSON. Raises FreezeError NotOurs."""
+    major, minor = mount["major"], mount["minor"]
+    if not isinstance(major, int) or not isinstance(minor, int):
+        raise FreezeError("NotOurs", f"not a device number: {major!r}:{minor!r}", errno.EINVAL)
+    return major, minor

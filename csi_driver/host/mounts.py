@@ -1,0 +1,118 @@
+"""mount(2) and its successors, not mount(8).
+
+Why: the words of a user's mount options then reach nothing but the file system and the table below, while mount(8) also
+knows `loop`, `helper=`, `X-mount.owner=` and fstab; errors come as an errno, not as prose; and no second process can
+get stuck.
+"""
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from csi_driver.host import libc
+
+StrPath = str | os.PathLike[str]
+
+_RDONLY = 1
+_FLAGS = {  # word: (bits to set, bits to clear), as in linux/mount.h
+    "defaults": (0, 0),
+    "ro": (_RDONLY, 0),
+    "rw": (0, _RDONLY),
+    "nosuid": (2, 0),
+    "suid": (0, 2),
+    "nodev": (4, 0),
+    "dev": (0, 4),
+    "noexec": (8, 0),
+    "exec": (0, 8),
+    "sync": (16, 0),
+    "async": (0, 16),
+    "dirsync": (128, 0),
+    "nosymfollow": (256, 0),
+    "noatime": (1 << 10, 0),
+    "atime": (0, 1 << 10),
+    "nodiratime": (1 << 11, 0),
+    "diratime": (0, 1 << 11),
+    "relatime": (1 << 21, 0),
+    "strictatime": (1 << 24, 0),
+    "lazytime": (1 << 25, 0),
+    "nolazytime": (0, 1 << 25),
+}
+_REFUSED = frozenset(("remount", "bind", "rbind", "move", "shared", "slave", "private", "unbindable"))
+_UMOUNT_NOFOLLOW = 8
+_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442  # the same on every architecture
+_OPEN_TREE_CLONE, _AT_SYMLINK_NOFOLLOW, _AT_EMPTY_PATH = 1, 0x100, 0x1000
+_MOVE_MOUNT_F_EMPTY_PATH = 4
+_MOUNT_ATTR_RDONLY = 1
+
+
+def split_options(options: Iterable[str]) -> tuple[int, str]:
+    """Part mount options into the kernel's flags and what is left for the file system.
+
+    An option may hold several, with commas. A later word wins. Raises ValueError for a word that would make another
+    operation of the mount, and for a NUL.
+    """
+    flags, rest = 0, []
+    for option in (part for text in options for part in text.split(",") if part):
+        if option in _REFUSED or "\0" in option:
+            raise ValueError(f"{option!r} is not an option for a file system")
+        if option in _FLAGS:
+            on, off = _FLAGS[option]
+            flags = flags & ~off | on
+        else:
+            rest.append(option)
+    return flags, ",".join(rest)
+
+
+def mount(device: StrPath, point: StrPath, fs_type: str, options: Iterable[str] = ()) -> None:
+    """Mount the file system on the block device at the directory `point`, which must not be a symbolic link.
+
+    `options`: the user's words ("noatime", "commit=30") after those of `filesystems.mount_options`. Raises ValueError
+    as `split_options`; OSError: EINVAL for an option that the file system does not know or a damaged one, EUCLEAN,
+    EBUSY, EROFS.
+    """
+    words = [*options]
+    flags, data = split_options(words)
+    what = f"mount {os.fspath(device)} at {os.fspath(point)} as {fs_type} with {','.join(words) or 'no options'}"
+    with _pinned(point, os.O_DIRECTORY) as target:
+        libc.call(what, "mount", os.fsencode(device), target, fs_type.encode(), flags, os.fsencode(data))
+
+
+def bind(source: StrPath, target: StrPath, read_only: bool) -> None:
+    """Show `source`, a directory or a device node, at `target`, a directory or a file. Neither may be a link.
+
+    Read-only is set before the mount is attached. `mount --bind` and a remount reach only our own namespace: of the
+    copy that propagated to the kubelet's, the one that pods see, the remount takes nothing (measured: it stayed
+    writable). For a device node read-only means nothing: see `loop.set_read_only`. Raises OSError, with nothing
+    mounted.
+    """
+    what = f"bind {os.fspath(source)} at {os.fspath(target)}"
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_SYMLINK_NOFOLLOW
+    tree = libc.syscall(what, _OPEN_TREE, libc.AT_FDCWD, os.fsencode(source), flags)
+    try:
+        if read_only:
+            attributes = ctypes.create_string_buffer(_MOUNT_ATTR_RDONLY.to_bytes(8, sys.byteorder), 32)
+            address = ctypes.addressof(attributes)
+            libc.syscall(f"{what}, read-only", _MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, address, 32)
+        libc.syscall(what, _MOVE_MOUNT, tree, b"", libc.AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH)
+    finally:
+        os.close(tree)
+
+
+def umount(point: StrPath) -> None:
+    """Unmount the topmost mount at `point`; never lazily: a hidden file system still writes to its device.
+
+    Raises OSError: EBUSY in use, EINVAL or ENOENT where nothing is mounted there.
+    """
+    libc.call(f"umount {os.fspath(point)}", "umount2", os.fsencode(point), _UMOUNT_NOFOLLOW)
+
+
+@contextmanager
+def _pinned(point: StrPath, flags: int) -> Iterator[bytes]:
+    """Name `point` by a descriptor, so that the kernel mounts exactly there, and follows no link put in its place."""
+    fd = os.open(point, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC | flags)
+    try:
+        yield f"/proc/self/fd/{fd}".encode()
+    finally:
+        os.close(fd)

@@ -1,0 +1,202 @@
+"""What children do to one volume's device and file system. Results are plain JSON; errors are OSErrors with an errno."""
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from csi_driver.host import filesystems, loop, loopctl
+from csi_driver.host.errors import Busy, Mismatch
+from csi_driver.host.loop import LoopDevice
+
+_MKFS_SECONDS = 55.0
+_GROW_SECONDS = 55.0
+_CAP_SYS_RESOURCE = 24
+
+
+def loop_find(path: str) -> dict[str, Any] | None:
+    """Find the loop device that holds the image `path`; None: it is not attached."""
+    device = loop.find(path)
+    return _described(device) if device else None
+
+
+def loop_identities(numbers: Sequence[int]) -> dict[str, tuple[int, int]]:
+    """Tell (st_dev, st_ino) of the files behind loop devices; (0, 0) of one that holds nothing or cannot be asked."""
+    found = {str(number): (0, 0) for number in numbers}
+    for number in numbers:
+        try:
+            with loopctl.opened(number, os.O_RDONLY) as fd:
+                device = loopctl.describe(fd, number)
+        except OSError as error:
+            # EIO: its file system is dead, and an image that can be asked for by name is not on it.
+            if error.errno not in {errno.ENXIO, errno.EIO}:
+                raise
+            continue
+        if device:
+            found[str(number)] = device.backing
+    return found
+
+
+def loop_attach(path: str, thick: bool) -> dict[str, Any]:
+    """Attach an image, or adopt the device that it has: direct I/O in 4096-byte blocks, at the image's size.
+
+    `thick`: the device is to refuse discards, so that what is allocated stays so. Raises Mismatch for a device that
+    somebody attached otherwise; OSError.
+    """
+    device = loop.find(path)
+    fresh = device is None
+    if device is None:
+        device = loop.attach(path)
+    else:
+        _check_adopted(device)
+        if loop.size(device) != os.stat(path).st_size:
+            loop.resize(device)
+    if fresh:
+        loop.tune(device)
+        if thick:
+            try:
+                loop.refuse_discard(device)
+            except BaseException:
+                loop.detach(device)
+                raise
+    return _described(device) | {"fresh": fresh}
+
+
+def _check_adopted(device: LoopDevice) -> None:
+    block, direct = loopctl.sysfs(device.number, "queue/logical_block_size"), loopctl.sysfs(device.number, "loop/dio")
+    if (block, direct) != (str(loop.BLOCK_SIZE), "1"):
+        raise Mismatch(
+            errno.EINVAL,
+            f"{device.path} was attached by somebody else with {block}-byte blocks and dio={direct}: detach it",
+        )
+
+
+def loop_detach(path: str) -> None:
+    """Detach the image's device, verified; an image that has none is fine. Raises Busy naming the users."""
+    device = loop.find(path)
+    if device:
+        loop.detach(device)
+
+
+def loop_detach_forced(path: str) -> None:
+    """Detach the image's device although its node is bind-mounted somewhere: those mounts are not of this image."""
+    device = loop.find(path)
+    if device:
+        loop.detach(device, mounted=lambda _: [])
+
+
+def loop_detach_number(number: int, under: str) -> None:
+    """Detach a device by number if its file lies, or lay before its deletion, below the directory `under`."""
+    backing = loopctl.sysfs(number, "loop/backing_file")
+    if backing is None or not backing.startswith(f"{under}/"):
+        return
+    for device in loop.scan(os.path.basename(backing.removesuffix(" (deleted)"))):
+        if device.number == number:
+            loop.detach(device)
+
+
+def set_read_only(device: str, read_only: bool) -> None:
+    """Have a device refuse writes, or take them again. Raises Mismatch, OSError."""
+    loop.set_read_only(_bound(device), read_only)
+
+
+def make_file_system(device: str, fs_type: str) -> None:
+    """Format a device that reads as zeroes, and write everything back. Raises CommandError, OSError."""
+    filesystems.run(filesystems.mkfs_argv(fs_type, device), _MKFS_SECONDS)
+    loop.sync(_bound(device))
+
+
+def mount(device: str, point: str, fs_type: str, options: Sequence[str], device_number: Sequence[int]) -> None:
+    """Mount the file system on a device that still has the number it should have. Raises OSError, ValueError.
+
+    An ext4 that is to grow and could not once it is mounted (the kernel asks for CAP_SYS_RESOURCE) grows here, before.
+    """
+    _check_number(device, device_number)
+    if fs_type == "ext4" and not _may_grow_mounted_ext4() and _room_to_grow(device, device):
+        try:
+            filesystems.run(("e2fsck", "-f", "-p", device), _GROW_SECONDS)
+        except filesystems.CommandError as error:
+            if error.rc != 1:  # 1: it mended what a cut leaves behind, such as the journal's replay
+                raise
+        filesystems.run(filesystems.grow_argv(fs_type, device, point), _GROW_SECONDS)
+    filesystems.mount(device, point, fs_type, [*options, *filesystems.mount_options(fs_type)])
+
+
+def bind(source: str, target: str, read_only: bool, device_number: Sequence[int] | None) -> None:
+    """Show `source` at `target`; with a number only if `source` is on that device's file system. Raises OSError."""
+    if device_number is not None and os.stat(source).st_dev != os.makedev(*device_number):
+        raise Mismatch(errno.ESTALE, f"{source} does not show the volume any more")
+    filesystems.bind(source, target, read_only)
+
+
+def umount(point: str) -> None:
+    """Unmount the topmost mount at `point`. Raises OSError EBUSY while files on it are open."""
+    try:
+        filesystems.umount(point)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise Busy(f"{point} has open files or other mounts below it") from error
+        if error.errno not in {errno.EINVAL, errno.ENOENT}:
+            raise
+
+
+def grow(device: str, point: str, fs_type: str, device_number: Sequence[int]) -> None:
+    """Grow a mounted file system to its device, where it is smaller. Raises CommandError, OSError."""
+    _check_number(device, device_number)
+    # Less than one allocation group or block group cannot be added; the tools know, and do nothing then.
+    if not _room_to_grow(device, point if fs_type == "xfs" else device):
+        return
+    if fs_type == "ext4" and not _may_grow_mounted_ext4():
+        raise PermissionError(
+            errno.EPERM,
+            f"ext4 at {point} cannot grow while it is mounted: this agent lacks CAP_SYS_RESOURCE; give it that capability, or "
+            "unstage and stage the volume, which grows it",
+        )
+    filesystems.run(filesystems.grow_argv(fs_type, device, point), _GROW_SECONDS)
+
+
+def _room_to_grow(device: str, file_system: str) -> bool:
+    return loop.size(_bound(device)) - filesystems.size_of_file_system(file_system) >= loop.BLOCK_SIZE
+
+
+def _may_grow_mounted_ext4() -> bool:
+    with open("/proc/self/status", encoding="ascii") as file:
+        effective = next(line for line in file if line.startswith("CapEff:"))
+    return bool(int(effective.split()[1], 16) >> _CAP_SYS_RESOURCE & 1)
+
+
+def _check_number(device: str, number: Sequence[int]) -> None:
+    if os.stat(device).st_rdev != os.makedev(*number):
+        raise Mismatch(errno.ESTALE, f"{device} is not the device {number[0]}:{number[1]} any more")
+
+
+def _bound(path: str) -> LoopDevice:
+    number = int(path.removeprefix("/dev/loop"))
+    with loopctl.opened(number, os.O_RDONLY) as fd:
+        device = loopctl.describe(fd, number)
+    if device is None:
+        raise Mismatch(errno.ENXIO, f"{path} holds nothing any more")
+    return device
+
+
+def _described(device: LoopDevice) -> dict[str, Any]:
+    return {"path": device.path, "name": device.name, "major": device.major, "minor": device.minor}
+
+
+TABLE: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
+        loop_find,
+        loop_identities,
+        loop_attach,
+        loop_detach,
+        loop_detach_forced,
+        loop_detach_number,
+        set_read_only,
+        make_file_system,
+        mount,
+        bind,
+        umount,
+        grow,
+    )
+}

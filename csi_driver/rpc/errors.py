@@ -1,0 +1,64 @@
+"""The one table from refusals to gRPC status codes. Nothing below this package knows that codes exist."""
+
+import uuid
+from dataclasses import dataclass
+
+import grpc
+
+from csi_driver.domain import errors
+
+CODES: dict[type[errors.DriverError], grpc.StatusCode] = {
+    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
+    errors.Busy: grpc.StatusCode.ABORTED,
+    errors.BadToken: grpc.StatusCode.ABORTED,
+    errors.Precondition: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.InUse: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.OutOfSpace: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.OutOfRange: grpc.StatusCode.OUT_OF_RANGE,
+    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.Unsupported: grpc.StatusCode.UNIMPLEMENTED,
+    errors.Damaged: grpc.StatusCode.INTERNAL,
+}
+
+MAX_MESSAGE_BYTES = 1024
+"""The message travels in a header, and Kubernetes copies it into an event of about that size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the caller is told. `incident` is set where the caller is told nothing else: the log has the rest."""
+
+    code: grpc.StatusCode
+    message: str
+    incident: str = ""
+
+
+def answer(error: BaseException) -> Answer:
+    """The answer to a call that ended in `error`. A defect's text may hold anything, so it stays in the log."""
+    if isinstance(error, errors.DriverError):
+        for kind in type(error).__mro__:
+            if kind in CODES:
+                return Answer(CODES[kind], printable(str(error), MAX_MESSAGE_BYTES))
+    incident = uuid.uuid4().hex[:12]
+    return Answer(
+        grpc.StatusCode.INTERNAL,
+        f"internal error, incident {incident}: nothing more is said here; look for that number in this driver's log",
+        incident,
+    )
+
+
+def printable(text: str, limit: int) -> str:
+    """The text in at most `limit` UTF-8 bytes, with control and direction characters escaped: it goes to terminals.
+
+    What is too long loses its middle: a message ends with what to do, and only what it quotes is ever long.
+    """
+    # Cut roughly before escaping, so that megabytes cost nothing.
+    rough = text if len(text) <= 2 * limit else text[:limit] + text[-limit:]
+    clean = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in rough)
+    encoded = clean.encode(errors="backslashreplace")
+    if len(encoded) <= limit:
+        return encoded.decode()
+    half = (limit - 3) // 2
+    return encoded[:half].decode(errors="ignore") + "..." + encoded[-half:].decode(errors="ignore")

@@ -1,0 +1,207 @@
+"""Around every call: one log line, one figure, errors to codes, and work that a departing client does not stop.
+
+A client's deadline is no reason to stop in the middle of a change. So the work of a changing call is a task of its own:
+it goes on to its end, under its locks, and whoever retries meanwhile meets ABORTED, later the finished object.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError, Message
+
+from csi_driver.domain.errors import InvalidRequest
+from csi_driver.rpc.errors import Answer, answer
+from csi_driver.rpc.logfields import describe
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+_READING = ("Probe", "List", "Get", "Validate", "NodeGet", "ControllerGet", "ControllerList", "GroupControllerGet")
+"""How the names of calls that change nothing begin. What is not known is taken to change something."""
+
+_QUIET = frozenset({"csi.v1.Identity/Probe"})
+"""Asked by a kubelet every few seconds: a yes is worth a figure and no line."""
+
+log = structlog.get_logger()
+
+
+class CallObserver(Protocol):
+    """Where the figures of calls go; telemetry.py counts them for Prometheus."""
+
+    def call(self, method: str, code: str, seconds: float) -> None:
+        """A call was answered, or its client went away (CANCELLED)."""
+        ...
+
+    def late(self, method: str, code: str, seconds: float) -> None:
+        """Work whose client had gone away ended."""
+        ...
+
+
+class Unobserved:
+    """An observer that drops everything."""
+
+    def call(self, method: str, code: str, seconds: float) -> None:
+        """See CallObserver."""
+
+    def late(self, method: str, code: str, seconds: float) -> None:
+        """See CallObserver."""
+
+
+class Calls(grpc.aio.ServerInterceptor):
+    """All calls of one server; also what shutdown waits for."""
+
+    def __init__(self, observer: CallObserver | None = None) -> None:
+        self._observer = observer or Unobserved()
+        self._running: set[asyncio.Task[Any]] = set()
+
+    async def drain(self, timeout: float) -> list[str]:
+        """Wait until all changing work has ended; returns what still runs after `timeout` seconds. Stop serving first."""
+        deadline = time.monotonic() + timeout
+        while self._running and (left := deadline - time.monotonic()) > 0:
+            await asyncio.wait(set(self._running), timeout=left)
+        unfinished = sorted(task.get_name() for task in self._running)
+        if unfinished:
+            log.warning("work goes on after the time to drain", timeout=timeout, calls=unfinished)
+        return unfinished
+
+    async def intercept_service(
+        self,
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[_Request, _Response] | None]]",
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "grpc.RpcMethodHandler[_Request, _Response] | None":
+        """Wrap the handler of one call; see grpc.aio.ServerInterceptor."""
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.request_streaming:
+            return handler  # unknown: gRPC answers UNIMPLEMENTED; neither protocol has a call that takes a stream
+        call = _Call(self, handler_call_details.method.lstrip("/"), handler)
+        # The request is read inside the call, so that bytes which are no message get an answer of ours.
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                call.stream,
+                response_serializer=handler.response_serializer,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            call.unary,
+            response_serializer=handler.response_serializer,
+        )
+
+    def start(self, name: str, work: Awaitable[Any]) -> asyncio.Task[Any]:
+        """Run the work of a changing call as a task that nobody's departure cancels."""
+        task = asyncio.ensure_future(_whole(work))
+        task.set_name(name)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    def tell(self, late: bool, method: str, code: str, seconds: float) -> None:
+        """Pass a figure on; a broken observer must not break calls."""
+        try:
+            (self._observer.late if late else self._observer.call)(method, code, seconds)
+        except Exception:
+            log.exception("figures could not be counted", method=method)
+
+
+class _Call:
+    """One call, from its bytes to its log line."""
+
+    def __init__(self, calls: Calls, method: str, handler: Any) -> None:
+        # Any: the stubs know the handlers of the synchronous API only.
+        self._calls = calls
+        self._method = method
+        self._handler = handler
+        self._changing = not method.rpartition("/")[2].startswith(_READING)
+        self._fields: dict[str, object] = {}
+        self._began = time.monotonic()
+
+    async def unary(self, data: bytes, context: _Context) -> Any:
+        """Serve a call with one answer."""
+        try:
+            work = self._handler.unary_unary(self._read(data), context)
+            response = await (self._shielded(work) if self._changing else work)
+        except asyncio.CancelledError:
+            self._end("CANCELLED")
+            raise
+        except Exception as error:
+            await self._refuse(error, context)
+        self._end("OK")
+        return response
+
+    async def stream(self, data: bytes, context: _Context) -> AsyncIterator[Any]:
+        """Serve a call that answers with a stream; all of those only read."""
+        try:
+            async for response in self._handler.unary_stream(self._read(data), context):
+                yield response
+        except asyncio.CancelledError:
+            self._end("CANCELLED")
+            raise
+        except Exception as error:
+            await self._refuse(error, context)
+        self._end("OK")
+
+    def _read(self, data: bytes) -> Message:
+        try:
+            request: Message = self._handler.request_deserializer(data)
+        except DecodeError as error:
+            raise InvalidRequest(
+                "the request is not a message of this call (broken bytes, or text that is not UTF-8): "
+                "compare the versions of the protocol"
+            ) from error
+        self._fields = describe(request)
+        return request
+
+    async def _shielded(self, work: Awaitable[Any]) -> Any:
+        task = self._calls.start(" ".join([self._method, *self._objects()]), work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.cancelled():
+                task.add_done_callback(partial(self._end_late))
+            raise
+
+    def _objects(self) -> list[str]:
+        return [str(self._fields[key]) for key in ("name", "volume_id", "snapshot_id") if key in self._fields]
+
+    async def _refuse(self, error: Exception, context: _Context) -> None:
+        told = answer(error)
+        self._end(told.code.name, error, told)
+        await context.abort(told.code, told.message)
+
+    def _end_late(self, task: asyncio.Task[Any]) -> None:
+        if task.cancelled():
+            self._end("CANCELLED", late=True)
+            return
+        error = task.exception()
+        told = answer(error) if error else None
+        self._end(told.code.name if told else "OK", error, told, late=True)
+
+    def _end(
+        self, code: str, error: BaseException | None = None, told: Answer | None = None, late: bool = False
+    ) -> None:
+        seconds = time.monotonic() - self._began
+        self._calls.tell(late, self._method, code, seconds)
+        fields = {"method": self._method, "code": code, "ms": round(seconds * 1000, 1), **self._fields}
+        if told is not None:
+            fields["error"] = told.message
+        if told is not None and told.incident:
+            fields["incident"] = told.incident
+        event = "late" if late else "call"
+        if code == "INTERNAL":
+            log.error(event, exc_info=error, **fields)
+        elif code == "CANCELLED":
+            log.warning(event, goes_on=self._changing and not late, **fields)
+        elif told is not None:
+            log.warning(event, **fields)
+        elif self._method in _QUIET:
+            log.debug(event, **fields)
+        else:
+            log.info(event, **fields)
+
+
+async def _whole(work: Awaitable[Any]) -> Any:
+    return await work

@@ -1,0 +1,1 @@
+"""The promises: idempotency, locks, limits, order. Knows the backend protocol, never a backend, never gRPC."""

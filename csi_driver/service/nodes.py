@@ -1,0 +1,232 @@
+"""The node's half of a volume's life: stage, publish and back. What is staged is asked of the kernel each time."""
+
+import os
+from dataclasses import replace
+
+from csi_driver.backends.base import STAGED_NODE, FileSystemStats
+from csi_driver.domain.errors import AlreadyExists, InvalidRequest, NotFound, OutOfRange, Precondition
+from csi_driver.domain.model import BLANK, RAW, Capability, Mode, SizeRange, Volume, formatting
+from csi_driver.domain.requests import FILE_SYSTEMS, asked_file_system, check_capability
+from csi_driver.domain.sizes import check_range
+from csi_driver.service.context import Context
+from csi_driver.service.pools import Pool
+from csi_driver.service.volumes import unsupported
+
+MAX_PATH_BYTES = 4096
+
+
+class Nodes:
+    """Staging and publishing on this node."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._pools = context.pools
+
+    async def stage(self, volume_id: str, staging: str, capability: Capability) -> None:
+        """Attach, format once in a lifetime, mount and grow. The same stage again is fine."""
+        staging = _check_path(staging, "the staging path")
+        check_capability(capability)
+        pool, volume = self._pools.volume(volume_id)
+        with self._pools.locks.hold(f"NodeStageVolume of {volume_id}", [volume.id.hash]):
+            pool, volume = self._pools.volume(volume_id)
+            self._context.refuse_held(volume, "staging")
+            reason = unsupported(volume, capability)
+            if reason:
+                raise Precondition(f"{volume_id} cannot be staged so: {reason}")
+            present = await self._refuse_other_stage(pool, volume, staging)
+            access = pool.backend.access
+            try:
+                if capability.access == "block":
+                    await access.attach(volume)
+                    volume = await self._settle_raw(pool, volume)
+                    await access.stage_block(volume, staging)
+                else:
+                    volume = await self._format_once(pool, volume, capability.fs_type)
+                    await access.attach(volume)
+                    fs_type = (
+                        volume.format
+                        if volume.format in FILE_SYSTEMS
+                        else capability.fs_type or asked_file_system(volume.request) or "ext4"
+                    )
+                    await access.mount(volume, staging, fs_type, capability.mount_flags)
+                    await access.grow(volume, staging)
+            except BaseException:
+                # Nothing half-staged stays behind; a device that was there before is a stage's, or somebody's.
+                if not present:
+                    await self._undo_stage(pool, volume)
+                raise
+
+    async def unstage(self, volume_id: str, staging: str) -> None:
+        """Take a stage away, verified, and the device with it. Unknown volumes and paths are fine."""
+        staging = _check_path(staging, "the staging path")
+        pool, volume = self._pool_for_cleaning(volume_id)
+        with self._pools.locks.hold(f"NodeUnstageVolume of {volume_id}", [volume.id.hash if volume else volume_id]):
+            if volume is not None:
+                use = await pool.backend.access.use(volume)
+                others = [p for p in use.paths if not _is_stage(p, staging)]
+                if others:
+                    raise Precondition(
+                        f"{volume_id} is still published at {', '.join(others)}: unpublish it there first"
+                    )
+            await pool.backend.access.unmount(volume, staging)
+            if volume is not None:
+                await pool.backend.access.detach(volume)
+
+    async def publish(
+        self, volume_id: str, staging: str, target: str, capability: Capability, read_only: bool = False
+    ) -> None:
+        """Show a staged volume at `target`. The same call again is fine; other arguments are AlreadyExists."""
+        target = _check_path(target, "the target path")
+        check_capability(capability)
+        pool, volume = self._pools.volume(volume_id)
+        if not staging:
+            raise Precondition(f"the staging path of {volume_id} is missing: stage the volume first and name the path")
+        staging = _check_path(staging, "the staging path")
+        read_only = read_only or capability.mode is Mode.READER
+        with self._pools.locks.hold(f"NodePublishVolume of {volume_id}", [volume.id.hash]):
+            pool, volume = self._pools.volume(volume_id)
+            self._context.refuse_held(volume, "publishing")
+            reason = unsupported(volume, capability)
+            if reason:
+                raise Precondition(f"{volume_id} cannot be published so: {reason}")
+            use = await pool.backend.access.use(volume)
+            if not any(_is_stage(path, staging) for path in use.paths):
+                raise Precondition(f"{volume_id} is not staged at {staging}: stage it there first")
+            others = [path for path in use.paths if not _is_stage(path, staging) and path != target]
+            if others and capability.mode is not Mode.MULTI_WRITER:
+                raise Precondition(
+                    f"{volume_id} is published at {', '.join(others)} and access mode {capability.mode.value} allows one "
+                    "place only: unpublish it there first"
+                )
+            await pool.backend.access.bind(volume, staging, target, capability, read_only)
+
+    async def unpublish(self, volume_id: str, target: str) -> None:
+        """Take a publish away and remove its path. Unknown volumes and paths are fine."""
+        target = _check_path(target, "the target path")
+        pool, volume = self._pool_for_cleaning(volume_id)
+        with self._pools.locks.hold(f"NodeUnpublishVolume of {volume_id}", [volume.id.hash if volume else volume_id]):
+            await pool.backend.access.unmount(volume, target)
+            _remove(target)
+
+    async def stats(self, volume_id: str, path: str) -> tuple[Volume, FileSystemStats]:
+        """Space of a volume at one of its paths. Raises NotFound where it is not shown there."""
+        pool, volume, shown = await self._shown(volume_id, path)
+        return volume, await pool.backend.access.stats(volume, shown)
+
+    async def expand(self, volume_id: str, path: str, wanted: SizeRange) -> Volume:
+        """Grow the file system at `path` (or the device) to the volume's size. The size itself is the controller's."""
+        check_range(wanted)
+        pool, volume, shown = await self._shown(volume_id, path)
+        if wanted.required > volume.size:
+            raise OutOfRange(
+                f"{volume_id} has {volume.size} bytes and {wanted.required} are asked for: expand the volume itself first"
+            )
+        with self._pools.locks.hold(f"NodeExpandVolume of {volume_id}", [volume.id.hash]):
+            self._context.refuse_held(volume, "expansion")
+            volume = self._pools.volume(volume_id)[1]
+            await pool.backend.access.grow(volume, shown)
+            return volume
+
+    async def _shown(self, volume_id: str, path: str) -> tuple[Pool, Volume, str]:
+        pool, volume = self._pools.volume(volume_id)
+        if path.startswith("/") and "\0" not in path:
+            path = _real(path)
+        use = await pool.backend.access.use(volume)
+        for shown in use.paths:
+            if _is_stage(shown, path):
+                return pool, volume, shown
+        raise NotFound(f"{volume_id} is not shown at {path!r}: it is at {', '.join(use.paths) or 'no path'}")
+
+    async def _refuse_other_stage(self, pool: Pool, volume: Volume, staging: str) -> str:
+        """Raise Precondition where the volume is shown elsewhere; returns the device that it has already, or nothing."""
+        use = await pool.backend.access.use(volume)
+        if use.paths and not any(_is_stage(path, staging) for path in use.paths):
+            raise Precondition(f"{volume.id} is in use at {', '.join(use.paths)}: unstage it there first")
+        return use.device
+
+    async def _format_once(self, pool: Pool, volume: Volume, fs_type: str) -> Volume:
+        """Make a file system on a volume that never had one and holds no data at all; whatever a probe would say."""
+        access = pool.backend.access
+        asked = fs_type or asked_file_system(volume.request) or "ext4"
+        if volume.format in FILE_SYSTEMS or volume.format == RAW:
+            return volume
+        if volume.format != BLANK:
+            # Left in the middle of mkfs: it was never mounted, so nobody's data can be in it.
+            await access.detach(volume)
+            await access.erase(volume)
+        elif not await access.is_empty(volume):
+            raise Precondition(
+                f"{volume.id} was never formatted by this driver and yet holds data: it is not formatted; "
+                "use it as a block volume to look at it"
+            )
+        volume = await self._save(pool, replace(volume, format=formatting(asked)))
+        await access.attach(volume)
+        await access.make_file_system(volume, asked)
+        return await self._save(pool, replace(volume, format=asked))
+
+    async def _settle_raw(self, pool: Pool, volume: Volume) -> Volume:
+        """From its first stage as block on, a volume is the user's own and never formatted."""
+        if volume.format in FILE_SYSTEMS or volume.format == RAW:
+            return volume
+        if volume.format != BLANK:
+            await pool.backend.access.detach(volume)
+            await pool.backend.access.erase(volume)
+            await pool.backend.access.attach(volume)
+        return await self._save(pool, replace(volume, format=RAW))
+
+    async def _undo_stage(self, pool: Pool, volume: Volume) -> None:
+        try:
+            if not (await pool.backend.access.use(volume)).paths:
+                await pool.backend.access.detach(volume)
+        except Exception:  # the first error is the one to be told; a device left is found again at the next stage
+            return
+
+    async def _save(self, pool: Pool, volume: Volume) -> Volume:
+        await pool.backend.save_volume(volume)
+        pool.put_volume(volume)
+        return volume
+
+    def _pool_for_cleaning(self, volume_id: str) -> tuple[Pool, Volume | None]:
+        """Where to clean up after a volume: its pool, or the default where the id says nothing."""
+        place = self._pools.locate(volume_id)
+        return (place[0], place[0].volumes.get(place[1])) if place else (self._pools.default.serving(), None)
+
+
+def _is_stage(path: str, staging: str) -> bool:
+    """Whether a path where the volume is visible is this staging directory, or the device node inside it."""
+    return path in (staging, os.path.join(staging, STAGED_NODE))
+
+
+def _check_path(path: str, what: str) -> str:
+    """The path as the kernel will name it. Raises InvalidRequest."""
+    if not path:
+        raise InvalidRequest(f"{what} is missing: give an absolute path")
+    if not path.startswith("/") or "\0" in path or len(os.fsencode(path)) > MAX_PATH_BYTES or ".." in path.split("/"):
+        raise InvalidRequest(f"{what} {path!r} is not a plain absolute path: give one without '..'")
+    return _real(path)
+
+
+def _real(path: str) -> str:
+    """An absolute path without doubled and trailing slashes, and without links on the way (the kubelet's directory may be one).
+
+    The last component stays as it is: a link there is refused by whoever mounts.
+    """
+    parent, name = os.path.split("/" + os.path.normpath(path).lstrip("/"))
+    return os.path.join(os.path.realpath(parent), name)
+
+
+def _remove(target: str) -> None:
+    """Remove an unpublished path: the protocol demands it gone. Whatever holds data of its own is left alone."""
+    try:
+        if os.path.isdir(target) and not os.path.islink(target):
+            os.rmdir(target)
+        elif os.path.islink(target) or not os.path.getsize(target):
+            os.unlink(target)
+        else:
+            raise AlreadyExists(f"{target} is a file with content and is not removed: look at what lies there")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise AlreadyExists(
+            f"{target} cannot be removed after unpublishing: {error.strerror}; look at what lies there"
+        ) from error

@@ -1,0 +1,179 @@
+"""The pools of this agent, each with its index in memory: built when the pool is opened, changed after the pool was."""
+
+from collections.abc import Iterator
+
+from csi_driver.backends.base import Backend
+from csi_driver.domain.errors import DriverError, NotFound, OutOfSpace, Unavailable
+from csi_driver.domain.ids import ObjectId, parse
+from csi_driver.domain.model import Group, Snapshot, Volume
+from csi_driver.domain.space import Account, Policy, promised_to_thick
+from csi_driver.service.locks import Locks
+
+
+class Pool:
+    """One backend and what lies in it."""
+
+    def __init__(self, backend: Backend, policy: Policy) -> None:
+        self.backend = backend
+        self.policy = policy
+        self.volumes: dict[str, Volume] = {}
+        self.snapshots: dict[str, Snapshot] = {}
+        self.groups: dict[str, Group] = {}
+        self.pending = 0
+        """Bytes of volumes being made or grown now: promised, though not yet in the index."""
+        self.pending_thick = 0
+        """Those of them that were promised real space."""
+        self.refusal: DriverError | None = Unavailable(f"pool {self.name} is not open yet: try again")
+        self._committed = 0
+        self._snapshots_of: dict[str, set[str]] = {}
+
+    @property
+    def name(self) -> str:
+        """The pool's name, unique in its agent."""
+        return self.backend.identity.name
+
+    async def open(self) -> None:
+        """Open the backend and build the index. What it raises is also what every call on the pool answers."""
+        try:
+            contents = await self.backend.open()
+        except DriverError as error:
+            self.refusal = error
+            raise
+        for volume in contents.volumes:
+            self.put_volume(volume)
+        for snapshot in contents.snapshots:
+            self.put_snapshot(snapshot)
+        for group in contents.groups:
+            self.put_group(group)
+        self.refusal = None
+
+    def serving(self) -> "Pool":
+        """This pool, if it can be looked into now; raises Unavailable otherwise."""
+        if self.refusal is not None:
+            raise Unavailable(f"pool {self.name} of {self.backend.identity.owner} is not served: {self.refusal}")
+        self.backend.check()
+        return self
+
+    def account(self) -> Account:
+        """The sums behind an answer about capacity: one statvfs, and one stat for each thick volume."""
+        thick = [v for v in self.volumes.values() if v.thick]
+        allocated = {v.id.hash: self.backend.allocated(v) for v in thick}
+        return Account(
+            self.backend.space(),
+            self.policy,
+            self._committed + self.pending,
+            promised_to_thick(thick, allocated) + self.pending_thick,
+        )
+
+    def put_volume(self, volume: Volume) -> None:
+        """Index a new or changed volume."""
+        self.drop_volume(volume.id.hash)
+        self.volumes[volume.id.hash] = volume
+        self._committed += volume.size
+
+    def drop_volume(self, digest: str) -> None:
+        """Forget a deleted volume."""
+        volume = self.volumes.pop(digest, None)
+        if volume is None:
+            return
+        self._committed -= volume.size
+
+    def put_snapshot(self, snapshot: Snapshot) -> None:
+        """Index a new snapshot."""
+        self.snapshots[snapshot.id.hash] = snapshot
+        self._snapshots_of.setdefault(snapshot.source_uid, set()).add(snapshot.id.hash)
+
+    def drop_snapshot(self, digest: str) -> None:
+        """Forget a deleted snapshot."""
+        snapshot = self.snapshots.pop(digest, None)
+        if snapshot is not None:
+            left = self._snapshots_of[snapshot.source_uid]
+            left.discard(digest)
+            if not left:
+                del self._snapshots_of[snapshot.source_uid]
+
+    def put_group(self, group: Group) -> None:
+        """Index a new group and its members."""
+        self.groups[group.id.hash] = group
+        for member in group.members:
+            self.put_snapshot(member)
+
+    def drop_group(self, digest: str) -> None:
+        """Forget a deleted group and its members."""
+        group = self.groups.pop(digest, None)
+        for member in group.members if group else ():
+            self.drop_snapshot(member.id.hash)
+
+    def snapshots_of(self, uid: str) -> list[Snapshot]:
+        """The snapshots of one volume, told by its uid: a name made again has no claim on the old one's."""
+        return [self.snapshots[digest] for digest in self._snapshots_of.get(uid, ())]
+
+
+class Pools:
+    """All pools of this agent under their names; the first is the default."""
+
+    def __init__(self, owner: str, pools: list[Pool]) -> None:
+        self.owner = owner
+        self._pools = {pool.name: pool for pool in pools}
+        self.default = pools[0]
+        self.locks = Locks()
+
+    def __iter__(self) -> Iterator[Pool]:
+        return iter(self._pools.values())
+
+    def all_serving(self) -> list[Pool]:
+        """Every pool, or Unavailable: a list must never be shorter than the truth."""
+        return [pool.serving() for pool in self]
+
+    def known(self, name: str) -> Pool | None:
+        """A pool by its name, served or not."""
+        return self._pools.get(name)
+
+    def named(self, name: str) -> Pool:
+        """The pool that a class asks for. Raises OutOfSpace: another node may have it, so the scheduler may look on."""
+        pool = self._pools.get(name) if name else self.default
+        if pool is None:
+            raise OutOfSpace(
+                f"pool {name!r} is not on node {self.owner} (here: {', '.join(self._pools)}): choose another"
+            )
+        return pool.serving()
+
+    def locate(self, text: str) -> tuple[Pool, str] | None:
+        """The pool and hash of an id; None where it cannot be one of ours. Raises Unavailable for another owner's."""
+        parsed: ObjectId | None = parse(text)
+        if parsed is None:
+            return None
+        if parsed.owner != self.owner:
+            raise Unavailable(f"{text} belongs to {parsed.owner}, this is {self.owner}: ask there")
+        pool = self._pools.get(parsed.pool)
+        if pool is None:
+            raise Unavailable(
+                f"pool {parsed.pool} of {self.owner} is not served by this agent: attach its disk, start with it"
+            )
+        return pool.serving(), parsed.hash
+
+    def find_volume(self, text: str) -> tuple[Pool, Volume] | None:
+        """A volume by id, or None where a pool that was looked into has none."""
+        place = self.locate(text)
+        volume = place[0].volumes.get(place[1]) if place else None
+        return (place[0], volume) if place and volume else None
+
+    def find_snapshot(self, text: str) -> tuple[Pool, Snapshot] | None:
+        """A snapshot by id, or None where a pool that was looked into has none."""
+        place = self.locate(text)
+        snapshot = place[0].snapshots.get(place[1]) if place else None
+        return (place[0], snapshot) if place and snapshot else None
+
+    def volume(self, text: str) -> tuple[Pool, Volume]:
+        """A volume by id. Raises NotFound."""
+        found = self.find_volume(text)
+        if found is None:
+            raise NotFound(f"volume {text!r} does not exist: `tidemark volume list` shows those that do")
+        return found
+
+    def snapshot(self, text: str) -> tuple[Pool, Snapshot]:
+        """A snapshot by id. Raises NotFound."""
+        found = self.find_snapshot(text)
+        if found is None:
+            raise NotFound(f"snapshot {text!r} does not exist: `tidemark snapshot list` shows those that do")
+        return found

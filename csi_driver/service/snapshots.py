@@ -1,0 +1,155 @@
+"""Snapshots of one volume: cut, listed, deleted. Ready in the first answer; never changed afterwards."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from csi_driver.domain.errors import AlreadyExists, Damaged, InvalidRequest, OutOfSpace, Precondition
+from csi_driver.domain.ids import ObjectId, name_hash
+from csi_driver.domain.model import Snapshot, Volume
+from csi_driver.domain.requests import check_name, refuse_parameters, split_labels
+from csi_driver.service.context import Context, page
+from csi_driver.service.pools import Pool
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRequest:
+    """A CreateSnapshot as made."""
+
+    name: str
+    source_id: str
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+class Snapshots:
+    """The controller's half of a snapshot's life."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._pools = context.pools
+
+    async def create(self, request: SnapshotRequest) -> Snapshot:
+        """Cut a volume, in use or not, or find the cut that the same request made."""
+        check_name(request.name, "the snapshot's name")
+        if not request.source_id:
+            raise InvalidRequest("the source volume's id is missing: name the volume to cut")
+        parameters, labels = split_labels(request.parameters, "parameters")
+        refuse_parameters(parameters, "snapshots")
+        digest = name_hash("snapshot", request.name)
+        existing = self._existing(digest, request)
+        if existing is not None:
+            return existing
+        pool, volume = self._pools.volume(request.source_id)
+        with self._pools.locks.hold(f"CreateSnapshot {request.name!r} of {volume.id}", [digest, volume.id.hash]):
+            pool, volume = self._pools.volume(request.source_id)
+            return await self.cut(pool, volume, request.name, labels)
+
+    async def cut(self, pool: Pool, volume: Volume, name: str, labels: Mapping[str, str]) -> Snapshot:
+        """Cut a volume that the caller holds alone, inside the limits. Raises Precondition, OutOfSpace, Busy."""
+        check_room(pool, [volume])
+        planned = plan(self._context, pool, volume, name, labels)
+        snapshot, report = await pool.backend.create_snapshot(planned, volume)
+        pool.put_snapshot(snapshot)
+        self._context.observer.cut(pool.name, report)
+        return snapshot
+
+    async def delete(self, snapshot_id: str) -> None:
+        """Delete a snapshot; unknown is fine. Volumes made from it, or rolled back to it, stay as they are."""
+        found = self._pools.find_snapshot(snapshot_id)
+        if found is None:
+            return
+        pool, snapshot = found
+        if snapshot.group:
+            raise InvalidRequest(
+                f"snapshot {snapshot_id} is a member of group {ObjectId(snapshot.id.owner, snapshot.id.pool, snapshot.group)} "
+                "and cannot be deleted alone: delete the group"
+            )
+        with self._pools.locks.hold(f"DeleteSnapshot of {snapshot_id}", [snapshot.id.hash]):
+            await pool.backend.delete_snapshot(snapshot)
+            pool.drop_snapshot(snapshot.id.hash)
+
+    def get(self, snapshot_id: str) -> Snapshot:
+        """One snapshot. Raises NotFound."""
+        return self._pools.snapshot(snapshot_id)[1]
+
+    def list(
+        self, limit: int = 0, token: str = "", snapshot_id: str = "", source_id: str = ""
+    ) -> tuple[list[Snapshot], str]:
+        """One page of the snapshots that match; an unknown id matches none. Raises BadToken, Unavailable."""
+        if limit < 0:
+            raise InvalidRequest(f"max_entries {limit} is negative: use 0 for all")
+        if snapshot_id:
+            found = self._pools.find_snapshot(snapshot_id)
+            items = [found[1]] if found else []
+        elif source_id:
+            place = self._pools.locate(source_id)
+            items = list(place[0].snapshots.values()) if place else []
+        else:
+            items = [s for pool in self._pools.all_serving() for s in pool.snapshots.values()]
+        if source_id:
+            items = [snapshot for snapshot in items if snapshot.source_id == source_id]
+        return page(items, limit, token)
+
+    def _existing(self, digest: str, request: SnapshotRequest) -> Snapshot | None:
+        for pool in self._pools.all_serving():
+            snapshot = pool.snapshots.get(digest)
+            if snapshot is None:
+                continue
+            if snapshot.name != request.name:
+                raise Damaged(f"{snapshot.id} holds the name {snapshot.name!r}, not {request.name!r}: report this")
+            if snapshot.source_id != request.source_id:
+                raise AlreadyExists(
+                    f"snapshot {request.name!r} exists as {snapshot.id}, of volume {snapshot.source_id}, "
+                    f"not of {request.source_id}: use another name"
+                )
+            found = self._pools.find_volume(request.source_id)
+            if found is not None and found[1].uid != snapshot.source_uid:
+                raise AlreadyExists(
+                    f"snapshot {request.name!r} exists as {snapshot.id}, of a deleted volume that had the same name as "
+                    f"{request.source_id}: use another name"
+                )
+            return snapshot
+        return None
+
+
+def plan(
+    context: Context, pool: Pool, volume: Volume, name: str, labels: Mapping[str, str], group: str = ""
+) -> Snapshot:
+    """The snapshot that a cut will fill in: its moment and size come from the backend."""
+    return Snapshot(
+        id=ObjectId(volume.id.owner, pool.name, name_hash("snapshot", name)),
+        name=name,
+        uid=context.new_uid(),
+        created=context.now(),
+        size=volume.size,
+        source_id=str(volume.id),
+        source_uid=volume.uid,
+        format=volume.format,
+        thick=volume.thick,
+        labels=dict(labels),
+        group=group,
+    )
+
+
+def check_room(pool: Pool, volumes: list[Volume]) -> None:
+    """Refuse a cut at the cap or in a pool that is nearly full, naming the figures."""
+    account = pool.account()
+    if account.below_reserve:
+        raise OutOfSpace(
+            f"pool {pool.name} has {account.space.free} bytes free and keeps {account.reserve} in reserve: "
+            "delete something before taking a snapshot"
+        )
+    needed = 0
+    for volume in volumes:
+        count = len(pool.snapshots_of(volume.uid))
+        if count >= pool.policy.max_snapshots:
+            raise Precondition(
+                f"volume {volume.id} has {count} snapshots and the cap is {pool.policy.max_snapshots}: delete some first"
+            )
+        if volume.thick:
+            # The snapshot keeps the blocks that are there; the volume is given as many again, which it may overwrite.
+            needed += pool.backend.allocated(volume)
+    if needed > account.space.free - account.reserve - account.promised:
+        raise OutOfSpace(
+            f"a snapshot of thick volumes must set aside {needed} bytes for overwriting, and pool {pool.name} has fewer: "
+            "delete something first"
+        )

@@ -1,0 +1,254 @@
+"""An agent's start: what it refuses, with status 1 and the way out, and that every option is a variable as well."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agent_rig import AgentRig
+from outside_rig import Disk, agent_of, free_port, ready, refused, scrape, use, why_no_pool
+
+from csi_driver.domain.model import Capability, Mode, SizeRange
+from csi_driver.rpc.client import CallRefused, Client
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(200)]
+
+MIB = 1 << 20
+XFS = Capability("mount", Mode.MULTI_WRITER, "xfs")
+BLOCK = Capability("block", Mode.MULTI_WRITER)
+
+
+@pytest.fixture
+def launch(disks: Any, tmp_path: Path) -> Iterator[Any]:
+    """Starts agents with arguments and variables, waits until they are ready, and leaves none behind."""
+    started: list[subprocess.Popen[bytes]] = []
+    log = tmp_path / "log"
+
+    def one(endpoint: str, arguments: list[str], environment: dict[str, str]) -> tuple[subprocess.Popen[bytes], Client]:
+        started.append(agent_of(arguments, environment, log))
+        return started[-1], ready(endpoint, started[-1], log)
+
+    try:
+        yield one
+    finally:
+        for process in started:
+            if process.poll() is None:
+                process.kill()
+                process.wait(10)
+
+
+def ended(process: "subprocess.Popen[bytes]") -> int:
+    process.terminate()
+    return process.wait(30)
+
+
+@pytest.fixture
+def disks(tmp_path: Path) -> Iterator[Any]:
+    """Makes disks, and takes them away."""
+    if reason := why_no_pool():
+        pytest.skip(reason)
+    made: list[Disk] = []
+
+    def make(name: str, *mkfs: str) -> Path:
+        if shutil.which(mkfs[0], path="/usr/sbin:/sbin:/usr/bin:/bin") is None:
+            pytest.skip(f"needs {mkfs[0]}: install Debian's {'btrfs-progs' if 'btrfs' in mkfs[0] else 'package of it'}")
+        made.append(Disk(tmp_path, name, *mkfs))
+        return made[-1].path
+
+    try:
+        yield make
+    finally:
+        for disk in made:
+            disk.clean()
+
+
+def options(tmp_path: Path, pool: str, *more: str, node: str = "node1") -> list[str]:
+    return ["--endpoint", f"unix://{tmp_path}/csi.sock", "--pool", pool, "--node-name", node, *more]
+
+
+def assert_refused(tmp_path: Path, pool: str, *words: str, node: str = "node1") -> None:
+    """Status 1, one line that says what and the way out, no traceback, nothing left."""
+    status, said = refused(*options(tmp_path, pool, node=node))
+    assert status == 1, said
+    assert "Traceback" not in said
+    lines = [line for line in said.splitlines() if "does not start" in line]
+    assert len(lines) == 1, said
+    for word in words:
+        assert word in lines[0], lines[0]
+    assert not (tmp_path / "csi.sock").exists()
+
+
+@pytest.mark.parametrize(
+    ("mkfs", "words"),
+    [
+        (("mkfs.ext4", "-q"), ("is on ext4", "use a directory on XFS", "--pool-image")),
+        (("mkfs.xfs", "-q", "-m", "reflink=0"), ("without reflink", "mkfs.xfs -m reflink=1", "--pool-image")),
+        (("mkfs.btrfs", "-q"), ("btrfs", "use XFS", "--pool-image")),
+    ],
+    ids=["ext4", "xfs without reflink", "btrfs"],
+)
+def test_a_pool_on_another_file_system(
+    disks: Any, tmp_path: Path, mkfs: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    path = disks("disk", *mkfs)
+    before = sorted(os.listdir(path))
+    assert_refused(tmp_path, str(path), str(path), *words)
+    assert sorted(os.listdir(path)) == before, "nothing is written where nothing can be served"
+
+
+def test_pools_that_are_not_to_be_served(disks: Any, launch: Any, tmp_path: Path) -> None:
+    path = disks("disk", "mkfs.xfs", "-q")
+    missing = tmp_path / "missing"
+    assert_refused(tmp_path, str(missing), str(missing), "mount the pool's disk there", "--pool-image")
+
+    (path / "photos").mkdir()
+    assert_refused(tmp_path, str(path), "'photos'", "not empty", "name an empty directory")
+    assert os.listdir(path) == ["photos"]
+    (path / "photos").rmdir()
+
+    (path / "inner").mkdir()
+    assert_refused(tmp_path, str(path / "inner"), "no mount point", "mount it", "--pool-init")
+    assert os.listdir(path / "inner") == []
+    (path / "inner").rmdir()
+
+    process, client = launch(f"unix://{tmp_path}/csi.sock", options(tmp_path, str(path)), {})
+    client.close()
+    assert ended(process) == 0
+
+    assert_refused(tmp_path, str(path), "'node1'", "'node2'", "--node-name", node="node2")
+    assert_refused(tmp_path, f"other={path}", "'default'", "'other'", "--pool")
+    identity = path / "pool.json"
+    ours = identity.read_text()
+    identity.write_text(json.dumps({**json.loads(ours), "format": 99}))
+    assert_refused(tmp_path, str(path), "format 99", "newer driver")
+    identity.write_text(ours[: len(ours) // 2])
+    assert_refused(tmp_path, str(path), "pool.json", "restore it")
+    identity.write_text(ours)
+
+    file = tmp_path / "file"
+    file.touch()
+    assert_refused(tmp_path, str(file), "not a directory")
+    process, client = launch(f"unix://{tmp_path}/csi.sock", options(tmp_path, str(path)), {})
+    client.close()
+    assert ended(process) == 0
+
+
+def test_two_agents_never_share_a_pool_or_a_socket(rig: AgentRig, client: Client, disks: Any, tmp_path: Path) -> None:
+    volume = client.create_volume("v", SizeRange(320 * MIB), [XFS]).id
+    target = use(rig, client, volume, "target", XFS)
+    other = disks("other", "mkfs.xfs", "-q")
+    status, said = refused("--endpoint", rig.endpoint, "--pool", str(other), "--node-name", "node1")
+    assert status == 1, said
+    assert "another process serves" in said
+    assert os.listdir(other) == []
+    for words in (
+        ["--pool", str(rig.pool)],
+        ["--pool-image", str(rig.image), "--pool-mount", str(rig.pool)],
+    ):
+        status, said = refused("--endpoint", f"unix://{tmp_path}/second.sock", "--node-name", "node1", *words)
+        assert status == 1, said
+        assert "Traceback" not in said
+        assert "is another agent running on it?" in said
+        assert not (tmp_path / "second.sock").exists()
+    (target / "file").write_text("the first one serves on")
+    assert client.create_snapshot(volume, "s").ready
+    assert rig.process is not None
+    assert rig.process.poll() is None
+
+
+@contextmanager
+def socket_taken() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield int(listener.getsockname()[1])
+
+
+def test_what_else_stops_a_start(disks: Any, tmp_path: Path) -> None:
+    path = disks("disk", "mkfs.xfs", "-q")
+    with_socket = options(tmp_path, str(path))
+    (tmp_path / "csi.sock").write_text("a file")
+    status, said = refused(*with_socket)
+    assert (status, "is no socket" in said, "Traceback" in said) == (1, True, False), said
+    (tmp_path / "csi.sock").unlink()
+
+    with socket_taken() as port:
+        status, said = refused(*with_socket, "--metrics-address", f"127.0.0.1:{port}")
+    assert (status, "Traceback" in said) == (1, False), said
+    assert str(port) in said
+    assert "--metrics-address" in said
+    status, said = refused(*with_socket, "--pool", "b=nvme:/x")
+    assert status == 2  # a usage error, before anything is touched
+    assert "nvme" in said
+
+
+def test_every_option_is_a_variable_too(disks: Any, launch: Any, tmp_path: Path) -> None:
+    path = disks("disk", "mkfs.xfs", "-q")
+    for name in ("one", "two"):
+        (path / name).mkdir()
+    port = free_port()
+    environment = {
+        "TIDEMARK_POOL": f"fast={path}/one bulk=reflink:{path}/two",
+        "TIDEMARK_POOL_INIT": "true",
+        "CSI_ENDPOINT": f"unix://{tmp_path}/env.sock",
+        "TIDEMARK_NODE_NAME": "node-env",
+        "TIDEMARK_OVERCOMMIT": "3.5",
+        "TIDEMARK_RESERVE": "16Mi",
+        "TIDEMARK_MAX_SNAPSHOTS": "1",
+        "TIDEMARK_FREEZE_DEADLINE": "2.5",
+        "TIDEMARK_METRICS_ADDRESS": f"127.0.0.1:{port}",
+        "TIDEMARK_LOG_FORMAT": "json",
+        "TIDEMARK_DRIVER_NAME": "env.tidemark.dev",
+    }
+    process, client = launch(f"unix://{tmp_path}/env.sock", [], environment)
+    with client:
+        who = client.agent()
+        assert (who.driver, who.node) == ("env.tidemark.dev", "node-env")
+        pools = client.pools()
+        assert {(p.name, p.path, p.owner) for p in pools} == {
+            ("fast", f"{path}/one", "node-env"),
+            ("bulk", f"{path}/two", "node-env"),
+        }
+        assert {(p.overcommit, p.reserve) for p in pools} == {(3.5, 16 * MIB)}
+        volume = client.create_volume("v", SizeRange(16 * MIB), [BLOCK]).id
+        assert volume.startswith("node-env:fast:")
+        client.create_snapshot(volume, "one")
+        with pytest.raises(CallRefused, match="the cap is 1"):
+            client.create_snapshot(volume, "two")
+        assert scrape(port)["tidemark_pool_volumes", (("pool", "fast"),)] == 1
+    assert ended(process) == 0
+    log = tmp_path / "log"
+    assert {json.loads(line)["event"] for line in log.read_text().splitlines()} == {"ready", "call", "stopped"}
+
+    # An option says more than the variable.
+    said = ["--node-name", "node-env", "--overcommit", "2"]
+    process, client = launch(f"unix://{tmp_path}/env.sock", said, {**environment, "TIDEMARK_NODE_NAME": "other"})
+    with client:
+        assert {p.overcommit for p in client.pools()} == {2.0}
+        assert len(client.tree()) == 2
+    assert ended(process) == 0
+
+
+def test_a_pool_image_by_variables(rig: AgentRig, launch: Any) -> None:
+    environment = {
+        "TIDEMARK_POOL_IMAGE": str(rig.image),
+        "TIDEMARK_POOL_MOUNT": str(rig.pool),
+        "TIDEMARK_POOL_SIZE": "400Mi",
+        "TIDEMARK_POOL_IMAGE_SPARSE": "1",
+        "TIDEMARK_ENDPOINT": rig.endpoint,
+        "TIDEMARK_NODE_NAME": "node1",
+        "TIDEMARK_RESERVE": "16Mi",
+    }
+    process, client = launch(rig.endpoint, [], environment)
+    with client:
+        assert os.path.getsize(rig.image) == 400 * MIB
+        assert os.stat(rig.image).st_blocks * 512 < 100 * MIB
+        assert [(p.name, p.path) for p in client.pools()] == [("default", str(rig.pool))]
+    assert ended(process) == 0
+    assert subprocess.run(["mountpoint", "-q", str(rig.pool)], check=False).returncode == 0, "left for what is in use"

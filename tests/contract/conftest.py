@@ -1,0 +1,41 @@
+"""Fixtures of the contract suite: `world` for every technology, `faulty` for the one that can be told to fail."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from contract_rig import RIGS, Rig, World, xfs_file_system
+
+from csi_driver.backends.memory import Faults
+
+
+@pytest.fixture(scope="session")
+def xfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    yield from xfs_file_system(tmp_path_factory.mktemp("xfs"))
+
+
+@pytest_asyncio.fixture(params=[pytest.param(n, marks=[pytest.mark.root] if n != "memory" else []) for n in RIGS])
+async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    async with RIGS[request.param](request) as made:
+        yield made
+
+
+@pytest_asyncio.fixture
+async def world(rig: Rig, tmp_path: Path) -> AsyncIterator[World]:
+    made = World(rig, tmp_path)
+    await made.open()
+    yield made
+    await made.clean()
+
+
+@pytest_asyncio.fixture
+async def faulty(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[World, Faults]]:
+    """A world over memory, with its faults."""
+    async with RIGS["memory"](request) as rig:
+        assert rig.faults is not None
+        made = World(rig, tmp_path)
+        await made.open()
+        yield made, rig.faults
+        rig.faults.clear()
+        await made.clean()

@@ -1,0 +1,354 @@
+"""What the contract suite runs on: one entry in RIGS for each technology, and a World of services above it."""
+
+import os
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from csi_driver.backends.base import Backend
+from csi_driver.backends.memory import Faults, MemoryBackend
+from csi_driver.domain.model import (
+    Capability,
+    Group,
+    Hold,
+    Mode,
+    Rolled,
+    SizeRange,
+    Snapshot,
+    Source,
+    Volume,
+    VolumeRequest,
+)
+from csi_driver.domain.space import Policy
+from csi_driver.service.context import Context
+from csi_driver.service.groups import Groups
+from csi_driver.service.nodes import Nodes
+from csi_driver.service.pools import Pool, Pools
+from csi_driver.service.rollbacks import RollbackRequest, Rollbacks
+from csi_driver.service.snapshots import SnapshotRequest, Snapshots
+from csi_driver.service.volumes import Volumes
+
+OWNER = "node-1"
+POOL = "contract"
+BLOCK = 4096
+SIZE = 16 * BLOCK
+RAW_BLOCK = Capability("block", Mode.WRITER)
+MOUNTED = Capability("mount", Mode.WRITER, "ext4")
+
+
+def block(mode: Mode) -> Capability:
+    return Capability("block", mode)
+
+
+class Rig(Protocol):
+    """One pool of one technology, which can be left and entered again."""
+
+    name: str
+    read_only: bool
+    """Whether a raw block volume can be published read-only."""
+    shares: bool
+    """Whether copies share blocks, so that they cost nothing."""
+    faults: Faults | None
+
+    async def backend(self) -> Backend:
+        """A backend on the pool, not open; the one before was closed."""
+        ...
+
+
+class MemoryRig:
+    name = "memory"
+    read_only = False
+    shares = False
+
+    def __init__(self) -> None:
+        self.faults: Faults | None = Faults()
+        self.pool = MemoryBackend(POOL, OWNER, faults=self.faults)
+
+    async def backend(self) -> Backend:
+        return self.pool
+
+
+@asynccontextmanager
+async def memory_rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    rig = MemoryRig()
+    try:
+        yield rig
+    finally:
+        rig.pool.discard()
+
+
+class ReflinkRig:
+    name = "reflink"
+    read_only = True
+    shares = True
+    faults: Faults | None = None
+
+    def __init__(self, make: Callable[[], Backend]) -> None:
+        self._make = make
+
+    async def backend(self) -> Backend:
+        return self._make()
+
+
+@asynccontextmanager
+async def reflink_rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    root: Path = request.getfixturevalue("xfs")
+    from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
+    from csi_driver.host.children import Children
+
+    directory = root / f"pool-{time.monotonic_ns()}"
+    directory.mkdir()
+    children = Children()
+    await children.start()
+    try:
+        yield ReflinkRig(lambda: ReflinkBackend(ReflinkOptions(POOL, OWNER, str(directory), init=True), children))
+    finally:
+        await children.stop()
+
+
+RIGS: dict[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Rig]]] = {
+    "memory": memory_rig,
+    "reflink": reflink_rig,
+}
+"""A third technology is one more line here."""
+
+
+def xfs_file_system(directory: Path) -> Iterator[Path]:
+    """An XFS with reflink on a loop device, or a skip that says what is missing."""
+    if os.geteuid():
+        pytest.skip("the reflink pool needs root: it attaches loop devices and mounts file systems")
+    if not os.path.exists("/dev/loop-control"):
+        pytest.skip("the reflink pool needs loop devices: /dev/loop-control is missing")
+    from csi_driver.host.filesystems import missing_tools
+
+    if missing_tools():
+        pytest.skip(f"the reflink pool needs {', '.join(missing_tools())}")
+    image, point = directory / "xfs.img", directory / "xfs"
+    point.mkdir()
+    with image.open("wb") as file:
+        file.truncate(4 << 30)
+
+    def run(*argv: str) -> str:
+        return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+
+    with ExitStack() as stack:
+        device = run("losetup", "--find", "--show", str(image))
+        stack.callback(run, "losetup", "--detach", device)
+        run("mkfs.xfs", "-q", "-m", "reflink=1", device)
+        run("mount", "-t", "xfs", device, str(point))
+        stack.callback(run, "umount", str(point))
+        yield point
+
+
+class Clock:
+    """Time that a test moves by starting in the past: never ahead of the real one, which stamps the cuts."""
+
+    def __init__(self) -> None:
+        self.behind = 0.0
+
+    def __call__(self) -> int:
+        return time.time_ns() - int(self.behind * 1_000_000_000)
+
+    def go_back(self, seconds: float) -> None:
+        self.behind = seconds
+
+    def forward(self, seconds: float) -> None:
+        assert seconds <= self.behind
+        self.behind -= seconds
+
+
+class World:
+    """The services of one agent over one pool, and short words for what tests do with them."""
+
+    volumes: Volumes
+    snapshots: Snapshots
+    groups: Groups
+    rollbacks: Rollbacks
+    nodes: Nodes
+
+    def __init__(self, rig: Rig, directory: Path) -> None:
+        self.rig = rig
+        self.directory = directory
+        self.clock = Clock()
+        self._count = 0
+
+    async def open(self, policy: Policy | None = None) -> None:
+        self.backend = await self.rig.backend()
+        self.pool = Pool(self.backend, policy or Policy(reserve=0))
+        await self.pool.open()
+        self.pools = Pools(OWNER, [self.pool])
+        context = Context(self.pools, now=self.clock)
+        self.volumes = Volumes(context)
+        self.snapshots = Snapshots(context)
+        self.groups = Groups(context)
+        self.rollbacks = Rollbacks(context, self.snapshots)
+        self.nodes = Nodes(context)
+
+    async def reopen(self) -> None:
+        """A restart of the agent; what is staged and published stays."""
+        await self.backend.close()
+        await self.open(self.pool.policy)
+
+    async def clean(self) -> None:
+        """Take away everything that is shown, so that nothing stays attached after the test."""
+        for volume in list(self.pool.volumes.values()):
+            for path in (await self.backend.access.use(volume)).paths:
+                await self.backend.access.unmount(volume, path)
+            await self.backend.access.detach(volume)
+        await self.backend.close()
+
+    # ---- volumes and snapshots
+
+    async def volume(
+        self,
+        name: str,
+        size: int = SIZE,
+        source: Volume | Snapshot | None = None,
+        limit: int = 0,
+        capabilities: tuple[Capability, ...] = (RAW_BLOCK,),
+        **parameters: str,
+    ) -> Volume:
+        return await self.volumes.create(request(name, size, source, limit, capabilities, **parameters))
+
+    async def snapshot(self, name: str, volume: Volume) -> Snapshot:
+        return await self.snapshots.create(SnapshotRequest(name, str(volume.id)))
+
+    async def group(self, name: str, *volumes: Volume) -> Group:
+        return await self.groups.create(name, [str(v.id) for v in volumes], {})
+
+    async def expand(self, volume: Volume, size: int) -> Volume:
+        return await self.volumes.expand(str(volume.id), SizeRange(size))
+
+    async def hold(self, volume: Volume, holder: str) -> Hold:
+        return await self.rollbacks.hold(str(volume.id), holder)
+
+    async def roll_back(
+        self, volume: Volume, snapshot: Snapshot, name: str, holder: str = "", safety: str | None = None
+    ) -> tuple[Rolled, bool]:
+        """`safety`: empty for one that the driver makes, an id for the caller's own, None for none."""
+        return await self.rollbacks.roll_back(
+            RollbackRequest(
+                str(volume.id), str(snapshot.id), name, holder, skip_safety=safety is None, safety=safety or ""
+            )
+        )
+
+    def now(self, volume: Volume) -> Volume:
+        """The volume as it is now."""
+        return self.volumes.get(str(volume.id))
+
+    # ---- showing
+
+    def staging(self, volume: Volume) -> str:
+        path = self.directory / "staging" / volume.id.hash
+        path.mkdir(parents=True, exist_ok=True)
+        return str(path)
+
+    def target(self, volume: Volume, where: str = "a") -> str:
+        path = self.directory / "targets" / where / volume.id.hash
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return str(path)
+
+    async def stage(self, volume: Volume, capability: Capability = RAW_BLOCK) -> None:
+        await self.nodes.stage(str(volume.id), self.staging(volume), capability)
+
+    async def stage_id(self, text: str) -> None:
+        await self.nodes.stage(text, str(self.directory), RAW_BLOCK)
+
+    async def publish(
+        self, volume: Volume, where: str = "a", capability: Capability = RAW_BLOCK, read_only: bool = False
+    ) -> str:
+        target = self.target(volume, where)
+        await self.nodes.publish(str(volume.id), self.staging(volume), target, capability, read_only)
+        return target
+
+    async def unpublish(self, volume: Volume, where: str = "a") -> None:
+        await self.nodes.unpublish(str(volume.id), self.target(volume, where))
+
+    async def unstage(self, volume: Volume) -> None:
+        await self.nodes.unstage(str(volume.id), self.staging(volume))
+
+    @asynccontextmanager
+    async def shown(self, volume: Volume) -> AsyncIterator[str]:
+        """The path of a volume, staged and published for as long as the block runs."""
+        await self.stage(volume)
+        try:
+            target = await self.publish(volume, "shown")
+            try:
+                yield target
+            finally:
+                await self.unpublish(volume, "shown")
+        finally:
+            await self.unstage(volume)
+
+    # ---- bytes
+
+    async def write(self, volume: Volume, *pieces: tuple[int, bytes]) -> None:
+        """Write through the published path, durably."""
+        async with self.shown(volume) as path:
+            write_at(path, *pieces)
+
+    async def read(self, volume: Volume) -> bytes:
+        """All bytes, through the published path."""
+        async with self.shown(volume) as path:
+            return read_all(path)
+
+    async def content(self, snapshot: Snapshot) -> bytes:
+        """What a snapshot holds, by way of a volume made from it."""
+        self._count += 1
+        probe = await self.volume(f"probe-{self._count}", 0, source=snapshot)
+        try:
+            return await self.read(probe)
+        finally:
+            await self.volumes.delete(str(probe.id))
+
+
+def request(
+    name: str,
+    size: int = SIZE,
+    source: Volume | Snapshot | None = None,
+    limit: int = 0,
+    capabilities: tuple[Capability, ...] = (RAW_BLOCK,),
+    **parameters: str,
+) -> VolumeRequest:
+    origin = None
+    if source is not None:
+        origin = Source("volume" if isinstance(source, Volume) else "snapshot", str(source.id))
+    return VolumeRequest(name, SizeRange(size, limit), capabilities, parameters, {}, origin)
+
+
+def write_at(path: str, *pieces: tuple[int, bytes]) -> None:
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for offset, data in pieces:
+            assert os.pwrite(fd, data, offset) == len(data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_all(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.lseek(fd, 0, os.SEEK_END)
+        return os.pread(fd, size, 0)
+    finally:
+        os.close(fd)
+
+
+def filled(*blocks: str, size: int = SIZE) -> bytes:
+    """The model: what a disk of `size` holds whose first blocks were filled with these letters; '.' is a block of zeroes."""
+    model = bytearray(size)
+    for index, letter in enumerate(blocks):
+        if letter != ".":
+            model[index * BLOCK : (index + 1) * BLOCK] = letter.encode() * BLOCK
+    return bytes(model)
+
+
+def piece(index: int, letter: str) -> tuple[int, bytes]:
+    """One block to write: its offset and content."""
+    return index * BLOCK, letter.encode() * BLOCK

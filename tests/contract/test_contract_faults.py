@@ -1,0 +1,504 @@
+"""What goes wrong half-way leaves nothing behind; what takes long keeps others off its objects, and nobody else.
+
+Only the memory pool can be told to fail and to stand still; the services are the same above every pool.
+"""
+
+import asyncio
+import errno
+import inspect
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+from contract_rig import MOUNTED, RAW_BLOCK, SIZE, World, filled, piece
+
+from csi_driver.backends.memory import Faults, MemoryBackend
+from csi_driver.backends.memory_faults import METHODS, Pause
+from csi_driver.domain.errors import Busy, Damaged, DriverError, InvalidRequest, OutOfSpace, Precondition, Unavailable
+from csi_driver.domain.space import Policy
+
+Faulty = tuple[World, Faults]
+
+
+async def images(world: World) -> int:
+    """How many memfds of the pool this process has open."""
+    return sum("/memfd:" in os.readlink(f"/proc/self/fd/{fd}") for fd in _open_files())
+
+
+def _open_files() -> list[str]:
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            os.readlink(f"/proc/self/fd/{fd}")
+            found.append(fd)
+    return found
+
+
+@asynccontextmanager
+async def standing(faults: Faults, method: str, call: Awaitable[object]) -> AsyncIterator[Pause]:
+    """Run the block while `call` stands still in the middle of `method`; then let it end well."""
+    pause = faults.pause(method)
+    task = asyncio.ensure_future(call)
+    try:
+        await asyncio.wait_for(pause.reached.wait(), 5)
+        yield pause
+    finally:
+        pause.release()
+        await task
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "full"), OutOfSpace),
+        (OSError(errno.EIO, "broken"), Unavailable),
+        (Precondition("as it is"), Precondition),
+    ],
+)
+@pytest.mark.parametrize("point", ["before", "half"])
+@pytest.mark.parametrize("method", ["create_volume", "create_snapshot", "create_group", "roll_back"])
+async def test_nothing_half_made_stays(
+    faulty: Faulty, method: str, point: str, error: Exception, told: type[DriverError]
+) -> None:
+    world, faults = faulty
+    v, w = await world.volume("v"), await world.volume("w")
+    await world.write(v, piece(0, "a"))
+    s = await world.snapshot("s", v)
+    await world.write(v, piece(0, "b"))
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "create_volume": lambda: world.volume("copy", 0, source=s),
+        "create_snapshot": lambda: world.snapshot("t", v),
+        "create_group": lambda: world.group("g", v, w),
+        "roll_back": lambda: world.roll_back(v, s, "r"),
+    }
+    before = world.volumes.list(), world.snapshots.list(), await images(world)
+    free = world.volumes.capacity({}, [])
+    faults.fail(method, error, point, times=2)  # type: ignore[arg-type]
+    for _ in range(2):
+        with pytest.raises(told):
+            await calls[method]()
+        assert (world.volumes.list(), world.snapshots.list(), await images(world)) == before
+        assert world.volumes.capacity({}, []) == free
+        assert await world.read(v) == filled("b")
+        await world.reopen()
+    assert (world.volumes.list(), world.snapshots.list(), await images(world)) == before
+    assert not world.pool.groups
+    await calls[method]()
+    assert await world.content(s) == filled("a")
+
+
+@pytest.mark.parametrize("method", ["create_volume", "create_snapshot", "create_group", "roll_back", "delete_volume"])
+async def test_an_answer_that_was_lost(faulty: Faulty, method: str) -> None:
+    """Everything happened, then the agent died: its successor finds the object, and the retry gets it."""
+    world, faults = faulty
+    v = await world.volume("v")
+    await world.write(v, piece(0, "a"))
+    s = await world.snapshot("s", v)
+    await world.write(v, piece(0, "b"))
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "create_volume": lambda: world.volume("copy", 0, source=s),
+        "create_snapshot": lambda: world.snapshot("t", v),
+        "create_group": lambda: world.group("g", v),
+        "roll_back": lambda: world.roll_back(v, s, "r"),
+        "delete_volume": lambda: world.volumes.delete(str(v.id)),
+    }
+    faults.fail(method, Unavailable("gone"), "after")
+    with pytest.raises(Unavailable):
+        await calls[method]()
+    await world.reopen()
+    before = world.volumes.list(), world.snapshots.list()
+    answer = await calls[method]()
+    assert (world.volumes.list(), world.snapshots.list()) == before
+    if method == "roll_back":
+        assert isinstance(answer, tuple)
+        assert answer[1] is True
+        assert await world.read(v) == filled("a")
+
+
+async def test_a_hold_that_could_not_be_written_is_none(faulty: Faulty) -> None:
+    world, faults = faulty
+    v = await world.volume("v")
+    faults.fail("save_volume", OSError(errno.EIO, "broken"))
+    with pytest.raises(Unavailable):
+        await world.hold(v, "me")
+    assert world.now(v).hold is None
+    async with world.shown(v):
+        pass
+
+
+@pytest.mark.parametrize("method", ["attach", "stage_block", "save_volume"])
+async def test_nothing_half_staged_stays(faulty: Faulty, method: str) -> None:
+    world, faults = faulty
+    v = await world.volume("v")
+    faults.fail(method, OSError(errno.EIO, "broken"))
+    with pytest.raises(Unavailable):
+        await world.stage(v)
+    use = await world.backend.access.use(v)
+    assert (use.device, use.paths) == ("", ())
+    assert os.listdir(world.staging(v)) == []
+    await world.stage(v)
+    # A second stage that fails takes nothing from the first.
+    faults.fail("attach", OSError(errno.EIO, "broken"))
+    with pytest.raises(Unavailable):
+        await world.stage(v)
+    assert (await world.backend.access.use(v)).paths
+    await world.publish(v)
+
+
+async def test_a_pool_that_went_away(faulty: Faulty) -> None:
+    world, faults = faulty
+    v = await world.volume("v")
+    faults.fail("check", Unavailable("its disk is away"), times=None)
+    for call in (
+        lambda: world.volumes.get(str(v.id)),
+        world.volumes.list,
+        world.snapshots.list,
+        lambda: world.volumes.capacity({}, []),
+    ):
+        with pytest.raises(Unavailable):
+            call()
+    for waiting in (world.volume("v"), world.volumes.delete(str(v.id)), world.stage(v), world.unstage(v)):
+        with pytest.raises(Unavailable):
+            await waiting
+    faults.clear()
+    assert world.volumes.list() == ([v], "")
+
+
+async def test_a_pool_that_cannot_be_opened_says_why(faulty: Faulty) -> None:
+    world, faults = faulty
+    v = await world.volume("v")
+    await world.backend.close()
+    faults.fail("open", Precondition("made by another agent"))
+    with pytest.raises(Precondition):
+        await world.open()
+    with pytest.raises(Unavailable, match="made by another agent"):
+        world.pool.serving()
+    await world.open()
+    assert world.volumes.list() == ([v], "")
+
+
+# ---- locks: (what stands still, in which method) against what others want meanwhile
+
+EXCLUSIVE = {
+    "snapshot": ("create_snapshot", lambda world, v, s: world.snapshot("new", v)),
+    "group": ("create_group", lambda world, v, s: world.group("new", v)),
+    "copy of the volume": ("create_volume", lambda world, v, s: world.volume("new", 0, source=v)),
+    "expansion": ("expand_volume", lambda world, v, s: world.expand(v, 2 * SIZE)),
+    "rollback": ("roll_back", lambda world, v, s: world.roll_back(v, s, "r")),
+    "hold": ("save_volume", lambda world, v, s: world.hold(v, "me")),
+    "stage": ("stage_block", lambda world, v, s: world.stage(v)),
+}
+
+
+@pytest.mark.parametrize("running", EXCLUSIVE)
+async def test_who_works_on_a_volume_works_alone(faulty: Faulty, running: str) -> None:
+    world, faults = faulty
+    v, other = await world.volume("v"), await world.volume("other")
+    s = await world.snapshot("s", v)
+    method, call = EXCLUSIVE[running]
+    async with standing(faults, method, call(world, v, s)):
+        for wanted in (
+            world.snapshot("another", v),
+            world.group("another", other, v),
+            world.volume("another", 0, source=v),
+            world.expand(v, 2 * SIZE),
+            world.volumes.delete(str(v.id)),
+            world.roll_back(v, s, "another"),
+            world.hold(v, "another"),
+            world.stage(v),
+            world.publish(v),
+            world.unpublish(v),
+            world.unstage(v),
+        ):
+            with pytest.raises(Busy):
+                await wanted
+        # Looking never waits.
+        assert world.now(v).id == v.id
+        assert len(world.volumes.list()[0]) == 2
+        assert world.snapshots.get(str(s.id)) == s
+        assert world.snapshots.list()[0] == [s]
+        assert await world.volume("v") == world.now(v)
+        world.volumes.capacity({}, [])
+        # Nor do others.
+        await world.write(other, piece(0, "o"))
+        await world.snapshot("of another", other)
+        await world.volume("third")
+    await world.reopen()
+    assert await world.read(other) == filled("o")
+
+
+@pytest.mark.parametrize(
+    ("method", "call"),
+    [
+        ("create_volume", lambda world, v: world.volume("new")),
+        ("create_snapshot", lambda world, v: world.snapshot("new", v)),
+        ("create_group", lambda world, v: world.group("new", v)),
+    ],
+)
+async def test_the_same_creation_twice_at_once(
+    faulty: Faulty, method: str, call: Callable[[World, object], Awaitable[object]]
+) -> None:
+    world, faults = faulty
+    v = await world.volume("v")
+    task = asyncio.ensure_future(call(world, v))
+    pause = faults.pause(method)
+    await asyncio.wait_for(pause.reached.wait(), 5)
+    with pytest.raises(Busy, match="in progress"):
+        await call(world, v)
+    pause.release()
+    assert await task == await call(world, v)
+
+
+async def test_sources_are_shared(faulty: Faulty) -> None:
+    world, faults = faulty
+    v = await world.volume("v")
+    s, t = await world.snapshot("s", v), await world.snapshot("t", v)
+    g = await world.group("g", v)
+    async with standing(faults, "create_volume", world.volume("a", 0, source=s)):
+        await world.volume("b", 0, source=s)
+        with pytest.raises(Busy):
+            await world.snapshots.delete(str(s.id))
+        await world.snapshots.delete(str(t.id))
+        await world.roll_back(v, s, "r")
+        await world.snapshot("u", v)
+    async with standing(faults, "create_volume", world.volume("c", 0, source=g.members[0])):
+        with pytest.raises(Busy):
+            await world.groups.delete(str(g.id), [])
+    async with standing(faults, "roll_back", world.roll_back(v, s, "r2")):
+        await world.volume("d", 0, source=s)
+        with pytest.raises(Busy):
+            await world.snapshots.delete(str(s.id))
+    async with standing(faults, "delete_snapshot", world.snapshots.delete(str(s.id))):
+        for wanted in (world.volume("e", 0, source=s), world.roll_back(v, s, "r3"), world.snapshots.delete(str(s.id))):
+            with pytest.raises(Busy):
+                await wanted
+    assert {v.name for v in world.volumes.list()[0]} == {"v", "a", "b", "c", "d"}
+
+
+async def test_a_safety_snapshot_is_not_replaced_under_its_reader(faulty: Faulty) -> None:
+    world, faults = faulty
+    v = await world.volume("v")
+    s = await world.snapshot("s", v)
+    faults.fail("roll_back", OSError(errno.EIO, "broken"))
+    with pytest.raises(Unavailable):
+        await world.roll_back(v, s, "r", safety="")
+    safety = next(found for found in world.snapshots.list()[0] if found != s)
+    async with standing(faults, "create_volume", world.volume("copy", 0, source=safety)):
+        with pytest.raises(Busy):
+            await world.roll_back(v, s, "r", safety="")
+    await world.roll_back(v, s, "r", safety="")
+
+
+async def test_room_is_promised_once(faulty: Faulty) -> None:
+    """Two callers at once, and room for one."""
+    world, faults = faulty
+    total = world.backend.space().total
+    world.pool.policy = Policy(overcommit=1.0, reserve=0)
+    async with standing(faults, "create_volume", world.volume("a", total // 2 + SIZE)):
+        with pytest.raises(OutOfSpace):
+            await world.volume("b", total // 2)
+    assert world.volumes.capacity({}, [])[0] == total // 2 - SIZE
+
+
+async def test_real_room_is_promised_once(faulty: Faulty) -> None:
+    world, faults = faulty
+    mega = 1 << 20
+    world.pool.policy = Policy(overcommit=100.0, reserve=world.backend.space().total - 10 * mega)
+    async with standing(faults, "create_volume", world.volume("a", 6 * mega, provisioning="thick")):
+        with pytest.raises(OutOfSpace):
+            await world.volume("b", 6 * mega, provisioning="thick")
+        await world.volume("thin", 60 * mega)
+        assert world.volumes.capacity({"provisioning": "thick"}, [])[0] == 4 * mega
+    async with standing(faults, "create_volume", world.volume("thin 2", 60 * mega)):
+        assert world.volumes.capacity({"provisioning": "thick"}, [])[0] == 4 * mega, "a thin one was promised nothing"
+
+
+async def test_who_gives_up_waiting_leaves_nothing(faulty: Faulty) -> None:
+    """A call that is cancelled before it has done anything."""
+    world, faults = faulty
+    v = await world.volume("v")
+    pause = faults.pause("create_snapshot", "half")
+    task = asyncio.ensure_future(world.snapshot("s", v))
+    await pause.reached.wait()
+    count = await images(world)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await images(world) == count - 1
+    assert world.snapshots.list() == ([], "")
+    await world.snapshot("s", v)
+
+
+# ---- the memory pool's own
+
+
+async def test_snapshots_are_sealed_by_the_kernel(faulty: Faulty) -> None:
+    world, _ = faulty
+    assert isinstance(world.backend, MemoryBackend)
+    v = await world.volume("v")
+    await world.write(v, piece(0, "a"))
+    s = await world.snapshot("s", v)
+    path = world.backend._image(s).path
+    fd = os.open(path, os.O_RDWR)
+    try:
+        for change in (
+            lambda: os.pwrite(fd, b"x", 0),
+            lambda: os.ftruncate(fd, 0),
+            lambda: os.ftruncate(fd, 2 * SIZE),
+        ):
+            with pytest.raises(PermissionError):
+                change()
+    finally:
+        os.close(fd)
+
+
+async def test_descriptors_are_given_back(faulty: Faulty) -> None:
+    world, _ = faulty
+    empty = await images(world)
+    v = await world.volume("v")
+    s = await world.snapshot("s", v)
+    g = await world.group("g", v)
+    for i in range(3):
+        await world.roll_back(v, s, f"r{i}")
+    assert await images(world) == empty + 3
+    await world.groups.delete(str(g.id), [])
+    await world.snapshots.delete(str(s.id))
+    await world.volumes.delete(str(v.id))
+    assert await images(world) == empty
+
+
+async def test_what_is_written_past_the_end_is_no_part_of_the_volume(faulty: Faulty) -> None:
+    world, _ = faulty
+    v = await world.volume("v")
+    async with world.shown(v) as path:
+        with pytest.raises(PermissionError):
+            os.truncate(path, 0)
+        with open(path, "r+b") as file:
+            file.seek(SIZE)
+            file.write(b"x" * SIZE)
+        s = await world.snapshot("s", v)
+        assert s.size == SIZE
+    await world.reopen()
+    assert world.now(v).size == SIZE
+    assert await world.content(s) == filled()
+    await world.expand(v, 2 * SIZE)
+    assert await world.read(v) == filled(size=2 * SIZE)
+
+
+async def test_a_dead_link_of_another_agent_is_replaced_and_a_living_one_is_not(faulty: Faulty) -> None:
+    world, _ = faulty
+    v = await world.volume("v")
+    await world.stage(v)
+    target = world.target(v)
+    os.symlink("/proc/4194304/fd/7", target)
+    await world.publish(v)
+    await world.unpublish(v)
+    os.symlink("/proc/4194304/fd/7", target)
+    await world.unpublish(v)
+    assert not os.path.lexists(target)
+
+
+async def test_a_link_that_was_removed_from_outside_does_not_count(faulty: Faulty) -> None:
+    world, _ = faulty
+    v = await world.volume("v")
+    await world.stage(v)
+    os.unlink(await world.publish(v))
+    assert len((await world.backend.access.use(v)).paths) == 1
+    await world.unstage(v)
+    await world.volumes.delete(str(v.id))
+
+
+async def test_no_file_systems(faulty: Faulty) -> None:
+    world, _ = faulty
+    for capabilities in ((MOUNTED,), (RAW_BLOCK, MOUNTED)):
+        with pytest.raises(InvalidRequest, match="raw block"):
+            await world.volume("v", capabilities=capabilities)
+    assert world.volumes.list() == ([], "")
+
+
+async def test_one_user_at_a_time(faulty: Faulty) -> None:
+    world, _ = faulty
+    with pytest.raises(Precondition):
+        await world.backend.open()
+
+
+async def test_a_full_pool(faulty: Faulty) -> None:
+    world, _ = faulty
+    mega = 1 << 20
+    pool = MemoryBackend("contract", "node-1", 4 * mega)
+    small = World(SmallRig(pool), world.directory)
+    await small.open(Policy(reserve=0))
+    a = await small.volume("a", 4 * mega)
+    await small.write(a, (0, os.urandom(3 * mega)))
+    assert pool.space().free == mega
+    for attempt in (small.snapshot("s", a), small.volume("b", 0, source=a), small.group("g", a)):
+        with pytest.raises(OutOfSpace):
+            await attempt
+    assert small.snapshots.list() == ([], "")
+    await small.clean()
+    pool.discard()
+
+
+class SmallRig:
+    name = "memory"
+    read_only = False
+    shares = False
+    faults: Faults | None = None
+
+    def __init__(self, pool: MemoryBackend) -> None:
+        self._pool = pool
+
+    async def backend(self) -> MemoryBackend:
+        return self._pool
+
+
+async def test_objects_that_are_not_there(faulty: Faulty) -> None:
+    world, _ = faulty
+    v = await world.volume("v")
+    s = await world.snapshot("s", v)
+    g = await world.group("g", v)
+    await world.groups.delete(str(g.id), [])
+    await world.snapshots.delete(str(s.id))
+    await world.volumes.delete(str(v.id))
+    backend = world.backend
+    for call in (
+        backend.delete_volume(v),
+        backend.delete_snapshot(s),
+        backend.delete_group(g),
+        backend.save_volume(v),
+        backend.usage(g.members[0]),
+        backend.roll_back(v, s),
+    ):
+        with pytest.raises(Damaged):
+            await call
+
+
+def test_every_method_can_be_told_to_fail() -> None:
+    from csi_driver.backends.base import Access, Backend
+
+    port = {name for kind in (Backend, Access) for name, what in vars(kind).items() if inspect.isfunction(what)}
+    port = {name for name in port if not name.startswith("_")}
+    assert port == set(METHODS)
+
+
+def test_faults_that_cannot_happen_are_refused() -> None:
+    faults = Faults()
+    with pytest.raises(ValueError, match="no method"):
+        faults.fail("create_volumes", Unavailable("x"))
+    with pytest.raises(ValueError, match="no point"):
+        faults.fail("delete_volume", Unavailable("x"), "half")
+    with pytest.raises(ValueError, match="cannot pause"):
+        faults.pause("check")
+
+
+async def test_faults_happen_in_the_order_in_which_they_were_asked_for() -> None:
+    faults = Faults()
+    faults.fail("usage", Unavailable("first"))
+    faults.fail("usage", Unavailable("second"), times=2)
+    faults.fail("usage", Unavailable("ever after"), times=None)
+    for word in ("first", "second", "second", "ever after", "ever after"):
+        with pytest.raises(Unavailable, match=word):
+            await faults.reach("usage", "before")
+    faults.clear()
+    await faults.reach("usage", "before")

@@ -1,0 +1,35 @@
+"""Fixtures of the crash suite: one disk for all runs of a test, and the server that forks what is killed."""
+
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "node"))
+
+from crash_rig import World, killer, make_world
+from node_host import clean, devices_below, mounts_below, share, skip_unless_root
+from node_rig import children
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker(pytest.mark.root)
+
+
+@pytest_asyncio.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    skip_unless_root()
+    share(tmp_path)
+    try:
+        async with children() as agents:
+            with killer() as server:
+                yield make_world(tmp_path, agents, server)
+    finally:
+        clean(tmp_path)
+    assert not mounts_below(tmp_path)
+    assert not devices_below(tmp_path)

@@ -1,0 +1,442 @@
+"""Kill, recover, check: the parent's side of the crash suite."""
+
+import asyncio
+import hashlib
+import json
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crash_scenarios import NodeScenario, Scenario, find
+from node_host import GIB, Disk, is_frozen, make_disk
+from node_rig import Rig
+
+from csi_driver.host import files, mounts
+from csi_driver.host.children import Children
+from csi_driver.host.commands import run
+
+State = dict[str, Any]
+HERE = Path(__file__).parent
+
+
+@dataclass
+class Killed:
+    """What became of one run."""
+
+    points: list[str]
+    acknowledged: bool
+    status: int
+
+
+class Killer:
+    """The server that forks what is to be killed."""
+
+    def __init__(self) -> None:
+        path = os.pathsep.join([str(HERE), str(HERE.parent / "node"), str(HERE.parents[1])])
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "crash_child.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": path},
+        )
+
+    def run(
+        self,
+        scenario: str,
+        pool: Path,
+        place: Path,
+        stop: int = 0,
+        *,
+        how: str = "kill",
+        deep: bool = True,
+        children: bool = False,
+        jobs: bool = False,
+    ) -> Killed:
+        order = {"scenario": scenario, "pool": str(pool), "place": str(place), "stop": stop}
+        order |= {"how": how, "deep": deep, "children": children, "jobs": jobs}
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        assert select.select([self._process.stdout], [], [], 60)[0], f"{scenario}, point {stop}: something hangs"
+        answer = json.loads(self._process.stdout.readline())
+        assert not answer["failed"], answer["failed"]
+        assert answer["status"] == (-9 if stop else 0), answer
+        return Killed(answer["points"], answer["acknowledged"], answer["status"])
+
+    def stop(self) -> None:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.close()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+
+@contextmanager
+def killer() -> Iterator[Killer]:
+    made = Killer()
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+@dataclass
+class World:
+    """One disk with a pool's directory for each run, copied from a template by reflink."""
+
+    place: Path
+    disk: Disk
+    children: Children
+    killer: Killer
+    runs: int = 0
+    templates: dict[Callable[..., Any], Path] = field(default_factory=dict)
+
+    def rig(self, pool: Path) -> Rig:
+        """A new agent, the parent's, on a pool."""
+        disk = Disk(self.disk.image, pool, self.disk.device)
+        return Rig(self.place, disk, self.children, options={"init": True})
+
+    async def template(self, prepare: Callable[[Rig], Awaitable[Any]]) -> Path:
+        if prepare not in self.templates:
+            path = self.disk.point / f"template-{len(self.templates)}"
+            path.mkdir()
+            async with self.opened(path) as rig:
+                await prepare(rig)
+            run(("sync", "-f", str(path)), 30)
+            self.templates[prepare] = path
+        return self.templates[prepare]
+
+    async def copy(self, prepare: Callable[[Rig], Awaitable[Any]]) -> Path:
+        self.runs += 1
+        path = self.disk.point / f"run-{self.runs}"
+        run(("cp", "-a", "--reflink=always", str(await self.template(prepare)), str(path)), 30)
+        for record in path.glob("volumes/*/record.json"):
+            if json.loads(record.read_text())["thick"]:  # a clone leaves out what was allocated and never written
+                with (record.parent / "disk.img").open("r+b") as image:
+                    files.allocate(image.fileno(), os.fstat(image.fileno()).st_size)
+        return path
+
+    @asynccontextmanager
+    async def opened(self, pool: Path) -> AsyncIterator[Rig]:
+        rig = self.rig(pool)
+        await rig.open()
+        try:
+            yield rig
+        finally:
+            await rig.close()
+
+    def remount(self) -> None:
+        """The disk after a power cut: what it was not told to keep is gone."""
+        mounts.umount(self.disk.point)
+        mounts.mount(self.disk.device.path, self.disk.point, "xfs", ["noatime"])
+
+
+def make_world(place: Path, children: Children, killer_: Killer) -> World:
+    return World(place, make_disk(place, 8 * GIB), children, killer_)
+
+
+# ---- looking -----------------------------------------------------------------------------------------------------------
+
+
+def content(image: Path) -> str:
+    """A digest of all bytes that are not zero, with their places."""
+    digest = hashlib.blake2b(digest_size=12)
+    with image.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        at = 0
+        while at < end:
+            try:
+                at = os.lseek(file.fileno(), at, os.SEEK_DATA)
+            except OSError:
+                break
+            until = os.lseek(file.fileno(), at, os.SEEK_HOLE)
+            while at < until:
+                block = os.pread(file.fileno(), 4096, at)
+                if any(block):
+                    digest.update(b"%d:" % at + block)
+                at += 4096
+    return digest.hexdigest()
+
+
+def ext4_data(image: Path) -> str:
+    """The file `data` of an ext4, without a mount; its file system is checked too."""
+    run(("e2fsck", "-f", "-n", str(image)), 30)
+    return hashlib.blake2b(run(("debugfs", "-R", "cat data", str(image)), 10).encode(), digest_size=12).hexdigest()
+
+
+def state(rig: Rig, *, by_file: bool = False) -> State:
+    """Everything that a user can see of a pool, without what is random: uids and times."""
+    look = ext4_data if by_file else content
+    volumes = {
+        v.name: {
+            "size": v.size,
+            "format": v.format,
+            "thick": v.thick,
+            "space": not v.thick or os.stat(rig.image(v)).st_blocks * 512 >= v.size,
+            "source": v.request.source,
+            "rollbacks": [(r.name, r.snapshot, bool(r.safety)) for r in v.rollbacks],
+            "hold": v.hold.holder if v.hold else "",
+            "content": None if by_file and v.name in {"m", "n"} else look(rig.image(v)),
+        }
+        for v in rig.pool.volumes.values()
+    }
+    alive = {str(v.id): v.uid for v in rig.pool.volumes.values()}
+    snapshots = {
+        re.sub(r"^safety-.*", "safety", s.name): {
+            "size": s.size,
+            "source": s.source_id,
+            "own": alive.get(s.source_id) == s.source_uid,
+            "format": s.format,
+            "group": s.group,
+            "mode": os.stat(rig.image(s)).st_mode & 0o777,
+            "content": look(rig.image(s)),
+        }
+        for s in rig.pool.snapshots.values()
+    }
+    groups = {g.name: sorted(str(m.id) for m in g.members) for g in rig.pool.groups.values()}
+    return {"volumes": volumes, "snapshots": snapshots, "groups": groups}
+
+
+def tree(pool: Path) -> list[tuple[Any, ...]]:
+    """Every file of a pool with its inode and times: what a second recovery must not touch."""
+    return sorted(
+        (str(path.relative_to(pool)), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        for path in pool.rglob("*")
+        if not path.is_dir()
+        for status in [path.lstat()]
+    )
+
+
+async def check_tidy(pool: Path) -> None:
+    """After a recovery nothing is left where things are made and thrown away; the trash is emptied in the background."""
+    until = time.monotonic() + 5
+    while os.listdir(pool / ".trash") and time.monotonic() < until:
+        await asyncio.sleep(0.005)
+    for name in (".new", ".trash", ".freeze"):
+        assert os.listdir(pool / name) == [], name
+    strange = [
+        str(path)
+        for path in pool.rglob("*")
+        if path.is_file()
+        and path.name not in {"record.json", "disk.img", "pool.json", ".lock"}
+        and not re.fullmatch(r"[0-9a-f]{32}\.img", path.name)
+    ]
+    assert strange == []
+
+
+async def check_second_recovery(world: World, pool: Path) -> None:
+    before = tree(pool)
+    async with world.opened(pool):
+        pass
+    assert tree(pool) == before
+
+
+# ---- one scenario, every point -----------------------------------------------------------------------------------------
+
+
+async def states_of(world: World, scenario: Scenario) -> tuple[State, State, list[State]]:
+    """The state before, the one after, and those that may be seen between, made without any kill."""
+    by_file = bool(scenario.mounted)
+
+    async def after(step: Callable[[Rig], Awaitable[Any]] | None) -> State:
+        pool = await world.copy(scenario.prepare)
+        async with world.opened(pool) as rig:
+            for name in scenario.mounted:
+                await rig.stage(find(rig, name))
+            if step:
+                await step(rig)
+            found = state(rig, by_file=by_file)
+            for name in scenario.mounted:
+                await rig.unstage(find(rig, name))
+            return found
+
+    return await after(None), await after(scenario.operate), [await after(step) for step in scenario.between]
+
+
+async def every_point(world: World, scenario: Scenario, how: str = "kill", *, deep: bool = True) -> int:
+    """Kill at each point, recover, check, repeat the call; returns the number of points."""
+    before, after, between = await states_of(world, scenario)
+    busy = bool(scenario.mounted)
+    options: dict[str, Any] = {"deep": deep, "children": busy}
+
+    async def prepared() -> Path:
+        pool = await world.copy(scenario.prepare)
+        if busy:
+            async with world.opened(pool) as rig:
+                for name in scenario.mounted:
+                    await rig.stage(find(rig, name))
+        if how == "power":
+            run(("sync", "-f", str(pool)), 30)
+        return pool
+
+    async def put_away(pool: Path) -> None:
+        if busy:
+            async with world.opened(pool) as rig:
+                for name in scenario.mounted:
+                    await rig.unstage(find(rig, name))
+
+    pool = await prepared()
+    points = world.killer.run(scenario.name, pool, world.place, **options).points
+    await put_away(pool)
+    assert points[-1] != "acknowledged" or scenario.name == "recovery" or "acknowledged" in points
+    for number, point in enumerate(points, 1):
+        where = f"{scenario.name}: killed at point {number} of {len(points)}, {point}"
+        pool = await prepared()
+        killed = world.killer.run(scenario.name, pool, world.place, number, how=how, **options)
+        assert len(killed.points) == number, where
+        if how == "power":
+            world.remount()
+        try:
+            await recovered(world, scenario, pool, killed, before, after, between)
+        except AssertionError as error:
+            raise AssertionError(f"{where}: {error}") from error
+        await put_away(pool)
+        run(("rm", "-rf", str(pool)), 30)
+    return len(points)
+
+
+async def recovered(
+    world: World, scenario: Scenario, pool: Path, killed: Killed, before: State, after: State, between: list[State]
+) -> None:
+    by_file = bool(scenario.mounted)
+    async with world.opened(pool) as rig:
+        found = state(rig, by_file=by_file)
+        if killed.acknowledged:
+            assert found == after, "what was acknowledged is not there"
+        else:
+            assert found in [before, after, *between], f"neither before nor after: {difference(found, before, after)}"
+        await check_tidy(pool)
+        for name in scenario.mounted:
+            assert not is_frozen(rig.staging(find(rig, name))), "still frozen"
+        if not by_file:
+            assert rig.devices() == []
+    if not by_file:
+        await check_second_recovery(world, pool)
+    async with world.opened(pool) as rig:
+        # Whoever was not answered calls again, and gets what it asked for.
+        await scenario.operate(rig)
+        found = state(rig, by_file=by_file)
+        assert found == after, f"after the same call again: {difference(found, before, after)}"
+        await scenario.operate(rig)
+        assert state(rig, by_file=by_file) == after, "the second call changed something"
+        await check_tidy(pool)
+
+
+def difference(found: State, *others: State) -> str:
+    return " / ".join(
+        ", ".join(
+            f"{kind} {name}: {found[kind].get(name)} for {other[kind].get(name)}"
+            for kind in found
+            for name in found[kind].keys() | other[kind].keys()
+            if found[kind].get(name) != other[kind].get(name)
+        )
+        or "nothing"
+        for other in others
+    )
+
+
+# ---- node operations ---------------------------------------------------------------------------------------------------
+
+
+async def every_node_point(world: World, scenario: NodeScenario) -> int:
+    """As `every_point`, for what changes the kernel: afterwards the volume is staged or not, never half."""
+
+    async def prepared() -> Path:
+        pool = await world.copy(scenario.prepare)
+        async with world.opened(pool) as rig:
+            for step in scenario.before:
+                await step(rig)
+        return pool
+
+    async def put_away(pool: Path) -> None:
+        async with world.opened(pool) as rig:
+            await rig.put_away()
+            assert rig.devices() == []
+        run(("rm", "-rf", str(pool)), 30)
+
+    pool = await prepared()
+    points = world.killer.run(scenario.name, pool, world.place, children=True, jobs=True, deep=False).points
+    await put_away(pool)
+    number = 0
+    # Which of a job's `during` points are passed depends on the job's time: a run that passes fewer points ends the search.
+    for number in range(1, len(points) + 1):
+        pool = await prepared()
+        killed = killed_at(world, scenario, pool, number)
+        where = f"{scenario.name}: killed at point {number}, {killed.points[-1] if killed else 'none'}"
+        try:
+            await node_recovered(world, scenario, pool)
+        except AssertionError as error:
+            raise AssertionError(f"{where}: {error}") from error
+        await put_away(pool)
+    return number
+
+
+def killed_at(world: World, scenario: NodeScenario, pool: Path, number: int) -> Killed | None:
+    try:
+        return world.killer.run(scenario.name, pool, world.place, number, children=True, jobs=True, deep=False)
+    except AssertionError as error:
+        if "'status': 0" in str(error):  # it was quicker this time, and through before that point
+            return None
+        raise
+
+
+async def node_recovered(world: World, scenario: NodeScenario, pool: Path) -> None:
+    async with world.opened(pool) as rig:
+        volume = find(rig, scenario.volume)
+        await check_tidy(pool)
+        use = await rig.access.use(volume)
+        assert bool(use.paths) == bool(use.device), "a device that is shown nowhere was left attached"
+        assert len(rig.devices()) <= 1
+        formats = {"b": {"blank", "raw"}, "x": {"blank", "formatting(xfs)", "xfs"}}
+        allowed = formats.get(scenario.volume, {"blank", "formatting(ext4)", "ext4", "xfs"})
+        assert volume.format in allowed
+        was = volume.format
+        made: list[str] = []
+        real = rig.children.run
+
+        async def run_(job: str, timeout: float, **args: Any) -> Any:
+            made.append(job)
+            return await real(job, timeout, **args)
+
+        rig.children.run = run_  # type: ignore[method-assign]
+        try:
+            for _ in range(2):
+                await scenario.operate(rig)
+        finally:
+            rig.children.run = real  # type: ignore[method-assign]
+        volume = find(rig, scenario.volume)
+        assert ("make_file_system" in made) == (was not in {"ext4", "xfs", "raw"} and volume.format != "raw"), (
+            "formatted though it was, or not though it was not"
+        )
+        use = await rig.access.use(volume)
+        assert bool(use.paths) == scenario.finished
+        if not scenario.finished:
+            assert rig.devices() == []
+            return
+        staging = Path(rig.staging(volume))
+        assert volume.format == {"b": "raw", "x": "xfs"}.get(scenario.volume, volume.format)
+        assert "formatting" not in volume.format
+        if scenario.name == "stage that grows":
+            assert (staging / "data").read_bytes() == b"kept"
+            assert os.statvfs(staging).f_blocks * 4096 > 300 << 20
+        if scenario.name == "unpublish":
+            assert not os.path.lexists(rig.target(volume))
+            assert (staging / "data").read_bytes() == b"kept"
+        if scenario.volume != "b":
+            (staging / "written").write_bytes(b"x" * 100_000)
+        if scenario.volume == "t":
+            assert os.stat(rig.image(volume)).st_blocks * 512 >= volume.size

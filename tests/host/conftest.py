@@ -1,0 +1,149 @@
+"""A pool of its own for each test: XFS on an image on a loop device. Needs root; leaves nothing behind."""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from csi_driver.host import loop, loopctl, mountinfo, mounts
+from csi_driver.host.commands import run
+from csi_driver.host.filesystems import missing_tools, pool_mkfs_argv
+
+CAP_SYS_RESOURCE = 24
+
+
+@pytest.fixture(scope="session")
+def may_grow_ext4() -> bool:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff"))
+    return bool(int(line.split()[1], 16) >> CAP_SYS_RESOURCE & 1)
+
+
+@pytest.fixture(scope="session")
+def root() -> None:
+    if os.geteuid():
+        pytest.skip("needs root: attaches loop devices and mounts file systems")
+    if not os.path.exists("/dev/loop-control"):
+        pytest.skip("needs loop devices: /dev/loop-control is missing")
+    if missing_tools():
+        pytest.skip(f"needs {', '.join(missing_tools())}")
+
+
+def clean(place: Path) -> None:
+    """Unmount and detach what a test left on or below `place`, the newest first.
+
+    Patient, since a mount namespace that somebody else made meanwhile keeps a copy of our mounts until it ends.
+    """
+    for _ in range(400):
+        left = [mount.point for mount in mountinfo.read() if Path(mount.point).is_relative_to(place)]
+        for point in reversed(left):
+            with suppress(OSError):
+                mounts.umount(point)
+        devices = [
+            number
+            for number in loopctl.numbers()
+            if Path(loopctl.sysfs(number, "loop/backing_file") or "/").is_relative_to(place)
+        ]
+        for number in reversed(devices):
+            with suppress(OSError), loopctl.opened(number, os.O_RDONLY) as fd:
+                device = loopctl.describe(fd, number)
+            with suppress(OSError):
+                assert device
+                loop.detach(device)
+        if not left and not devices:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"could not clean up {place}: {left} {devices}")
+
+
+@pytest.fixture
+def make_pool(root: None, tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Make pools: directories on an XFS with reflink of its own, on a device with blocks of 4096 or 512 bytes."""
+    made: list[Path] = []
+
+    def make(size: int = 2 << 30, sector: int = 4096) -> Path:
+        image, point = tmp_path / f"pool{len(made)}.img", tmp_path / f"pool{len(made)}"
+        point.mkdir()
+        made.append(point)
+        with image.open("wb") as file:
+            file.truncate(size)
+        if sector == 4096:
+            node = loop.attach(image).path
+        else:
+            node = run(
+                ("losetup", "--find", "--show", "--direct-io=on", f"--sector-size={sector}", str(image)), 10
+            ).strip()
+        run(
+            [word.replace("size=4096", f"size={sector}") if before == "-s" else word for before, word in pairs(node)],
+            30,
+        )
+        mounts.mount(node, point, "xfs")
+        return point
+
+    def pairs(node: str) -> list[tuple[str, str]]:
+        argv = pool_mkfs_argv(node)
+        return list(zip(("", *argv), argv, strict=False))
+
+    with ExitStack() as stack:
+        stack.callback(clean, tmp_path)
+        yield make
+
+
+@pytest.fixture
+def xfs_dir(make_pool: Callable[..., Path]) -> Path:
+    return make_pool()
+
+
+@pytest.fixture
+def image(xfs_dir: Path) -> Callable[..., Path]:
+    """Make sparse images `<pool>/<name>/disk.img`."""
+
+    def make(name: str = "a", size: int = 512 << 20) -> Path:
+        path = xfs_dir / name / loop.IMAGE_NAME
+        path.parent.mkdir()
+        with path.open("wb") as file:
+            file.truncate(size)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def opened() -> Iterator[Callable[..., int]]:
+    """Open files, for the length of the test: an open one would keep its pool from being unmounted."""
+    with ExitStack() as stack:
+
+        def open_(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
+            fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, fd)
+            return fd
+
+        yield open_
+
+
+@pytest.fixture
+def point(tmp_path: Path) -> Path:
+    path = tmp_path / "point"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def spawn() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Start processes that print a line once they are ready; each is killed at the end of the test."""
+    with ExitStack() as stack:
+
+        def start(*argv: str, **options: object) -> "subprocess.Popen[str]":
+            process: subprocess.Popen[str]
+            process = subprocess.Popen(argv, stdout=-1, text=True, **options)  # type: ignore[call-overload]
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            assert process.stdout is not None
+            stack.callback(process.stdout.close)
+            assert process.stdout.readline().strip() == "ready"
+            return process
+
+        yield start

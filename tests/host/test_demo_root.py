@@ -1,0 +1,141 @@
+"""`tidemark demo` on a real XFS, and a mounted disk by the command line: root, loop devices, nothing left afterwards."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from csi_driver.cli.demo_agent import why_not_reflink
+
+REASON = why_not_reflink()
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(bool(REASON), reason=f"NOT TESTED: {REASON}"),
+    pytest.mark.timeout(180),
+]
+
+TIDEMARK = (sys.executable, "-m", "csi_driver.cli.main")
+CLEAN = {k: v for k, v in os.environ.items() if not k.startswith(("TIDEMARK_", "CSI_"))}
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A directory with a short name: below a long one the demo goes to /tmp, since a socket's path is limited."""
+    with tempfile.TemporaryDirectory(prefix="tm-", dir="/tmp") as name:
+        yield Path(name)
+
+
+def traces(place: Path) -> list[str]:
+    """Mounts and loop devices below a directory."""
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    backing = []
+    for file in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            backing.append(file.read_text())
+        except OSError:
+            continue  # detached meanwhile
+    return [path for path in mounts + backing if path.startswith(f"{place}/")]
+
+
+def test_the_demo_plays_on_xfs_and_leaves_nothing(short: Path) -> None:
+    done = subprocess.run(
+        [*TIDEMARK, "demo"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=150,
+        env=CLEAN | {"TMPDIR": str(short)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("All 137 checks passed on XFS reflink")
+    assert max(map(len, done.stdout.splitlines()[:-1])) <= 100
+    assert list(short.iterdir()) == []
+    assert traces(short) == []
+
+
+@pytest.mark.parametrize("name", ["v1", "s2", "web-1"])
+def test_one_wrong_byte_on_a_device_fails_the_demo_and_is_named(short: Path, name: str) -> None:
+    done = subprocess.run(
+        [*TIDEMARK, "demo"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=150,
+        env=CLEAN | {"TMPDIR": str(short), "TIDEMARK_DEMO_CORRUPT": name},
+    )
+    assert done.returncode == 1
+    assert f"a check failed: {name} holds" in done.stderr
+    assert list(short.iterdir()) == []
+    assert traces(short) == []
+
+
+@pytest.mark.parametrize(("number", "after"), [(signal.SIGINT, 1.0), (signal.SIGTERM, 3.0), (signal.SIGINT, 3.5)])
+def test_a_demo_that_is_broken_off_leaves_nothing(short: Path, number: signal.Signals, after: float) -> None:
+    process = subprocess.Popen(
+        [*TIDEMARK, "demo"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=CLEAN | {"TMPDIR": str(short)},
+    )
+    time.sleep(after)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 128 + number, stderr
+    assert list(short.iterdir()) == []
+    assert traces(short) == []
+
+
+@pytest.fixture
+def environment() -> Iterator[dict[str, str]]:
+    """An agent on a pool image of its own; what the commands need to reach it."""
+    from csi_driver.cli.demo_agent import DemoAgent
+
+    agent = DemoAgent(in_memory=False)
+    try:
+        agent.start()
+        yield CLEAN | {"CSI_ENDPOINT": agent.endpoint, "TIDEMARK_STAGING": f"{agent.root}/staging"}
+    finally:
+        code = agent.stop()
+        agent.remove()
+    assert code == 0
+    assert agent.left() == []
+
+
+def test_a_disk_is_mounted_and_unmounted_by_the_command_line(environment: dict[str, str]) -> None:
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [*TIDEMARK, *arguments], capture_output=True, text=True, check=False, timeout=100, env=environment
+        )
+        assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+        return done.stdout
+
+    place = Path(environment["TIDEMARK_STAGING"]).parent / "published" / "db"
+    second = place.with_name("copy")
+    run("volume", "create", "db", "--size", "64Mi")
+    run("mount", "db", str(place), "-o", "noatime")
+    (place / "file").write_text("before")
+    run("snapshot", "create", "db", "s1")
+    (place / "file").write_text("after")
+    run("umount", str(place))
+    assert not place.exists()
+    run("volume", "create", "copy", "--from", "s1")
+    run("mount", "copy", str(second), "--read-only")
+    assert (second / "file").read_text() == "before"
+    with pytest.raises(OSError, match="Read-only"):
+        (second / "file").write_text("no")
+    run("umount", str(second))
+    run("rollback", "db", "s1")
+    run("mount", "db", str(place))
+    assert (place / "file").read_text() == "before"
+    run("umount", str(place))
+    run("volume", "delete", "db", "copy")
+    assert list(Path(environment["TIDEMARK_STAGING"]).iterdir()) == []

@@ -1,0 +1,337 @@
+"""The fork server and the agent's side of it, with real children; what cannot be killed sleeps in a really frozen ext4."""
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from csi_driver.host import loop
+from csi_driver.host.children import Children, JobFailed, JobStuck
+from csi_driver.host.errors import Busy
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: needs root for loop devices and mounts")
+
+
+@pytest.fixture
+async def children() -> AsyncIterator[Children]:
+    children = Children()
+    await children.start()
+    yield children
+    await asyncio.wait_for(children.stop(), 20)
+
+
+@pytest.fixture
+def frozen(tmp_path: Path) -> Iterator[Path]:
+    """The mount point of a frozen ext4: whoever writes there sleeps uninterruptibly until it is thawed."""
+    image, point = tmp_path / "frozen.img", tmp_path / "frozen"
+    point.mkdir()
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-b", "4096", image], check=True, timeout=20)
+    device = loop.attach(image)
+    try:
+        subprocess.run(["mount", device.path, point], check=True, timeout=20)
+        try:
+            assert os.path.ismount(point)
+            subprocess.run(["fsfreeze", "-f", point], check=True, timeout=20)
+            yield point
+        finally:
+            if os.path.ismount(point):
+                subprocess.run(["fsfreeze", "-u", point], check=False, timeout=20, capture_output=True)
+                retry(["umount", point])
+    finally:
+        for attempt in range(50):  # by identity, never by number, which may be somebody else's device by now
+            try:
+                loop.detach(device)
+            except Busy:
+                if attempt == 49:
+                    raise
+                time.sleep(0.1)
+            else:
+                break
+
+
+def retry(argv: list[str | Path]) -> None:
+    for _ in range(50):
+        if subprocess.run(argv, check=False, timeout=20, capture_output=True).returncode == 0:
+            return
+        time.sleep(0.1)
+    subprocess.run(argv, check=True, timeout=20)
+
+
+def thaw(point: Path) -> None:
+    subprocess.run(["fsfreeze", "-u", point], check=True, timeout=20)
+
+
+async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not come true in time"
+        await asyncio.sleep(0.01)
+
+
+async def fails(job: Awaitable[object]) -> JobFailed:
+    with pytest.raises(JobFailed) as caught:
+        await asyncio.wait_for(job, 20)
+    return caught.value
+
+
+def offspring(pid: int) -> set[int]:
+    found: set[int] = set()
+    for entry in filter(str.isdecimal, os.listdir("/proc")):
+        with suppress(OSError):
+            if int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1]) == pid:
+                found |= {int(entry)} | offspring(int(entry))
+    return found
+
+
+def open_files(pid: int | str = "self") -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+async def test_a_job_answers_and_its_errors_keep_type_and_errno(children: Children) -> None:
+    answer = await children.run("ping", 5)
+    assert answer["pid"] not in (os.getpid(), children.server_pid)
+    assert (await children.run("statvfs", 5, point="/"))["f_blocks"] == os.statvfs("/").f_blocks
+    error = await fails(children.run("statvfs", 5, point="/does/not/exist"))
+    assert (error.job, error.errno, error.type) == ("statvfs", 2, "FileNotFoundError")
+    assert "/does/not/exist" in error.message
+    assert (await fails(children.run("no such job", 5))).type == "UnknownJob"
+    assert (await fails(children.run("ping", 5, nonsense=1))).type == "TypeError"
+
+
+async def test_commands_give_output_or_a_typed_error(children: Children, tmp_path: Path) -> None:
+    assert await children.run("command", 10, argv=["echo", "$HOME; x"], seconds=5) == "$HOME; x\n"
+    large = tmp_path / "large"
+    large.write_text("0123456789abcde\n" * (1 << 17))
+    assert len(await children.run("command", 20, argv=["cat", str(large)], seconds=10)) == 2 << 20
+    error = await fails(children.run("command", 10, argv=["cat", "/does/not/exist"], seconds=5))
+    assert (error.type, error.details["rc"]) == ("CommandError", 1)
+
+
+async def test_past_its_deadline_a_job_is_killed_with_all_that_it_started(children: Children) -> None:
+    begun = time.monotonic()
+    with pytest.raises(JobStuck) as caught:
+        await children.run("command", 0.4, argv=["sleep", "1000"], seconds=900)
+    assert time.monotonic() - begun < 2
+    await asyncio.wait_for(caught.value.gone.wait(), 5)
+    assert not offspring(children.server_pid)
+    assert (children.stuck, children.written_off_total) == (0, 0)
+
+
+async def test_a_child_that_dies_is_an_error_at_once(children: Children) -> None:
+    job = asyncio.create_task(children.run("ping", 30, pause=60))
+    await until(lambda: offspring(children.server_pid))
+    os.kill(offspring(children.server_pid).pop(), signal.SIGKILL)
+    error = await fails(job)
+    assert error.type == "Crashed"
+    assert error.gone.is_set()
+    assert "signal 9" in error.message
+
+
+@needs_root
+async def test_what_cannot_be_killed_is_written_off_and_others_go_on(children: Children, frozen: Path) -> None:
+    begun = time.monotonic()
+    with pytest.raises(JobStuck) as caught:
+        await children.run("command", 0.4, argv=["touch", str(frozen / "x")], seconds=900)
+    assert time.monotonic() - begun < 2
+    stuck = caught.value
+    assert not stuck.gone.is_set()
+    assert "hangs" in str(stuck)
+    assert (children.stuck, children.written_off_total) == (1, 1)
+    assert (await children.run("ping", 5))["pid"]
+    await asyncio.sleep(1)
+    assert not stuck.gone.is_set(), "the command that the job left behind lives on"
+    thaw(frozen)
+    await asyncio.wait_for(stuck.gone.wait(), 5)
+    assert (children.stuck, children.written_off_total) == (0, 1)
+    assert not offspring(children.server_pid)
+
+
+@needs_root
+async def test_stuck_jobs_hold_no_place_until_there_are_too_many(frozen: Path) -> None:
+    children = Children(limit=1, stuck_limit=1, grace=0.1)
+    await children.start()
+    try:
+        stuck = []
+        for number in range(2):
+            with pytest.raises(JobStuck) as caught:
+                await children.run("command", 0.4, argv=["touch", str(frozen / f"{number}")], seconds=900)
+            stuck.append(caught.value)
+        error = await fails(children.run("ping", 5))
+        assert error.type == "TooManyStuck"
+        assert error.message.count("command") == 2
+        assert "thawed" in await children.run("thaw", 5, mounts=[]), "a thaw is always possible"
+        thaw(frozen)
+        await asyncio.gather(*(asyncio.wait_for(each.gone.wait(), 5) for each in stuck))
+        await children.run("ping", 5)
+    finally:
+        await children.stop()
+
+
+async def test_jobs_are_bounded_and_wait_for_their_turn() -> None:
+    children = Children(limit=2)
+    await children.start()
+    try:
+        long = [asyncio.create_task(children.run("ping", 10, pause=0.6)) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        error = await fails(children.run("ping", 0.1))
+        assert error.type == "Busy"
+        await children.run("ping", 5)
+        assert any(task.done() for task in long), "it had to wait for a place"
+        await asyncio.gather(*long)
+    finally:
+        await children.stop()
+
+
+async def test_200_jobs_at_once(children: Children) -> None:
+    answers = await asyncio.gather(*(children.run("ping", 30, pause=0.01) for _ in range(200)))
+    assert len({answer["pid"] for answer in answers}) == 200
+    await until(lambda: not offspring(children.server_pid))
+
+
+async def test_cancelled_jobs_leave_no_descriptor_and_no_process(children: Children) -> None:
+    await children.run("ping", 5)
+    await asyncio.sleep(0.1)
+    before, server_before = open_files(), open_files(children.server_pid)
+    tasks = [
+        asyncio.create_task(
+            children.run("ping", 30, pause=60)
+            if number % 2
+            else children.run("command", 30, argv=["sleep", "900"], seconds=20)
+        )
+        for number in range(50)
+    ]
+    await until(lambda: len(offspring(children.server_pid)) >= 32)
+    for task in tasks:
+        task.cancel()
+    done, pending = await asyncio.wait(tasks, timeout=10)
+    assert not pending
+    assert all(task.cancelled() for task in done)
+    await until(lambda: not offspring(children.server_pid))
+    await until(lambda: open_files() == before and open_files(children.server_pid) == server_before)
+    assert children.stuck == 0
+    await asyncio.gather(*(children.run("ping", 5) for _ in range(64)))  # all places are free again
+    await asyncio.sleep(0.6)
+    assert children.written_off_total == 0
+
+
+async def test_a_job_cancelled_before_it_was_sent_leaves_nothing(children: Children) -> None:
+    before = open_files()
+    os.kill(children.server_pid, signal.SIGSTOP)
+    try:
+        # Large requests fill the socket of a server that does not read, so that the last ones wait on our side.
+        tasks = [asyncio.create_task(children.run("ping", 30, filler="x" * 100_000)) for _ in range(20)]
+        await asyncio.sleep(0.1)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=10)
+    finally:
+        os.kill(children.server_pid, signal.SIGCONT)
+    await until(lambda: children.stuck == 0 and open_files() == before)
+    await children.run("ping", 5)
+
+
+async def test_too_many_arguments_are_refused(children: Children) -> None:
+    assert (await fails(children.run("ping", 5, filler="x" * 200_000))).type == "TooLarge"
+    await children.run("ping", 5)
+
+
+async def test_a_dead_fork_server_is_replaced(children: Children, caplog: pytest.LogCaptureFixture) -> None:
+    first, before = children.server_pid, open_files()
+    job = asyncio.create_task(children.run("command", 30, argv=["sleep", "900"], seconds=20))
+    idle = asyncio.create_task(children.run("ping", 30, pause=60))
+    await until(lambda: len(offspring(first)) == 3)
+    lost = offspring(first)
+    with caplog.at_level(logging.ERROR):
+        os.kill(first, signal.SIGKILL)
+        assert {(await fails(job)).type, (await fails(idle)).type} == {"ServerDied"}
+        await children.run("ping", 10)
+    assert children.server_pid not in (0, first)
+    assert "fork server" in caplog.text
+    await until(lambda: open_files() == before)
+    await until(lambda: not any(alive(pid) for pid in lost))
+
+
+def alive(pid: int) -> bool:
+    """Whether the process does anything any more; a zombie that init has not reaped yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+async def test_the_fork_server_ignores_polite_signals_and_holds_nothing_of_the_agent(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.set_inheritable(lock.fileno(), True)  # the worst case
+        children = Children()
+        await children.start()
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                os.kill(children.server_pid, number)
+            await children.run("ping", 5)
+            held = {
+                os.readlink(f"/proc/{children.server_pid}/fd/{fd}")
+                for fd in os.listdir(f"/proc/{children.server_pid}/fd")
+            }
+            assert str(tmp_path / "lock") not in held
+            assert os.getsid(children.server_pid) == children.server_pid
+            mask = int(
+                next(
+                    line
+                    for line in Path(f"/proc/{children.server_pid}/status").read_text().splitlines()
+                    if "SigIgn" in line
+                ).split()[1],
+                16,
+            )
+            assert mask >> (signal.SIGTERM - 1) & 1
+        finally:
+            await children.stop()
+
+
+async def test_stop_ends_the_server_and_the_running_jobs() -> None:
+    before = open_files()
+    children = Children()
+    await children.start()
+    pid = children.server_pid
+    job = asyncio.create_task(children.run("ping", 30, pause=60))
+    await until(lambda: offspring(pid))
+    running = offspring(pid)
+    await asyncio.wait_for(children.stop(), 5)
+    assert (await fails(job)).type == "Stopped"
+    assert not Path(f"/proc/{pid}").exists()
+    await until(lambda: not any(alive(each) for each in running))
+    assert (await fails(children.run("ping", 5))).type == "Stopped"
+    await children.stop()
+    await until(lambda: open_files() == before)
+    await children.start()
+    await children.run("ping", 5)
+    await children.stop()
+
+
+async def test_latency_and_memory_for_the_record(
+    children: Children, record_property: Callable[[str, object], None]
+) -> None:
+    times = []
+    for _ in range(200):
+        begun = time.perf_counter()
+        await children.run("ping", 5)
+        times.append(time.perf_counter() - begun)
+    times.sort()
+    status = Path(f"/proc/{children.server_pid}/status").read_text().splitlines()
+    rss = next(line.split()[1] for line in status if line.startswith("VmRSS"))
+    facts = {"p50_ms": times[100] * 1e3, "p99_ms": times[198] * 1e3, "rss_kib": int(rss)}
+    record_property("forkserver", json.dumps(facts))
+    print(facts)
+    assert int(rss) < 24 << 10

@@ -1,0 +1,419 @@
+"""The traps of loop devices, each as it was measured: see the design's section on what hangs and who waits."""
+
+import ctypes
+import dataclasses
+import errno
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from csi_driver.host import extents, files, loop, loopctl, loopusers, mountinfo, mounts
+from csi_driver.host.commands import run
+from csi_driver.host.errors import Busy, HostError, Mismatch
+from csi_driver.host.filesystems import mkfs_argv, mount_options
+
+pytestmark = pytest.mark.root
+MIB = 1 << 20
+Image = Callable[..., Path]
+Spawn = Callable[..., "subprocess.Popen[str]"]
+Opened = Callable[..., int]
+
+
+def sysfs(device: loop.LoopDevice, name: str) -> str | None:
+    return loopctl.sysfs(device.number, name)
+
+
+def direct_io_alignment(path: Path) -> int:
+    buffer = ctypes.create_string_buffer(256)
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.statx(-100, os.fsencode(path), 0, 0x2000, buffer) == 0  # STATX_DIOALIGN
+    return int.from_bytes(buffer.raw[0x9C:0xA0], "little")
+
+
+def clone(path: Path, name: str) -> Path:
+    target = path.parent.parent / name / path.name
+    target.parent.mkdir()
+    with path.open("rb") as source, target.open("wb") as file:
+        files.reflink(source.fileno(), file.fileno())
+    return target
+
+
+def format_and_mount(device: loop.LoopDevice, fs_type: str, point: Path) -> None:
+    run(mkfs_argv(fs_type, device.path), 30)
+    mounts.mount(device.path, point, fs_type, mount_options(fs_type))
+
+
+def use_all(device: loop.LoopDevice, size: int) -> None:
+    fd = os.open(device.path, os.O_RDWR)
+    for offset in range(0, size, MIB):
+        os.pwrite(fd, b"x" * MIB, offset)
+    os.fsync(fd)
+    os.close(fd)
+
+
+def test_attach_gives_direct_io_in_4096_byte_blocks(image: Image) -> None:
+    path = image()
+    device = loop.attach(path)
+    status = path.stat()
+    assert device.backing == (status.st_dev, status.st_ino)
+    assert (sysfs(device, "loop/dio"), sysfs(device, "queue/logical_block_size")) == ("1", "4096")
+    assert (sysfs(device, "loop/autoclear"), sysfs(device, "loop/partscan")) == ("0", "0")
+    assert loop.size(device) == status.st_size
+    assert loop.find(path) == loop.find(status) == device
+    assert device in loop.scan()
+    assert device in loop.scan(loop.IMAGE_NAME)
+    assert device not in loop.scan("other.img")
+    loop.detach(device)
+    assert loop.find(path) is None
+    loop.detach(device)  # nothing left to do
+
+
+@pytest.mark.parametrize("size", [0, 4095, 4096 * 3 + 512])
+def test_an_image_of_no_whole_blocks_is_refused(image: Image, size: int) -> None:
+    path = image(size=size)
+    with pytest.raises(HostError, match="multiple of 4096"):
+        loop.attach(path)
+    assert loop.find(path) is None
+
+
+def test_neither_links_nor_devices_are_attached(image: Image, tmp_path: Path) -> None:
+    path = image()
+    link = tmp_path / "link.img"
+    link.symlink_to(path)
+    with pytest.raises(OSError, match="symbolic") as caught:
+        loop.attach(link)
+    assert caught.value.errno == errno.ELOOP
+    with pytest.raises(HostError, match="multiple of 4096"):
+        loop.attach("/dev/zero")
+
+
+def test_a_file_is_never_attached_twice(image: Image) -> None:
+    path = image()
+    device = loop.attach(path)
+    with pytest.raises(Busy, match=f"already, as {device.path}"):
+        loop.attach(path)
+    other = run(("losetup", "--find", "--show", str(path)), 10).strip()
+    with pytest.raises(HostError, match="attached more than once") as caught:
+        loop.find(path)
+    assert caught.value.errno == errno.EUCLEAN
+    run(("losetup", "--detach", other), 10)
+    assert loop.find(path) == device
+
+
+def test_512_byte_blocks_become_buffered_after_a_reflink_and_ours_do_not(make_pool: Callable[..., Path]) -> None:
+    path = make_pool(sector=512) / "a" / loop.IMAGE_NAME
+    path.parent.mkdir()
+    with path.open("wb") as file:
+        file.truncate(512 * MIB)
+    if direct_io_alignment(path) != 512:
+        pytest.skip("the disk below the pool takes no direct I/O of 512 bytes: the trap needs one that does")
+
+    def attached(*options: str) -> tuple[str | None, str | None]:
+        node = run(("losetup", "--find", "--show", "--direct-io=on", *options, str(path)), 10).strip()
+        number = int(node.removeprefix("/dev/loop"))
+        found = loopctl.sysfs(number, "queue/logical_block_size"), loopctl.sysfs(number, "loop/dio")
+        run(("losetup", "--detach", node), 10)
+        while loop.find(path):
+            time.sleep(0.01)
+        return found
+
+    assert attached("--sector-size=512") == ("512", "1")
+    device = loop.attach(path)
+    use_all(device, MIB)
+    loop.detach(device)
+    clone(path, "b")
+    assert direct_io_alignment(path) == 4096
+    assert attached("--sector-size=512") == ("512", "0")  # silently
+    device = loop.attach(path)
+    assert (sysfs(device, "loop/dio"), sysfs(device, "queue/logical_block_size")) == ("1", "4096")
+
+
+@pytest.mark.parametrize("fs_type", ["ext4", "xfs"])
+def test_attached_again_after_a_reflink_it_mounts(image: Image, point: Path, fs_type: str) -> None:
+    path = image()
+    device = loop.attach(path)
+    format_and_mount(device, fs_type, point)
+    (point / "file").write_text("here")
+    clone(path, "snapshot")
+    mounts.umount(point)
+    loop.detach(device)
+    device = loop.attach(path)
+    assert (sysfs(device, "loop/dio"), sysfs(device, "queue/logical_block_size")) == ("1", "4096")
+    mounts.mount(device.path, point, fs_type, mount_options(fs_type))
+    assert (point / "file").read_text() == "here"
+
+
+def test_an_xfs_clone_mounts_beside_its_origin_only_with_nouuid(image: Image, point: Path, tmp_path: Path) -> None:
+    path = image()
+    device = loop.attach(path)
+    run(mkfs_argv("xfs", device.path), 30)
+    mounts.mount(device.path, point, "xfs")  # as nobody here mounts: the UUID is taken now
+    (point / "file").write_text("here")
+    run(("sync", "--file-system", str(point)), 30)
+    second = loop.attach(clone(path, "b"))
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    with pytest.raises(OSError, match="Invalid argument"):
+        mounts.mount(second.path, beside, "xfs")
+    mounts.mount(second.path, beside, "xfs", mount_options("xfs"))
+    assert (beside / "file").read_text() == "here"
+
+
+def test_the_device_is_found_by_its_file_whatever_it_is_called(image: Image) -> None:
+    a, b = image("a"), image("b")
+    first, second = loop.attach(a), loop.attach(b)
+    assert (loop.find(a), loop.find(b)) == (first, second)
+    files.rename_exchange(a.parent, b.parent)
+    assert (loop.find(a), loop.find(b)) == (second, first)
+    status = a.stat()
+    a.unlink()
+    assert loop.find(status) == second  # its path ends in " (deleted)" now
+
+
+def test_a_number_that_holds_another_file_by_now_is_left_alone(image: Image) -> None:
+    gone = image("gone")
+    earlier = loop.attach(gone)
+    loop.detach(earlier)
+    device = loop.attach(image("present"))
+    # As it would be with the same number, which it mostly, not always, is:
+    stale = dataclasses.replace(device, backing=earlier.backing)
+    for attempt in (
+        lambda: loop.detach(stale),
+        lambda: loop.resize(stale),
+        lambda: loop.sync(stale),
+        lambda: loop.tune(stale),
+        lambda: loop.refuse_discard(stale),
+        lambda: loop.set_read_only(stale, True),
+    ):
+        with pytest.raises(Mismatch):
+            attempt()
+    assert loop.find(gone) is None
+    assert loop.find(gone.parent.parent / "present" / loop.IMAGE_NAME) == device
+    assert not loop.is_read_only(device)
+
+
+def test_an_open_device_is_not_pulled_away_later(image: Image, spawn: Spawn) -> None:
+    path = image()
+    device = loop.attach(path)
+    with open(device.path, "rb") as file:
+        holder = spawn("sh", "-c", "echo ready; exec sleep 60", stdin=file)
+    with pytest.raises(Busy, match=f"in use by pid {holder.pid} \\(sleep\\)"):
+        loop.detach(device)
+    assert sysfs(device, "loop/autoclear") == "0"
+    holder.kill()
+    holder.wait()
+    time.sleep(0.1)
+    assert loop.find(path) == device  # without the flag cleared it would be gone by now
+    loop.detach(device)
+    assert loop.find(path) is None
+
+
+def test_the_kernel_alone_would_pull_it_away_later(image: Image) -> None:
+    device = loop.attach(image())
+    fd = os.open(device.path, os.O_RDONLY)
+    run(("losetup", "--detach", device.path), 10)
+    assert (sysfs(device, "loop/autoclear"), sysfs(device, "loop/backing_file") is None) == ("1", False)
+    os.close(fd)
+    assert sysfs(device, "loop/backing_file") is None
+
+
+def test_a_short_look_by_others_does_not_stop_a_detach(image: Image, spawn: Spawn) -> None:
+    path = image()
+    device = loop.attach(path)
+    with open(device.path, "rb") as file:
+        spawn("sh", "-c", "echo ready; exec sleep 0.2", stdin=file)
+    loop.detach(device)
+    assert loop.find(path) is None
+
+
+def test_a_mounted_device_is_not_detached(image: Image, point: Path) -> None:
+    device = loop.attach(image())
+    format_and_mount(device, "ext4", point)
+    with pytest.raises(Busy, match=str(point)):
+        loop.detach(device)
+    assert sysfs(device, "loop/autoclear") == "0"
+    mounts.umount(point)
+    loop.detach(device)
+
+
+def test_a_mount_in_another_namespace_counts(image: Image, point: Path, spawn: Spawn) -> None:
+    device = loop.attach(image())
+    run(mkfs_argv("ext4", device.path), 30)
+    script = f"mount {device.path} {point} && echo ready && exec sleep 60"
+    other = spawn("unshare", "--mount", "--propagation=private", "sh", "-c", script)
+    assert mountinfo.at(point) is None
+    with pytest.raises(Busy, match="another namespace"):
+        loop.detach(device)
+    other.kill()
+    other.wait()
+    deadline = time.monotonic() + 10
+    while loop.find(loop_file(device)) and time.monotonic() < deadline:
+        try:
+            loop.detach(device)
+        except Busy:
+            time.sleep(0.05)  # the namespace goes a little later than its last process
+    assert sysfs(device, "loop/backing_file") is None
+
+
+def loop_file(device: loop.LoopDevice) -> str:
+    return sysfs(device, "loop/backing_file") or "/"
+
+
+@pytest.mark.parametrize("unlinked", [False, True])
+def test_a_bind_mounted_node_keeps_its_device(image: Image, tmp_path: Path, unlinked: bool) -> None:
+    device = loop.attach(image())
+    target = tmp_path / "published"
+    target.touch()
+    mounts.bind(device.path, target, read_only=False)
+    if unlinked:
+        os.unlink(device.path)  # made again by the next look
+        assert next(mount.root for mount in mountinfo.read() if mount.point == str(target)).endswith("//deleted")
+    with pytest.raises(Busy, match=str(target)):
+        loop.detach(device)
+    loop.detach(device, mounted=lambda _: [])  # the caller knows better: the kernel does not mind
+    mounts.umount(target)
+
+
+def test_a_missing_node_is_made(image: Image) -> None:
+    path = image()
+    device = loop.attach(path)
+    os.unlink(device.path)
+    assert loop.find(path) == device
+    assert os.stat(device.path).st_rdev == os.makedev(device.major, device.minor)
+
+
+def test_a_wrong_node_is_not_taken(image: Image) -> None:
+    device = loop.attach(image())
+    os.unlink(device.path)
+    os.mknod(device.path, 0o060600, os.makedev(device.major, device.minor + 1))
+    try:
+        with pytest.raises(Mismatch, match="is not the node"):
+            loop.sync(device)
+    finally:
+        os.unlink(device.path)
+    loop.sync(device)
+
+
+def test_it_grows_while_in_use(image: Image, point: Path) -> None:
+    path = image()
+    device = loop.attach(path)
+    format_and_mount(device, "xfs", point)
+    os.truncate(path, 1 << 30)
+    assert loop.resize(device) == 1 << 30 == loop.size(device)
+
+
+def test_read_only(image: Image) -> None:
+    path = image()
+    device = loop.attach(path)
+    fd = os.open(device.path, os.O_RDWR)
+    loop.set_read_only(device, True)
+    assert loop.is_read_only(device)
+    with pytest.raises(OSError, match="not permitted"):
+        os.pwrite(fd, bytes(4096), 0)
+    os.close(fd)
+    loop.detach(device)
+    device = loop.attach(path)  # the flag belongs to the number, and outlived the detach
+    assert not loop.is_read_only(device)
+    loop.detach(device)
+    path.chmod(0o400)
+    device = loop.attach(path, read_only=True)
+    assert loop.is_read_only(device)
+    assert sysfs(device, "loop/dio") == "1"
+
+
+def test_what_is_synced_is_in_the_file(image: Image) -> None:
+    path = image()
+    device = loop.attach(path)
+    fd = os.open(device.path, os.O_RDWR)
+    os.pwrite(fd, b"here", 0)
+    loop.sync(device)
+    with path.open("rb") as file:
+        assert file.read(4) == b"here"
+    os.close(fd)
+
+
+def test_tune(image: Image) -> None:
+    device = loop.attach(image())
+    loop.tune(device)
+    assert "[none]" in (sysfs(device, "queue/scheduler") or "")
+    assert sysfs(device, "queue/wbt_lat_usec") in ("0", None)
+
+
+@pytest.mark.parametrize("fs_type", ["ext4", "xfs"])
+def test_a_thick_image_keeps_its_space(image: Image, opened: Opened, point: Path, fs_type: str) -> None:
+    size = 300 * MIB
+    path = image(size=size)
+    files.allocate(opened(path), size)
+    device = loop.attach(path)
+    loop.refuse_discard(device)
+    format_and_mount(device, fs_type, point)
+    with (point / "big").open("wb") as file:
+        for _ in range(150):
+            file.write(b"x" * MIB)
+    (point / "big").unlink()
+    run(("sync", "--file-system", str(point)), 30)
+    trim = subprocess.run(["fstrim", point], check=False, capture_output=True, text=True)
+    assert "not supported" in trim.stderr
+    mounts.umount(point)
+    mounts.mount(device.path, point, fs_type, (*mount_options(fs_type), "discard"))
+    with (point / "big").open("wb") as file:
+        file.write(b"x" * 100 * MIB)
+        os.fsync(file.fileno())
+    (point / "big").unlink()
+    mounts.umount(point)
+    assert extents.usage(opened(path)).exclusive_bytes >= size
+
+
+def test_zeroing_a_thick_device_keeps_its_space(image: Image, opened: Opened) -> None:
+    size = 64 * MIB
+    path = image(size=size)
+    device = loop.attach(path)
+    loop.refuse_discard(device)
+    use_all(device, size)
+    assert subprocess.run(["blkdiscard", "--force", device.path], check=False, capture_output=True).returncode
+    run(("blkdiscard", "--force", "--zeroout", device.path), 30)
+    assert extents.usage(opened(path)).exclusive_bytes == size
+    with path.open("rb") as file:
+        assert not any(file.read(MIB))
+
+
+def test_the_next_owner_of_a_thick_number_can_discard(image: Image, opened: Opened) -> None:
+    device = loop.attach(image("thick"))
+    loop.refuse_discard(device)
+    loop.detach(device)
+    # A crash would leave such a number behind as well, so it is looked for at attach too.
+    spoilt = loop.attach(image("crashed"))
+    loopctl.write_sysfs(spoilt.number, "queue/discard_max_bytes", "0")
+    run(("losetup", "--detach", spoilt.path), 10)
+    thin = image("thin")
+    device = loop.attach(thin)
+    assert sysfs(device, "queue/discard_max_bytes") != "0"
+    use_all(device, 64 * MIB)
+    assert extents.usage(opened(thin)).exclusive_bytes == 64 * MIB
+    run(("blkdiscard", "--force", device.path), 30)
+    assert extents.usage(opened(thin)).exclusive_bytes == 0
+
+
+def test_openers_are_named(image: Image) -> None:
+    device = loop.attach(image())
+    assert loopusers.openers(device) == []
+    fd = os.open(device.path, os.O_RDONLY)
+    assert [who.split(" ")[1] for who in loopusers.openers(device)] == [str(os.getpid())]
+    assert loopusers.openers(device, fd) == []
+    os.close(fd)
+    assert loopusers.holders(device) == []
+
+
+def test_many_at_once(image: Image) -> None:
+    paths = [image(f"v{index}", 4 * MIB) for index in range(24)]
+    with ThreadPoolExecutor(12) as pool:
+        devices = list(pool.map(loop.attach, paths))
+        assert len({device.number for device in devices}) == 24
+        assert list(pool.map(loop.find, paths)) == devices
+        list(pool.map(loop.detach, devices))
+    assert not any(loop.find(path) for path in paths)

@@ -1,0 +1,97 @@
+#!/bin/sh
+# Builds the container image with the Dockerfile as it is, where no image registry can be reached.
+#
+#     build.sh [NAME]          builds it, and prints the name (localhost/tidemark-csi:dev)
+#     build.sh buildah ...     runs buildah where the image lies: buildah images, buildah push NAME oci-archive:FILE:NAME
+#
+# The base image of the Dockerfile is made of Debian's packages by debootstrap, once, under its public name. The image and
+# the base lie in a store of their own under $TIDEMARK_CACHE (by default the user's cache directory), which may be
+# removed at any time; base image and packages are as old as it is. Needs root, buildah and debootstrap.
+set -eu
+
+base=docker.io/library/debian:bookworm-slim
+tree=$(cd "$(dirname "$0")/../.." && pwd)
+store=${TIDEMARK_CACHE:-${XDG_CACHE_HOME:-${HOME:?no HOME: set TIDEMARK_CACHE}/.cache}/tidemark}/image
+bundle=/etc/ssl/certs/ca-certificates.crt
+PATH=$PATH:/usr/sbin:/sbin
+
+say() {
+    printf 'build.sh: %s\n' "$*" >&2
+}
+
+# Files as they are and isolation by chroot: works in a container too, without any set-up of the machine's.
+buildah() {
+    command buildah --root "$store/root" --runroot "$store/run" --storage-driver vfs "$@"
+}
+
+if [ "$(id -u)" -ne 0 ]; then
+    say 'debootstrap and the build need root'
+    exit 1
+fi
+mkdir -p "$store"
+if [ "${1-}" = buildah ]; then
+    shift
+    buildah "$@"
+    exit
+fi
+name=${1:-localhost/tidemark-csi:dev}
+
+scratch=$(mktemp -d "$store/scratch.XXXXXX")
+trap 'rm -rf "$scratch"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+# One builds at a time. No child is handed the lock: buildah may leave a process behind.
+exec 9>"$store/lock"
+flock 9
+
+if ! buildah images --quiet "$base" >/dev/null 2>&1 9>&-; then
+    say "making $base of Debian's packages (once; about a minute)"
+    debootstrap --variant=minbase bookworm "$scratch/base" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$scratch/log" 2>&1 9>&- || {
+        tail -n 20 "$scratch/log" >&2
+        say 'debootstrap did not manage'
+        exit 1
+    }
+    rm -rf "$scratch/base/var/cache/apt/archives" "$scratch/base/var/lib/apt/lists"
+    mkdir -p "$scratch/base/var/cache/apt/archives/partial" "$scratch/base/var/lib/apt/lists/partial"
+    container=$(buildah from scratch 9>&-)
+    buildah add --quiet "$container" "$scratch/base" / >/dev/null 9>&-
+    buildah config --cmd bash "$container" 9>&-
+    buildah commit --quiet --rm "$container" "$base" >/dev/null 9>&-
+    rm -rf "$scratch/base"
+fi
+
+# Only what the Dockerfile copies, and of that only what git has: an image of the same content need not be built again.
+mkdir "$scratch/tree"
+(cd "$tree" && tar -cf - --exclude=__pycache__ --exclude='csi_driver/_pb/*.py*' --sort=name --mtime=@0 --owner=0 --group=0 \
+    --numeric-owner --mode=u=rwX,go=rX Dockerfile LICENSE README.md csi_driver proto pyproject.toml) >"$scratch/tree.tar"
+content=$(sha256sum "$scratch/tree.tar" | cut -d ' ' -f 1)
+label=dev.tidemark.content
+there=$(buildah inspect --type image --format "{{index .OCIv1.Config.Labels \"$label\"}}" "$name" 2>/dev/null 9>&-) || there=
+if [ "$there" = "$content" ]; then
+    printf '%s\n' "$name"
+    exit 0
+fi
+tar -xf "$scratch/tree.tar" -C "$scratch/tree"
+
+# What this machine needs to reach the package archives is lent to the build: apt's settings for downloads, pip's
+# settings, and the certificates that the machine trusts. In the image stay empty files where they were mounted.
+apt-config dump | grep -E '^Acquire::(http|https|Check-Valid-Until|Check-Date|Retries|ForceIPv4)\b' >"$scratch/apt.conf" || true
+{
+    echo '[global]'
+    [ ! -e "$bundle" ] || echo 'cert = /etc/tidemark-build/ca.crt'
+    "${PYTHON:-python3}" -m pip config list 2>/dev/null |
+        sed -n -E "s/^(global|:env:)\.(index-url|extra-index-url|trusted-host|proxy|(default-)?timeout)='(.*)'\$/\2 = \4/p"
+} >"$scratch/pip.conf"
+set -- --volume "$scratch/apt.conf:/etc/apt/apt.conf.d/00tidemark-build:ro" --volume "$scratch/pip.conf:/etc/pip.conf:ro"
+[ ! -e "$bundle" ] || set -- "$@" --volume "$bundle:/etc/tidemark-build/ca.crt:ro"
+
+say "building $name (about a minute)"
+buildah bud --quiet --isolation chroot --pull-never --build-arg "BASE=$base" --label "$label=$content" "$@" \
+    --tag "$name" "$scratch/tree" >"$scratch/log" 2>&1 9>&- || {
+    cat "$scratch/log" >&2
+    say 'the build failed'
+    exit 1
+}
+buildah rmi --prune >/dev/null 2>&1 9>&- || true # what had this name before, unless a container still uses it
+printf '%s\n' "$name"

@@ -1,0 +1,171 @@
+"""Larger than it was: at stage after a restore to a larger size, and while in use."""
+
+import os
+from pathlib import Path
+
+import pytest
+from node_host import MIB, has_capability, read_at, write_at, write_file
+from node_rig import SMALL, Rig, block, mounted
+
+from csi_driver.domain.errors import OutOfRange, Precondition
+from csi_driver.domain.model import SizeRange, Volume
+from csi_driver.host import filesystems, loop
+
+CAP_SYS_RESOURCE = 24
+GROWN = 700 * MIB
+
+
+def whole(rig: Rig, volume: Volume) -> int:
+    """Bytes that the file system takes of its device, as it says itself."""
+    return filesystems.size_of_file_system(
+        rig.staging(volume) if volume.format == "xfs" else str(loop.find(rig.image(volume)).path)  # type: ignore[union-attr]
+    )
+
+
+def fills(size: int, volume: Volume) -> bool:
+    """Up to the last allocation group or block group, which may be too small to be of use."""
+    return volume.size - size < 128 * MIB if volume.format == "ext4" else volume.size - size < MIB
+
+
+@pytest.mark.parametrize("fs_type", ["ext4", "xfs"])
+@pytest.mark.parametrize("source", ["snapshot", "volume"])
+async def test_restored_to_a_larger_size(rig: Rig, fs_type: str, source: str) -> None:
+    origin = await rig.volume("v", fs_type)
+    async with rig.shown(origin) as path:
+        write_file(f"{path}/data", b"kept" * 1024)
+    made_from = await rig.snapshot("s", origin) if source == "snapshot" else origin
+    copy = await rig.volume("copy", fs_type, GROWN, source=made_from)
+    assert os.path.getsize(rig.image(copy)) == GROWN
+    await rig.stage(copy)
+    assert whole(rig, copy) == GROWN
+    target = await rig.publish(copy)
+    assert (await rig.nodes.stats(str(copy.id), target))[1].total > 0.9 * GROWN
+    assert Path(target, "data").read_bytes() == b"kept" * 1024
+    write_file(f"{target}/big", b"x" * (SMALL[fs_type] + 16 * MIB))
+    async with rig.shown(origin):
+        assert rig.now(origin).size == SMALL[fs_type]
+
+
+@pytest.mark.parametrize("fs_type", ["ext4", "xfs"])
+async def test_expanded_while_it_was_not_staged(rig: Rig, fs_type: str) -> None:
+    volume = await rig.volume("v", fs_type)
+    async with rig.shown(volume) as path:
+        write_file(f"{path}/data", b"1")
+    assert (await rig.expand(volume, GROWN)).size == GROWN
+    await rig.stage(volume)
+    assert whole(rig, rig.now(volume)) == GROWN
+    assert Path(rig.staging(volume), "data").read_bytes() == b"1"
+
+
+async def test_an_xfs_grows_while_it_is_written_to(rig: Rig) -> None:
+    volume = await rig.volume("v", "xfs")
+    target = await rig.show(volume)
+    with open(f"{target}/data", "wb") as file:
+        file.write(b"x" * MIB)
+        grown = await rig.expand(volume, GROWN)
+        device = rig.device(volume)
+        assert device is not None
+        assert loop.size(device) == GROWN
+        for _ in range(2):
+            assert (await rig.nodes.expand(str(volume.id), target, SizeRange(GROWN))).size == GROWN
+        assert whole(rig, grown) == GROWN
+        file.write(b"x" * (350 * MIB))
+        file.flush()
+        os.fsync(file.fileno())
+    assert (await rig.nodes.stats(str(volume.id), target))[1].total > 0.9 * GROWN
+
+
+async def test_a_block_device_grows_in_use(rig: Rig) -> None:
+    volume = await rig.volume("v", "block")
+    target = await rig.show(volume)
+    fd = os.open(target, os.O_RDWR)
+    try:
+        await rig.expand(volume, 32 * MIB)
+        assert os.lseek(fd, 0, os.SEEK_END) == 32 * MIB
+        assert os.pwrite(fd, b"end!" * 1024, 32 * MIB - 4096) == 4096
+        for path in (target, rig.staging(volume)):
+            assert (await rig.nodes.expand(str(volume.id), path, SizeRange(32 * MIB))).size == 32 * MIB
+    finally:
+        os.close(fd)
+    await rig.hide(volume)
+    assert read_at(rig.image(volume), 32 * MIB - 4096, 4) == b"end!"
+
+
+async def test_a_mounted_ext4_grows_where_the_agent_may(rig: Rig) -> None:
+    """The kernel asks for CAP_SYS_RESOURCE; without it the answer says so, and the next stage grows it."""
+    volume = await rig.volume("v")
+    target = await rig.show(volume)
+    write_file(f"{target}/data", b"1")
+    await rig.expand(volume, GROWN)
+    if has_capability(CAP_SYS_RESOURCE):
+        await rig.nodes.expand(str(volume.id), target, SizeRange(GROWN))
+        assert whole(rig, rig.now(volume)) == GROWN
+        return
+    for _ in range(2):
+        with pytest.raises(Precondition, match=r"CAP_SYS_RESOURCE"):
+            await rig.nodes.expand(str(volume.id), target, SizeRange(GROWN))
+    assert Path(target, "data").read_bytes() == b"1"
+    await rig.hide(volume)
+    await rig.stage(volume)
+    assert whole(rig, rig.now(volume)) == GROWN
+
+
+async def test_nothing_to_grow_is_fine(rig: Rig) -> None:
+    for kind in ("ext4", "xfs", "block"):
+        volume = await rig.volume(f"v-{kind}", kind)
+        target = await rig.show(volume)
+        assert (await rig.nodes.expand(str(volume.id), target, SizeRange())).size == volume.size
+        assert (await rig.expand(volume, 4096)).size == volume.size
+
+
+async def test_the_node_does_not_grow_what_the_controller_has_not(rig: Rig) -> None:
+    volume = await rig.volume("v", "xfs")
+    target = await rig.show(volume)
+    with pytest.raises(OutOfRange, match=r"expand the volume itself first"):
+        await rig.nodes.expand(str(volume.id), target, SizeRange(GROWN))
+    assert whole(rig, rig.now(volume)) == volume.size
+
+
+async def test_new_space_reads_as_zeroes(rig: Rig) -> None:
+    """Also where the image was longer once: a snapshot of a larger volume does not shine through."""
+    volume = await rig.volume("v", "block", 32 * MIB)
+    write_at(rig.image(volume), 32 * MIB - 4096, b"x" * 4096)
+    snapshot = await rig.snapshot("s", volume)
+    grown = await rig.volume("copy", "block", 64 * MIB, source=snapshot)
+    assert read_at(rig.image(grown), 32 * MIB - 4096, 4) == b"xxxx"
+    assert not any(read_at(rig.image(grown), 32 * MIB, 32 * MIB))
+    with pytest.raises(OutOfRange, match=r"less than the source"):
+        await rig.volume("smaller", "block", 16 * MIB, source=snapshot)
+
+
+async def test_a_device_left_small_by_a_crash_follows_at_the_next_call(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = await rig.volume("v", "block")
+    await rig.show(volume)
+    with rig.image(volume).open("r+b") as file:
+        file.truncate(32 * MIB)
+    await rig.reopen()
+    assert rig.now(volume).size == 32 * MIB
+    await rig.expand(volume, 32 * MIB)
+    device = rig.device(volume)
+    assert device is not None
+    assert loop.size(device) == 32 * MIB
+
+
+async def test_a_read_only_stage_of_a_grown_copy(rig: Rig) -> None:
+    """It cannot be grown, and is mounted all the same, or refused with a reason; never half."""
+    origin = await rig.volume("v", "xfs")
+    async with rig.shown(origin) as path:
+        write_file(f"{path}/data", b"1")
+    how = mounted("xfs", "ro")
+    copy = await rig.volume("copy", "xfs", GROWN, source=await rig.snapshot("s", origin), capabilities=(how, block()))
+    refused = ""
+    try:
+        await rig.stage(copy, how)
+    except Precondition as error:
+        refused = str(error)
+        await rig.unstage(copy)
+    else:
+        assert Path(rig.staging(copy), "data").read_bytes() == b"1"
+    assert not refused or "grow" in refused

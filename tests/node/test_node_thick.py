@@ -1,0 +1,173 @@
+"""Thick: a write never fails for want of space."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+from node_host import GIB, MIB, allocated, write_file
+from node_rig import Rig, mounted
+
+from csi_driver.domain.errors import OutOfSpace
+from csi_driver.domain.model import SizeRange
+from csi_driver.host import extents
+from csi_driver.host.commands import run
+
+SIZE = 320 * MIB
+
+
+def exclusive(path: Path) -> int:
+    with path.open("rb") as file:
+        return extents.usage(file.fileno()).exclusive_bytes
+
+
+def fill(directory: Path, keep: int = 0) -> int:
+    """Take the pool's free space, but for `keep` bytes; returns what is left."""
+    index = 0
+    while (free := os.statvfs(directory).f_bavail * 4096) > keep + 4 * MIB:
+        with (directory / f"filler-{index}").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, min(free - keep, 512 * MIB) - 2 * MIB)
+        index += 1
+    return free
+
+
+@pytest.mark.parametrize("fs_type", ["ext4", "xfs"])
+async def test_its_space_is_taken_and_stays_taken(rig: Rig, fs_type: str) -> None:
+    """After creation, mkfs, a mount with discard, fstrim and a deletion of files: always the whole size."""
+    how = mounted(fs_type, "discard")
+    volume = await rig.volume("v", fs_type, SIZE, thick=True, capabilities=(how,))
+    image = rig.image(volume)
+    assert allocated(image) >= SIZE
+    await rig.stage(volume, how)
+    assert allocated(image) >= SIZE
+    staging = rig.staging(volume)
+    write_file(f"{staging}/data", b"x" * (64 * MIB))
+    os.unlink(f"{staging}/data")
+    os.sync()
+    with pytest.raises(OSError, match=r"not supported|fstrim"):
+        run(("fstrim", staging), 30)
+    await rig.unstage(volume)
+    assert allocated(image) >= SIZE
+    await rig.stage(volume, how)
+    assert allocated(image) >= SIZE
+
+
+async def test_thin_takes_what_is_written_and_trim_gives_it_back(rig: Rig) -> None:
+    volume = await rig.volume("v", size=SIZE)
+    image = rig.image(volume)
+    assert allocated(image) == 0
+    target = await rig.show(volume)
+    write_file(f"{target}/data", os.urandom(64 * MIB))
+    os.sync()
+    assert 64 * MIB <= allocated(image) < 100 * MIB
+    os.unlink(f"{target}/data")
+    os.sync()
+    run(("fstrim", rig.staging(volume)), 30)
+    assert allocated(image) < 36 * MIB
+
+
+@pytest.mark.parametrize("fs_type", ["ext4", "xfs"])
+async def test_in_a_full_pool_thick_writes_and_thin_does_not(rig: Rig, fs_type: str) -> None:
+    thick = await rig.volume("thick", fs_type, SIZE, thick=True)
+    thin = await rig.volume("thin", fs_type, SIZE)
+    thick_target, thin_target = await rig.show(thick), await rig.show(thin)
+    write_file(f"{thin_target}/small", b"1")
+    left = fill(rig.disk.point)
+    assert left < 8 * MIB
+    data = os.urandom(MIB)
+    with open(f"{thick_target}/data", "wb") as file:
+        for _ in range(200):
+            file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    with pytest.raises(OSError, match=r"No space|Input/output|Read-only"):  # noqa: PT012, SIM117
+        with open(f"{thin_target}/data", "wb") as file:
+            for _ in range(200):
+                file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    assert Path(thick_target, "data").stat().st_size == 200 * MIB
+    for entry in rig.disk.point.glob("filler-*"):
+        entry.unlink()
+
+
+async def test_a_thick_copy_has_blocks_of_its_own(rig: Rig) -> None:
+    origin = await rig.volume("v", size=SIZE)
+    async with rig.shown(origin) as path:
+        write_file(f"{path}/data", b"kept" * 1_000_000)
+    snapshot = await rig.snapshot("s", origin)
+    for index, source in enumerate((snapshot, origin)):
+        copy = await rig.volume(f"copy-{index}", size=SIZE + 64 * MIB, source=source, thick=True)
+        assert exclusive(rig.image(copy)) >= SIZE + 64 * MIB
+        async with rig.shown(copy) as path:
+            assert Path(path, "data").read_bytes() == b"kept" * 1_000_000
+        await rig.delete(copy)
+
+
+async def test_a_thick_volume_that_grows_takes_the_new_space(rig: Rig) -> None:
+    volume = await rig.volume("v", "xfs", SIZE, thick=True)
+    target = await rig.show(volume)
+    await rig.expand(volume, SIZE + 64 * MIB)
+    assert allocated(rig.image(volume)) >= SIZE + 64 * MIB
+    await rig.nodes.expand(str(volume.id), target, SizeRange())
+    assert allocated(rig.image(volume)) >= SIZE + 64 * MIB
+
+
+async def test_a_snapshot_sets_aside_what_overwriting_can_cost(rig: Rig) -> None:
+    volume = await rig.volume("v", size=SIZE, thick=True)
+    target = await rig.show(volume)
+    write_file(f"{target}/data", os.urandom(200 * MIB))
+    before = rig.pool.account().available_thick
+    snapshot = await rig.snapshot("s", volume)
+    assert exclusive(rig.image(volume)) >= SIZE, "the snapshot has the old blocks, the volume has as many of its own"
+    assert exclusive(rig.image(snapshot)) >= 200 * MIB
+    assert rig.pool.account().promised == 0
+    assert before - rig.pool.account().available_thick == pytest.approx(200 * MIB, abs=40 * MIB)
+    await rig.delete(snapshot)
+
+
+async def test_a_snapshot_of_a_thick_volume_without_room_for_it(rig: Rig) -> None:
+    volume = await rig.volume("v", size=SIZE, thick=True)
+    fill(rig.disk.point, keep=200 * MIB)
+    with pytest.raises(OutOfSpace, match=r"must set aside"):
+        await rig.snapshot("s", volume)
+    with pytest.raises(OutOfSpace):
+        await rig.volume("copy", size=SIZE, source=volume, thick=True)
+    with pytest.raises(OutOfSpace, match=r"has room for"):
+        await rig.volume("w", size=SIZE, thick=True)
+    for entry in rig.disk.point.glob("filler-*"):
+        entry.unlink()
+    while rig.disk.free() < 2 * SIZE:  # XFS gives it back a little later
+        await asyncio.sleep(0.05)
+    await rig.snapshot("s", volume)
+
+
+@pytest.mark.parametrize("rig", [{"size": GIB}], indirect=True)
+async def test_overwriting_after_a_snapshot_does_not_fail(rig: Rig) -> None:
+    """The pool's room for it is kept from whatever the driver is asked to make meanwhile."""
+    volume = await rig.volume("v", size=SIZE, thick=True)
+    target = await rig.show(volume)
+    write_file(f"{target}/data", os.urandom(250 * MIB))
+    await rig.snapshot("s", volume)
+    made = 0
+    with pytest.raises(OutOfSpace):  # noqa: PT012
+        while made < 20:
+            await rig.volume(f"w{made}", size=64 * MIB, thick=True)
+            made += 1
+    with open(f"{target}/data", "r+b") as file:
+        file.write(os.urandom(250 * MIB))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@pytest.mark.parametrize("rig", [{"size": GIB}], indirect=True)
+async def test_overwriting_after_a_snapshot_in_a_pool_that_thin_volumes_filled(rig: Rig) -> None:
+    volume = await rig.volume("v", size=SIZE, thick=True)
+    target = await rig.show(volume)
+    write_file(f"{target}/data", os.urandom(250 * MIB))
+    await rig.snapshot("s", volume)
+    fill(rig.disk.point)
+    with open(f"{target}/data", "r+b") as file:
+        file.write(os.urandom(250 * MIB))
+        file.flush()
+        os.fsync(file.fileno())

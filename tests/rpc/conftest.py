@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from rpc_rig import Rig
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    # Not tmp_path: its names are longer than a socket's path may be.
+    with tempfile.TemporaryDirectory(prefix="tm-") as directory:
+        async with Rig(Path(directory)) as made:
+            yield made

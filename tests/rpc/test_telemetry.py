@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+import structlog
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from csi_driver import __version__
+from csi_driver.backends.base import CutReport
+from csi_driver.telemetry import NodeFigures, PoolFigures, Telemetry, configure_logging
+
+
+@pytest.fixture(autouse=True)
+def default_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    structlog.reset_defaults()
+    root.handlers[:], root.level = handlers, level
+
+
+def samples(telemetry: Telemetry) -> dict[tuple[str, tuple[str, ...]], float]:
+    text = generate_latest(telemetry.registry).decode()
+    return {
+        (sample.name, tuple(value for _, value in sorted(sample.labels.items(), reverse=True))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def figures(**changes: object) -> PoolFigures:
+    base = {"pool": "p", "total": 100, "used": 40, "committed": 70, "available": 130, "volumes": 3, "snapshots": 5}
+    return PoolFigures(**(base | changes))  # type: ignore[arg-type]
+
+
+def test_calls_and_cuts() -> None:
+    telemetry = Telemetry()
+    telemetry.call("csi.v1.Controller/CreateVolume", "OK", 0.2)
+    telemetry.call("csi.v1.Controller/CreateVolume", "OK", 0.3)
+    telemetry.late("csi.v1.Controller/CreateVolume", "ABORTED", 3.0)
+    telemetry.cut("p", CutReport(frozen=0.01, cloned=0.005))
+    telemetry.cut("p", CutReport(cloned=0.002))
+    found = samples(telemetry)
+    call = ("csi.v1.Controller/CreateVolume", "OK")
+    assert found["tidemark_calls_total", call] == 2
+    assert found["tidemark_call_seconds_sum", call] == 0.5
+    assert found["tidemark_late_calls_total", (call[0], "ABORTED")] == 1
+    assert found["tidemark_freeze_seconds_count", ("p",)] == 1  # a cut without a mount froze nothing
+    assert found["tidemark_snapshot_seconds_count", ("p",)] == 2
+    assert found["tidemark_build_info", (__version__,)] == 1
+
+
+def test_gauges_are_read_at_the_scrape() -> None:
+    telemetry = Telemetry()
+    now = [figures()]
+    telemetry.watch(lambda: now, lambda: NodeFigures(loop_devices=2, written_off=1))
+    found = samples(telemetry)
+    assert found["tidemark_pool_total_bytes", ("p",)] == 100
+    assert found["tidemark_pool_available_bytes", ("p",)] == 130
+    assert found["tidemark_loop_devices", ()] == 2
+    assert found["tidemark_children_written_off", ()] == 1
+    assert ("tidemark_pool_exclusive_bytes", ("p",)) not in found  # not walked yet: no figure rather than 0
+    now[:] = [figures(used=41, exclusive=9, extents=7, walked=12.5)]
+    found = samples(telemetry)
+    assert found["tidemark_pool_used_bytes", ("p",)] == 41
+    assert found["tidemark_pool_exclusive_bytes", ("p",)] == 9
+    assert found["tidemark_pool_walk_age_seconds", ("p",)] == 12.5
+
+
+def test_a_scrape_survives_what_changes_below_it_and_what_has_gone() -> None:
+    telemetry = Telemetry()
+    left = [RuntimeError("dictionary changed size during iteration")] * 2
+
+    def changing() -> list[PoolFigures]:
+        if left:
+            raise left.pop()
+        return [figures()]
+
+    def broken() -> NodeFigures:
+        raise OSError(5, "gone")
+
+    telemetry.watch(changing, broken)
+    found = samples(telemetry)
+    assert found["tidemark_pool_volumes", ("p",)] == 3
+    assert ("tidemark_loop_devices", ()) not in found
+
+
+def test_registering_reads_no_pool() -> None:
+    def closed() -> list[PoolFigures]:
+        raise AssertionError("read before it was asked for")
+
+    Telemetry().watch(closed, lambda: NodeFigures(0, 0))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "[::1]"])
+def test_metrics_are_served(host: str) -> None:
+    telemetry = Telemetry()
+    telemetry.call("m", "OK", 0.1)
+    try:
+        server = telemetry.serve_metrics(f"{host}:0")
+    except OSError:
+        if ":" in host:
+            pytest.skip("no IPv6 here")
+        raise
+    try:
+        shown = f"[{host.strip('[]')}]" if ":" in host else host
+        with urllib.request.urlopen(f"http://{shown}:{server.server_port}/metrics", timeout=5) as answer:
+            assert b'tidemark_calls_total{code="OK",method="m"} 1.0' in answer.read()
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_json_lines_of_ours_and_of_libraries(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("json")
+    structlog.get_logger().info("ours", volume="v")
+    structlog.get_logger().debug("not shown")
+    logging.getLogger("grpc").warning("theirs %s", "x")
+    try:
+        raise RuntimeError("what happened")
+    except RuntimeError:
+        structlog.get_logger().exception("failed")
+    ours, theirs, failed = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert (ours["event"], ours["level"], ours["volume"]) == ("ours", "info", "v")
+    assert (theirs["event"], theirs["level"]) == ("theirs x", "warning")
+    assert "what happened" in failed["exception"]
+    assert ours["timestamp"].endswith("Z")
+
+
+def test_console_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("console")
+    structlog.get_logger().warning("ours", volume="v")
+    logging.getLogger("grpc").warning("theirs")
+    text = capsys.readouterr().err
+    assert "volume=v" in text
+    assert "theirs" in text
+    assert "\x1b" not in text
+
+
+def test_importing_telemetry_is_light() -> None:
+    code = "import csi_driver.telemetry, sys; print('prometheus_client' in sys.modules, 'structlog' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["False", "False"]

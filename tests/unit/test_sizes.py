@@ -1,0 +1,138 @@
+"""Which size a request means: properties that hold for every request, and the cases with names."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from csi_driver.domain.errors import OutOfRange
+from csi_driver.domain.model import Capability, Mode, SizeRange
+from csi_driver.domain.sizes import (
+    BLOCK,
+    DEFAULT,
+    LARGEST,
+    check_range,
+    choose,
+    expanded,
+    round_up,
+    smallest,
+    within,
+)
+
+INT64 = (1 << 63) - 1
+BYTES = st.integers(0, INT64) | st.integers(0, 1 << 20) | st.integers(0, 64).map(lambda n: n * BLOCK)
+RANGES = st.builds(SizeRange, BYTES, BYTES)
+SIZES = st.integers(1, 1 << 40).map(round_up)
+LEASTS = st.sampled_from([BLOCK, 16 << 20, 300 << 20])
+
+
+@given(st.integers(0, INT64))
+def test_rounding_adds_less_than_a_block(size: int) -> None:
+    assert 0 <= round_up(size) - size < BLOCK
+    assert round_up(size) % BLOCK == 0
+
+
+@given(RANGES, LEASTS, st.just(0) | SIZES)
+def test_what_is_chosen_serves_the_request(wanted: SizeRange, least: int, source: int) -> None:
+    try:
+        size = choose(wanted, least, source)
+    except OutOfRange:
+        # Refused only where no multiple of a block could serve.
+        need = round_up(max(wanted.required, least, source))
+        too_small = bool(wanted.required) and round_up(max(wanted.required, least)) < source
+        assert (wanted.limit and wanted.limit < need) or too_small or need > LARGEST
+        return
+    assert size % BLOCK == 0
+    assert size >= max(least, source)
+    assert within(size, wanted)
+    assert size <= LARGEST
+    if wanted.required:
+        assert size == round_up(max(wanted.required, least)), "never more than was asked for"
+
+
+@given(RANGES, LEASTS)
+def test_a_copy_by_the_same_request_is_as_large(wanted: SizeRange, least: int) -> None:
+    try:
+        size = choose(wanted, least)
+    except OutOfRange:
+        return
+    assert choose(wanted, least, size) == size
+
+
+@given(SIZES, RANGES)
+def test_an_expansion_never_shrinks(current: int, wanted: SizeRange) -> None:
+    try:
+        size = expanded(current, wanted)
+    except OutOfRange:
+        need = max(current, round_up(wanted.required))
+        assert (wanted.limit and wanted.limit < need) or round_up(wanted.required) > LARGEST
+        return
+    assert size in {current, round_up(wanted.required)}
+    assert size >= current
+    assert within(size, wanted)
+    assert expanded(size, wanted) == size, "the same again changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("required", "limit", "source", "size"),
+    [
+        (0, 0, 0, DEFAULT),
+        (0, 2 * DEFAULT, 0, DEFAULT),
+        (0, 10 * BLOCK + 1, 0, 10 * BLOCK),
+        (0, BLOCK, 0, BLOCK),
+        (1, 0, 0, BLOCK),
+        (BLOCK, BLOCK, 0, BLOCK),
+        (BLOCK + 1, 2 * BLOCK, 0, 2 * BLOCK),
+        (0, 0, 3 * BLOCK, 3 * BLOCK),
+        (5 * BLOCK, 0, 3 * BLOCK, 5 * BLOCK),
+        (2 * BLOCK + 1, 0, 3 * BLOCK, 3 * BLOCK),
+        (LARGEST, 0, 0, LARGEST),
+    ],
+)
+def test_chosen(required: int, limit: int, source: int, size: int) -> None:
+    assert choose(SizeRange(required, limit), BLOCK, source) == size
+
+
+@pytest.mark.parametrize(
+    ("required", "limit", "least", "source"),
+    [
+        (-1, 0, BLOCK, 0),
+        (0, -1, BLOCK, 0),
+        (2, 1, BLOCK, 0),
+        (1, BLOCK - 1, BLOCK, 0),
+        (0, BLOCK - 1, BLOCK, 0),
+        (0, 299 << 20, 300 << 20, 0),
+        (2 * BLOCK, 0, BLOCK, 3 * BLOCK),
+        (0, 2 * BLOCK, BLOCK, 3 * BLOCK),
+        (LARGEST + 1, 0, BLOCK, 0),
+        (INT64, INT64, BLOCK, 0),
+    ],
+)
+def test_refused(required: int, limit: int, least: int, source: int) -> None:
+    with pytest.raises(OutOfRange):
+        choose(SizeRange(required, limit), least, source)
+
+
+def test_the_least_that_a_file_system_needs() -> None:
+    def mount(fs_type: str) -> Capability:
+        return Capability("mount", Mode.WRITER, fs_type)
+
+    block = Capability("block", Mode.WRITER)
+    assert smallest([]) == smallest([block]) == BLOCK
+    assert smallest([mount("ext4")]) == smallest([mount("")]) == 16 << 20
+    assert smallest([mount("xfs")]) == smallest([block, mount("xfs")]) == 300 << 20
+    assert smallest([mount("")], "xfs") == 300 << 20
+    assert smallest([block], "xfs") == BLOCK
+
+
+def test_a_small_claim_of_xfs_can_be_cloned_by_the_same_request() -> None:
+    least = smallest([Capability("mount", Mode.WRITER, "xfs")])
+    size = choose(SizeRange(100 << 20), least)
+    assert size == 300 << 20
+    assert choose(SizeRange(100 << 20), least, size) == size
+
+
+def test_ranges_without_a_contradiction() -> None:
+    check_range(SizeRange())
+    check_range(SizeRange(5, 5))
+    check_range(SizeRange(0, 5))
+    check_range(SizeRange(5, 0))

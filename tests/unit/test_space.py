@@ -1,0 +1,68 @@
+"""The sums behind an answer about capacity."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from csi_driver.domain.ids import ObjectId, name_hash
+from csi_driver.domain.model import Volume, VolumeRequest
+from csi_driver.domain.space import GIB, Account, Policy, Space, promised_to_thick
+
+TIB = 1 << 40
+BYTES = st.integers(0, 64 * TIB)
+ACCOUNTS = st.builds(
+    Account,
+    st.builds(Space, BYTES, BYTES),
+    st.builds(Policy, st.floats(0.1, 100), st.none() | BYTES),
+    BYTES,
+    BYTES,
+)
+
+
+def volume(name: str, size: int, thick: bool = True) -> Volume:
+    return Volume(
+        ObjectId("n", "p", name_hash("volume", name)), name, f"uid-{name}", 0, size, VolumeRequest(name), thick=thick
+    )
+
+
+@pytest.mark.parametrize(("total", "reserve"), [(0, GIB), (10 * GIB, GIB), (20 * GIB, GIB), (40 * GIB, 2 * GIB)])
+def test_the_reserve(total: int, reserve: int) -> None:
+    assert Policy().reserve_of(total) == reserve
+    assert Policy(reserve=5).reserve_of(total) == 5
+
+
+@given(ACCOUNTS)
+def test_what_is_available(account: Account) -> None:
+    assert 0 <= account.available_thick <= account.available <= account.ceiling
+    if account.below_reserve:
+        assert account.available == 0
+    else:
+        assert account.available + account.committed >= account.ceiling
+    if account.available_thick:
+        assert account.available_thick + account.reserve + account.promised <= account.space.free
+
+
+@given(ACCOUNTS, st.integers(1, TIB))
+def test_a_promise_is_kept_out_of_the_next_answer(account: Account, size: int) -> None:
+    after = replace(account, committed=account.committed + size)
+    assert after.available == max(0, account.available - size)
+    thick = replace(account, promised=account.promised + size)
+    assert thick.available_thick <= max(0, account.space.free - account.reserve - account.promised - size)
+
+
+def test_an_example() -> None:
+    account = Account(Space(100 * GIB, 60 * GIB), Policy(), 150 * GIB, 10 * GIB)
+    assert account.reserve == 5 * GIB
+    assert (account.ceiling, account.available, account.available_thick) == (200 * GIB, 50 * GIB, 45 * GIB)
+    assert replace(account, space=Space(100 * GIB, 5 * GIB - 1)).available == 0
+    assert replace(account, space=Space(100 * GIB, 5 * GIB)).available == 50 * GIB
+    assert replace(account, committed=300 * GIB).available == 0
+
+
+def test_what_thick_volumes_may_still_take() -> None:
+    fresh, half, full, thin = (volume(n, 100, n != "thin") for n in ("fresh", "half", "full", "thin"))
+    allocated = {half.id.hash: 50, full.id.hash: 120}
+    assert promised_to_thick([fresh, half, full, thin], allocated) == 100 + 50 + 0
+    assert promised_to_thick([], {}) == 0
