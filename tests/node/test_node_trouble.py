@@ -64,7 +64,7 @@ def tree(rig: Rig) -> list[str]:
     )
 
 
-async def all_refused(rig: Rig, kind: type[Exception] | tuple[type[Exception], ...], seconds: float = 3.0) -> None:
+async def all_refused(rig: Rig, kind: type[Exception] | tuple[type[Exception], ...], seconds: float = 15.0) -> None:
     for name, call in mutations(rig, "refused").items():
         began = time.monotonic()
         with pytest.raises(kind) as refused:
@@ -113,7 +113,7 @@ async def test_a_pool_that_is_truly_full(rig: Rig) -> None:
         except OutOfSpace:
             refused += 1
             assert rig.left_inside() == [], name
-        assert time.monotonic() - began < 5, name
+        assert time.monotonic() - began < 15, name
     assert refused, "the pool was not full"
     assert not is_frozen(target)
     await rig.reopen()
