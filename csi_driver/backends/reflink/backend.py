@@ -26,6 +26,8 @@ from csi_driver.host.children import Children
 _T = TypeVar("_T")
 _THREADS = 16
 """Enough that the syncs of many callers meet in one write of the log."""
+_CLOSE_SECONDS = 5.0
+"""For the removal of deleted files that is going on at a close: most take milliseconds, a very fragmented one seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,9 @@ class ReflinkBackend:
     async def close(self) -> None:
         """See Backend."""
         self._janitor.shutdown(wait=False, cancel_futures=True)
+        # What it removes now has a directory of the pool open, which would keep the pool's disk from being unmounted.
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.to_thread(self._janitor.shutdown), _CLOSE_SECONDS)
         self._threads.shutdown(wait=False)
         if self._lock >= 0:
             os.close(self._lock)
