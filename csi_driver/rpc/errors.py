@@ -41,6 +41,8 @@ def answer(error: BaseException) -> Answer:
         for kind in type(error).__mro__:
             if kind in CODES:
                 return Answer(CODES[kind], printable(str(error), MAX_MESSAGE_BYTES))
+    if isinstance(error, grpc.aio.AioRpcError):  # an agent's answer, passed on as it came
+        return Answer(error.code(), printable(error.details() or "", MAX_MESSAGE_BYTES))
     incident = uuid.uuid4().hex[:12]
     return Answer(
         grpc.StatusCode.INTERNAL,

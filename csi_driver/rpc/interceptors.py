@@ -54,10 +54,14 @@ class Unobserved:
 
 
 class Calls(grpc.aio.ServerInterceptor):
-    """All calls of one server; also what shutdown waits for."""
+    """All calls of one server; also what shutdown waits for.
 
-    def __init__(self, observer: CallObserver | None = None) -> None:
+    `shielded` is off where the work is a call to another process, which is to be cancelled with its client.
+    """
+
+    def __init__(self, observer: CallObserver | None = None, shielded: bool = True) -> None:
         self._observer = observer or Unobserved()
+        self.shielded = shielded
         self._running: set[asyncio.Task[Any]] = set()
 
     async def drain(self, timeout: float) -> list[str]:
@@ -115,7 +119,7 @@ class _Call:
         self._calls = calls
         self._method = method
         self._handler = handler
-        self._changing = not method.rpartition("/")[2].startswith(_READING)
+        self._changing = calls.shielded and not method.rpartition("/")[2].startswith(_READING)
         self._fields: dict[str, object] = {}
         self._began = time.monotonic()
 

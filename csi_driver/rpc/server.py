@@ -25,7 +25,7 @@ _ADDERS: tuple[tuple[type, Callable[[Any, Any], None]], ...] = (
     (tidemark_pb2_grpc.TidemarkServicer, tidemark_pb2_grpc.add_TidemarkServicer_to_server),
 )
 
-_OPTIONS = (("grpc.max_send_message_length", -1),)
+OPTIONS = (("grpc.max_send_message_length", -1),)
 """What we send is bounded by paging; a tree is read by our own client, which takes what comes."""
 
 
@@ -45,8 +45,8 @@ class Server:
         """Bind and serve. Raises Precondition where the socket cannot be had."""
         _make_parent(self.path.parent)
         clear_stale(self.path)
-        adders = [(_adder(servicer), servicer) for servicer in self._servicers]
-        server = grpc.aio.server(interceptors=list(self._interceptors), options=list(_OPTIONS))
+        adders = [(adder(servicer), servicer) for servicer in self._servicers]
+        server = grpc.aio.server(interceptors=list(self._interceptors), options=list(OPTIONS))
         try:
             for add, servicer in adders:
                 add(servicer, server)
@@ -115,7 +115,8 @@ def clear_stale(path: Path) -> None:
     raise Precondition(f"another process serves {path}: stop it, or choose another endpoint")
 
 
-def _adder(servicer: object) -> Callable[[Any, Any], None]:
+def adder(servicer: object) -> Callable[[Any, Any], None]:
+    """The function of the generated code that adds a servicer to a server."""
     for kind, adder in _ADDERS:
         if isinstance(servicer, kind):
             return adder

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from csi_driver.backends.base import CutReport
-from csi_driver.domain.errors import BadToken, InUse
-from csi_driver.domain.ids import ObjectId, parse
+from csi_driver.domain.errors import InUse
 from csi_driver.domain.model import Snapshot, Volume
+from csi_driver.domain.pages import read_token, token_after
 from csi_driver.service.pools import Pools
 
 Item = TypeVar("Item", Volume, Snapshot)
@@ -60,15 +60,8 @@ def page(items: list[Item], limit: int, token: str) -> tuple[list[Item], str]:
     """
     ordered = sorted(items, key=lambda item: str(item.id))
     if token:
-        last = _read_token(token)
+        last = read_token(token)
         ordered = [item for item in ordered if str(item.id) > str(last)]
     if not limit or len(ordered) <= limit:
         return ordered, ""
-    return ordered[:limit], f"after={ordered[limit - 1].id}"
-
-
-def _read_token(token: str) -> ObjectId:
-    last = parse(token.removeprefix("after=")) if token.startswith("after=") else None
-    if last is None:
-        raise BadToken(f"page token {token!r} was not given out by this driver: start again without one")
-    return last
+    return ordered[:limit], token_after(ordered[limit - 1].id)

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from cluster_rig import Cluster
 from rpc_rig import Rig
 
 
@@ -13,4 +14,11 @@ async def rig() -> AsyncIterator[Rig]:
     # Not tmp_path: its names are longer than a socket's path may be.
     with tempfile.TemporaryDirectory(prefix="tm-") as directory:
         async with Rig(Path(directory)) as made:
+            yield made
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[Cluster]:
+    with tempfile.TemporaryDirectory(prefix="tm-") as directory:
+        async with Cluster(Path(directory)) as made:
             yield made

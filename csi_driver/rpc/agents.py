@@ -1,0 +1,112 @@
+"""Channels from the controller to the agents: kept, re-used, found dead within seconds, replaced when certificates are.
+
+Reachability decides what a caller is told (design.md 12): nothing here waits for an agent to come back.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from csi_driver.domain.errors import Unavailable
+from csi_driver.rpc import tls
+from csi_driver.service.discovery import Discovery
+
+CONNECT_SECONDS = 2.0
+"""For a connection to stand: an agent that is there answers in milliseconds, and the sidecars retry by themselves."""
+
+DRAIN_SECONDS = 180.0
+"""For calls on a channel that is replaced to end: longer than any call of an agent lasts."""
+
+_OPTIONS = (
+    ("grpc.ssl_target_name_override", tls.AGENT),
+    # A channel whose peer lost its power answers nothing: found after 10 + 5 seconds, also between calls.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # An agent that restarts is back in a second; gRPC's own back-off would grow to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # A pool's whole tree is one message.
+    ("grpc.max_receive_message_length", -1),
+    # One connection per channel: gRPC would else share one between channels of the same target and credentials.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+@dataclass(slots=True)
+class _Link:
+    """A channel and what it was made with."""
+
+    address: str
+    material: tuple[bytes, bytes, bytes]
+    channel: grpc.aio.Channel
+
+
+class Agents:
+    """The agents, by owner. Used on one event loop."""
+
+    def __init__(self, discovery: Discovery, identity: tls.Identity) -> None:
+        self.discovery = discovery
+        self._identity = identity
+        self._links: dict[str, _Link] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def call(self, owner: str, method: str, request: Any, answer: type[Any], timeout: float | None) -> Any:
+        """One call, `package.Service/Method`, to the agent of `owner`; its refusals come as grpc.aio.AioRpcError.
+
+        Raises Unavailable where the agent cannot be reached: who it is, and what was tried. `timeout` in seconds is the
+        caller's own deadline; when the caller goes away, the call to the agent is cancelled with it.
+        """
+        channel = await self._connected(owner)
+        forward = channel.unary_unary(
+            f"/{method}", request_serializer=type(request).SerializeToString, response_deserializer=answer.FromString
+        )
+        try:
+            return await forward(request, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                raise Unavailable(f"agent of node {owner}: {error.details()}") from error
+            raise
+
+    async def close(self) -> None:
+        """Drop all channels."""
+        for task in self._closing:
+            task.cancel()
+        links, self._links = list(self._links.values()), {}
+        await asyncio.gather(*(link.channel.close() for link in links), *self._closing, return_exceptions=True)
+
+    async def _connected(self, owner: str) -> grpc.aio.Channel:
+        link = self._link(owner)
+        if link.channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY:
+            try:
+                await asyncio.wait_for(link.channel.channel_ready(), CONNECT_SECONDS)
+            except TimeoutError:
+                raise Unavailable(
+                    f"the agent of node {owner} does not answer at {link.address}: look at that node and at the agent's "
+                    "pod; the call succeeds by itself when they are back"
+                ) from None
+        return link.channel
+
+    def _link(self, owner: str) -> _Link:
+        place = self.discovery.place(owner)
+        if place is None or not place.address:
+            raise Unavailable(
+                f"no agent is known for node {owner}: look whether that node exists and runs the agent's pod"
+                + ("" if self.discovery.known() else " (this controller has not read the list of agents yet)")
+            )
+        material = self._identity.read()
+        link = self._links.get(owner)
+        if link is not None and (link.address, link.material) == (place.address, material):
+            return link
+        if link is not None:
+            # Calls on the old one end first: a rotation of certificates drops none.
+            task = asyncio.ensure_future(link.channel.close(DRAIN_SECONDS))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+        channel = grpc.aio.secure_channel(place.address, tls.channel_credentials(material), options=_OPTIONS)
+        self._links[owner] = link = _Link(place.address, material, channel)
+        return link

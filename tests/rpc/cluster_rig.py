@@ -1,0 +1,169 @@
+"""Several agents in this process, each on a mutual-TLS port, and a controller on a socket that routes to them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+from rpc_rig import GIB, Recorder
+
+from csi_driver._pb import csi_pb2_grpc, tidemark_pb2_grpc
+from csi_driver.backends.memory import Faults, MemoryBackend
+from csi_driver.domain.space import Policy
+from csi_driver.rpc import authority, tls
+from csi_driver.rpc.agents import Agents
+from csi_driver.rpc.controller import Controller
+from csi_driver.rpc.groups import GroupController
+from csi_driver.rpc.identity import Identity
+from csi_driver.rpc.interceptors import Calls
+from csi_driver.rpc.router import RoutedController, RoutedGroups
+from csi_driver.rpc.router_tidemark import RoutedTidemark
+from csi_driver.rpc.secure import SecureServer
+from csi_driver.rpc.server import Server
+from csi_driver.rpc.tidemark import Tidemark
+from csi_driver.service.context import Context
+from csi_driver.service.discovery import Place
+from csi_driver.service.groups import Groups
+from csi_driver.service.placement import NoClaims, Placement
+from csi_driver.service.pools import Pool, Pools
+from csi_driver.service.rollbacks import Rollbacks
+from csi_driver.service.snapshots import Snapshots
+from csi_driver.service.trees import Trees
+from csi_driver.service.volumes import Volumes
+
+
+def write_identity(directory: Path, root: authority.Pair, pair: authority.Pair, trusted: bytes = b"") -> tls.Identity:
+    """Lay out a certificate as Kubernetes mounts it; `trusted` replaces the authority's own certificate."""
+    directory.mkdir(exist_ok=True, mode=0o700)
+    for name, data in (("ca.crt", trusted or root.certificate), ("tls.crt", pair.certificate), ("tls.key", pair.key)):
+        (directory / f".{name}").write_bytes(data)
+        (directory / f".{name}").rename(directory / name)
+    return tls.Identity(directory)
+
+
+class Discovered:
+    """Discovery that a test changes."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, Place] = {}
+        self.read = True
+
+    def place(self, owner: str) -> Place | None:
+        return self.places.get(owner)
+
+    def owners(self) -> list[str]:
+        return list(self.places)
+
+    def known(self) -> bool:
+        return self.read
+
+
+class Claim(NoClaims):
+    """One claim, for which everything is made."""
+
+    def __init__(self) -> None:
+        self.node: str | None = None
+        self.written: list[str] = []
+
+    async def selected(self, labels: Any) -> str | None:
+        return self.node
+
+    async def placed(self, labels: Any) -> str | None:
+        return self.written[-1] if self.written else None
+
+    async def place(self, labels: Any, owner: str) -> None:
+        self.written.append(owner)
+
+
+class AgentOnTls:
+    """An agent with one memory pool."""
+
+    def __init__(self, owner: str, identity: tls.Identity, size: int = 64 * GIB) -> None:
+        self.owner = owner
+        self.identity = identity
+        self.faults = Faults()
+        self.seen = Recorder()
+        self.backend = MemoryBackend("default", owner, size, faults=self.faults)
+        self.pool = Pool(self.backend, Policy())
+        context = Context(Pools(owner, [self.pool]))
+        snapshots = Snapshots(context)
+        self.calls = Calls(self.seen)
+        self.servicers = [
+            Identity("csi.tidemark.dev", lambda: True),
+            Controller(Volumes(context), snapshots),
+            GroupController(Groups(context)),
+            Tidemark(Rollbacks(context, snapshots), Trees(context)),
+        ]
+        self.port = 0
+
+    async def start(self) -> None:
+        self.server = SecureServer(
+            ("127.0.0.1", self.port), self.identity, tls.CONTROLLER, self.servicers, [self.calls]
+        )
+        await self.server.start()
+        self.port = self.server.port
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def asked(self, method: str) -> int:
+        """How often a call ended here."""
+        return sum(1 for name, _ in self.seen.calls if name.endswith(f"/{method}"))
+
+
+class Cluster:
+    """Agents n-1 and n-10 (so that the order of ids differs from that of names), and one controller."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.root = authority.new_authority()
+        self.agents_identity = self.identity("agents", tls.AGENT)
+        self.controllers_identity = self.identity("controllers", tls.CONTROLLER)
+        self.agents = {owner: AgentOnTls(owner, self.agents_identity) for owner in ("n-1", "n-10")}
+        self.discovery = Discovered()
+        self.claim = Claim()
+        self.seen = Recorder()
+
+    def identity(self, name: str, role: str, root: authority.Pair | None = None, trusted: bytes = b"") -> tls.Identity:
+        root = root or self.root
+        return write_identity(self.directory / name, root, authority.issue(root, role), trusted)
+
+    async def __aenter__(self) -> Cluster:
+        for agent in self.agents.values():
+            await agent.pool.open()
+            await agent.start()
+            self.discovery.places[agent.owner] = Place(agent.owner, agent.address)
+        self.channels = Agents(self.discovery, self.controllers_identity)
+        self.calls = Calls(self.seen, shielded=False)
+        self.server = Server(
+            f"unix://{self.directory}/csi.sock",
+            [
+                Identity("csi.tidemark.dev", self.discovery.known),
+                RoutedController(self.channels, Placement(self.discovery, self.claim)),
+                RoutedGroups(self.channels),
+                RoutedTidemark(self.channels),
+            ],
+            [self.calls],
+        )
+        await self.server.start()
+        self.channel = grpc.aio.insecure_channel(f"unix://{self.directory}/csi.sock")
+        self.controller = csi_pb2_grpc.ControllerStub(self.channel)
+        self.groups = csi_pb2_grpc.GroupControllerStub(self.channel)
+        self.tidemark = tidemark_pb2_grpc.TidemarkStub(self.channel)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.channel.close()
+        await self.server.stop(0)
+        await self.channels.close()
+        for agent in self.agents.values():
+            await agent.server.stop(0)
+            await agent.calls.drain(5)
+            await agent.backend.close()
+            agent.backend.discard()
+
+    def ready(self, owner: str, ready: bool) -> None:
+        self.discovery.places[owner] = replace(self.discovery.places[owner], ready=ready)
