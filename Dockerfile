@@ -19,7 +19,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY proto proto
 COPY csi_driver csi_driver
 RUN /opt/build/bin/pip --no-cache-dir wheel --no-deps --wheel-dir /opt/build/wheels . \
-    && /opt/build/bin/pip --no-cache-dir --python /opt/tidemark/bin/python install /opt/build/wheels/*.whl
+    && /opt/build/bin/pip --no-cache-dir --python /opt/tidemark/bin/python install "$(echo /opt/build/wheels/*.whl)[controller]"
 
 FROM ${BASE}
 # e2fsprogs, xfsprogs: mkfs, grow and check. mount, util-linux: mount, losetup, blkid.

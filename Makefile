@@ -97,5 +97,5 @@ $(RUN_STAMP): pyproject.toml $(PROTO)
 $(TEST_STAMP): pyproject.toml $(RUN_STAMP)
 	@echo 'Installing the tools of the tests into $(VENV)'
 	@$(PIP) --upgrade 'pip>=25.1'
-	@$(PIP) --group test
+	@$(PIP) --group test --editable '.[controller]'
 	@touch $@

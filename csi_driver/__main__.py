@@ -14,7 +14,7 @@ def main() -> None:
     """Run an agent with the settings in the first argument (JSON of settings.dump)."""
     stand_in_for_init()
     sys.modules["rich"] = None  # type: ignore[assignment]  # an import of it fails, and structlog then does without
-    from csi_driver.app import run_agent
+    from csi_driver.app.agent import run_agent
     from csi_driver.settings import load
 
     sys.exit(asyncio.run(run_agent(load(sys.argv[1]))))

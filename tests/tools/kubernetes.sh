@@ -1,0 +1,156 @@
+#!/bin/sh
+# Prints the directory that holds the programs of the test cluster, and builds first what is missing there.
+#
+#     kubernetes.sh            kube-apiserver, kubelet and so on, the sidecars, helm, and the CRDs of snapshots (crd/)
+#
+# Each is built once for its version from Go modules by name and kept outside the tree, under $TIDEMARK_CACHE (by default
+# the user's cache directory). From nothing that takes about 12 minutes on two cores. The sidecars' versions are those of
+# the chart (charts/tidemark/versions.yaml). Only the path goes to standard output.
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+pins=$here/../../charts/tidemark/versions.yaml
+kubernetes=1.34.4
+helm=v3.19.2
+
+cache=${TIDEMARK_CACHE:-${XDG_CACHE_HOME:-${HOME:?no HOME: set TIDEMARK_CACHE}/.cache}/tidemark}
+tools=$cache/tools
+scratch=
+
+say() {
+    printf 'kubernetes.sh: %s\n' "$*" >&2
+}
+
+# shellcheck source=tests/tools/go.sh
+. "$here/go.sh"
+
+pinned() {
+    sed -n "s/^$1: //p" "$pins"
+}
+
+# What one directory holds follows from the versions alone; another set of them gets another directory.
+provisioner=$(pinned csi-provisioner)
+snapshotter=$(pinned csi-snapshotter)
+resizer=$(pinned csi-resizer)
+name=kubernetes-$kubernetes-$provisioner-$snapshotter-$resizer-$helm
+programs=$tools/$name
+
+staging='api apiextensions-apiserver apimachinery apiserver cli-runtime client-go cloud-provider cluster-bootstrap
+    code-generator component-base component-helpers controller-manager cri-api cri-client cri-streaming
+    csi-translation-lib dynamic-resource-allocation endpointslice externaljwt kms kube-aggregator
+    kube-controller-manager kube-proxy kube-scheduler kubectl kubelet metrics mount-utils pod-security-admission
+    sample-apiserver sample-cli-plugin sample-controller'
+
+# built NAME...: whether all of these programs are there.
+built() {
+    for program in "$@"; do
+        [ -x "$programs/$program" ] || return 1
+    done
+}
+
+# module DIRECTORY: begins a tools module of its own there, and goes into it.
+module() {
+    mkdir -p "$scratch/$1"
+    cd "$scratch/$1"
+    "$go" mod init "tidemark.test/$1" >/dev/null 2>&1
+}
+
+# tools FLAGS: builds the module's tools. They appear under their names only when all are whole.
+build() {
+    mkdir -p out
+    "$go" build -trimpath -ldflags "-s -w $1" -o out/ tool >&2
+    mv out/* "$programs/"
+}
+
+build_kubernetes() {
+    module kubernetes
+    "$go" mod edit -require "k8s.io/kubernetes@v$kubernetes"
+    for one in $staging; do
+        "$go" mod edit -replace "k8s.io/$one=k8s.io/$one@v0.${kubernetes#1.}"
+    done
+    for one in kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl; do
+        "$go" get -tool "k8s.io/kubernetes/cmd/$one@v$kubernetes" >/dev/null 2>log || { cat log >&2; return 1; }
+    done
+    major=${kubernetes%%.*}
+    minor=${kubernetes#*.}
+    stamp=k8s.io/component-base/version
+    build "-X $stamp.gitVersion=v$kubernetes -X $stamp.gitMajor=$major -X $stamp.gitMinor=${minor%.*}"
+}
+
+build_provisioner() {
+    module provisioner
+    "$go" get -tool "github.com/kubernetes-csi/external-provisioner/v6/cmd/csi-provisioner@$provisioner" \
+        >/dev/null 2>log || { cat log >&2; return 1; }
+    build "-X main.version=$provisioner"
+}
+
+build_snapshotter() {
+    module snapshotter
+    client=github.com/kubernetes-csi/external-snapshotter/client/v8
+    "$go" mod edit -require "$client@$snapshotter"
+    for one in csi-snapshotter snapshot-controller; do
+        "$go" get -tool "github.com/kubernetes-csi/external-snapshotter/v8/cmd/$one@$snapshotter" \
+            >/dev/null 2>log || { cat log >&2; return 1; }
+    done
+    mkdir -p "$programs/crd"
+    cp "$("$go" list -m -f '{{.Dir}}' "$client")"/config/crd/*snapshot*.yaml "$programs/crd/"
+    chmod u+w "$programs"/crd/*
+    build "-X main.version=$snapshotter"
+}
+
+build_resizer() {
+    mkdir -p "$scratch/resizer"
+    GOBIN=$scratch/resizer "$go" install -trimpath -ldflags "-s -w -X main.version=$resizer" \
+        "github.com/kubernetes-csi/external-resizer/v2/cmd/csi-resizer@$resizer" >&2
+    mv "$scratch/resizer/csi-resizer" "$programs/"
+}
+
+build_helm() {
+    mkdir -p "$scratch/helm"
+    GOBIN=$scratch/helm "$go" install -trimpath -ldflags "-s -w -X helm.sh/helm/v3/internal/version.version=$helm" \
+        "helm.sh/helm/v3/cmd/helm@$helm" >&2
+    mv "$scratch/helm/helm" "$programs/"
+}
+
+# unless PROGRAM... -- PART: builds the part unless its programs are there.
+part() {
+    what=$1
+    shift
+    if ! built "$@"; then
+        say "building $what"
+        "build_$what"
+    fi
+}
+
+all='kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl csi-provisioner csi-snapshotter
+    snapshot-controller csi-resizer helm'
+# shellcheck disable=SC2086
+if built $all; then
+    printf '%s\n' "$programs"
+    exit 0
+fi
+
+# One builds, the others wait for it. No child is handed the lock: a daemon of the compiler must not keep it.
+mkdir -p "$programs"
+exec 9>"$tools/kubernetes.lock"
+flock 9
+# shellcheck disable=SC2086
+if ! built $all; then
+    rm -rf "$tools"/kubernetes-build.*
+    scratch=$(mktemp -d "$tools/kubernetes-build.XXXXXX")
+    trap 'rm -rf "$scratch"' EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+    (
+        exec 9>&-
+        find_go "$scratch" 26
+        # Static, so that an image can hold the program and nothing else.
+        export GOTOOLCHAIN=local CGO_ENABLED=0 GOOS='' GOARCH=''
+        part helm helm
+        part resizer csi-resizer
+        part kubernetes kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl
+        part provisioner csi-provisioner
+        part snapshotter csi-snapshotter snapshot-controller
+    )
+fi
+printf '%s\n' "$programs"
