@@ -22,6 +22,13 @@ CODES: dict[type[errors.DriverError], grpc.StatusCode] = {
     errors.Damaged: grpc.StatusCode.INTERNAL,
 }
 
+_UNKNOWN_OUTCOME = frozenset(
+    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
+)
+_REFUSALS: dict[grpc.StatusCode, type[errors.DriverError]] = {
+    code: kind for kind, code in CODES.items() if kind not in (errors.BadToken, errors.InUse)
+}
+
 MAX_MESSAGE_BYTES = 1024
 """The message travels in a header, and Kubernetes copies it into an event of about that size."""
 
@@ -49,6 +56,17 @@ def answer(error: BaseException) -> Answer:
         f"internal error, incident {incident}: nothing more is said here; look for that number in this driver's log",
         incident,
     )
+
+
+def refusal(error: grpc.aio.AioRpcError, who: str) -> errors.DriverError:
+    """What an agent's answer means, with its own words: the table read the other way. `who` answered, for people.
+
+    Unavailable also where the call was cut off and nobody knows its outcome; Damaged for what the table does not hold.
+    """
+    details = error.details() or f"no reason was given ({error.code().name})"
+    if error.code() in _UNKNOWN_OUTCOME:
+        return errors.Unavailable(f"{who}: {details}")
+    return _REFUSALS.get(error.code(), errors.Damaged)(details)
 
 
 def printable(text: str, limit: int) -> str:

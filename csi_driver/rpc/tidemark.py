@@ -97,6 +97,7 @@ class Tidemark(tidemark_pb2_grpc.TidemarkServicer):
         if volume.hold is not None and self._trees.holder(volume):
             message.hold.holder = volume.hold.holder
             message.hold.expires.CopyFrom(translate.timestamp(volume.hold.expires))
+            message.hold.since.CopyFrom(translate.timestamp(volume.hold.since))
         for rolled in volume.rollbacks:
             message.rollbacks.add(
                 name=rolled.name,

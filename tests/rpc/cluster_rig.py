@@ -87,7 +87,7 @@ class AgentOnTls:
         self.seen = Recorder()
         self.backend = MemoryBackend("default", owner, size, faults=self.faults)
         self.pool = Pool(self.backend, Policy())
-        context = Context(Pools(owner, [self.pool]))
+        self.context = context = Context(Pools(owner, [self.pool]))
         snapshots = Snapshots(context)
         self.calls = Calls(self.seen)
         self.servicers = [
