@@ -1,0 +1,200 @@
+"""A mirror is true: after a list, after changes, and after everything that can happen to a watch."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from fake_api import Call, FakeApi, Fault, Object
+
+from csi_driver.kube import api as api_module
+from csi_driver.kube import mirror as mirror_module
+from csi_driver.kube.kinds import CLAIMS, NODES, Kind
+from csi_driver.kube.mirror import Mirror, start_all
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror_module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(mirror_module, "LONGEST_WAIT", 0.05)
+
+
+@asynccontextmanager
+async def mirrored(fake: FakeApi, kind: Kind = NODES, **options: object) -> AsyncIterator[Mirror]:
+    mirror = Mirror(await fake.connect(), kind, **options)  # type: ignore[arg-type]
+    await start_all([mirror])
+    while fake.watching == 0:
+        await asyncio.sleep(0)
+    yield mirror
+    await mirror.stop()
+
+
+def node(name: str, **labels: str) -> Object:
+    return {"metadata": {"name": name, "labels": labels}}
+
+
+async def until(what: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not what():
+            await asyncio.sleep(0.005)
+
+
+async def heard(fake: FakeApi, mirror: Mirror) -> None:
+    """A bookmark has reached the mirror."""
+    sent = time.monotonic()
+    fake.bookmark()
+    await until(lambda: time.monotonic() - mirror.age >= sent)
+
+
+def names(mirror: Mirror) -> set[str]:
+    return {obj["metadata"]["name"] for obj in mirror.all()}
+
+
+async def test_a_list_and_then_changes(fake: FakeApi) -> None:
+    fake.put(NODES, node("a"))
+    seen: list[tuple[str, str]] = []
+    async with mirrored(fake) as mirror:
+        assert mirror.synced
+        assert names(mirror) == {"a"}
+        mirror.subscribe(
+            lambda old, new: seen.append(
+                (
+                    old["metadata"]["labels"].get("v", "-") if old else "",
+                    new["metadata"]["labels"].get("v", "-") if new else "",
+                )
+            )
+        )
+        fake.put(NODES, node("b"))
+        fake.change(NODES, "b", {"metadata": {"labels": {"v": "2"}}})
+        fake.remove(NODES, "a")
+        await until(lambda: names(mirror) == {"b"} and mirror.get("a") is None)
+        found = mirror.get("b")
+        assert found is not None
+        assert found["metadata"]["labels"] == {"v": "2"}
+        assert mirror.get("b", "elsewhere") is None
+    assert seen == [("", "-"), ("", "-"), ("-", "2"), ("-", "")]
+    assert len(fake.asked("list", NODES)) == len(fake.asked("watch", NODES)) == 1
+
+
+async def test_what_is_kept_is_what_was_asked_for(fake: FakeApi) -> None:
+    fake.put(
+        CLAIMS, {"metadata": {"name": "c", "labels": {"l": "1"}, "managedFields": [{}]}, "spec": {"big": "x"}}, "ns"
+    )
+    fake.put(CLAIMS, {"metadata": {"name": "c", "labels": {"l": "2"}}}, "ns")
+    fake.put(
+        CLAIMS, {"metadata": {"name": "d", "labels": {"l": "1"}, "managedFields": [{}]}, "spec": {"big": "x"}}, "ns"
+    )
+    fake.put(CLAIMS, {"metadata": {"name": "d", "labels": {"l": "1"}}}, "elsewhere")
+    options = {"namespace": "ns", "labels": "l=1", "keep": lambda obj: {"metadata": obj["metadata"]}}
+    async with mirrored(fake, CLAIMS, **options) as mirror:
+        assert set(mirror.get("d", "ns") or ()) == {"metadata"}
+        assert "managedFields" not in (mirror.get("d", "ns") or {})["metadata"]
+        assert len(mirror.all()) == 1
+        fake.change(CLAIMS, "c", {"metadata": {"labels": {"l": "1"}}}, "ns")
+        fake.change(CLAIMS, "d", {"metadata": {"labels": {"l": "2"}}}, "ns")  # leaves the selection: gone from here
+        await until(lambda: names(mirror) == {"c"})
+
+
+async def test_a_watch_that_is_cut_goes_on_where_it_was(fake: FakeApi) -> None:
+    async with mirrored(fake) as mirror:
+        fake.put(NODES, node("a"))
+        await until(lambda: names(mirror) == {"a"})
+        fake.cut_watches()
+        fake.put(NODES, node("b"))
+        await until(lambda: names(mirror) == {"a", "b"})
+        assert len(fake.asked("list", NODES)) == 1
+
+
+async def test_a_version_that_the_api_has_forgotten(fake: FakeApi) -> None:
+    """Listed again; what came and went meanwhile is told as if it had been watched."""
+    fake.put(NODES, node("a"))
+    told: list[tuple[object, object]] = []
+    async with mirrored(fake) as mirror:
+        mirror.subscribe(
+            lambda old, new: told.append((old and old["metadata"]["name"], new and new["metadata"]["name"]))
+        )
+        await fake.deaf()
+        fake.remove(NODES, "a")
+        fake.put(NODES, node("b"))
+        fake.forget()
+        await fake.listen(fake.port)
+        await until(lambda: names(mirror) == {"b"})
+        assert len(fake.asked("list", NODES)) == 2
+    assert told == [(None, "a"), (None, "b"), ("a", None)]
+
+
+async def test_a_watch_that_dies_quietly_is_noticed(fake: FakeApi) -> None:
+    async with mirrored(fake, quiet=0.3) as mirror:
+        fake.silent = True
+        fake.put(NODES, node("a"))
+        await until(lambda: len(fake.asked("watch", NODES)) > 1)
+        fake.silent = False
+        await until(lambda: names(mirror) == {"a"})
+
+
+async def test_the_age_says_whether_it_can_be_trusted(fake: FakeApi) -> None:
+    api = await fake.connect()
+    assert Mirror(api, NODES).age == float("inf")
+    async with mirrored(fake) as mirror:
+        await heard(fake, mirror)
+        fake.silent = True
+        fake.bookmark()
+        old = mirror.age
+        await asyncio.sleep(0.02)
+        assert mirror.age > old
+
+
+async def test_a_bookmark_saves_a_list(fake: FakeApi) -> None:
+    async with mirrored(fake) as mirror:
+        await heard(fake, mirror)
+        fake.forget()
+        fake.cut_watches()
+        fake.put(NODES, node("a"))
+        await until(lambda: names(mirror) == {"a"})
+        assert len(fake.asked("list", NODES)) == 1
+
+
+async def test_it_is_read_again_from_time_to_time(fake: FakeApi) -> None:
+    async with mirrored(fake, resync=0.2) as mirror:
+        fake.silent = True
+        fake.put(NODES, node("lost by the watch"))
+        await until(lambda: names(mirror) == {"lost by the watch"})
+
+
+async def test_an_api_that_refuses_is_asked_again(fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_module, "PAGE", 1)
+    refusals = [Fault(503), Fault(403, "Forbidden", "no"), Fault(410), Fault(500)]
+
+    def refuse(call: Call) -> None:
+        if refusals and call.verb == "list" and (call.query.get("continue") or len(refusals) > 2):
+            raise refusals.pop(0)
+
+    fake.hooks.append(refuse)
+    for name in ("a", "b"):
+        fake.put(NODES, node(name))
+    async with mirrored(fake) as mirror:
+        assert names(mirror) == {"a", "b"}
+        assert refusals == []
+
+
+async def test_a_kind_that_comes_later(fake: FakeApi) -> None:
+    fake.unserved.add(NODES)
+    mirror = Mirror(await fake.connect(), NODES)
+    mirror.start()
+    await until(lambda: fake.asked("list", NODES))
+    assert not mirror.synced
+    fake.unserved.clear()
+    await mirror.wait_synced()
+    await mirror.stop()
+
+
+async def test_a_subscriber_that_fails_stops_nobody(fake: FakeApi) -> None:
+    told: list[object] = []
+    async with mirrored(fake) as mirror:
+        mirror.subscribe(lambda old, new: 1 // 0)
+        mirror.subscribe(lambda old, new: told.append(new))
+        fake.put(NODES, node("a"))
+        await until(lambda: told)
