@@ -16,9 +16,6 @@ from csi_driver.service.discovery import Discovery
 CONNECT_SECONDS = 2.0
 """For a connection to stand: an agent that is there answers in milliseconds, and the sidecars retry by themselves."""
 
-DRAIN_SECONDS = 180.0
-"""For calls on a channel that is replaced to end: longer than any call of an agent lasts."""
-
 _OPTIONS = (
     ("grpc.ssl_target_name_override", tls.AGENT),
     # A channel whose peer lost its power answers nothing: found after 10 + 5 seconds, also between calls.
@@ -39,11 +36,12 @@ _OPTIONS = (
 
 @dataclass(slots=True)
 class _Link:
-    """A channel and what it was made with."""
+    """A channel, what it was made with, and how many calls have it in hand."""
 
     address: str
-    material: tuple[bytes, bytes, bytes]
+    material: tls.Material
     channel: grpc.aio.Channel
+    calls: int = 0
 
 
 class Agents:
@@ -51,9 +49,9 @@ class Agents:
 
     def __init__(self, discovery: Discovery, identity: tls.Identity) -> None:
         self.discovery = discovery
-        self._identity = identity
+        self._latest = tls.Latest(identity)
         self._links: dict[str, _Link] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._replaced: list[_Link] = []
 
     async def call(self, owner: str, method: str, request: Any, answer: type[Any], timeout: float | None) -> Any:
         """One call, `package.Service/Method`, to the agent of `owner`; its refusals come as grpc.aio.AioRpcError.
@@ -61,35 +59,42 @@ class Agents:
         Raises Unavailable where the agent cannot be reached: who it is, and what was tried. `timeout` in seconds is the
         caller's own deadline; when the caller goes away, the call to the agent is cancelled with it.
         """
-        channel = await self._connected(owner)
-        forward = channel.unary_unary(
-            f"/{method}", request_serializer=type(request).SerializeToString, response_deserializer=answer.FromString
-        )
+        link = self._link(owner)
+        # A channel that is closed takes no call, so one that is replaced is closed by the last call that has it in hand.
+        link.calls += 1
         try:
+            await self._connect(owner, link)
+            forward = link.channel.unary_unary(
+                f"/{method}",
+                request_serializer=type(request).SerializeToString,
+                response_deserializer=answer.FromString,
+            )
             return await forward(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 raise Unavailable(f"agent of node {owner}: {error.details()}") from error
             raise
+        finally:
+            link.calls -= 1
+            for unused in [one for one in self._replaced if not one.calls]:
+                self._replaced.remove(unused)
+                await unused.channel.close()
 
     async def close(self) -> None:
-        """Drop all channels."""
-        for task in self._closing:
-            task.cancel()
-        links, self._links = list(self._links.values()), {}
-        await asyncio.gather(*(link.channel.close() for link in links), *self._closing, return_exceptions=True)
+        """Drop all channels, with the calls on them."""
+        links, self._links, self._replaced = [*self._links.values(), *self._replaced], {}, []
+        await asyncio.gather(*(link.channel.close() for link in links), return_exceptions=True)
 
-    async def _connected(self, owner: str) -> grpc.aio.Channel:
-        link = self._link(owner)
-        if link.channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY:
-            try:
-                await asyncio.wait_for(link.channel.channel_ready(), CONNECT_SECONDS)
-            except TimeoutError:
-                raise Unavailable(
-                    f"the agent of node {owner} does not answer at {link.address}: look at that node and at the agent's "
-                    "pod; the call succeeds by itself when they are back"
-                ) from None
-        return link.channel
+    async def _connect(self, owner: str, link: _Link) -> None:
+        if link.channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY:
+            return
+        try:
+            await asyncio.wait_for(link.channel.channel_ready(), CONNECT_SECONDS)
+        except TimeoutError:
+            raise Unavailable(
+                f"the agent of node {owner} does not answer at {link.address}: look at that node and at the agent's "
+                "pod; the call succeeds by itself when they are back"
+            ) from None
 
     def _link(self, owner: str) -> _Link:
         place = self.discovery.place(owner)
@@ -98,15 +103,13 @@ class Agents:
                 f"no agent is known for node {owner}: look whether that node exists and runs the agent's pod"
                 + ("" if self.discovery.known() else " (this controller has not read the list of agents yet)")
             )
-        material = self._identity.read()
         link = self._links.get(owner)
+        material = self._latest()
         if link is not None and (link.address, link.material) == (place.address, material):
             return link
         if link is not None:
-            # Calls on the old one end first: a rotation of certificates drops none.
-            task = asyncio.ensure_future(link.channel.close(DRAIN_SECONDS))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            # Calls on the old one go on to their end: a rotation of certificates drops none.
+            self._replaced.append(link)
         channel = grpc.aio.secure_channel(place.address, tls.channel_credentials(material), options=_OPTIONS)
         self._links[owner] = link = _Link(place.address, material, channel)
         return link

@@ -1,6 +1,6 @@
 """csi.v1.Identity: who this is, what it can do, whether it is ready."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grpc
@@ -23,17 +23,22 @@ SERVICES = (
 
 
 class Identity(csi_pb2_grpc.IdentityServicer):
-    """`ready` says whether start-up is over and raises a DriverError where something is missing; it must not wait."""
+    """`ready` says whether start-up is over and raises a DriverError where something is missing; it must not wait.
 
-    def __init__(self, name: str, ready: Callable[[], bool]) -> None:
+    `manifest` gives what GetPluginInfo tells besides: peers.py reads the certificates that an agent uses there.
+    """
+
+    def __init__(self, name: str, ready: Callable[[], bool], manifest: Callable[[], Mapping[str, str]] = dict) -> None:
         self._name = name
         self._ready = ready
+        self._manifest = manifest
 
     async def GetPluginInfo(
         self, _request: csi_pb2.GetPluginInfoRequest, _context: _Context
     ) -> csi_pb2.GetPluginInfoResponse:
         """Name and version."""
-        return csi_pb2.GetPluginInfoResponse(name=self._name, vendor_version=__version__)
+        manifest = self._manifest()
+        return csi_pb2.GetPluginInfoResponse(name=self._name, vendor_version=__version__, manifest=manifest)
 
     async def GetPluginCapabilities(
         self, _request: csi_pb2.GetPluginCapabilitiesRequest, _context: _Context

@@ -4,6 +4,8 @@ A certificate's role is a DNS name among its alternative names (RFC 5280, 4.2.1.
 as gRPC checks a host's name; the server checks the client's with an interceptor, on every call.
 """
 
+import hashlib
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,55 +25,126 @@ AGENT = "agent.tidemark.internal"
 log = structlog.get_logger()
 
 
+Material = tuple[bytes, bytes, bytes]
+"""Authorities that are trusted, own certificate, its key: each in PEM."""
+
+_FILES = ("ca.crt", "tls.crt", "tls.key")
+_TRIES = 3
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """A directory with ca.crt, tls.crt and tls.key in PEM, laid out as Kubernetes mounts a Secret of type TLS."""
 
     directory: Path
 
-    def read(self) -> tuple[bytes, bytes, bytes]:
+    def read(self) -> Material:
         """Authority, certificate and key as they are now. Raises Precondition, which never holds their contents."""
+        for tries_left in reversed(range(_TRIES)):
+            # A mounted Secret is exchanged in one step by its link ..data: followed once, so that the three files are of
+            # one making. The old ones are removed right afterwards, and then the new ones are there.
+            link = self.directory / "..data"
+            directory = link.resolve() if link.is_symlink() else self.directory
+            try:
+                authority, certificate, key = ((directory / name).read_bytes() for name in _FILES)
+                return authority, certificate, key
+            except OSError as error:
+                if tries_left and directory != self.directory:
+                    continue
+                raise Precondition(
+                    f"{self.directory / Path(error.filename).name} cannot be read: {error.strerror}; the directory of "
+                    "certificates holds ca.crt, tls.crt and tls.key"
+                ) from error
+        raise AssertionError("the last try returns or raises")
+
+    def fingerprint(self) -> str:
+        """What identifies the certificates that the next handshake will use. Raises Precondition as read does."""
+        authority, certificate, _ = self.read()
+        return fingerprint(authority, certificate)
+
+
+def fingerprint(authority: bytes, certificate: bytes) -> str:
+    """SHA-256, in hexadecimal, of what a peer trusts and of what it shows: equal means that it has loaded just these."""
+    return hashlib.sha256(authority + b"\0" + certificate).hexdigest()
+
+
+def check(material: Material) -> None:
+    """Raise Precondition where these are no certificates, or the key is another one's. gRPC would find out at the first
+    handshake only, and by then the ones that worked are gone.
+    """
+    import ssl  # an agent needs it at each change of its certificates, and a laptop's never
+
+    authority, certificate, key = material
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_verify_locations(cadata=authority.decode("ascii"))
+        # The standard library reads a key from a file alone: this one is in memory, and has no name.
+        with os.fdopen(os.memfd_create("certificate"), "wb") as file:
+            file.write(certificate + b"\n" + key)
+            file.flush()
+            context.load_cert_chain(f"/proc/self/fd/{file.fileno()}", password="")
+    except (ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", "") or "not PEM"
+        raise Precondition(
+            f"the certificates do not fit together ({reason.lower().replace('_', ' ')}): ca.crt, tls.crt and tls.key must "
+            "be PEM, and the key that of tls.crt"
+        ) from None
+
+
+class Latest:
+    """The newest certificates of a directory that are good. Called at each use; compares before it parses.
+
+    A change that is wrong, or cannot be read, leaves the last good ones in force: a Secret is replaced in one step, but a
+    wrong one must not take a node away.
+    """
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+        self._good: Material | None = None
+        self._refused: tuple[Material | None, str] = (None, "")
+
+    def __call__(self) -> Material:
+        """Raises Precondition as long as there were no good ones at all."""
+        now: Material | None = None
         try:
-            authority, certificate, key = (
-                (self.directory / name).read_bytes() for name in ("ca.crt", "tls.crt", "tls.key")
-            )
-        except OSError as error:
-            raise Precondition(
-                f"{error.filename} cannot be read: {error.strerror}; the directory of certificates holds ca.crt, tls.crt "
-                "and tls.key"
-            ) from error
-        return authority, certificate, key
+            now = self._identity.read()
+            if now != self._good:
+                if now == self._refused[0]:
+                    raise Precondition(self._refused[1])
+                check(now)
+                if self._good is not None:
+                    log.info("certificates are replaced", directory=str(self._identity.directory))
+                self._good = now
+        except Precondition as error:
+            if self._good is None:
+                raise
+            if (now, str(error)) != self._refused:
+                self._refused = now, str(error)
+                log.error("certificates are not replaced", why=str(error), directory=str(self._identity.directory))
+        return self._good
 
 
 def server_credentials(identity: Identity) -> grpc.ServerCredentials:
-    """Credentials that ask every caller for a certificate, and that follow changes of the files.
-
-    The files are compared at each handshake. A change that cannot be read leaves the last good ones in force: a Secret
-    is replaced in one step, but a wrong one must not take an agent away.
-    """
-    last = identity.read()
+    """Credentials that ask every caller for a certificate, and that follow changes of the files at each handshake."""
+    latest = Latest(identity)
+    last = latest()
 
     def configuration(authority: bytes, certificate: bytes, key: bytes) -> grpc.ServerCertificateConfiguration:
         return grpc.ssl_server_certificate_configuration([(key, certificate)], authority)
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
         nonlocal last
-        try:
-            now = identity.read()
-        except Precondition as error:
-            log.error("certificates are not replaced", why=str(error))
-            return None
+        now = latest()
         if now == last:
             return None
         last = now
-        log.info("certificates are replaced", directory=str(identity.directory))
         return configuration(*now)
 
     # The stubs do not know that None means: as before.
     return grpc.dynamic_ssl_server_credentials(configuration(*last), fetch, require_client_authentication=True)  # type: ignore[arg-type]
 
 
-def channel_credentials(material: tuple[bytes, bytes, bytes]) -> grpc.ChannelCredentials:
+def channel_credentials(material: Material) -> grpc.ChannelCredentials:
     """Credentials of a caller, from what Identity.read gave. A channel keeps them: another one is made for new files."""
     authority, certificate, key = material
     return grpc.ssl_channel_credentials(authority, key, certificate)

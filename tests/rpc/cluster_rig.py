@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,19 @@ from rpc_rig import GIB, Recorder
 from csi_driver._pb import csi_pb2_grpc, tidemark_pb2_grpc
 from csi_driver.backends.memory import Faults, MemoryBackend
 from csi_driver.domain.space import Policy
-from csi_driver.rpc import authority, tls
+from csi_driver.rpc import tls
 from csi_driver.rpc.agents import Agents
 from csi_driver.rpc.controller import Controller
 from csi_driver.rpc.groups import GroupController
 from csi_driver.rpc.identity import Identity
 from csi_driver.rpc.interceptors import Calls
+from csi_driver.rpc.peers import manifest
 from csi_driver.rpc.router import RoutedController, RoutedGroups
 from csi_driver.rpc.router_tidemark import RoutedTidemark
 from csi_driver.rpc.secure import SecureServer
 from csi_driver.rpc.server import Server
 from csi_driver.rpc.tidemark import Tidemark
+from csi_driver.service import authority
 from csi_driver.service.context import Context
 from csi_driver.service.discovery import Place
 from csi_driver.service.groups import Groups
@@ -91,7 +94,7 @@ class AgentOnTls:
         snapshots = Snapshots(context)
         self.calls = Calls(self.seen)
         self.servicers = [
-            Identity("csi.tidemark.dev", lambda: True),
+            Identity("csi.tidemark.dev", lambda: True, partial(manifest, identity)),
             Controller(Volumes(context), snapshots),
             GroupController(Groups(context)),
             Tidemark(Rollbacks(context, snapshots), Trees(context)),

@@ -15,9 +15,10 @@ from test_router import refused, volume
 from csi_driver._pb import csi_pb2 as C
 from csi_driver._pb import csi_pb2_grpc
 from csi_driver.domain.errors import Precondition, Unavailable
-from csi_driver.rpc import authority, tls
+from csi_driver.rpc import tls
 from csi_driver.rpc.agents import Agents
 from csi_driver.rpc.secure import SecureServer
+from csi_driver.service import authority
 
 ASK = C.GetCapacityRequest()
 
