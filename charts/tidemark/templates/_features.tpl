@@ -1,0 +1,48 @@
+{{/* What is on, by values and by what the cluster serves. Each gives "true" or nothing. */}}
+
+{{/* A VolumeSnapshotClass without its definition fails the install, so `auto` asks the cluster. */}}
+{{- define "tidemark.snapshots" -}}
+{{- $wish := toString .Values.snapshots.enabled -}}
+{{- if eq $wish "auto" -}}
+{{- if .Capabilities.APIVersions.Has "snapshot.storage.k8s.io/v1/VolumeSnapshotClass" }}true{{ end -}}
+{{- else if eq $wish "true" }}true{{ end -}}
+{{- end }}
+
+{{/* v1 and nothing older: the snapshotter waits for ever where its gate is on and v1 is not served. */}}
+{{- define "tidemark.groupSnapshots" -}}
+{{- $wish := toString .Values.groupSnapshots.enabled -}}
+{{- $snapshots := include "tidemark.snapshots" . -}}
+{{- if eq $wish "auto" -}}
+{{- if and $snapshots (.Capabilities.APIVersions.Has "groupsnapshot.storage.k8s.io/v1/VolumeGroupSnapshotClass") }}true{{ end -}}
+{{- else if eq $wish "true" -}}
+{{- if not $snapshots }}{{ fail "groupSnapshots.enabled is true, but snapshots are off: set snapshots.enabled to true, or groupSnapshots.enabled to auto" }}{{ end -}}
+true
+{{- end -}}
+{{- end }}
+
+{{/* Certificates of the user's own come in pairs: one side alone could not be trusted by the other. */}}
+{{- define "tidemark.givenCertificates" -}}
+{{- with .Values.tls -}}
+{{- if ne (empty .controllerSecret) (empty .agentSecret) }}{{ fail "tls.controllerSecret and tls.agentSecret belong together: give both, or none" }}{{ end -}}
+{{- if .certManager.enabled -}}
+{{- if not (and .controllerSecret .certManager.issuer.name) }}{{ fail "tls.certManager.enabled needs tls.controllerSecret, tls.agentSecret and tls.certManager.issuer.name" }}{{ end -}}
+{{- end -}}
+{{- if .controllerSecret }}true{{ end -}}
+{{- end -}}
+{{- end }}
+
+{{/* Whether a rule or a part of files/rights.yaml applies: (list root condition). */}}
+{{- define "tidemark.when" -}}
+{{- $root := index . 0 }}{{ $condition := index . 1 -}}
+{{- if not $condition }}true
+{{- else if eq $condition "snapshots" }}{{ include "tidemark.snapshots" $root }}
+{{- else if eq $condition "groupSnapshots" }}{{ include "tidemark.groupSnapshots" $root }}
+{{- else if eq $condition "webhook" }}{{ if $root.Values.webhook.enabled }}true{{ end }}
+{{- else if eq $condition "operator" }}{{ if $root.Values.controller.operator }}true{{ end }}
+{{- else if eq $condition "uninstallCheck" }}{{ if not $root.Values.uninstall.force }}true{{ end }}
+{{- else if eq $condition "snapshotController" }}{{ if $root.Values.snapshotController.install }}true{{ end }}
+{{- else if eq $condition "givenCertificates" }}{{ include "tidemark.givenCertificates" $root }}
+{{- else if eq $condition "ownCertificates" }}{{ if not (include "tidemark.givenCertificates" $root) }}true{{ end }}
+{{- else }}{{ fail (printf "files/rights.yaml: %s is no condition" $condition) }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,42 @@
+{{/*
+A sidecar beside the controller: (list root name values port arguments). Its leader is elected in the release's namespace. A call may take
+60 s (a thick clone, a freeze), and is tried again after 30 s at most, so that work goes on soon after anything was killed.
+*/}}
+{{- define "tidemark.sidecar" -}}
+{{- $root := index . 0 }}{{ $name := index . 1 }}{{ $values := index . 2 }}{{ $port := index . 3 }}{{ $arguments := index . 4 -}}
+- name: {{ $name }}
+  image: {{ include "tidemark.sidecarImage" (list $root $name $values) }}
+  imagePullPolicy: {{ $root.Values.sidecars.pullPolicy }}
+  args:
+    - --csi-address=/csi/csi.sock
+    - --leader-election
+    - --leader-election-namespace=$(NAMESPACE)
+    - --timeout=60s
+    - --retry-interval-max=30s
+    - --http-endpoint=:{{ $port }}
+    - --v={{ $root.Values.sidecars.logLevel }}
+    {{- range $arguments }}
+    - {{ . }}
+    {{- end }}
+    {{- range $values.extraArgs }}
+    - {{ . | quote }}
+    {{- end }}
+  securityContext:
+    {{- include "tidemark.harmless" $root | nindent 4 }}
+  env:
+    - name: POD_NAME
+      valueFrom: {fieldRef: {fieldPath: metadata.name}}
+    - name: NAMESPACE
+      valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+  ports:
+    - {name: {{ trimPrefix "csi-" $name }}, containerPort: {{ $port }}, protocol: TCP}
+  # Fails where this one leads and no longer renews: then another takes over.
+  livenessProbe:
+    httpGet: {path: /healthz/leader-election, port: {{ $port }}}
+    initialDelaySeconds: 10
+    periodSeconds: 20
+    timeoutSeconds: 10
+  resources: {{- toYaml $values.resources | nindent 4 }}
+  volumeMounts:
+    - {name: socket, mountPath: /csi}
+{{- end }}
