@@ -1,0 +1,151 @@
+"""One leader at a time; another soon, and never two. The clock is the test's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from fake_api import Call, FakeApi, Fault
+
+from csi_driver.kube import lease as lease_module
+from csi_driver.kube.kinds import LEASES
+from csi_driver.kube.lease import Leader
+
+
+class Clock:
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(lease_module, "time", made)
+    return made
+
+
+class Replica:
+    """A candidate whose work says when it begins and when it has ended."""
+
+    def __init__(self, fake: FakeApi, name: str, told: list[str]) -> None:
+        self.fake, self.name, self.told = fake, name, told
+        self.fail: Exception | None = None
+
+    async def start(self, renew: float = lease_module.RENEW_SECONDS) -> Replica:
+        self.leader = Leader(await self.fake.connect(), "ns", "op", self.name, renew=renew, retry=0.02)
+        self.task = asyncio.create_task(self.leader.run(self.work))
+        return self
+
+    async def work(self) -> None:
+        self.told.append(f"{self.name} begins")
+        if self.fail:
+            error, self.fail = self.fail, None
+            raise error
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.05)  # the end of real work takes a moment
+            self.told.append(f"{self.name} ended")
+
+    async def stop(self) -> None:
+        self.task.cancel()
+        await asyncio.wait({self.task})
+
+
+async def until(what: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not what():
+            await asyncio.sleep(0.005)
+
+
+def holder(fake: FakeApi) -> str:
+    return str((fake.get(LEASES, "op", "ns") or {"spec": {}})["spec"].get("holderIdentity"))
+
+
+async def test_one_leads_and_hands_over_when_it_stops(fake: FakeApi) -> None:
+    told: list[str] = []
+    a = await Replica(fake, "a", told).start()
+    await until(lambda: told == ["a begins"])
+    b = await Replica(fake, "b", told).start()
+    await until(lambda: len(fake.asked("update", LEASES)) > 3)
+    assert (told, holder(fake), a.leader.leading, b.leader.leading) == (["a begins"], "a", True, False)
+    await a.stop()
+    await until(lambda: b.leader.leading)  # with a clock that stands: nothing had to expire
+    await b.stop()
+    assert told == ["a begins", "a ended", "b begins", "b ended"]
+    spec = (fake.get(LEASES, "op", "ns") or {})["spec"]
+    assert (spec["holderIdentity"], spec["leaseTransitions"]) == ("", 2)
+
+
+async def test_a_dead_leader_is_followed_when_its_lease_has_run_out(fake: FakeApi, clock: Clock) -> None:
+    spec = {"holderIdentity": "dead", "leaseDurationSeconds": 15, "renewTime": "2100-01-01T00:00:00.000000Z"}
+    fake.put(LEASES, {"metadata": {"name": "op"}, "spec": spec}, "ns")
+    told: list[str] = []
+    replica = await Replica(fake, "a", told).start()
+    await until(lambda: len(fake.asked("get", LEASES)) > 3)
+    clock.now += 14
+    fake.change(LEASES, "op", {"spec": {"renewTime": "2100-01-01T00:00:01.000000Z"}}, "ns")  # it lives after all
+    seen = len(fake.asked("get", LEASES))
+    await until(lambda: len(fake.asked("get", LEASES)) > seen + 2)
+    clock.now += 14
+    seen = len(fake.asked("get", LEASES))
+    await until(lambda: len(fake.asked("get", LEASES)) > seen + 2)
+    assert told == []
+    clock.now += 2
+    await until(lambda: told == ["a begins"])
+    await replica.stop()
+
+
+async def test_a_leader_that_cannot_renew_stops_before_its_lease_ends(fake: FakeApi, clock: Clock) -> None:
+    told: list[str] = []
+    replica = await Replica(fake, "a", told).start()
+    await until(lambda: replica.leader.leading)
+
+    def refuse(call: Call) -> None:
+        raise Fault(503)
+
+    fake.hooks.append(refuse)
+    seen = len(fake.calls)
+    await until(lambda: len(fake.calls) > seen + 3)
+    assert told == ["a begins"]  # one missed renewal is no reason
+    clock.now += lease_module.RENEW_SECONDS
+    await until(lambda: told == ["a begins", "a ended"])
+    assert lease_module.RENEW_SECONDS < lease_module.LEASE_SECONDS
+    fake.hooks.clear()
+    await until(lambda: told[2:] == ["a begins"])
+    await replica.stop()
+
+
+async def test_an_api_that_hangs_is_one_that_cannot_be_asked(fake: FakeApi) -> None:
+    told: list[str] = []
+    replica = await Replica(fake, "a", told).start(renew=0.3)
+    await until(lambda: replica.leader.leading)
+
+    async def hang(call: Call) -> None:
+        await asyncio.Event().wait()
+
+    fake.hooks.append(hang)
+    await until(lambda: told == ["a begins", "a ended"])
+    await replica.stop()
+
+
+async def test_a_lease_that_was_taken_is_given_up(fake: FakeApi) -> None:
+    told: list[str] = []
+    replica = await Replica(fake, "a", told).start()
+    await until(lambda: replica.leader.leading)
+    fake.change(LEASES, "op", {"spec": {"holderIdentity": "b"}}, "ns")
+    await until(lambda: told == ["a begins", "a ended"])
+    await replica.stop()
+    assert holder(fake) == "b"
+
+
+async def test_work_that_fails_is_begun_again(fake: FakeApi) -> None:
+    told: list[str] = []
+    replica = Replica(fake, "a", told)
+    replica.fail = ValueError("a defect")
+    await replica.start()
+    await until(lambda: told == ["a begins", "a begins"])
+    await replica.stop()
