@@ -12,7 +12,7 @@ from csi_driver.rpc import tls
 from csi_driver.rpc.agents import Agents
 
 CERTIFICATES = "tidemark.dev/certificates"
-"""Key in the manifest of GetPluginInfo on an agent's TLS listener: tls.fingerprint of what the next handshake uses."""
+"""Key in the manifest of GetPluginInfo on an agent's TLS listener: the fingerprint of what the next handshake uses."""
 
 ASK_SECONDS = 5.0
 """For one agent's answer, which reads three small files."""
@@ -21,11 +21,11 @@ log = structlog.get_logger()
 
 
 def manifest(identity: tls.Identity) -> Mapping[str, str]:
-    """What an agent tells of its certificates; nothing where they cannot be read, which no rotation takes for a yes."""
+    """What an agent tells of its certificates; nothing where they are not good ones, which no rotation takes for a yes."""
     try:
         return {CERTIFICATES: identity.fingerprint()}
     except Precondition as error:
-        log.error("certificates cannot be read", why=str(error))
+        log.error("certificates are not used", why=str(error))
         return {}
 
 

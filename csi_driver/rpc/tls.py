@@ -4,7 +4,6 @@ A certificate's role is a DNS name among its alternative names (RFC 5280, 4.2.1.
 as gRPC checks a host's name; the server checks the client's with an interceptor, on every call.
 """
 
-import hashlib
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import grpc
 import structlog
 
+from csi_driver.domain.certificates import FILES, fingerprint
 from csi_driver.domain.errors import Precondition
 
 CONTROLLER = "controller.tidemark.internal"
@@ -28,7 +28,6 @@ log = structlog.get_logger()
 Material = tuple[bytes, bytes, bytes]
 """Authorities that are trusted, own certificate, its key: each in PEM."""
 
-_FILES = ("ca.crt", "tls.crt", "tls.key")
 _TRIES = 3
 
 
@@ -46,7 +45,7 @@ class Identity:
             link = self.directory / "..data"
             directory = link.resolve() if link.is_symlink() else self.directory
             try:
-                authority, certificate, key = ((directory / name).read_bytes() for name in _FILES)
+                authority, certificate, key = ((directory / name).read_bytes() for name in FILES)
                 return authority, certificate, key
             except OSError as error:
                 if tries_left and directory != self.directory:
@@ -58,14 +57,12 @@ class Identity:
         raise AssertionError("the last try returns or raises")
 
     def fingerprint(self) -> str:
-        """What identifies the certificates that the next handshake will use. Raises Precondition as read does."""
-        authority, certificate, _ = self.read()
-        return fingerprint(authority, certificate)
-
-
-def fingerprint(authority: bytes, certificate: bytes) -> str:
-    """SHA-256, in hexadecimal, of what a peer trusts and of what it shows: equal means that it has loaded just these."""
-    return hashlib.sha256(authority + b"\0" + certificate).hexdigest()
+        """What identifies the certificates that the next handshake will use. Raises Precondition where it will use none
+        of these.
+        """
+        material = self.read()
+        check(material)
+        return fingerprint(*material[:2])
 
 
 def check(material: Material) -> None:

@@ -4,13 +4,18 @@ Elliptic curve P-256, because a handshake is paid for at each start of an agent 
 here writes to disk or logs: keys go to whoever asked.
 """
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from csi_driver.domain.certificates import Certificate
 
 AUTHORITY_DAYS = 3650
 """Of an authority: longer than a cluster lives without a planned rotation."""
@@ -46,21 +51,25 @@ def new_authority(now: datetime | None = None, days: int = AUTHORITY_DAYS) -> Pa
     return _pair(builder.sign(key, hashes.SHA256()), key)
 
 
-def issue(authority: Pair, role: str, now: datetime | None = None, days: int = CERTIFICATE_DAYS) -> Pair:
-    """A certificate of one role (a DNS name of tls.py), good for both ends of a connection, signed by the authority."""
+def issue(authority: Pair, role: str, *more: str, now: datetime | None = None, days: int = CERTIFICATE_DAYS) -> Pair:
+    """A certificate of one role (a DNS name of rpc/tls.py), good for both ends of a connection, signed by the authority.
+
+    `more`: other DNS names at which its holder serves.
+    """
     signer = serialization.load_pem_private_key(authority.key, None)
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
         raise TypeError("the authority's key is not on an elliptic curve: this project makes no other")
     root = x509.load_pem_x509_certificate(authority.certificate)
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, role)])
+    # A common name has at most 64 characters; nobody looks at it, since the role is among the alternative names.
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, role[:64])])
     both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     builder = (
         _begun(name, root.subject, key.public_key(), now, days)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(sign=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(both), critical=False)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(role)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in (role, *more)]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
     )
     return _pair(builder.sign(signer, hashes.SHA256()), key)
@@ -69,6 +78,59 @@ def issue(authority: Pair, role: str, now: datetime | None = None, days: int = C
 def expires(certificate: bytes) -> datetime:
     """Until when a certificate in PEM is valid, in UTC."""
     return x509.load_pem_x509_certificate(certificate).not_valid_after_utc
+
+
+def split(bundle: bytes) -> list[bytes]:
+    """The certificates of a PEM file, one by one, each written alike. Raises ValueError where there is none."""
+    return [
+        certificate.public_bytes(serialization.Encoding.PEM) for certificate in x509.load_pem_x509_certificates(bundle)
+    ]
+
+
+def join(certificates: Sequence[bytes]) -> bytes:
+    """One PEM file of several, each once, in an order that depends on nothing but themselves."""
+    return b"".join(sorted(set(certificates)))
+
+
+def describe(certificate: bytes, trusted: Sequence[bytes] = ()) -> Certificate:
+    """What is known of the first certificate of a PEM file, and which of the `trusted` ones signed it.
+
+    Raises ValueError where it is none.
+    """
+    read = x509.load_pem_x509_certificates(certificate)[0]
+    names: list[str] = []
+    with suppress(x509.ExtensionNotFound):
+        found = read.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        names = found.value.get_values_for_type(x509.DNSName)
+    signer = next((one for one in trusted if _signed_by(read, one)), None)
+    return Certificate(
+        id=_id(read),
+        names=tuple(names),
+        signer=_id(x509.load_pem_x509_certificate(signer)) if signer is not None else "",
+        begins=read.not_valid_before_utc,
+        ends=read.not_valid_after_utc,
+    )
+
+
+def fits(pair: Pair) -> bool:
+    """Whether the key is that of the certificate. Raises ValueError where one of them is none, or the key is locked."""
+    try:
+        key = serialization.load_pem_private_key(pair.key, None)
+    except TypeError as error:
+        raise ValueError("the key is locked by a password") from error
+    return key.public_key() == x509.load_pem_x509_certificate(pair.certificate).public_key()
+
+
+def _id(certificate: x509.Certificate) -> str:
+    return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def _signed_by(certificate: x509.Certificate, authority: bytes) -> bool:
+    try:
+        certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
 
 
 def _begun(

@@ -1,0 +1,246 @@
+"""The certificates of a cluster: made once by however many replicas, renewed, rotated, and never lost half-way."""
+
+from __future__ import annotations
+
+import asyncio
+from base64 import b64encode
+from datetime import timedelta
+
+import pytest
+from fake_api import Call, FakeApi, Fault
+from trust_rig import AGENT, AUTHORITY, CONTROLLER, NAMESPACE, Trusting, content
+
+from csi_driver.domain.errors import DriverError, Precondition, Unavailable
+from csi_driver.kube.kinds import SECRETS, WEBHOOKS
+from csi_driver.operator.trust import Rest
+
+CHANGING = {"create", "update", "patch", "delete"}
+
+
+@pytest.fixture
+def trusting(fake: FakeApi) -> Trusting:
+    return Trusting(fake)
+
+
+async def at_rest(trusting: Trusting) -> None:
+    await (await trusting.replica()).settle()
+    trusting.check_rest()
+    trusting.peers.load_all()
+
+
+async def rotate(trusting: Trusting) -> None:
+    """One replica, and peers that load what is there whenever it waits for them."""
+    keeper = await trusting.replica()
+    for _ in range(10):
+        rest = await keeper.settle()
+        if not rest.waiting:
+            return
+        trusting.peers.load_all()
+    raise AssertionError("the rotation does not end")
+
+
+async def test_from_nothing(trusting: Trusting) -> None:
+    await at_rest(trusting)
+    assert trusting.secret(CONTROLLER)["type"] == trusting.secret(AGENT)["type"] == "kubernetes.io/tls"
+    assert set(trusting.expiry) == {"authority", "controller", "agent"}
+    left = trusting.expiry["agent"] - trusting.now
+    assert timedelta(days=89) < left < timedelta(days=91)
+    before = len([call for call in trusting.fake.calls if call.verb in CHANGING])
+    await (await trusting.replica()).settle()
+    assert len([call for call in trusting.fake.calls if call.verb in CHANGING]) == before, "at rest nothing is written"
+
+
+async def test_two_replicas_at_once_end_with_one_authority(trusting: Trusting) -> None:
+    """Both see nothing, and both decide to make all; each then has what the first of them wrote."""
+    waiting = 0
+    both = asyncio.Event()
+
+    async def together(call: Call) -> None:
+        nonlocal waiting
+        if call.verb == "create" and call.kind == SECRETS and not both.is_set():
+            waiting += 1
+            if waiting == 2:
+                both.set()
+            await both.wait()
+
+    trusting.fake.hooks.append(together)
+    replicas = [await trusting.replica() for _ in range(2)]
+    await asyncio.gather(*(replica.settle() for replica in replicas))
+    assert waiting == 2
+    trusting.check_rest()
+    assert trusting.told.reasons == ["AuthorityMade"]
+
+
+async def test_a_certificate_is_renewed_and_nothing_else_changes(trusting: Trusting) -> None:
+    await at_rest(trusting)
+    root, before = trusting.authority(), {name: content(trusting.fake, name) for name in (CONTROLLER, AGENT)}
+    trusting.now += timedelta(days=61)
+    await (await trusting.replica()).settle()
+    trusting.check_rest()
+    assert trusting.authority() == root
+    for name, old in before.items():
+        assert content(trusting.fake, name)["tls.crt"] != old["tls.crt"]
+        assert content(trusting.fake, name)["tls.key"] != old["tls.key"]
+
+
+async def test_a_rotation_waits_for_every_peer(trusting: Trusting) -> None:
+    """Whoever has not loaded the last step is named, and meanwhile nobody refuses anybody."""
+    await at_rest(trusting)
+    root = trusting.authority()
+    trusting.ask_for_rotation()
+    keeper = await trusting.replica()
+    late = {(secret, peer) for secret, peers in trusting.peers.loaded.items() for peer in peers}
+    for phase in (1, 2):
+        for secret, peer in sorted(late):
+            rest = await keeper.settle()
+            assert peer in rest.waiting, f"phase {phase}"
+            assert (trusting.authority() == root) == (phase == 1)
+            trusting.peers.load(secret, peer)
+            trusting.peers.check()
+    assert await keeper.settle() == Rest()
+    trusting.check_rest()
+    trusting.peers.check()
+    trusting.peers.load_all()
+    trusting.peers.check()
+    assert trusting.authority() != root
+    assert "tidemark.dev/rotate" not in trusting.secret(AUTHORITY)["metadata"].get("annotations", {})
+    reasons = [reason for reason in trusting.told.reasons if reason != "RotationWaits"]
+    assert reasons == ["AuthorityMade", "RotationBegan", "RotationSigns", "RotationEnded"]
+    waits = [message for reason, message in trusting.told.events if reason == "RotationWaits"]
+    assert "n-1, n-2, pod-1, pod-2" in waits[0]
+
+
+async def test_a_start_waits_for_no_peer(trusting: Trusting) -> None:
+    await at_rest(trusting)
+    trusting.ask_for_rotation()
+    assert await (await trusting.replica()).settle(ask=False) == Rest()
+    assert "next.crt" in content(trusting.fake, AUTHORITY)
+
+
+async def test_an_authority_is_rotated_before_it_ends(trusting: Trusting) -> None:
+    await at_rest(trusting)
+    root = trusting.authority()
+    trusting.now += timedelta(days=2500)
+    await rotate(trusting)
+    trusting.check_rest()
+    assert trusting.authority() != root
+
+
+@pytest.mark.parametrize("what", ["first", pytest.param("rotation", marks=pytest.mark.slow)])
+async def test_the_process_ends_between_any_two_calls(trusting: Trusting, what: str) -> None:
+    """A replica ends before its n-th call, for every n; another goes on, and at no moment a peer refuses another."""
+    fake, peers = trusting.fake, trusting.peers
+    gap = 0
+    while True:
+        for obj in fake.all(SECRETS):
+            fake.remove(SECRETS, obj["metadata"]["name"], NAMESPACE)
+        peers.__init__(fake)  # type: ignore[misc]
+        root = b""
+        if what == "rotation":
+            await at_rest(trusting)
+            root = trusting.authority()
+            trusting.ask_for_rotation()
+        count = 0
+
+        def end(call: Call, gap: int = gap) -> None:
+            nonlocal count
+            peers.check()
+            count += 1
+            if count > gap:
+                raise Fault(503, "ServiceUnavailable", "the process has ended")
+
+        fake.hooks[:] = [end]
+        try:
+            await rotate(trusting)
+            ended = False
+        except DriverError:
+            ended = True
+        fake.hooks[:] = [lambda _: peers.check()]
+        await rotate(trusting)
+        trusting.check_rest()
+        assert trusting.authority() != root
+        if not ended:
+            break
+        gap += 1
+    assert gap > (10 if what == "first" else 40), "the gaps of all steps were tried"
+
+
+async def test_replicas_that_rotate_together(trusting: Trusting) -> None:
+    await at_rest(trusting)
+    root = trusting.authority()
+    trusting.ask_for_rotation()
+    replicas = [await trusting.replica() for _ in range(3)]
+    for _ in range(10):
+        await asyncio.gather(*(replica.settle() for replica in replicas))
+        trusting.peers.load_all()
+        trusting.peers.check()
+    trusting.check_rest()
+    assert trusting.authority() != root
+    assert trusting.told.reasons.count("RotationBegan") == 1
+
+
+async def test_a_lost_authority_is_replaced_without_a_refusal(trusting: Trusting) -> None:
+    await at_rest(trusting)
+    root = trusting.authority()
+    trusting.fake.remove(SECRETS, AUTHORITY, NAMESPACE)
+    trusting.fake.hooks.append(lambda _: trusting.peers.check())
+    await rotate(trusting)
+    trusting.check_rest()
+    assert trusting.authority() != root
+    assert trusting.told.events[1] == (
+        "AuthorityMade",
+        "an authority is made, because the one that is trusted was lost",
+    )
+
+
+@pytest.mark.parametrize("name", [CONTROLLER, AGENT])
+@pytest.mark.parametrize("damage", ["gone", "empty", "no PEM", "key of another"])
+async def test_a_damaged_certificate_is_issued_again(trusting: Trusting, name: str, damage: str) -> None:
+    await at_rest(trusting)
+    root = trusting.authority()
+    if damage == "gone":
+        trusting.fake.remove(SECRETS, name, NAMESPACE)
+    else:
+        key = content(trusting.fake, AUTHORITY)["tls.key"]
+        value = {"empty": b"", "no PEM": b"\xff", "key of another": key}[damage]
+        trusting.fake.change(SECRETS, name, {"data": {"tls.key": b64encode(value).decode()}}, NAMESPACE)
+    await (await trusting.replica()).settle()
+    trusting.check_rest()
+    assert trusting.authority() == root
+
+
+@pytest.mark.parametrize("key", ["tls.crt", "tls.key"])
+@pytest.mark.parametrize("value", ["", "bm8gUEVN", "not base64"])
+async def test_a_damaged_authority_is_never_overwritten(trusting: Trusting, key: str, value: str) -> None:
+    await at_rest(trusting)
+    trusting.fake.change(SECRETS, AUTHORITY, {"data": {key: value}}, NAMESPACE)
+    before = trusting.fake.all(SECRETS)
+    with pytest.raises(Precondition, match="Secret tidemark-authority does not hold the authority") as caught:
+        await (await trusting.replica()).settle()
+    assert "PRIVATE" not in str(caught.value)
+    assert trusting.fake.all(SECRETS) == before
+
+
+async def test_the_webhook_follows(trusting: Trusting) -> None:
+    """All that the chart wrote beside is left; without a webhook there is nothing to do."""
+    await at_rest(trusting)
+    obj = trusting.fake.get(WEBHOOKS, "tidemark-pin")
+    assert obj is not None
+    assert obj["webhooks"][0]["clientConfig"]["service"] == {"name": "s"}
+    trusting.fake.change(WEBHOOKS, "tidemark-pin", {"webhooks": [{"name": "a", "clientConfig": {}}]})
+    await (await trusting.replica()).settle()
+    assert trusting.hook() == trusting.authority()
+    trusting.fake.remove(WEBHOOKS, "tidemark-pin")
+    assert await (await trusting.replica()).settle() == Rest()
+
+
+async def test_others_who_change_the_same_secret_without_end_are_told(trusting: Trusting) -> None:
+    await at_rest(trusting)
+
+    def undo(call: Call) -> None:
+        if call.verb == "get" and call.name == AGENT:
+            trusting.fake.change(SECRETS, AGENT, {"data": {"ca.crt": "eA=="}}, NAMESPACE)
+
+    trusting.fake.hooks.append(undo)
+    with pytest.raises(Unavailable, match="do not come to rest"):
+        await (await trusting.replica()).settle()
