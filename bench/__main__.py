@@ -9,6 +9,7 @@ from pathlib import Path
 from bench.calls import many, rates, snapshots
 from bench.footprint import footprint
 from bench.io_ import io
+from bench.retention import retention
 from bench.rig import machine
 from bench.stalls import stalls
 
@@ -19,6 +20,7 @@ BENCHMARKS: dict[str, Callable[[], list[dict[str, object]]]] = {
     "footprint": footprint,
     "stalls": stalls,
     "io": io,
+    "retention": retention,
 }
 
 
