@@ -19,6 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet
 SYSTEM := sh tests/tools/system-packages.sh
+RIG := PYTHONPATH=tests/cluster $(BIN)/python -m rig
 
 # What an installation of this tree follows from. The environment's stamps are older than a change of one of these, and
 # then the next task installs again, which compiles the protocol files too.
@@ -28,10 +29,11 @@ TEST_STAMP := $(VENV)/.tidemark-test
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check format bench soak image gen clean always system-run system-test system-image
+.PHONY: help demo test check format bench soak image gen clean always system-run system-test system-image \
+    cluster-up cluster-down test-cluster system-cluster
 
 help: ## Shows this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@sed -n '/^#   [A-Z]/s/^# //p' Makefile
 
@@ -41,6 +43,16 @@ demo: system-run $(RUN_STAMP) ## Shows disks, their snapshots and the way back, 
 test: system-test $(TEST_STAMP) check ## Runs the checks, then every test that this machine can run
 	@sh tests/tools/csi-sanity.sh >/dev/null || [ -z "$$CI" ]
 	$(BIN)/python -m pytest $(ARGS)
+	@[ -n "$(ARGS)" ] || $(MAKE) --no-print-directory test-cluster
+
+test-cluster: system-cluster $(TEST_STAMP) ## Runs the scenarios on a Kubernetes cluster; it is made, and removed, unless it is up
+	$(BIN)/python -m pytest tests/cluster $(ARGS)
+
+cluster-up: system-cluster $(TEST_STAMP) ## Brings up that cluster here, Tidemark installed; says how to talk to it
+	@$(RIG) up $(ARGS)
+
+cluster-down: ## Removes the cluster, and all that it had on this machine
+	@$(RIG) down
 
 check: $(TEST_STAMP) ## Looks at the code without running it: format, lint, types, layers
 	$(BIN)/ruff format --check .
@@ -79,6 +91,9 @@ system-test:
 
 system-image:
 	@$(SYSTEM) image
+
+system-cluster:
+	@$(SYSTEM) run test image cluster || [ -z "$$CI" ]
 
 # Generated code that was removed under a stamp, and an environment whose Python is gone, are made again.
 ifneq ($(shell [ -e csi_driver/_pb/csi_pb2.py ] && [ -x $(BIN)/python ] && echo there),there)

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the Debian packages that a task needs and that are missing here.
 #
-#     system-packages.sh GROUP...      the groups: run, test, image (below)
+#     system-packages.sh GROUP...      the groups: run, test, image, cluster (below)
 #
 # A package is needed where the thing that we use of it is not there, wherever it may come from: so a second run takes
 # milliseconds, and a machine that is not a Debian is told what to provide. Packages are installed by root, or by sudo
@@ -58,6 +58,19 @@ need_group() {
             need buildah buildah
             need debootstrap debootstrap
             ;;
+        cluster) # what a node of the test cluster runs, and what its control plane needs beside our own programs
+            need busybox-static '/bin/busybox'
+            need conntrack conntrack
+            need containerd containerd ctr
+            need containernetworking-plugins '/usr/lib/cni/ptp'
+            need etcd-server etcd
+            need iproute2 ip
+            need iptables iptables-restore
+            need kmod modprobe
+            need prometheus promtool
+            need runc runc
+            need util-linux nsenter unshare
+            ;;
         *)
             say "system-packages.sh: no group '$1'"
             exit 2
@@ -75,25 +88,50 @@ survey() {
     missing=${missing% }
 }
 
+# Of these packages only the programs are needed: the services that they bring neither start now nor at the next boot.
+services() {
+    for package in "$@"; do
+        case $package in
+            containerd) echo containerd ;;
+            etcd-server) echo etcd ;;
+            prometheus) echo prometheus ;;
+        esac
+    done
+}
+
+# Debian asks this file whether a service may start. One that is there is the machine's own, and stays as it is.
+hold_services() {
+    policy=/usr/sbin/policy-rc.d
+    [ ! -e "$policy" ] || return 0
+    made="$made $policy"
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+}
+
 # Runs as root: system-packages.sh --install PACKAGE...
 install() {
+    made=
+    trap 'rm -f $made; rmdir "$clusters" 2>/dev/null || true' EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
     # Debian's postgresql would make a database cluster for the machine and start it at every boot. The tests make their
     # own and need the programs only.
     clusters=/etc/postgresql-common/createcluster.d
-    no_cluster=
     case " $* " in
         *' postgresql '*)
-            no_cluster=$clusters/tidemark-tests.conf
-            trap 'rm -f "$no_cluster"; rmdir "$clusters" 2>/dev/null || true' EXIT
-            trap 'exit 130' INT
-            trap 'exit 143' TERM HUP
+            made="$made $clusters/tidemark-tests.conf"
             mkdir -p "$clusters"
-            echo 'create_main_cluster = false' >"$no_cluster"
+            echo 'create_main_cluster = false' >"$clusters/tidemark-tests.conf"
             ;;
     esac
+    held=$(services "$@")
+    [ -z "$held" ] || hold_services
     export DEBIAN_FRONTEND=noninteractive
     apt-get --quiet=2 -o DPkg::Lock::Timeout=300 update
     apt-get --quiet=2 -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install --yes --no-install-recommends "$@" </dev/null
+    for service in $held; do
+        deb-systemd-helper disable "$service.service" || true
+    done
 }
 
 if [ "${1-}" = --install ]; then

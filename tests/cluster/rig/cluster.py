@@ -1,0 +1,194 @@
+"""The cluster as a whole: up, down, and Tidemark on it, installed by helm as a user would."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from rig import addons, cgroups, images, network
+from rig.control_plane import ControlPlane
+from rig.kubectl import Kubectl, KubectlError
+from rig.machine import RigError, until
+from rig.node import CNI_PLUGINS, OWN, Node
+from rig.paths import CHART, KUBECONFIG, STATE, programs
+
+NAMESPACE = RELEASE = "tidemark"
+COMMANDS = (
+    "busybox",
+    "conntrack",
+    "containerd",
+    "ctr",
+    "etcd",
+    "ip",
+    "iptables-restore",
+    "nsenter",
+    "runc",
+    "sysctl",
+    "unshare",
+)
+VALUES: dict[str, Any] = {
+    "image": dict(zip(("repository", "tag"), images.TIDEMARK.rsplit(":", 1), strict=True)),
+    "poolImage": {"size": "4Gi"},
+}
+"""What differs from the default install: the image that was built here, and pools that fit on a shared disk."""
+
+
+def why_not() -> str:
+    """Why a cluster cannot be had here; empty where it can."""
+    if os.geteuid() != 0:
+        return "needs root: namespaces, mounts, control groups and loop devices"
+    missing = [name for name in (*COMMANDS, "buildah", "debootstrap") if shutil.which(name) is None]
+    if not Path(CNI_PLUGINS, "ptp").exists():
+        missing.append(f"{CNI_PLUGINS}/ptp")
+    if missing:
+        return f"needs {', '.join(missing)}: `sh tests/tools/system-packages.sh cluster image` installs Debian's"
+    if not os.access("/dev/loop-control", os.W_OK):
+        return "needs /dev/loop-control"
+    return ""
+
+
+class Cluster:
+    """The control plane and `count` nodes. All that it knows lies in its state directory, so any process can go on."""
+
+    def __init__(self, count: int = 2) -> None:
+        self.control_plane = ControlPlane()
+        self.nodes = [Node(index, count) for index in range(1, count + 1)]
+        self.kubectl = Kubectl()
+
+    @classmethod
+    def present(cls) -> "Cluster | None":
+        """The cluster of this machine, if one is up."""
+        try:
+            count = json.loads((STATE / "cluster.json").read_text())["nodes"]
+        except FileNotFoundError:
+            return None
+        found = cls(count)
+        return found if found.control_plane.running() else None
+
+    def up(self, say: Callable[[str], None] = lambda _: None) -> None:
+        """Bring it up to two and more Ready nodes with all images, and the add-ons; Tidemark is not installed yet."""
+        if reason := why_not():
+            raise RigError(reason)
+        programs()
+        self.down()
+        STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mine = [str(point) for point in map(Path, (f"/var/lib/{name}" for name in OWN)) if not point.exists()]
+        found = {"nodes": len(self.nodes), "mount_points": mine, "netns": network.namespaces_are_mounted()}
+        (STATE / "cluster.json").write_text(json.dumps(found))
+        for point in mine:
+            Path(point).mkdir()
+        network.make_bridge()
+        with ThreadPoolExecutor() as pool:
+            built = pool.submit(images.tidemark_archive)
+            small = pool.submit(images.write_archive, images.small_images(), STATE / "small-images.tar")
+            say("control plane and nodes start")
+            self.control_plane.up()
+            _all(pool.map(Node.up, self.nodes))
+            say("images are imported")
+            _all(pool.map(Node.import_images, self.nodes, [small.result()] * len(self.nodes)))
+            addons.install(self.kubectl)
+            archive = built.result()
+            _all(pool.map(Node.import_images, self.nodes, [archive] * len(self.nodes)))
+        self.wait_ready()
+
+    def wait_ready(self, seconds: float = 60.0) -> None:
+        names = [node.name for node in self.nodes]
+        until("all nodes have registered", lambda: len(self.kubectl.items("nodes")) >= len(names), seconds, 0.5)
+        self.kubectl.wait("condition=Ready", "node", *names, seconds=seconds)
+        self.kubectl.within("kube-system").wait("condition=Available", "deployment", addons.NAME, seconds=seconds)
+
+    def down(self) -> None:
+        """Remove it, and all that it had on this machine, also of one that came up in part."""
+        noted = STATE / "cluster.json"
+        state = json.loads(noted.read_text()) if noted.exists() else {"nodes": 0, "mount_points": [], "netns": True}
+        for index in range(1, state["nodes"] + 1):
+            Node(index, state["nodes"]).down()
+        self.control_plane.cut()
+        network.remove_bridge()
+        if not state["netns"]:
+            network.unmount_namespaces()
+        cgroups.remove()
+        for point in state["mount_points"]:
+            if Path(point).exists():
+                Path(point).rmdir()
+        shutil.rmtree(STATE, ignore_errors=True)
+
+    def node(self, name: str) -> Node:
+        return next(node for node in self.nodes if node.name == name)
+
+    def helm(self, *words: object, seconds: float = 300.0) -> str:
+        """Run helm in the release's namespace. Raises RigError with what it said."""
+        argv = [str(programs() / "helm"), f"--kubeconfig={KUBECONFIG}", f"--namespace={NAMESPACE}", *map(str, words)]
+        homes = {f"HELM_{name}_HOME": str(STATE / "helm") for name in ("CACHE", "CONFIG", "DATA")}
+        run = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds,
+            env={**os.environ, **homes},
+        )
+        if run.returncode:
+            raise RigError(f"helm {' '.join(map(str, words))}: {run.stderr.strip()}")
+        return run.stdout
+
+    def install(self, values: Mapping[str, Any] | None = None) -> None:
+        """`helm install`, and wait until the driver is registered on every node."""
+        self.helm("install", RELEASE, CHART, "--create-namespace", "--values", self.values_file(values))
+        self.wait_installed()
+
+    def values_file(self, values: Mapping[str, Any] | None = None) -> Path:
+        path = STATE / "values.json"
+        path.write_text(json.dumps({**VALUES, **(values or {})}))
+        return path
+
+    def wait_installed(self, seconds: float = 120.0) -> None:
+        """Wait until agents and controllers are ready and each node's kubelet knows the driver."""
+        release = self.kubectl.within(NAMESPACE)
+        release("rollout", "status", "daemonset/tidemark-agent", f"--timeout={seconds:.0f}s", seconds=seconds + 10)
+        release(
+            "rollout", "status", "deployment/tidemark-controller", f"--timeout={seconds:.0f}s", seconds=seconds + 10
+        )
+        for node in self.nodes:
+            self.kubectl.until(_knows_driver, "csinode", node.name, seconds=seconds)
+
+    def described(self, namespace: str) -> str:
+        """What somebody wants to see who looks for the cause of a failure: objects, events and logs."""
+        told = []
+        here, release = self.kubectl.within(namespace), self.kubectl.within(NAMESPACE)
+        kinds = "pods,pvc,volumesnapshots,volumesnapshotcontents,pv,nodes"
+        asked: list[tuple[str, Callable[[], str]]] = [
+            ("objects", lambda: here("get", kinds, "--output=wide")),
+            ("events", lambda: "\n".join(here.events()[-60:])),
+            ("tidemark", lambda: release("get", "pods", "--output=wide")),
+            ("tidemark's events", lambda: "\n".join(release.events()[-30:])),
+        ]
+        selector = "--selector=app.kubernetes.io/name=tidemark"
+        asked.append(
+            (
+                "logs",
+                lambda: release("logs", selector, "--all-containers", "--prefix", "--tail=60", "--max-log-requests=20"),
+            )
+        )
+        for title, ask in asked:
+            try:
+                text = ask()
+            except KubectlError as error:
+                text = str(error)
+            told.append(f"--- {title}\n{text}")
+        return "\n".join(told)
+
+
+def _knows_driver(csi_node: dict[str, Any]) -> bool:
+    return any(driver["name"] == "csi.tidemark.dev" for driver in csi_node["spec"].get("drivers") or [])
+
+
+def _all(results: Iterable[object]) -> None:
+    """Have the first exception of `map` raised, and all calls ended."""
+    for _ in results:
+        pass
