@@ -6,6 +6,9 @@ from csi_driver.domain.errors import NotFound, Precondition
 from csi_driver.domain.ids import parse
 from csi_driver.domain.pages import read_token
 
+TOPOLOGY_KEY = "topology.csi.tidemark.dev/node"
+"""Of a volume's place, and the label that a kubelet puts on its node: the value is the owner."""
+
 
 def owner_of(object_id: str) -> str | None:
     """The owner in an id, or None for what this driver cannot have given out."""

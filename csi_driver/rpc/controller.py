@@ -5,11 +5,12 @@ from typing import Any
 import grpc
 from google.protobuf.wrappers_pb2 import Int64Value
 
-from csi_driver._pb import csi_pb2, csi_pb2_grpc
-from csi_driver.domain.errors import InvalidRequest, Unsupported
+from csi_driver._pb import csi_pb2
+from csi_driver.domain.errors import InvalidRequest
 from csi_driver.domain.model import VolumeRequest
 from csi_driver.domain.requests import split_labels
 from csi_driver.rpc import translate
+from csi_driver.rpc.not_offered import NotOffered
 from csi_driver.rpc.translate import NotServed, required
 from csi_driver.service.snapshots import SnapshotRequest, Snapshots
 from csi_driver.service.volumes import Volumes
@@ -35,7 +36,7 @@ MAX_PAGE = 8000
 stays below; a pool with more gives a token even to a caller that set no limit, as the protocol allows."""
 
 
-class Controller(csi_pb2_grpc.ControllerServicer):
+class Controller(NotOffered):
     """Translates; every decision is the services'."""
 
     def __init__(self, volumes: Volumes, snapshots: Snapshots) -> None:
@@ -181,38 +182,6 @@ class Controller(csi_pb2_grpc.ControllerServicer):
             capacity_bytes=grown.size,
             node_expansion_required=any(c.access == "mount" for c in used or grown.request.capabilities),
         )
-
-    async def ControllerPublishVolume(
-        self, _request: csi_pb2.ControllerPublishVolumeRequest, _context: _Context
-    ) -> csi_pb2.ControllerPublishVolumeResponse:
-        """Not served."""
-        raise Unsupported("ControllerPublishVolume is not offered: volumes need no attach step (attachRequired: false)")
-
-    async def ControllerUnpublishVolume(
-        self, _request: csi_pb2.ControllerUnpublishVolumeRequest, _context: _Context
-    ) -> csi_pb2.ControllerUnpublishVolumeResponse:
-        """Not served."""
-        raise Unsupported(
-            "ControllerUnpublishVolume is not offered: volumes need no attach step (attachRequired: false)"
-        )
-
-    async def ControllerModifyVolume(
-        self, _request: csi_pb2.ControllerModifyVolumeRequest, _context: _Context
-    ) -> csi_pb2.ControllerModifyVolumeResponse:
-        """Not served."""
-        raise Unsupported("ControllerModifyVolume is not offered: this driver has no mutable parameters")
-
-    async def ControllerListVolumeHealth(
-        self, _request: csi_pb2.ControllerListVolumeHealthRequest, _context: _Context
-    ) -> csi_pb2.ControllerListVolumeHealthResponse:
-        """Not served."""
-        raise Unsupported("ControllerListVolumeHealth is not offered: this driver does not have LIST_VOLUME_HEALTH")
-
-    async def ControllerGetVolumeHealth(
-        self, _request: csi_pb2.ControllerGetVolumeHealthRequest, _context: _Context
-    ) -> csi_pb2.ControllerGetVolumeHealthResponse:
-        """Not served."""
-        raise Unsupported("ControllerGetVolumeHealth is not offered: this driver does not have GET_VOLUME_HEALTH")
 
 
 def _page_size(asked: int) -> int:

@@ -8,17 +8,19 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import grpc
+import structlog
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import Int64Value
 
 from csi_driver._pb import csi_pb2, csi_pb2_grpc
-from csi_driver.domain.errors import InvalidRequest, OutOfSpace, Unsupported
+from csi_driver.domain.errors import InvalidRequest, OutOfSpace, Unavailable
 from csi_driver.domain.pages import token_after
 from csi_driver.domain.requests import split_labels
 from csi_driver.domain.routing import in_page_order, known_owner, one_owner, owner_of
 from csi_driver.rpc import translate
 from csi_driver.rpc.agents import Agents
 from csi_driver.rpc.controller import CAPABILITIES, MAX_PAGE
+from csi_driver.rpc.not_offered import NotOffered
 from csi_driver.rpc.translate import required
 from csi_driver.service.placement import Placement
 
@@ -26,6 +28,8 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 _Rpc = csi_pb2.ControllerServiceCapability.RPC
 _GroupRpc = csi_pb2.GroupControllerServiceCapability.RPC
 Answer = TypeVar("Answer", bound=Message)
+
+log = structlog.get_logger()
 
 
 class Forwarding:
@@ -42,12 +46,20 @@ class Forwarding:
     async def _delete(
         self, object_id: str, method: str, request: Message, answer: type[Answer], context: _Context
     ) -> Answer:
-        """What no agent can have is deleted already."""
+        """What no agent can have is deleted already, and so is what was on a node that was forgotten."""
         owner = owner_of(object_id)
-        return answer() if owner is None else await self._to(owner, method, request, answer, context)
+        if owner is None:
+            return answer()
+        try:
+            return await self._to(owner, method, request, answer, context)
+        except Unavailable as error:
+            if not self._agents.discovery.forgotten(owner):
+                raise
+            log.warning("deleted with its node, which was forgotten", id=object_id, method=method, why=str(error))
+            return answer()
 
 
-class RoutedController(Forwarding, csi_pb2_grpc.ControllerServicer):
+class RoutedController(Forwarding, NotOffered):
     """csi.v1.Controller over all agents."""
 
     def __init__(self, agents: Agents, placement: Placement) -> None:
@@ -75,7 +87,7 @@ class RoutedController(Forwarding, csi_pb2_grpc.ControllerServicer):
         _, labels = split_labels(request.parameters, "parameters")
         wanted = request.accessibility_requirements
         order = dict.fromkeys(translate.owner(p) for p in (*wanted.preferred, *wanted.requisite) if p.segments)
-        return await self._placement.make(labels, list(order), create)
+        return await self._placement.make(request.name, labels, list(order), create)
 
     async def DeleteVolume(
         self, request: csi_pb2.DeleteVolumeRequest, context: _Context
@@ -175,12 +187,6 @@ class RoutedController(Forwarding, csi_pb2_grpc.ControllerServicer):
         """Those of an agent: the controller adds and takes nothing."""
         found = [csi_pb2.ControllerServiceCapability(rpc=_Rpc(type=kind)) for kind in CAPABILITIES]
         return csi_pb2.ControllerGetCapabilitiesResponse(capabilities=found)
-
-    async def ControllerModifyVolume(
-        self, _request: csi_pb2.ControllerModifyVolumeRequest, _context: _Context
-    ) -> csi_pb2.ControllerModifyVolumeResponse:
-        """Not served."""
-        raise Unsupported("ControllerModifyVolume is not offered: this driver has no mutable parameters")
 
     async def _pages(
         self,

@@ -8,8 +8,7 @@ from csi_driver._pb import csi_pb2
 from csi_driver.domain.errors import InvalidRequest
 from csi_driver.domain.ids import ANY_OWNER, ObjectId
 from csi_driver.domain.model import Capability, Group, Mode, SizeRange, Snapshot, Source, Volume
-
-TOPOLOGY_KEY = "topology.csi.tidemark.dev/node"
+from csi_driver.domain.routing import TOPOLOGY_KEY
 
 _Modes = csi_pb2.VolumeCapability.AccessMode
 _MODES = {

@@ -31,6 +31,10 @@ class Discovery(Protocol):
         """Whether the list was read at least once: before that, a missing owner means nothing."""
         ...
 
+    def forgotten(self, owner: str) -> bool:
+        """Whether a person has said that this node, with all that was on it, will not come back; and it has not."""
+        ...
+
 
 class FixedDiscovery:
     """Agents by a list that never changes: for a rack without Kubernetes, and for tests."""
@@ -49,3 +53,7 @@ class FixedDiscovery:
     def known(self) -> bool:
         """See Discovery."""
         return True
+
+    def forgotten(self, owner: str) -> bool:  # noqa: ARG002
+        """See Discovery. Whoever keeps the list leaves such a node out of it."""
+        return False

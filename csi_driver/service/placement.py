@@ -1,6 +1,7 @@
 """Where a new, empty volume goes in a cluster: which agents are asked, in which order, and what is remembered of it."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from csi_driver.domain.errors import OutOfSpace, Unavailable
@@ -9,35 +10,46 @@ from csi_driver.service.discovery import Discovery
 Made = TypeVar("Made")
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What the cluster has written down about where one volume goes."""
+
+    selected: str | None = None
+    """The owner that the scheduler has chosen for the claim's pod; None where binding is immediate."""
+    placed: str | None = None
+    """The owner that an earlier call for the same volume was about to ask."""
+    key: tuple[str, ...] = ()
+    """For whoever gave this out: which claim it is, and in which version."""
+
+
 class Claims(Protocol):
-    """What the cluster knows of the claim that a volume is made for, by the labels of the request."""
+    """The cluster's records of claims."""
 
-    async def selected(self, labels: Mapping[str, str]) -> str | None:
-        """The owner that the scheduler has chosen for the claim's pod; None where binding is immediate."""
+    async def find(self, volume: str, labels: Mapping[str, str]) -> Claim:
+        """The claim for which the volume of that name is made, as it is now, by the labels of the request.
+
+        An empty Claim where there is none. Raises Unavailable where nobody may say.
+        """
         ...
 
-    async def placed(self, labels: Mapping[str, str]) -> str | None:
-        """The owner that an earlier call for the same claim wrote down, or None."""
-        ...
+    async def place(self, claim: Claim, owner: str) -> Claim:
+        """Write an owner down, durably, before that agent is asked.
 
-    async def place(self, labels: Mapping[str, str], owner: str) -> None:
-        """Write an owner down, durably, before that agent is asked. Raises Unavailable where that cannot be."""
+        Raises Unavailable where that cannot be, or where the claim was changed meanwhile: it is to be found again.
+        """
         ...
 
 
 class NoClaims:
     """Without a cluster's records: every request is of one mind, its own."""
 
-    async def selected(self, labels: Mapping[str, str]) -> str | None:  # noqa: ARG002
+    async def find(self, volume: str, labels: Mapping[str, str]) -> Claim:  # noqa: ARG002
         """See Claims."""
-        return None
+        return Claim()
 
-    async def placed(self, labels: Mapping[str, str]) -> str | None:  # noqa: ARG002
+    async def place(self, claim: Claim, owner: str) -> Claim:
         """See Claims."""
-        return None
-
-    async def place(self, labels: Mapping[str, str], owner: str) -> None:
-        """See Claims."""
+        return replace(claim, placed=owner)
 
 
 class Placement:
@@ -48,7 +60,11 @@ class Placement:
         self._claims = claims
 
     async def make(
-        self, labels: Mapping[str, str], preferred: Sequence[str], create: Callable[[str], Awaitable[Made]]
+        self,
+        volume: str,
+        labels: Mapping[str, str],
+        preferred: Sequence[str],
+        create: Callable[[str], Awaitable[Made]],
     ) -> Made:
         """Make an empty volume at one of the owners, `preferred` in order, by `create(owner)`.
 
@@ -57,25 +73,43 @@ class Placement:
         because the volume may have been made. Raises OutOfSpace so that the scheduler chooses again, Unavailable to
         have the same call repeated.
         """
-        selected = await self._claims.selected(labels)
-        if selected is not None:
-            return await self._at_selected(selected, create)
-        placed = await self._claims.placed(labels)
-        candidates = list(preferred) or sorted(self._discovery.owners())
-        if placed is not None:
-            # What was refused there in the meantime begins again from the first: the volume is not there.
-            candidates = [placed, *(owner for owner in candidates if owner != placed)]
+        claim = await self._claims.find(volume, labels)
+        if claim.selected is not None:
+            return await self._at_selected(claim.selected, create)
         full: list[str] = []
-        for owner in candidates:
-            if owner != placed:
-                await self._claims.place(labels, owner)
+        away: list[str] = []
+        for owner in self._candidates(claim, list(preferred) or sorted(self._discovery.owners())):
+            if owner != claim.placed:
+                # Nothing was asked of it yet. Once it is written down, only its own no takes it back, so a node that is
+                # known to be away is not begun with.
+                if not self._alive(owner):
+                    away.append(owner)
+                    continue
+                claim = await self._claims.place(claim, owner)
             try:
                 return await create(owner)
             except OutOfSpace as error:
                 full.append(str(error))
-        raise OutOfSpace(
-            "no node has room for the volume: " + ("; ".join(full) or "no agent is known; look at the agents' pods")
-        )
+        if not full:
+            named = ", ".join(away) or "none is known"
+            raise Unavailable(
+                f"no node that may have the volume is ready ({named}): look at the nodes and the agents' pods"
+            )
+        waiting = f"; not ready: {', '.join(away)}" if away else ""
+        raise OutOfSpace("no node has room for the volume: " + "; ".join(full) + waiting)
+
+    def _candidates(self, claim: Claim, owners: Sequence[str]) -> list[str]:
+        """The one that was written down comes first, until a person has said that it will not come back."""
+        if claim.placed is None or self._discovery.forgotten(claim.placed):
+            return list(owners)
+        # What was refused there in the meantime begins again from the first: the volume is not there.
+        return [claim.placed, *(owner for owner in owners if owner != claim.placed)]
+
+    def _alive(self, owner: str) -> bool:
+        place = self._discovery.place(owner)
+        if place is None:
+            return not self._discovery.known()
+        return place.ready and bool(place.address) and not self._discovery.forgotten(owner)
 
     async def _at_selected(self, owner: str, create: Callable[[str], Awaitable[Made]]) -> Made:
         try:

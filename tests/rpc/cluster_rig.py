@@ -29,7 +29,7 @@ from csi_driver.service import authority
 from csi_driver.service.context import Context
 from csi_driver.service.discovery import Place
 from csi_driver.service.groups import Groups
-from csi_driver.service.placement import NoClaims, Placement
+from csi_driver.service.placement import Claim, Placement
 from csi_driver.service.pools import Pool, Pools
 from csi_driver.service.rollbacks import Rollbacks
 from csi_driver.service.snapshots import Snapshots
@@ -52,6 +52,7 @@ class Discovered:
     def __init__(self) -> None:
         self.places: dict[str, Place] = {}
         self.read = True
+        self.given_up: set[str] = set()
 
     def place(self, owner: str) -> Place | None:
         return self.places.get(owner)
@@ -62,22 +63,23 @@ class Discovered:
     def known(self) -> bool:
         return self.read
 
+    def forgotten(self, owner: str) -> bool:
+        return owner in self.given_up
 
-class Claim(NoClaims):
+
+class OneClaim:
     """One claim, for which everything is made."""
 
     def __init__(self) -> None:
         self.node: str | None = None
         self.written: list[str] = []
 
-    async def selected(self, labels: Any) -> str | None:
-        return self.node
+    async def find(self, volume: str, labels: Any) -> Claim:
+        return Claim(self.node, self.written[-1] if self.written else None)
 
-    async def placed(self, labels: Any) -> str | None:
-        return self.written[-1] if self.written else None
-
-    async def place(self, labels: Any, owner: str) -> None:
+    async def place(self, claim: Claim, owner: str) -> Claim:
         self.written.append(owner)
+        return replace(claim, placed=owner)
 
 
 class AgentOnTls:
@@ -127,7 +129,7 @@ class Cluster:
         self.controllers_identity = self.identity("controllers", tls.CONTROLLER)
         self.agents = {owner: AgentOnTls(owner, self.agents_identity) for owner in ("n-1", "n-10")}
         self.discovery = Discovered()
-        self.claim = Claim()
+        self.claim = OneClaim()
         self.seen = Recorder()
 
     def identity(self, name: str, role: str, root: authority.Pair | None = None, trusted: bytes = b"") -> tls.Identity:

@@ -1,0 +1,151 @@
+"""The controller's composition root: settings in, one running controller out."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from csi_driver.app.parts import ON_EVERY_REPLICA, ON_THE_LEADER, Room, keep_going
+from csi_driver.controller_settings import ControllerSettings
+from csi_driver.controller_telemetry import ControllerTelemetry
+from csi_driver.domain.errors import DriverError, Unavailable
+from csi_driver.operator.names import operator_lease
+from csi_driver.telemetry import configure_logging
+
+DRAIN_SECONDS = 20.0
+"""For calls at SIGTERM: below the 30 s that a kubelet waits. What is cut off goes on at its agent, and is found again."""
+
+log = structlog.get_logger()
+
+
+async def run_controller(settings: ControllerSettings) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit status, 1 where the controller could not start."""
+    configure_logging(settings.log_format)
+    controller = Controller(settings)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        await controller.start()
+        await stop.wait()
+    except DriverError as error:
+        log.error("the controller does not start", why=str(error))
+        return 1
+    finally:
+        await controller.stop()
+    return 0
+
+
+class Controller:
+    """One controller: its copy of the cluster, channels, socket, figures and parts. `start` may be called once."""
+
+    def __init__(self, settings: ControllerSettings) -> None:
+        self._settings = settings
+        self.telemetry = ControllerTelemetry()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._ends: list[Callable[[], object]] = []
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Serve at once; ready as soon as the agents' list and the certificates were read. Raises DriverError."""
+        os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+        from csi_driver.app.health import Health
+        from csi_driver.kube.api import Api
+        from csi_driver.kube.events import Events
+        from csi_driver.kube.lease import Leader
+        from csi_driver.kube.mirrors import Mirrors
+        from csi_driver.operator.claims import ClusterClaims
+        from csi_driver.operator.discovery import ClusterDiscovery
+        from csi_driver.rpc import reach, tls
+        from csi_driver.rpc.agents import Agents
+        from csi_driver.rpc.identity import Identity
+        from csi_driver.rpc.interceptors import Calls
+        from csi_driver.rpc.router import RoutedController, RoutedGroups
+        from csi_driver.rpc.router_tidemark import RoutedTidemark
+        from csi_driver.rpc.server import Server
+        from csi_driver.service.placement import Placement
+
+        settings = self._settings
+        api = await Api.connect(settings.kubeconfig)
+        self._ends.append(api.close)
+        if settings.metrics_address is not None:
+            self.health = Health(settings.metrics_address, self.check, self.telemetry.text)
+            await self.health.start()
+            self._ends.append(self.health.stop)
+        mirrors = Mirrors(api)
+        self._ends.append(mirrors.stop)
+        self.telemetry.watch_ages(mirrors.ages)
+        self._discovery = ClusterDiscovery(mirrors, settings.namespace, settings.release, settings.driver_name)
+        self._identity = tls.Identity(Path(settings.certificates))
+        agents = Agents(self._discovery, self._identity)
+        self._ends.append(agents.close)
+        server = Server(
+            settings.endpoint,
+            [
+                Identity(settings.driver_name, self.ready),
+                RoutedController(agents, Placement(self._discovery, ClusterClaims(api))),
+                RoutedGroups(agents),
+                RoutedTidemark(agents),
+            ],
+            [Calls(self.telemetry, shielded=False)],
+        )
+        await server.start()
+        self._ends.append(lambda: server.stop(DRAIN_SECONDS))
+        events = Events(api, settings.release, settings.pod_name)
+        room = Room(settings, api, mirrors, events, self._discovery, agents, self.telemetry)
+        self._begin("parts", keep_going(ON_EVERY_REPLICA, room))
+        self._begin("reach", reach.keep_asking(agents, self.telemetry.reached))
+        if settings.operator:
+            leader = Leader(api, settings.namespace, operator_lease(settings.release), settings.pod_name)
+            self._begin("leader", leader.run(lambda: self._lead(room)))
+        log.info("serving", endpoint=settings.endpoint, namespace=settings.namespace, release=settings.release)
+
+    async def stop(self) -> None:
+        """Hand the lease over, take no more calls, let those that run end, close everything."""
+        self._stopping = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._ends:
+            ending = self._ends.pop()()
+            if asyncio.iscoroutine(ending):
+                await ending
+        log.info("stopped")
+
+    def check(self) -> None:
+        """Raise a DriverError that says why this controller is not ready."""
+        if self._stopping:
+            raise Unavailable("stopping")
+        if not hasattr(self, "_discovery") or not self._discovery.known():
+            raise Unavailable("the lists of nodes, agents and volumes were not read yet: look whether the API answers")
+        self._identity.read()
+
+    def ready(self) -> bool:
+        """Whether calls can be served: what Probe answers."""
+        try:
+            self.check()
+        except DriverError as error:
+            log.debug("not ready", why=str(error))
+            return False
+        return True
+
+    async def _lead(self, room: Room) -> None:
+        self.telemetry.leading.set(1)
+        try:
+            await keep_going(ON_THE_LEADER, room)
+            await asyncio.Event().wait()
+        finally:
+            self.telemetry.leading.set(0)
+
+    def _begin(self, name: str, work: "asyncio._CoroutineLike[None]") -> None:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(_tell_failure)
+        self._tasks.append(task)
+
+
+def _tell_failure(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a task of the controller has failed", task=task.get_name(), exc_info=error)

@@ -1,0 +1,76 @@
+"""What runs beside the routing of calls: the one place where a reconciler, or anything of its kind, is plugged in.
+
+A part is a class with `async run()`, which goes on until it is cancelled. One that fails is begun again after a pause,
+and harms nobody else. It is made by a factory from all that a controller has.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from csi_driver.controller_settings import ControllerSettings
+from csi_driver.controller_telemetry import ControllerTelemetry
+from csi_driver.kube.api import Api
+from csi_driver.kube.events import Events
+from csi_driver.kube.mirrors import Mirrors
+from csi_driver.rpc.agents import Agents
+from csi_driver.service.discovery import Discovery
+
+RESTART_SECONDS = 5.0
+"""Before a part that failed is begun again."""
+
+log = structlog.get_logger()
+
+
+class Part(Protocol):
+    """One thing that is kept going."""
+
+    async def run(self) -> None:
+        """Go on until cancelled."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """All that a part may be made of."""
+
+    settings: ControllerSettings
+    api: Api
+    mirrors: Mirrors
+    events: Events
+    discovery: Discovery
+    agents: Agents
+    telemetry: ControllerTelemetry
+
+
+Factory = Callable[[Room], Part]
+
+ON_EVERY_REPLICA: list[Factory] = []
+"""Begun with the controller, before it is ready: what each replica needs for itself."""
+
+ON_THE_LEADER: list[Factory] = []
+"""Begun by the one that holds the Lease, and cancelled when it must not any more."""
+
+
+async def keep_going(factories: Sequence[Factory], room: Room) -> None:
+    """Make these parts and run them all, until cancelled."""
+    async with asyncio.TaskGroup() as group:
+        for factory in factories:
+            group.create_task(_keep_one(factory, room))
+
+
+async def _keep_one(factory: Factory, room: Room) -> None:
+    while True:
+        try:
+            await factory(room).run()
+            log.error("a part has ended by itself", part=_name(factory), again_in=RESTART_SECONDS)
+        except Exception:
+            log.exception("a part has failed", part=_name(factory), again_in=RESTART_SECONDS)
+        await asyncio.sleep(RESTART_SECONDS)
+
+
+def _name(factory: Factory) -> str:
+    return str(getattr(factory, "__name__", factory))

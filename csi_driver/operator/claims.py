@@ -1,0 +1,66 @@
+"""The claims for which volumes are made, read from the API itself: a copy may be older than the choice it is asked for."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import structlog
+
+from csi_driver.domain.errors import NotFound, Unavailable
+from csi_driver.domain.ids import owner_of_node
+from csi_driver.domain.requests import KUBERNETES_PREFIX
+from csi_driver.kube.api import Api
+from csi_driver.kube.errors import Conflict, Refused
+from csi_driver.kube.kinds import CLAIMS
+from csi_driver.operator.names import PLACED_ON, SELECTED_NODE
+from csi_driver.service.placement import Claim
+
+NAME = KUBERNETES_PREFIX + "pvc/name"
+NAMESPACE = KUBERNETES_PREFIX + "pvc/namespace"
+
+log = structlog.get_logger()
+
+
+class ClusterClaims:
+    """PersistentVolumeClaims by the labels that the provisioner's --extra-create-metadata adds. See Claims."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._warned = False
+
+    async def find(self, volume: str, labels: Mapping[str, str]) -> Claim:
+        """See Claims. A claim that was deleted, and perhaps made again under its name, is none."""
+        name, namespace = labels.get(NAME, ""), labels.get(NAMESPACE, "")
+        if not name or not namespace:
+            if not self._warned:
+                self._warned = True
+                log.warning("the provisioner names no claims: give it --extra-create-metadata", volume=volume)
+            return Claim()
+        try:
+            found = await self._api.get(CLAIMS, name, namespace)
+        except Refused as error:
+            raise Unavailable(f"claim {namespace}/{name} cannot be read: {error}") from error
+        if found is None or found["metadata"].get("uid", "") not in volume:
+            return Claim()
+        metadata = found["metadata"]
+        notes = metadata.get("annotations") or {}
+        selected = notes.get(SELECTED_NODE)
+        return Claim(
+            owner_of_node(selected) if selected else None,
+            notes.get(PLACED_ON) or None,
+            (namespace, name, metadata["resourceVersion"]),
+        )
+
+    async def place(self, claim: Claim, owner: str) -> Claim:
+        """See Claims."""
+        if not claim.key:
+            return replace(claim, placed=owner)
+        namespace, name, version = claim.key
+        note = {"metadata": {"resourceVersion": version, "annotations": {PLACED_ON: owner}}}
+        try:
+            written = await self._api.patch(CLAIMS, name, note, namespace)
+        except (Conflict, NotFound, Refused) as error:
+            raise Unavailable(
+                f"claim {namespace}/{name} does not take the note that its volume is made on {owner}: {error}; "
+                "the call succeeds when it is repeated"
+            ) from error
+        return replace(claim, placed=owner, key=(namespace, name, written["metadata"]["resourceVersion"]))

@@ -1,0 +1,123 @@
+"""A whole controller, as its command would run it: agents on mutual TLS, and a Kubernetes API in memory."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import grpc
+from cluster_rig import AgentOnTls, write_identity
+from fake_api import FakeApi, Object
+
+from csi_driver._pb import csi_pb2_grpc, tidemark_pb2_grpc
+from csi_driver.app.controller import Controller
+from csi_driver.controller_settings import ControllerSettings
+from csi_driver.domain.routing import TOPOLOGY_KEY
+from csi_driver.kube.kinds import CLAIMS, NODES, PODS, VOLUMES
+from csi_driver.rpc import tls
+from csi_driver.service import authority
+
+NAMESPACE = "tidemark"
+DRIVER = "csi.tidemark.dev"
+
+
+def node(name: str, ready: bool = True, labelled: bool = True) -> Object:
+    return {
+        "metadata": {"name": name, "labels": {TOPOLOGY_KEY: name} if labelled else {}},
+        "status": {"conditions": [{"type": "Ready", "status": "True" if ready else "Unknown"}]},
+    }
+
+
+def agent_pod(name: str, node_name: str, port: int, **more: Any) -> Object:
+    return {
+        "metadata": {
+            "name": name,
+            "labels": {"app.kubernetes.io/name": "tidemark", "app.kubernetes.io/component": "agent"},
+            "ownerReferences": [{"kind": "DaemonSet", "name": more.get("owner", "tidemark-agent")}],
+        },
+        "spec": {
+            "nodeName": node_name,
+            "containers": [{"name": "agent", "ports": [{"name": "grpc", "containerPort": port}]}],
+        },
+        "status": {
+            "phase": "Running",
+            "podIP": more.get("ip", "127.0.0.1"),
+            "conditions": [{"type": "Ready", "status": "True" if more.get("ready", True) else "False"}],
+        },
+    }
+
+
+def volume(name: str, handle: str, driver: str = DRIVER) -> Object:
+    return {"metadata": {"name": name}, "spec": {"csi": {"driver": driver, "volumeHandle": handle}}}
+
+
+class ControllerRig:
+    """Agents n-1 and n-10, the objects that a cluster would have of them, and a controller that has read them."""
+
+    def __init__(self, fake: FakeApi) -> None:
+        self.fake = fake
+        # Not tmp_path: its names are longer than a socket's path may be.
+        self._directory = tempfile.TemporaryDirectory(prefix="tm-")
+        self.root = Path(self._directory.name)
+        ca = authority.new_authority()
+        agents = write_identity(self.root / "agents", ca, authority.issue(ca, tls.AGENT))
+        write_identity(self.root / "controllers", ca, authority.issue(ca, tls.CONTROLLER))
+        self.agents = {owner: AgentOnTls(owner, agents) for owner in ("n-1", "n-10")}
+
+    async def __aenter__(self) -> ControllerRig:
+        for agent in self.agents.values():
+            await agent.pool.open()
+            await agent.start()
+            self.fake.put(NODES, node(agent.owner))
+            self.fake.put(PODS, agent_pod(f"agent-{agent.owner}", agent.owner, agent.port), NAMESPACE)
+        self.controller = await self.start("csi")
+        self.connect("csi")
+        return self
+
+    async def start(self, socket: str, **more: Any) -> Controller:
+        """One more replica, on a socket of its own."""
+        settings = {
+            "endpoint": f"unix://{self.root}/{socket}.sock",
+            "certificates": str(self.root / "controllers"),
+            "kubeconfig": self.fake.kubeconfig(self.root / "kubeconfig"),
+            "metrics_address": ("127.0.0.1", 0),
+            "pod_name": socket,
+        }
+        made = Controller(ControllerSettings(**(settings | more)))
+        try:
+            await made.start()
+        except BaseException:
+            await made.stop()
+            raise
+        return made
+
+    def connect(self, socket: str) -> None:
+        self.channel = grpc.aio.insecure_channel(f"unix://{self.root}/{socket}.sock")
+        self.identity = csi_pb2_grpc.IdentityStub(self.channel)
+        self.stub = csi_pb2_grpc.ControllerStub(self.channel)
+        self.tidemark = tidemark_pb2_grpc.TidemarkStub(self.channel)
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.channel.close()
+        await self.controller.stop()
+        for agent in self.agents.values():
+            await agent.server.stop(0)
+            await agent.calls.drain(5)
+            await agent.backend.close()
+            agent.backend.discard()
+        self._directory.cleanup()
+
+    def claim(self, name: str, **annotations: str) -> Object:
+        """A claim as the API has it."""
+        notes = {key.replace("__", "/").replace("_", "-"): value for key, value in annotations.items()}
+        return self.fake.put(CLAIMS, {"metadata": {"name": name, "annotations": notes}}, "ns")
+
+    def note(self, name: str, key: str) -> str | None:
+        """An annotation of a claim."""
+        found = self.fake.get(CLAIMS, name, "ns")
+        return (found or {})["metadata"].get("annotations", {}).get(key)
+
+    def persist(self, name: str, handle: str) -> None:
+        """What the provisioner makes of a volume."""
+        self.fake.put(VOLUMES, volume(name, handle))
