@@ -20,6 +20,7 @@ from csi_driver.kube.kinds import SECRETS, WEBHOOKS
 from csi_driver.kube.material import HOLDS
 from csi_driver.operator import authority_secret as secrets
 from csi_driver.operator import trust
+from csi_driver.operator.hook import spread, trusted_by
 from csi_driver.service import authority
 
 ROTATE = "tidemark.dev/rotate"
@@ -159,7 +160,7 @@ class Certificates:
         if seen is not None and seen.signer is not None:
             self._expiry("authority", seen.signer.ends)
         annotations = ((found.authority or {}).get("metadata") or {}).get("annotations") or {}
-        hook = _trusted_by(found.hook) if found.hook is not None and found.hook.get("webhooks") else None
+        hook = trusted_by(found.hook)
         return trust.Observed(seen, issued, hook, ROTATE in annotations, behind)
 
     async def _behind(self, found: _Found) -> tuple[str, ...]:
@@ -185,7 +186,8 @@ class Certificates:
             case trust.Spread(names):
                 await self._write(names, found, {"ca.crt": secrets.encoded(self._kept(found).bundle)})
             case trust.SpreadToHook():
-                await self._spread_to_hook(found)
+                assert found.hook is not None
+                await spread(self._api, found.hook, self._kept(found).bundle)
             case trust.Begin():
                 await self._keep(
                     found, self._kept(found).begun(self._now()), "RotationBegan", "a new authority is made known"
@@ -249,14 +251,6 @@ class Certificates:
             SECRETS, self._wanted[names].secret, {"metadata": metadata, "data": data}, self._namespace
         )
 
-    async def _spread_to_hook(self, found: _Found) -> None:
-        assert found.hook is not None
-        bundle = secrets.encoded(self._kept(found).bundle)
-        # A merge patch replaces a list whole.
-        hooks = [{**one, "clientConfig": {**one["clientConfig"], "caBundle": bundle}} for one in found.hook["webhooks"]]
-        metadata = {"resourceVersion": found.hook["metadata"]["resourceVersion"]}
-        await self._api.patch(WEBHOOKS, self._hook, {"metadata": metadata, "webhooks": hooks})
-
     async def _tell_waiting(self, found: _Found, waiting: tuple[str, ...]) -> None:
         if waiting and waiting != self._waiting and found.authority is not None:
             log.info("certificates: waiting", peers=waiting)
@@ -276,11 +270,3 @@ def _issued(obj: Object, trusted: Sequence[bytes]) -> trust.Issued:
         return trust.Issued(secrets.decoded(data, "ca.crt"), certificate)
     except ValueError:
         return trust.Issued(b"", None)
-
-
-def _trusted_by(hook: Object) -> bytes:
-    bundles = {(one.get("clientConfig") or {}).get("caBundle") or "" for one in hook.get("webhooks") or []}
-    try:
-        return secrets.decoded({"ca": bundles.pop()}, "ca") if len(bundles) == 1 else b""
-    except ValueError:
-        return b""

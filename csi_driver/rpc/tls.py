@@ -28,8 +28,6 @@ log = structlog.get_logger()
 Material = tuple[bytes, bytes, bytes]
 """Authorities that are trusted, own certificate, its key: each in PEM."""
 
-_TRIES = 3
-
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -39,22 +37,18 @@ class Identity:
 
     def read(self) -> Material:
         """Authority, certificate and key as they are now. Raises Precondition, which never holds their contents."""
-        for tries_left in reversed(range(_TRIES)):
-            # A mounted Secret is exchanged in one step by its link ..data: followed once, so that the three files are of
-            # one making. The old ones are removed right afterwards, and then the new ones are there.
-            link = self.directory / "..data"
-            directory = link.resolve() if link.is_symlink() else self.directory
+        while True:
+            directory = self._current()
             try:
                 authority, certificate, key = ((directory / name).read_bytes() for name in FILES)
                 return authority, certificate, key
             except OSError as error:
-                if tries_left and directory != self.directory:
-                    continue
+                if self._current() != directory:
+                    continue  # exchanged meanwhile, and the old ones are removed right afterwards
                 raise Precondition(
                     f"{self.directory / Path(error.filename).name} cannot be read: {error.strerror}; the directory of "
                     "certificates holds ca.crt, tls.crt and tls.key"
                 ) from error
-        raise AssertionError("the last try returns or raises")
 
     def fingerprint(self) -> str:
         """What identifies the certificates that the next handshake will use. Raises Precondition where it will use none
@@ -63,6 +57,13 @@ class Identity:
         material = self.read()
         check(material)
         return fingerprint(*material[:2])
+
+    def _current(self) -> Path:
+        """A mounted Secret is exchanged in one step by its link ..data: followed once, so that the three files are of one
+        making.
+        """
+        link = self.directory / "..data"
+        return link.resolve() if link.is_symlink() else self.directory
 
 
 def check(material: Material) -> None:

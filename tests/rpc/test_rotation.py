@@ -83,7 +83,8 @@ class Trusted(Cluster):
                 await material.refresh()
 
         following = [
-            asyncio.ensure_future(follow(material, 0.02 + 0.05 * number)) for number, material in enumerate(self.materials)
+            asyncio.ensure_future(follow(material, 0.02 + 0.05 * number))
+            for number, material in enumerate(self.materials)
         ]
         try:
             while (await self.keeper.settle()).waiting:
