@@ -48,7 +48,20 @@ class Room:
 
 Factory = Callable[[Room], Part]
 
-ON_EVERY_REPLICA: list[Factory] = []
+
+def _certificates(room: Room) -> Part:
+    from csi_driver.app import trust
+
+    return trust.keeper(room)
+
+
+def _own_files(room: Room) -> Part:
+    from csi_driver.app import trust
+
+    return trust.own_files(room)
+
+
+ON_EVERY_REPLICA: list[Factory] = [_certificates, _own_files]
 """Begun with the controller, before it is ready: what each replica needs for itself."""
 
 ON_THE_LEADER: list[Factory] = []
@@ -73,4 +86,4 @@ async def _keep_one(factory: Factory, room: Room) -> None:
 
 
 def _name(factory: Factory) -> str:
-    return str(getattr(factory, "__name__", factory))
+    return str(getattr(factory, "__name__", factory)).lstrip("_")

@@ -8,7 +8,7 @@ import asyncio
 import os
 import shutil
 from base64 import b64decode
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,30 +26,21 @@ HOLDS = "holds.tidemark.dev/"
 LOOK_SECONDS = 10.0
 """Between two looks at the Secret: a kubelet takes about a minute for the agents'."""
 
+FIRST_SECONDS = 0.5
+"""The same before there are any: nothing is served without."""
+
 log = structlog.get_logger()
 
 
 class Material:
-    """One Secret of type TLS in one directory. `pod`: who tells that it has loaded it; empty: nobody.
+    """One Secret of type TLS in one directory. `pod`: who tells that it has loaded it; empty: nobody."""
 
-    `changed` is called after each exchange.
-    """
-
-    def __init__(
-        self,
-        api: Api,
-        namespace: str,
-        secret: str,
-        directory: Path,
-        pod: str = "",
-        changed: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, api: Api, namespace: str, secret: str, directory: Path, pod: str = "") -> None:
         self._api = api
         self._namespace = namespace
         self._secret = secret
         self._directory = directory
         self._pod = pod
-        self._changed = changed
         self._written: dict[str, bytes] = {}
 
     async def refresh(self) -> None:
@@ -70,7 +61,6 @@ class Material:
         if files != self._written:
             exchange(self._directory, files)
             self._written = files
-            self._changed()
         if self._pod:
             await self._tell(
                 secret["metadata"].get("annotations") or {}, fingerprint(files["ca.crt"], files["tls.crt"])
@@ -78,12 +68,16 @@ class Material:
 
     async def run(self) -> None:
         """Follow the Secret until cancelled. What was written stays in force while the API is away."""
+        told = ""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
             try:
                 await self.refresh()
+                told = ""
             except DriverError as error:
-                log.warning("certificates are not followed", secret=self._secret, why=str(error))
+                if str(error) != told:
+                    log.warning("certificates are not followed", secret=self._secret, why=str(error))
+                told = str(error)
+            await asyncio.sleep(LOOK_SECONDS if self._written else FIRST_SECONDS)
 
     async def _tell(self, told: Mapping[str, str], loaded: str) -> None:
         key = report_key(self._pod)
@@ -121,14 +115,15 @@ def exchange(directory: Path, files: Mapping[str, bytes]) -> None:
             shutil.rmtree(path)
 
 
-async def pods_hold(api: Api, namespace: str, labels: str, secret: Object) -> dict[str, str]:
-    """What each running pod of a selector has told to have loaded of a Secret, by name; empty where it has told nothing.
+async def pods_hold(api: Api, namespace: str, labels: str, prefix: str, secret: Object) -> dict[str, str]:
+    """What the running pods of a selector whose names begin with `prefix` have told to have loaded of a Secret, by name;
+    empty where one has told nothing.
 
     A pod that ends is left out, and one that has no node yet: it reads the Secret as it is when it starts.
     """
     told = secret["metadata"].get("annotations") or {}
     pods = await api.list(PODS, namespace, labels=labels)
-    names = [pod["metadata"]["name"] for pod in pods if _runs(pod)]
+    names = [pod["metadata"]["name"] for pod in pods if _runs(pod) and pod["metadata"]["name"].startswith(prefix)]
     return {name: told.get(report_key(name), "") for name in names}
 
 

@@ -100,35 +100,32 @@ class Certificates:
         self._waiting: tuple[str, ...] = ()
 
     async def run(self) -> None:
-        """Until cancelled. One replica is enough, and more do no harm."""
+        """Until cancelled. One replica is enough, and more do no harm: no certificate waits for a leader."""
         while True:
-            rest = trust.Rest()
+            pause = WAITING_SECONDS
             try:
-                rest = await self.settle()
+                if not (await self.settle()).waiting:
+                    pause = LOOK_SECONDS
             except DriverError as error:
                 log.warning("certificates are not kept", why=str(error))
-            await asyncio.sleep(WAITING_SECONDS if rest.waiting else LOOK_SECONDS)
+            await asyncio.sleep(pause)
 
-    async def settle(self, ask: bool = True) -> trust.Rest:
-        """Do all that can be done now. Without `ask` a rotation is left where it waits for peers: for a start, which must
-        wait for nobody. Raises Unavailable, or Precondition where a Secret holds what it must not.
-        """
+    async def settle(self) -> trust.Rest:
+        """Do all that can be done now. Raises Unavailable, or Precondition where a Secret holds what it must not."""
         for _ in range(MOST_STEPS):
-            step = await self.step(ask)
+            step = await self.step()
             if isinstance(step, trust.Rest):
                 return step
         raise Unavailable(
             f"the certificates of {self._secret} do not come to rest: somebody else changes those Secrets, too"
         )
 
-    async def step(self, ask: bool = True) -> trust.Step:
+    async def step(self) -> trust.Step:
         """One step; Rest where there was none to do. Where another replica was faster, nothing was done."""
         found = await self._observe()
         step = trust.next_step(self._observed(found, None), self._now())
         if isinstance(step, trust.Ask):
-            step = trust.Rest()
-            if ask:
-                step = trust.next_step(self._observed(found, await self._behind(found)), self._now())
+            step = trust.next_step(self._observed(found, await self._behind(found)), self._now())
         if isinstance(step, trust.Rest):
             await self._tell_waiting(found, step.waiting)
             return step

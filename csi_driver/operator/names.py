@@ -3,6 +3,9 @@
 AGENT_LABELS = "app.kubernetes.io/name=tidemark,app.kubernetes.io/component=agent"
 """Of the agents' pods, as a selector."""
 
+CONTROLLER_LABELS = "app.kubernetes.io/name=tidemark,app.kubernetes.io/component=controller"
+"""Of the controllers' pods, as a selector."""
+
 SELECTED_NODE = "volume.kubernetes.io/selected-node"
 """On a claim: the node that the scheduler, or our pin, has chosen."""
 

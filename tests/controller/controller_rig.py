@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from fake_api import FakeApi, Object
 from csi_driver._pb import csi_pb2_grpc, tidemark_pb2_grpc
 from csi_driver.app.controller import Controller
 from csi_driver.controller_settings import ControllerSettings
+from csi_driver.domain.certificates import FILES
 from csi_driver.domain.routing import TOPOLOGY_KEY
-from csi_driver.kube.kinds import CLAIMS, NODES, PODS, VOLUMES
+from csi_driver.kube.kinds import CLAIMS, NODES, PODS, SECRETS, VOLUMES
 from csi_driver.rpc import tls
 from csi_driver.service import authority
 
@@ -63,23 +65,31 @@ class ControllerRig:
         ca = authority.new_authority()
         agents = write_identity(self.root / "agents", ca, authority.issue(ca, tls.AGENT))
         write_identity(self.root / "controllers", ca, authority.issue(ca, tls.CONTROLLER))
+        for name in ("agents", "controllers"):
+            self.put_secret(name)
         self.agents = {owner: AgentOnTls(owner, agents) for owner in ("n-1", "n-10")}
 
     async def __aenter__(self) -> ControllerRig:
         for agent in self.agents.values():
             await agent.pool.open()
             await agent.start()
-            self.fake.put(NODES, node(agent.owner))
-            self.fake.put(PODS, agent_pod(f"agent-{agent.owner}", agent.owner, agent.port), NAMESPACE)
+            self.add(agent)
         self.controller = await self.start("csi")
         self.connect("csi")
         return self
+
+    def add(self, agent: AgentOnTls) -> None:
+        """Its node and its pod."""
+        self.fake.put(NODES, node(agent.owner))
+        self.fake.put(PODS, agent_pod(f"agent-{agent.owner}", agent.owner, agent.port), NAMESPACE)
 
     async def start(self, socket: str, **more: Any) -> Controller:
         """One more replica, on a socket of its own."""
         settings = {
             "endpoint": f"unix://{self.root}/{socket}.sock",
-            "certificates": str(self.root / "controllers"),
+            "certificates": str(self.root / "tls"),
+            "controller_secret": "controllers",
+            "agent_secret": "agents",
             "kubeconfig": self.fake.kubeconfig(self.root / "kubeconfig"),
             "metrics_address": ("127.0.0.1", 0),
             "pod_name": socket,
@@ -91,6 +101,11 @@ class ControllerRig:
             await made.stop()
             raise
         return made
+
+    def put_secret(self, name: str) -> None:
+        """Certificates of the user's own: what lies in a directory, as a Secret."""
+        data = {key: b64encode((self.root / name / key).read_bytes()).decode() for key in FILES}
+        self.fake.put(SECRETS, {"metadata": {"name": name}, "type": "kubernetes.io/tls", "data": data}, NAMESPACE)
 
     def connect(self, socket: str) -> None:
         self.channel = grpc.aio.insecure_channel(f"unix://{self.root}/{socket}.sock")

@@ -78,10 +78,10 @@ async def test_a_controller_without_the_cluster_says_so_and_waits(fake: FakeApi)
 
 async def test_it_is_not_ready_without_a_certificate(rig: ControllerRig) -> None:
     await until_ready(rig.identity)
-    (rig.root / "controllers" / "tls.key").rename(rig.root / "away")
+    (rig.root / "tls" / "..data").rename(rig.root / "away")
     assert not await ready(rig.identity)
     assert "tls.key" in (await http(rig.controller.health.port, "/readyz"))[1]
-    (rig.root / "away").rename(rig.root / "controllers" / "tls.key")
+    (rig.root / "away").rename(rig.root / "tls" / "..data")
     assert await ready(rig.identity)
 
 

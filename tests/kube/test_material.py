@@ -30,8 +30,7 @@ def told(fake: FakeApi) -> dict[str, str]:
 
 
 async def test_the_files_follow_the_secret(fake: FakeApi, tmp_path: Path) -> None:
-    changes: list[int] = []
-    material = Material(await fake.connect(), NS, "tls", tmp_path / "a" / "b", "pod-1", lambda: changes.append(1))
+    material = Material(await fake.connect(), NS, "tls", tmp_path / "a" / "b", "pod-1")
     with pytest.raises(Unavailable, match="tidemark/tls is not there yet"):
         await material.refresh()
     for number in (1, 2):
@@ -44,7 +43,7 @@ async def test_the_files_follow_the_secret(fake: FakeApi, tmp_path: Path) -> Non
             assert stat.S_IMODE(path.resolve().parent.stat().st_mode) == 0o700
         assert told(fake) == {f"{HOLDS}pod-1": fingerprint(f"{number} ca.crt".encode(), f"{number} tls.crt".encode())}
         await material.refresh()
-        assert len(changes) == number, "what did not change is not written again"
+        assert (tmp_path / "a" / "b" / "..data").readlink() == Path(f"..{number}"), "what did not change stays"
         assert len(fake.asked("patch", SECRETS)) == number, "nor told again"
     assert len(list((tmp_path / "a" / "b").iterdir())) == 1 + 1 + len(FILES), "the old ones are gone"
 
@@ -104,13 +103,19 @@ def test_a_reader_never_sees_some_of_each(tmp_path: Path) -> None:
 
 async def test_pods_that_run_are_waited_for(fake: FakeApi) -> None:
     labels = {"app": "controller"}
-    states = {"runs": ("n", "Running"), "starts": ("n", "Pending"), "waits": ("", "Pending"), "failed": ("n", "Failed")}
+    states = {
+        "our-1": ("n", "Running"),
+        "our-2": ("n", "Pending"),
+        "our-3": ("", "Pending"),
+        "our-4": ("n", "Failed"),
+        "their-1": ("n", "Running"),
+    }
     for name, (node, phase) in states.items():
         spec = {"nodeName": node} if node else {}
         fake.put(PODS, {"metadata": {"name": name, "labels": labels}, "spec": spec, "status": {"phase": phase}}, NS)
-    fake.put(PODS, {"metadata": {"name": "another"}, "spec": {"nodeName": "n"}}, NS)
-    put(fake, 1, annotations={report_key("runs"): "abc", report_key("gone"): "abc"})
+    fake.put(PODS, {"metadata": {"name": "our-5"}, "spec": {"nodeName": "n"}}, NS)
+    put(fake, 1, annotations={report_key("our-1"): "abc", report_key("our-0"): "abc"})
     secret = fake.get(SECRETS, "tls", NS)
     assert secret is not None
-    assert await pods_hold(await fake.connect(), NS, "app=controller", secret) == {"runs": "abc", "starts": ""}
+    assert await pods_hold(await fake.connect(), NS, "app=controller", "our-", secret) == {"our-1": "abc", "our-2": ""}
     assert len(report_key("x" * 200).removeprefix(HOLDS)) <= 63

@@ -110,13 +110,6 @@ async def test_a_rotation_waits_for_every_peer(trusting: Trusting) -> None:
     assert "n-1, n-2, pod-1, pod-2" in waits[0]
 
 
-async def test_a_start_waits_for_no_peer(trusting: Trusting) -> None:
-    await at_rest(trusting)
-    trusting.ask_for_rotation()
-    assert await (await trusting.replica()).settle(ask=False) == Rest()
-    assert "next.crt" in content(trusting.fake, AUTHORITY)
-
-
 async def test_an_authority_is_rotated_before_it_ends(trusting: Trusting) -> None:
     await at_rest(trusting)
     root = trusting.authority()

@@ -53,7 +53,7 @@ class Trusted(Cluster):
         self.other = Agents(self.discovery, self.other_identity)
 
         async def controllers(secret: Object) -> Mapping[str, str]:
-            return await pods_hold(api, NAMESPACE, "a=controller", secret)
+            return await pods_hold(api, NAMESPACE, "a=controller", "pod-", secret)
 
         async def agents(_: Object) -> Mapping[str, str]:
             return await agents_hold(self.other)
@@ -64,7 +64,7 @@ class Trusted(Cluster):
         ]
         expiry: dict[str, datetime] = {}
         self.keeper = Certificates(api, NAMESPACE, "authority", wanted, "", Silent(), expiry.__setitem__)
-        await self.keeper.settle(ask=False)
+        await self.keeper.settle()
         self.materials = [
             *(Material(api, NAMESPACE, "controller-tls", self.directory / pod, pod) for pod in ("pod-1", "pod-2")),
             *(Material(api, NAMESPACE, "agent-tls", self.directory / owner) for owner in OWNERS),

@@ -1,0 +1,61 @@
+"""A controller that makes its own certificates: from an empty namespace to calls over mutual TLS."""
+
+from __future__ import annotations
+
+import asyncio
+
+from controller_rig import NAMESPACE, ControllerRig
+from fake_api import FakeApi
+from rpc_rig import create_volume, places
+from test_controller import http, until_ready
+
+from csi_driver.kube.kinds import PODS, SECRETS, WEBHOOKS
+from csi_driver.kube.material import HOLDS, Material
+from csi_driver.rpc import tls
+
+
+async def test_from_an_empty_namespace(fake: FakeApi) -> None:
+    """Two replicas start at once; agents get what a kubelet would mount."""
+    rig = ControllerRig(fake)
+    own = {"controller_secret": "", "agent_secret": ""}
+    fake.put(WEBHOOKS, {"metadata": {"name": "tidemark-pin"}, "webhooks": [{"name": "a", "clientConfig": {}}]})
+    for pod in ("tidemark-controller-1", "tidemark-controller-2"):
+        labels = {"app.kubernetes.io/name": "tidemark", "app.kubernetes.io/component": "controller"}
+        fake.put(PODS, {"metadata": {"name": pod, "labels": labels}, "spec": {"nodeName": "n-1"}}, NAMESPACE)
+    api = await fake.connect()
+    kubelet = Material(api, NAMESPACE, "tidemark-agent-tls", rig.root / "mounted")
+    for agent in rig.agents.values():
+        agent.identity = tls.Identity(rig.root / "mounted")
+    first, second = await asyncio.gather(
+        rig.start("csi", pod_name="tidemark-controller-1", certificates=str(rig.root / "own-1"), **own),
+        rig.start("csi-2", pod_name="tidemark-controller-2", certificates=str(rig.root / "own-2"), **own),
+    )
+    rig.controller = first
+    rig.connect("csi")
+    following = asyncio.ensure_future(kubelet.run())
+    async with asyncio.timeout(60):
+        while not (rig.root / "mounted" / "tls.key").exists():
+            await asyncio.sleep(0.05)
+        for agent in rig.agents.values():
+            await agent.pool.open()
+            await agent.start()
+            rig.add(agent)
+        await until_ready(rig.identity)
+        request = create_volume("v", accessibility_requirements=places("n-1"))
+        assert (await rig.stub.CreateVolume(request)).volume.volume_id.startswith("n-1:")
+        while len(told(fake)) < 2:
+            await asyncio.sleep(0.05)
+    assert len(set(told(fake).values())) == 1, "both replicas have loaded the same"
+    assert (rig.root / "own-1" / "tls.crt").read_bytes() == (rig.root / "own-2" / "tls.crt").read_bytes()
+    _, figures = await http(rig.controller.health.port, "/metrics")
+    for role in ("authority", "controller", "agent"):
+        assert f'tidemark_certificate_expiry_timestamp_seconds{{role="{role}"}}' in figures
+    following.cancel()
+    await second.stop()
+    await rig.__aexit__()
+
+
+def told(fake: FakeApi) -> dict[str, str]:
+    found = fake.get(SECRETS, "tidemark-controller-tls", NAMESPACE)
+    notes = (found or {"metadata": {}})["metadata"].get("annotations", {})
+    return {key: value for key, value in notes.items() if key.startswith(HOLDS)}
