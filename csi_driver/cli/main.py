@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from csi_driver import __version__
-from csi_driver.cli import agent, controller, demo, mounts, pools, rollback, snapshots, tree, volumes
+from csi_driver.cli import agent, controller, demo, mounts, pools, rollback, snapshots, tree, uninstall_check, volumes
 from csi_driver.cli.common import Failure
 
 app = typer.Typer(
@@ -55,6 +55,7 @@ app.command("umount", rich_help_panel="Disks and snapshots")(mounts.umount)
 app.command("tree", rich_help_panel="Look")(tree.tree)
 app.command("pools", rich_help_panel="Look")(pools.pools)
 app.command("status", rich_help_panel="Look")(pools.status)
+app.command("uninstall-check", hidden=True)(uninstall_check.uninstall_check)  # for the chart, not for people
 
 
 def main() -> None:

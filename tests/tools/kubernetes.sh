@@ -2,6 +2,7 @@
 # Prints the directory that holds the programs of the test cluster, and builds first what is missing there.
 #
 #     kubernetes.sh            kube-apiserver, kubelet and so on, the sidecars, helm, and the CRDs of snapshots (crd/)
+#     kubernetes.sh helm       helm at least: half a minute
 #
 # Each is built once for its version from Go modules by name and kept outside the tree, under $TIDEMARK_CACHE (by default
 # the user's cache directory). From nothing that takes about 12 minutes on two cores. The sidecars' versions are those of
@@ -124,6 +125,7 @@ part() {
 
 all='kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl csi-provisioner csi-snapshotter
     snapshot-controller csi-resizer helm'
+[ "${1-}" != helm ] || all=helm
 # shellcheck disable=SC2086
 if built $all; then
     printf '%s\n' "$programs"
@@ -147,6 +149,7 @@ if ! built $all; then
         # Static, so that an image can hold the program and nothing else.
         export GOTOOLCHAIN=local CGO_ENABLED=0 GOOS='' GOARCH=''
         part helm helm
+        [ "$all" != helm ] || exit 0
         part resizer csi-resizer
         part kubernetes kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl
         part provisioner csi-provisioner

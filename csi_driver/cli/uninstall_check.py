@@ -1,0 +1,84 @@
+"""`tidemark uninstall-check`: run by the chart before `helm uninstall` removes anything; says no while something would be stranded."""
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from csi_driver import DRIVER_NAME
+from csi_driver.cli.common import Failure
+
+if TYPE_CHECKING:
+    from csi_driver.kube.api import Api
+
+SHOWN = 3
+"""Names in the message: enough to recognise what they are; `kubectl get` has the rest."""
+
+RUNNING = {"WaitingForRelease", "SafetySnapshot", "RollingBack"}
+"""Phases of a VolumeRollback that holds its volume: without a controller nobody would release it."""
+
+
+async def strands(api: "Api", driver: str) -> list[str]:
+    """What an uninstallation would strand, one phrase a kind with the count. Raises DriverError where the API cannot tell."""
+    from csi_driver.domain.errors import NotFound
+    from csi_driver.kube.kinds import ROLLBACKS, VOLUMES
+
+    volumes = [
+        volume["metadata"]["name"]
+        for volume in await api.list(VOLUMES)
+        if (volume["spec"].get("csi") or {}).get("driver") == driver
+    ]
+    try:
+        rollbacks = [
+            f"{rollback['metadata']['namespace']}/{rollback['metadata']['name']}"
+            for rollback in await api.list(ROLLBACKS)
+            if (rollback.get("status") or {}).get("phase") in RUNNING
+        ]
+    except NotFound:  # the definition is not installed: there can be none
+        rollbacks = []
+    return [*_phrase(volumes, f"PersistentVolume of {driver}"), *_phrase(rollbacks, "running VolumeRollback")]
+
+
+def _phrase(names: list[str], what: str) -> list[str]:
+    if not names:
+        return []
+    shown = ", ".join(sorted(names)[:SHOWN]) + (" ..." if len(names) > SHOWN else "")
+    what = (
+        what
+        if len(names) == 1
+        else what.replace("PersistentVolume", "PersistentVolumes").replace("VolumeRollback", "VolumeRollbacks")
+    )
+    return [f"{len(names)} {what} ({shown})"]
+
+
+def uninstall_check(
+    driver_name: Annotated[
+        str, typer.Option(envvar="TIDEMARK_DRIVER_NAME", help="The CSI driver's name.")
+    ] = DRIVER_NAME,
+    release: Annotated[str, typer.Option(help="Helm's release, for the next step.")] = "tidemark",
+    namespace: Annotated[str, typer.Option(help="Its namespace.")] = "tidemark",
+    revision: Annotated[int, typer.Option(help="Its revision.")] = 1,
+    kubeconfig: Annotated[str, typer.Option(metavar="FILE", help="Outside a pod: how to reach the cluster.")] = "",
+) -> None:
+    """Refuse to be uninstalled while volumes of this driver exist or a rollback runs. Changes nothing."""
+    from csi_driver.domain.errors import DriverError
+    from csi_driver.kube.api import Api
+
+    async def look() -> list[str]:
+        api = await Api.connect(kubeconfig)
+        try:
+            return await strands(api, driver_name)
+        finally:
+            await api.close()
+
+    try:
+        found = asyncio.run(look())
+    except DriverError as error:
+        raise Failure(f"whether volumes exist cannot be told, so nothing is uninstalled: {error}") from None
+    if found:
+        raise Failure(
+            f"not uninstalled: {' and '.join(found)} would be left with nobody to mount or delete them. Delete the claims first, "
+            f"or `helm uninstall {release} --namespace {namespace} --no-hooks` to leave the disks where they are. To go on as "
+            f"before, `helm rollback {release} {revision} --namespace {namespace}`: helm counts a refused uninstallation as begun"
+        )
+    typer.echo(f"no volume of {driver_name} exists and no rollback runs: it may be uninstalled")

@@ -1,0 +1,122 @@
+"""The chart rendered by helm, as documents: with values of a test, for a version of Kubernetes, and for what a cluster serves."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Document = dict[str, Any]
+
+CHART = Path(__file__).resolve().parent.parent.parent / "charts" / "tidemark"
+VALUES = Path(__file__).resolve().parent / "values"
+
+SNAPSHOTS = ("snapshot.storage.k8s.io/v1/VolumeSnapshotClass",)
+GROUPS = ("groupsnapshot.storage.k8s.io/v1/VolumeGroupSnapshotClass",)
+EVERYTHING = SNAPSHOTS + GROUPS
+"""What a cluster serves that has all definitions of snapshots."""
+
+KUBERNETES = "1.34.4"
+
+
+class Refused(Exception):
+    """Helm did not render; the message is helm's."""
+
+
+class Rendered(list[Document]):
+    """All documents of a rendering, in helm's order."""
+
+    def of(self, kind: str) -> list[Document]:
+        """All of one kind."""
+        return [document for document in self if document["kind"] == kind]
+
+    def one(self, kind: str, name: str) -> Document:
+        """The one of that kind and name."""
+        (found,) = [document for document in self.of(kind) if document["metadata"]["name"] == name]
+        return found
+
+    def names(self, kind: str) -> set[str]:
+        """Names of all of one kind."""
+        return {document["metadata"]["name"] for document in self.of(kind)}
+
+    def container(self, name: str) -> Document:
+        """The one container of that name, wherever it is."""
+        pods = [document["spec"]["template"]["spec"] for document in self if "template" in document.get("spec", {})]
+        found = [
+            container
+            for pod in pods
+            for container in [*pod.get("initContainers", []), *pod["containers"]]
+            if container["name"] == name
+        ]
+        assert len(found) == 1, f"{len(found)} containers are called {name}"
+        return found[0]
+
+
+class Chart:
+    """`helm template` of the chart."""
+
+    def __init__(self, helm: Path) -> None:
+        self._helm = helm
+
+    def text(
+        self,
+        values: Document | Path | None = None,
+        *,
+        kubernetes: str = KUBERNETES,
+        serves: Iterable[str] = EVERYTHING,
+        sets: Iterable[str] = (),
+        chart: Path = CHART,
+        release: str = "tidemark",
+    ) -> str:
+        """The manifests as helm writes them. Raises Refused."""
+        argv = [
+            str(self._helm),
+            "template",
+            release,
+            str(chart),
+            "--namespace",
+            "tidemark",
+            "--kube-version",
+            kubernetes,
+        ]
+        argv += [word for api in serves for word in ("--api-versions", api)]
+        argv += [word for one in sets for word in ("--set", one)]
+        given: str | None = None
+        if isinstance(values, Path):
+            argv += ["--values", str(values)]
+        elif values:
+            argv += ["--values", "-"]
+            given = yaml.safe_dump(values)
+        run = subprocess.run(argv, input=given or "", capture_output=True, text=True, check=False)
+        if run.returncode:
+            raise Refused(run.stderr)
+        return run.stdout
+
+    def render(self, values: Document | Path | None = None, **options: Any) -> Rendered:
+        """The manifests as documents. Raises Refused."""
+        text = self.text(values, **options)
+        return Rendered(document for document in yaml.load_all(text, StrictLoader) if document)
+
+    def notes(self, values: Document | None = None, **options: Any) -> str:
+        """What helm tells whoever has installed it: `helm template` renders that, but does not show it."""
+        with tempfile.TemporaryDirectory() as directory:
+            copy = Path(shutil.copytree(CHART, Path(directory) / "tidemark"))
+            (copy / "templates" / "NOTES.txt").rename(copy / "notes.tpl")
+            told = 'kind: Notes\ntext: |-\n  {{- tpl (.Files.Get "notes.tpl") . | nindent 2 }}\n'
+            (copy / "templates" / "notes.yaml").write_text(told)
+            (found,) = self.render(values, chart=copy, **options).of("Notes")
+        return str(found["text"])
+
+
+class StrictLoader(yaml.SafeLoader):
+    """Refuses a key that is there twice: YAML's readers would take one of the two."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        assert len(set(keys)) == len(keys), f"a key is there twice: {keys} at {node.start_mark}"
+        return super().construct_mapping(node, deep)

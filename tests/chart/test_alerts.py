@@ -1,0 +1,148 @@
+"""Alerts: each fires when it should, stays quiet near that, and asks for metrics that exist (promtool; alerts.yaml has the courses)."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from chart_rig import CHART, Chart, Document
+
+HERE = Path(__file__).resolve().parent
+COURSES: dict[str, Document] = yaml.safe_load((HERE / "alerts.yaml").read_text())
+METRICS = HERE.parent.parent / "docs" / "reference" / "metrics.md"
+
+
+def rules_of(chart: Chart, **values: Any) -> Document:
+    """The groups of rules as Prometheus gets them."""
+    documents = chart.render({"monitoring": {"prometheusRule": {"enabled": True, **values}}})
+    (rule,) = documents.of("PrometheusRule")
+    return dict(rule["spec"])
+
+
+def alerts(rules: Document) -> dict[str, Document]:
+    return {rule["alert"]: rule for group in rules["groups"] for rule in group["rules"]}
+
+
+def run(promtool: Path, *argv: object) -> str:
+    """Run promtool; its words are the failure's."""
+    done = subprocess.run([promtool, *map(str, argv)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def try_course(promtool: Path, directory: Path, rules: Document, name: str, course: Document) -> None:
+    """promtool's own test of one alert over one course. Descriptions are left out: `check rules` has read their templates."""
+    bare = json.loads(json.dumps(rules))
+    for rule in alerts(bare).values():
+        del rule["annotations"]["description"]
+    (directory / "rules.yaml").write_text(yaml.safe_dump(bare))
+    expected = []
+    if "labels" in course:
+        expected = [{"exp_labels": course["labels"], "exp_annotations": {"summary": course["summary"]}}]
+    test = {
+        "rule_files": ["rules.yaml"],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [{"series": series, "values": values} for series, values in course["series"].items()],
+                "alert_rule_test": [{"eval_time": course["at"], "alertname": name, "exp_alerts": expected}],
+            }
+        ],
+    }
+    (directory / "test.yaml").write_text(yaml.safe_dump(test))
+    run(promtool, "test", "rules", directory / "test.yaml")
+
+
+def test_every_alert_has_its_courses(chart: Chart, promtool: Path, tmp_path: Path) -> None:
+    rules = rules_of(chart)
+    assert set(alerts(rules)) == set(COURSES)
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules))
+    run(promtool, "check", "rules", "--lint-fatal", tmp_path / "rules.yaml")
+    for name, rule in alerts(rules).items():
+        assert rule["labels"]["severity"] in {"info", "warning", "critical"}, name
+        assert set(rule["annotations"]) == {"summary", "description"}, name
+
+
+@pytest.mark.parametrize("name", COURSES)
+def test_it_fires(chart: Chart, promtool: Path, tmp_path: Path, name: str) -> None:
+    try_course(promtool, tmp_path, rules_of(chart), name, COURSES[name]["fires"])
+
+
+@pytest.mark.parametrize("name", COURSES)
+def test_it_stays_quiet(chart: Chart, promtool: Path, tmp_path: Path, name: str) -> None:
+    assert "labels" not in COURSES[name]["quiet"]
+    try_course(promtool, tmp_path, rules_of(chart), name, COURSES[name]["quiet"])
+
+
+@pytest.mark.parametrize(("budget", "label"), [(1, "1.0"), (0.25, "0.25"), (2.5, "2.5")])
+def test_the_budget_of_a_freeze_is_a_bucket_of_the_metric(chart: Chart, budget: float, label: str) -> None:
+    from prometheus_client import generate_latest
+
+    from csi_driver.backends.base import CutReport
+    from csi_driver.telemetry import Telemetry
+
+    telemetry = Telemetry()
+    telemetry.cut("fast", CutReport(frozen=0.01, cloned=0.01))
+    assert f'tidemark_freeze_seconds_bucket{{le="{label}",pool="fast"}}' in generate_latest(telemetry.registry).decode()
+    expression = alerts(rules_of(chart, freezeBudgetSeconds=budget))["TidemarkFreezeOverBudget"]["expr"]
+    assert expression.count(f'le="{label}"') == 2
+
+
+def test_thresholds_are_values(chart: Chart) -> None:
+    found = alerts(rules_of(chart, poolUsedShare=0.5, certificateDays=3, scheduleLateSeconds=60))
+    assert found["TidemarkPoolNearlyFull"]["expr"].endswith("> 0.5")
+    assert found["TidemarkCertificateNearEnd"]["expr"].endswith("< 3 * 86400")
+    assert found["TidemarkScheduleLate"]["expr"].endswith("> 60")
+
+
+def documented() -> set[str]:
+    """All metrics that the reference names; `_b` after `prefix_a` in one cell is another ending."""
+    found: set[str] = set()
+    for line in METRICS.read_text().splitlines():
+        if line.startswith("| `tidemark"):
+            names = re.findall(r"`([a-z_]+)[`{*]", line.split("|")[1])
+            found.add(names[0])
+            pool = "tidemark_pool"
+            found |= {pool + ending for ending in names[1:] if ending.startswith("_")}
+            found |= {name for name in names[1:] if not name.startswith("_")}
+    return found
+
+
+def test_alerts_and_dashboard_ask_for_metrics_that_exist(chart: Chart) -> None:
+    dashboard = json.loads((CHART / "files" / "dashboard.json").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    expressions += [rule["expr"] for rule in alerts(rules_of(chart)).values()]
+    asked = {
+        re.sub(r"_(bucket|count|sum)$", "", name)
+        for one in expressions
+        for name in re.findall(r"tidemark_[a-z_]+", one)
+    }
+    assert len(asked) > 12
+    assert asked - documented() == set()
+
+
+def test_the_dashboard_arrives_whole(chart: Chart) -> None:
+    documents = chart.render({"monitoring": {"dashboard": {"enabled": True}}})
+    data = documents.one("ConfigMap", "tidemark-dashboard")["data"]["tidemark.json"]
+    assert json.loads(data) == json.loads((CHART / "files" / "dashboard.json").read_text())
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in json.loads(data)["panels"]]
+    assert len(set(places)) == len(places)
+
+
+def test_the_monitor_scrapes_agents_and_controllers(chart: Chart) -> None:
+    documents = chart.render({"monitoring": {"serviceMonitor": {"enabled": True}}})
+    (monitor,) = documents.of("ServiceMonitor")
+    (expression,) = monitor["spec"]["selector"]["matchExpressions"]
+    scraped = {
+        service["metadata"]["name"]
+        for service in documents.of("Service")
+        if service["metadata"]["labels"][expression["key"]] in expression["values"]
+        and {port["name"] for port in service["spec"]["ports"]} == {"http"}
+    }
+    assert scraped == {"tidemark-agent", "tidemark-controller"}

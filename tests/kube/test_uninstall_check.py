@@ -1,0 +1,59 @@
+"""Before an uninstallation: what it would strand is counted and named; what is another driver's or done is not."""
+
+from __future__ import annotations
+
+import pytest
+from fake_api import Call, FakeApi, Fault
+
+from csi_driver.cli.uninstall_check import strands
+from csi_driver.domain.errors import Unavailable
+from csi_driver.kube.kinds import ROLLBACKS, VOLUMES
+
+OURS = "csi.tidemark.dev"
+
+
+def volume(fake: FakeApi, name: str, driver: str = OURS) -> None:
+    fake.put(VOLUMES, {"metadata": {"name": name}, "spec": {"csi": {"driver": driver, "volumeHandle": name}}})
+
+
+def rollback(fake: FakeApi, name: str, phase: str) -> None:
+    fake.put(ROLLBACKS, {"metadata": {"name": name}, "spec": {}, "status": {"phase": phase}}, "shop")
+
+
+async def test_nothing_of_ours_strands_nothing(fake: FakeApi) -> None:
+    volume(fake, "pvc-1", "ebs.csi.aws.com")
+    fake.put(VOLUMES, {"metadata": {"name": "local"}, "spec": {"hostPath": {"path": "/srv"}}})
+    rollback(fake, "over", "Completed")
+    rollback(fake, "failed", "Failed")
+    assert await strands(await fake.connect(), OURS) == []
+
+
+async def test_volumes_are_counted_and_some_are_named(fake: FakeApi) -> None:
+    for number in range(12):
+        volume(fake, f"pvc-{number:02}")
+    (told,) = await strands(await fake.connect(), OURS)
+    assert told == f"12 PersistentVolumes of {OURS} (pvc-00, pvc-01, pvc-02 ...)"
+
+
+async def test_a_rollback_that_holds_its_volume_is_told(fake: FakeApi) -> None:
+    volume(fake, "pvc-1")
+    rollback(fake, "undo", "RollingBack")
+    rollback(fake, "over", "Completed")
+    assert await strands(await fake.connect(), OURS) == [
+        f"1 PersistentVolume of {OURS} (pvc-1)",
+        "1 running VolumeRollback (shop/undo)",
+    ]
+
+
+async def test_without_the_definition_there_is_no_rollback() -> None:
+    async with FakeApi(unserved=[ROLLBACKS]) as fake:
+        assert await strands(await fake.connect(), OURS) == []
+
+
+async def test_an_api_that_does_not_answer_is_no_leave(fake: FakeApi) -> None:
+    def down(call: Call) -> None:
+        raise Fault(503, "ServiceUnavailable", "etcd is away")
+
+    fake.hooks.append(down)
+    with pytest.raises(Unavailable):
+        await strands(await fake.connect(), OURS)
