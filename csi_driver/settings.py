@@ -112,10 +112,23 @@ class Settings:
     """Seconds that a snapshot may hold a file system still: most databases' own timeouts begin at ten."""
 
     metrics_address: tuple[str, int] | None = None
-    """Host and port of /metrics; None: no listener. A laptop needs none; the chart gives one."""
+    """Host and port of /metrics, /healthz and /readyz; None: no listener. A laptop needs none; the chart gives one."""
 
     log_format: Literal["console", "json"] = "console"
     """Lines for people by default; JSON where a machine collects them."""
+
+    listen: tuple[str, int] | None = None
+    """Host and port for controllers, with mutual TLS; None: the socket alone, all that a single node needs."""
+
+    certificates: str = ""
+    """A directory with ca.crt, tls.crt and tls.key, as Kubernetes mounts a Secret of type TLS. Goes with `listen`."""
+
+    register: str = ""
+    """The kubelet's plugins_registry as this process sees it; empty: no kubelet. Given, this is a container of a pod, and
+    pools must lie on the host's own mounts."""
+
+    kubelet_socket: str = ""
+    """The path of `endpoint` as the kubelet sees it. Goes with `register`."""
 
     driver_name: str = DRIVER_NAME
     """What GetPluginInfo answers and CSIDriver is called: another only to run two of them on one cluster."""
@@ -143,6 +156,21 @@ class Settings:
             raise BadSetting(f"--max-snapshots {self.max_snapshots} allows none: give 1 or more")
         if self.freeze_deadline <= 0:
             raise BadSetting(f"--freeze-deadline {self.freeze_deadline} leaves no time: give seconds above 0")
+        if (self.listen is None) != (not self.certificates):
+            raise BadSetting(
+                "--listen and --certificates go together: there is no plain text, and nothing else to certify"
+            )
+        if (not self.register) != (not self.kubelet_socket):
+            raise BadSetting(
+                "--register and --kubelet-socket go together: the kubelet is told the path that it can open"
+            )
+        for what, path in (
+            ("--certificates", self.certificates),
+            ("--register", self.register),
+            ("--kubelet-socket", self.kubelet_socket),
+        ):
+            if path and not path.startswith("/"):
+                raise BadSetting(f"{what} {path!r} is not an absolute path: give one")
 
     @property
     def socket_path(self) -> str:
@@ -160,5 +188,6 @@ def load(text: str) -> Settings:
     raw = json.loads(text)
     raw["pools"] = tuple(PoolSpec(**pool) for pool in raw["pools"])
     raw["image"] = PoolImage(**raw["image"]) if raw["image"] else None
-    raw["metrics_address"] = tuple(raw["metrics_address"]) if raw["metrics_address"] else None
+    for name in ("metrics_address", "listen"):
+        raw[name] = tuple(raw[name]) if raw[name] else None
     return Settings(**raw)

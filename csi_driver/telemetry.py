@@ -1,7 +1,7 @@
 """Logs and figures. Configured by the command line, handed down as small protocols: no layer below imports this.
 
 A scrape reads memory and statvfs only. What is heavy to import (prometheus_client brings an HTTP server, structlog
-brings rich) is imported here alone and when it is first needed.
+brings rich) is imported when it is first needed, here and in health.py alone.
 """
 
 import sys
@@ -13,8 +13,6 @@ from csi_driver import __version__
 from csi_driver.backends.base import CutReport
 
 if TYPE_CHECKING:
-    from wsgiref.simple_server import WSGIServer
-
     from prometheus_client.metrics_core import Metric
 
 _Read = TypeVar("_Read")
@@ -109,14 +107,6 @@ class Telemetry:
     def watch(self, pools: Callable[[], Iterable[PoolFigures]], node: Callable[[], NodeFigures]) -> None:
         """Export what these callables say at each scrape; both are called from the scraping thread, and must be quick."""
         self.registry.register(_Gauges(pools, node))
-
-    def serve_metrics(self, address: str) -> "WSGIServer":
-        """Serve /metrics at `host:port` in a thread; `shutdown()` of the result ends it, its `server_port` is the port."""
-        from prometheus_client import start_http_server
-
-        host, _, port = address.rpartition(":")
-        server, _ = start_http_server(int(port), host.strip("[]"), registry=self.registry)
-        return server
 
 
 class _Gauges:

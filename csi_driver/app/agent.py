@@ -3,17 +3,23 @@
 import asyncio
 import os
 import signal
+from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from time import time_ns
+from typing import TYPE_CHECKING
 
 import structlog
 
+from csi_driver.app.remote import Remote
 from csi_driver.backends.base import Backend
 from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
 from csi_driver.backends.reflink.images import prepare
 from csi_driver.domain.errors import DriverError, Precondition, Unavailable
 from csi_driver.domain.ids import owner_of_node
 from csi_driver.domain.space import Policy
+from csi_driver.health import Health, serve
 from csi_driver.host.children import Children
 from csi_driver.host.commands import missing_tools
 from csi_driver.service.context import Context
@@ -28,8 +34,12 @@ from csi_driver.service.walk import UsageWalk
 from csi_driver.settings import PoolSpec, Settings
 from csi_driver.telemetry import NodeFigures, PoolFigures, Telemetry, configure_logging
 
-DRAIN_SECONDS = 20.0
-"""For work in progress at SIGTERM: above the longest freeze, below the 30 s that a kubelet waits."""
+if TYPE_CHECKING:
+    from csi_driver.rpc.registration import Registrar
+
+DRAIN_SECONDS = 13.0
+"""For work in progress at SIGTERM: above the longest freeze. A kubelet waits 30 s, and letting the pools and the children go
+may take 15 s more in the worst case."""
 REOPEN_SECONDS = 15.0
 """Between two looks at a pool whose disk was away at start."""
 
@@ -79,9 +89,13 @@ class Agent:
         self._walk = UsageWalk(self._context)
         self._tasks: list[asyncio.Task[None]] = []
         self._ready = False
+        self._health = Health()
+        self._remote: Remote | None = None
+        self._registrar: Registrar | None = None
 
     async def start(self) -> None:
         """Children first, gRPC after them, pools last: nothing that can hang inherits a pool's lock or gRPC's threads."""
+        self._begin_health()
         self._check_host()
         await self._children.start()
         os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
@@ -90,54 +104,85 @@ class Agent:
         from csi_driver.rpc.identity import Identity
         from csi_driver.rpc.interceptors import Calls
         from csi_driver.rpc.node import Node
+        from csi_driver.rpc.registration import Registrar
         from csi_driver.rpc.server import Server
         from csi_driver.rpc.tidemark import Tidemark
 
+        if self._settings.register:
+            self._registrar = Registrar(
+                self._settings.register,
+                self._settings.driver_name,
+                self._settings.kubelet_socket,
+                partial(self._health.note, "registered"),
+            )
+            self._registrar.check()
         snapshots = Snapshots(self._context)
         self._calls = Calls(self._telemetry)
-        self._server = Server(
-            self._settings.endpoint,
-            [
-                Identity(self._settings.driver_name, lambda: self._ready),
-                Controller(Volumes(self._context), snapshots),
-                GroupController(Groups(self._context)),
-                Node(Nodes(self._context), self._owner),
-                Tidemark(Rollbacks(self._context, snapshots), Trees(self._context)),
-            ],
-            [self._calls],
-        )
+        servicers = [
+            Identity(self._settings.driver_name, lambda: self._ready, self._manifest),
+            Controller(Volumes(self._context), snapshots),
+            GroupController(Groups(self._context)),
+            Node(Nodes(self._context), self._owner),
+            Tidemark(Rollbacks(self._context, snapshots), Trees(self._context)),
+        ]
+        self._server = Server(self._settings.endpoint, servicers, [self._calls])
         await self._server.start()
+        if (address := self._settings.listen) is not None:
+            self._remote = Remote(address, self._settings.certificates, servicers, [self._calls], self._health)
+            self._tasks.append(asyncio.create_task(self._remote.run()))
         if (image := self._settings.image) is not None:
+            self._health.lack("start", f"the pool image {image.path} is being made or mounted")
             await prepare(self._children, image.path, image.size, image.sparse, image.mount)
+        self._health.lack("start", "the pools are being opened")
         await self._open_pools()
         self._telemetry.watch(self._pool_figures, self._node_figures)
-        if self._settings.metrics_address is not None:
-            host, port = self._settings.metrics_address
-            try:
-                self._telemetry.serve_metrics(f"{host}:{port}")
-            except OSError as error:
-                raise Precondition(
-                    f"--metrics-address {host}:{port} cannot be served ({error.strerror}): choose another, or leave it out"
-                ) from error
         self._tasks.append(asyncio.create_task(self._walk.run()))
         self._ready = True
+        self._health.have("start")
         log.info("ready", endpoint=self._settings.endpoint, node=self._owner, pools=[pool.name for pool in self._pools])
+        if self._registrar is not None:
+            self._tasks.append(asyncio.create_task(self._registrar.run()))
 
     async def stop(self) -> list[str]:
         """Take no more calls, let work end, let the pools go; volumes in use stay in use. Returns what did not end."""
         self._ready = False
+        self._health.lack("stop", "the agent is stopping")
         for task in self._tasks:
             task.cancel()
+        if self._registrar is not None:
+            await self._registrar.stop()
         left: list[str] = []
         if hasattr(self, "_server"):
             # Callers are answered while their work ends; whoever waits longer is told to come again.
-            await self._server.stop(DRAIN_SECONDS)
+            remote = [self._remote.stop(DRAIN_SECONDS)] if self._remote else []
+            await asyncio.gather(self._server.stop(DRAIN_SECONDS), *remote)
             left = await self._calls.drain(1.0)
-        for pool in self._pools:
-            await pool.backend.close()
+        await asyncio.gather(*(pool.backend.close() for pool in self._pools))
         await self._children.stop()
+        if hasattr(self, "_beat"):
+            self._beat.cancel()
         log.info("stopped")
         return left
+
+    def _manifest(self) -> Mapping[str, str]:
+        """Which certificates are in use: a controller waits for that before it gives up older ones."""
+        from csi_driver.rpc import peers, tls
+
+        return peers.manifest(tls.Identity(Path(self._settings.certificates))) if self._settings.certificates else {}
+
+    def _begin_health(self) -> None:
+        """First of all: making a pool image takes minutes, and whoever waits for it should see why."""
+        self._health.lack("start", "the agent is starting")
+        self._beat = asyncio.create_task(self._health.run())  # to the very end: a drain is no reason to be killed
+        if self._settings.metrics_address is None:
+            return
+        host, port = self._settings.metrics_address
+        try:
+            serve((host, port), self._telemetry.registry, self._health)
+        except OSError as error:
+            raise Precondition(
+                f"--metrics-address {host}:{port} cannot be served ({error.strerror}): choose another, or leave it out"
+            ) from error
 
     async def _open_pools(self) -> None:
         away: list[Pool] = []

@@ -127,7 +127,46 @@ def agent(
     metrics_address: Annotated[
         str,
         typer.Option(
-            envvar="TIDEMARK_METRICS_ADDRESS", metavar="HOST:PORT", show_default="none", help="Serve /metrics here."
+            envvar="TIDEMARK_METRICS_ADDRESS",
+            metavar="HOST:PORT",
+            show_default="none",
+            help="Serve /metrics, /healthz and /readyz here.",
+        ),
+    ] = "",
+    listen: Annotated[
+        str,
+        typer.Option(
+            envvar="TIDEMARK_LISTEN",
+            metavar="HOST:PORT",
+            show_default="none",
+            help="Serve controllers here, with mutual TLS.",
+        ),
+    ] = "",
+    certificates: Annotated[
+        str,
+        typer.Option(
+            envvar="TIDEMARK_CERTIFICATES",
+            metavar="DIR",
+            show_default="none",
+            help="Where ca.crt, tls.crt and tls.key lie, or will be put; changes are followed.",
+        ),
+    ] = "",
+    register: Annotated[
+        str,
+        typer.Option(
+            envvar="TIDEMARK_REGISTER",
+            metavar="DIR",
+            show_default="none",
+            help="Register with the kubelet that watches this directory (plugins_registry): for a pod.",
+        ),
+    ] = "",
+    kubelet_socket: Annotated[
+        str,
+        typer.Option(
+            envvar="TIDEMARK_KUBELET_SOCKET",
+            metavar="PATH",
+            show_default="none",
+            help="Where the kubelet finds the CSI socket.",
         ),
     ] = "",
     log_format: Annotated[
@@ -164,6 +203,10 @@ def agent(
             max_snapshots=max_snapshots,
             freeze_deadline=freeze_deadline,
             metrics_address=address_of(metrics_address) if metrics_address else None,
+            listen=address_of(listen) if listen else None,
+            certificates=certificates,
+            register=register,
+            kubelet_socket=kubelet_socket,
             log_format=log_format,
             driver_name=driver_name,
         )

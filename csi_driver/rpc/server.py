@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from csi_driver._pb import csi_pb2_grpc, tidemark_pb2_grpc
+from csi_driver._pb import csi_pb2_grpc, pluginregistration_pb2_grpc, tidemark_pb2_grpc
 from csi_driver.domain.errors import InvalidRequest, Precondition
 
 _MAX_SOCKET_PATH = 107
@@ -23,6 +23,7 @@ _ADDERS: tuple[tuple[type, Callable[[Any, Any], None]], ...] = (
     (csi_pb2_grpc.SnapshotMetadataServicer, csi_pb2_grpc.add_SnapshotMetadataServicer_to_server),
     (csi_pb2_grpc.NodeServicer, csi_pb2_grpc.add_NodeServicer_to_server),
     (tidemark_pb2_grpc.TidemarkServicer, tidemark_pb2_grpc.add_TidemarkServicer_to_server),
+    (pluginregistration_pb2_grpc.RegistrationServicer, pluginregistration_pb2_grpc.add_RegistrationServicer_to_server),
 )
 
 OPTIONS = (("grpc.max_send_message_length", -1),)

@@ -2,10 +2,14 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+sys.path.append(str(Path(__file__).parent.parent / "rpc"))
+
 from agent_rig import AgentRig
 
 from csi_driver.rpc.client import Client

@@ -25,6 +25,8 @@ from csi_driver.host import mountinfo
 from csi_driver.rpc.client import CallRefused, Client
 
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+if "PYTHONPATH" in os.environ:  # a tree that is tested without being installed
+    ENVIRONMENT["PYTHONPATH"] = os.environ["PYTHONPATH"]
 TIDEMARK = (sys.executable, "-m", "csi_driver.cli.main")
 
 Figures = dict[tuple[str, tuple[tuple[str, str], ...]], float]

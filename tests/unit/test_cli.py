@@ -155,7 +155,8 @@ def test_every_option_reaches_the_settings(started: list[Settings]) -> None:
     options = (
         "--pool fast=/srv/fast --pool demo=memory: --pool-init --endpoint /run/x.sock --node-name n1 --overcommit 1.5 "
         "--reserve 64Mi --max-snapshots 7 --freeze-deadline 2.5 --metrics-address :9808 --log-format json "
-        "--driver-name other.dev"
+        "--driver-name other.dev --listen :9807 --certificates /etc/tls --register /registration "
+        "--kubelet-socket /var/lib/kubelet/plugins/x/csi.sock"
     )
     result = CliRunner().invoke(app, ["agent", *options.split()])
     assert result.exit_code == 0, result.output
@@ -170,6 +171,10 @@ def test_every_option_reaches_the_settings(started: list[Settings]) -> None:
             max_snapshots=7,
             freeze_deadline=2.5,
             metrics_address=("0.0.0.0", 9808),
+            listen=("0.0.0.0", 9807),
+            certificates="/etc/tls",
+            register="/registration",
+            kubelet_socket="/var/lib/kubelet/plugins/x/csi.sock",
             log_format="json",
             driver_name="other.dev",
         )
@@ -191,6 +196,10 @@ def test_every_option_is_an_environment_variable_too(started: list[Settings]) ->
         "TIDEMARK_MAX_SNAPSHOTS": "3",
         "TIDEMARK_FREEZE_DEADLINE": "1",
         "TIDEMARK_METRICS_ADDRESS": "127.0.0.1:1",
+        "TIDEMARK_LISTEN": "[::]:2",
+        "TIDEMARK_CERTIFICATES": "/tls",
+        "TIDEMARK_REGISTER": "/r",
+        "TIDEMARK_KUBELET_SOCKET": "/k/csi.sock",
         "TIDEMARK_LOG_FORMAT": "json",
         "TIDEMARK_DRIVER_NAME": "d",
     }
@@ -208,6 +217,10 @@ def test_every_option_is_an_environment_variable_too(started: list[Settings]) ->
             max_snapshots=3,
             freeze_deadline=1.0,
             metrics_address=("127.0.0.1", 1),
+            listen=("::", 2),
+            certificates="/tls",
+            register="/r",
+            kubelet_socket="/k/csi.sock",
             log_format="json",
             driver_name="d",
         )
@@ -233,6 +246,11 @@ def test_an_image_alone_is_the_default_pool(started: list[Settings]) -> None:
         ("--pool /x --freeze-deadline 0", "above 0"),
         ("--pool /x --metrics-address 80", "HOST:PORT"),
         ("--pool /x --endpoint tcp://x", "unix:///"),
+        ("--pool /x --listen :9807", "no plain text"),
+        ("--pool /x --certificates /etc/tls", "go together"),
+        ("--pool /x --listen :9807 --certificates tls", "absolute"),
+        ("--pool /x --register /r", "--kubelet-socket"),
+        ("--pool /x --kubelet-socket /k.sock", "--register"),
         ("--pool /x --log-format xml", "console"),
         ("--pool-image /x.img --pool-size 1Mi", "300Mi"),
         ("--pool-image x.img", "absolute"),

@@ -1,0 +1,325 @@
+"""What comes next for one VolumeRollback: a pure function from what is seen to one action.
+
+Each action may be repeated, and after each everything is looked at again. So it does not matter where a controller was
+killed, nor that two of them may be at work for a moment: what was done is seen, in the cluster or in the pool's record.
+Two rules keep newer data safe:
+
+- Rollback is sent only after the status says RollingBack, and only under the object's own unbroken hold. Whoever
+  released the disk, or found the hold lapsed, thereby stopped every Rollback that is still under way.
+- From RollingBack on, what the record on the node says is the outcome. Nothing else ends that phase.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from csi_driver.domain.errors import DriverError, NotFound, Unavailable
+from csi_driver.operator.rollback_safety import choose_class, number_of, own, surplus
+from csi_driver.operator.rollback_spent import Spent, read_spent
+from csi_driver.operator.rollback_users import say_users
+from csi_driver.operator.rollback_who import Target, Trouble
+from csi_driver.operator.rollback_wish import Phase, Progress, Wish
+from csi_driver.service.disks import Disk, Wanted
+
+LAPSE_SECONDS = 330.0
+"""After this a hold that nobody renewed has lapsed: five minutes, and half a minute for clocks that differ."""
+
+RENEW_SECONDS = 60.0
+"""Between renewals of a hold: four may fail before it lapses."""
+
+Object = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Everything that a decision rests on, read in this order: objects from the API, then the disk from its agent.
+
+    `disk` is what the agent records, or why that is not known. `spent` are the names that are spent for the claim's disk,
+    `volume` its PersistentVolume if that is still there. `safeties` are all safety snapshots of the namespace,
+    `handles` the handles of their contents by name. `refused` is the agent's last word on Rollback in this process, and
+    `renewed` the seconds since this process renewed the hold.
+    """
+
+    wish: Wish
+    progress: Progress
+    now: float
+    driver: str
+    target: Target | Trouble
+    spent: Mapping[str, Spent]
+    disk: Disk | DriverError
+    volume: Object | None = None
+    pods: Collection[Object] = ()
+    classes: Collection[Object] = ()
+    safeties: Collection[Object] = ()
+    handles: Mapping[str, str] | None = None
+    needed: Collection[str] = ()
+    refused: DriverError | None = None
+    renewed: float = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Write the status, and look again after `wait` seconds."""
+
+    phase: Phase
+    reason: str
+    message: str
+    wait: float = 0.0
+    target: Target | None = None
+    safety: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Put the finalizer on: from here to Unguard the object stays, so that its hold is released."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Hold the disk, or renew that."""
+
+    volume_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class MakeSafety:
+    """Make the safety snapshot of that number."""
+
+    volume_id: str
+    class_name: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class RollBack:
+    """Ask the agent for the exchange."""
+
+    wanted: Wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """Write on the PersistentVolume that this name is spent."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give the disk back."""
+
+    volume_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tidy:
+    """Delete surplus safety snapshots, as far as that goes, and take the finalizer away."""
+
+    surplus: tuple[Object, ...] = ()
+    cancelled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Nothing is left to do."""
+
+
+Action = Say | Guard | Hold | MakeSafety | RollBack | Spend | Release | Tidy | Done
+
+
+def decide(seen: Seen) -> Action:
+    """The next action."""
+    wish, progress = seen.wish, seen.progress
+    if progress.phase is not None and progress.phase.final:
+        return _after(seen)
+    done = seen.disk.back(wish.uid) if isinstance(seen.disk, Disk) else None
+    if done is not None:
+        return _finish(seen, done.at / 1e9)
+    if progress.deleted and progress.phase is not Phase.ROLLING:
+        return _leave(seen, progress.deleted, Tidy(cancelled=True))
+    if seen.refused is not None:
+        return _fail(seen, "Refused", str(seen.refused))
+    action = _proceed(seen)
+    late = progress.phase is not Phase.ROLLING and seen.now >= progress.started + wish.timeout
+    if late and not (isinstance(action, Say) and action.phase.final):
+        waited = action.message if isinstance(action, Say) else progress.message
+        return _fail(seen, "TimedOut", f"not begun within {wish.timeout:g} s: {waited or 'nobody saw to it in time'}")
+    return action
+
+
+def _proceed(seen: Seen) -> Action:
+    """One step towards the rollback."""
+    wish, progress, target, disk = seen.wish, seen.progress, seen.target, seen.disk
+    rolling = progress.phase is Phase.ROLLING
+    spent = seen.spent.get(wish.key)
+    if spent is not None and spent.uid != wish.uid and not progress.rolling:
+        return _already(seen, spent)
+    if isinstance(target, Trouble):
+        if target.final or rolling:
+            return _fail(seen, target.reason, target.message)
+        return Say(Phase.PENDING, target.reason, target.message, 2)
+    if progress.guarded and progress.volume_id not in ("", target.volume_id):
+        return _fail(
+            seen, "DiskChanged", f"claim {wish.namespace}/{wish.claim} has come to mean another disk meanwhile"
+        )
+    if isinstance(disk, NotFound):
+        return _fail(seen, "DiskNotFound", f"{disk} (it is the disk of claim {wish.namespace}/{wish.claim})")
+    if not isinstance(disk, Disk):
+        reason = "AgentUnreachable" if isinstance(disk, Unavailable) else "AgentNotReady"
+        return Say(progress.phase or Phase.PENDING, reason, str(disk), 3)
+    if target.snapshot_id not in disk.snapshots:
+        return _fail(
+            seen,
+            "SnapshotOfAnotherDisk",
+            f"VolumeSnapshot {wish.namespace}/{wish.snapshot} is not one of the disk of claim {wish.namespace}/{wish.claim}, "
+            "and a rollback goes back to the disk's own only: make a new claim from it (dataSource) instead",
+        )
+    return _hold(seen, target, disk)
+
+
+def _hold(seen: Seen, target: Target, disk: Disk) -> Action:
+    """Wait until nobody uses the disk, and hold it."""
+    wish, progress = seen.wish, seen.progress
+    mine = disk.held is not None and disk.held.holder == wish.holder
+    safety = _whole_safety(seen, disk) if mine else None
+    class_name = ""
+    if wish.safety and safety is None:
+        chosen = choose_class(wish, seen.classes, seen.driver)
+        if isinstance(chosen, Trouble):
+            return _fail(seen, chosen.reason, chosen.message)
+        class_name = chosen
+    if seen.pods and not mine:
+        return _waiting("DiskInUse", say_users(seen.pods, wish.namespace, wish.claim), target)
+    if disk.used_by:
+        where = ", ".join(disk.used_by)
+        return _waiting(
+            "DiskInUse", f"the disk of claim {wish.namespace}/{wish.claim} is still in use at {where}", target
+        )
+    if disk.held is not None and not mine:
+        return _waiting("DiskHeld", f"the disk is held by {disk.held.holder}: its release is waited for", target)
+    if mine:
+        return _under_hold(seen, target, safety, class_name)
+    if progress.phase not in (Phase.WAITING, Phase.SAFETY) or progress.volume_id != target.volume_id:
+        lapsed = progress.phase is Phase.ROLLING
+        why = "the hold on the disk lapsed before the rollback: it is taken anew" if lapsed else "the disk is free"
+        return Say(Phase.WAITING, "HoldLapsed" if lapsed else "DiskFree", why, target=target)
+    return Hold(target.volume_id) if progress.guarded else Guard()
+
+
+def _under_hold(seen: Seen, target: Target, safety: Object | None, class_name: str) -> Action:
+    """Have the safety snapshot made, and roll back."""
+    wish, progress = seen.wish, seen.progress
+    if seen.renewed >= RENEW_SECONDS:
+        return Hold(target.volume_id)
+    if wish.safety and safety is None:
+        return _make_safety(seen, target, class_name)
+    name = safety["metadata"]["name"] if safety else ""
+    if progress.phase is not Phase.ROLLING:
+        message = f"the disk goes back to VolumeSnapshot {wish.snapshot}"
+        return Say(Phase.ROLLING, "RollingBack", message, target=target, safety=name)
+    handle = (seen.handles or {})[name] if name else ""
+    return RollBack(Wanted(target.volume_id, target.snapshot_id, wish.uid, wish.holder, handle))
+
+
+def _make_safety(seen: Seen, target: Target, class_name: str) -> Action:
+    made = own(seen.wish, seen.safeties)
+    last = made[-1] if made else None
+    if last is None or last["metadata"].get("deletionTimestamp") or _ready(last):
+        # None yet; or it is being deleted; or it is whole no more, since the hold lapsed after it was cut.
+        number = number_of(seen.wish.uid, last) + 1 if last else 1
+        return MakeSafety(target.volume_id, class_name, number)
+    name = last["metadata"]["name"]
+    error = ((last.get("status") or {}).get("error") or {}).get("message")
+    message = f"VolumeSnapshot {name} keeps what the disk holds now; it is waited for" + (f": {error}" if error else "")
+    return Say(Phase.SAFETY, "SafetySnapshotFailing" if error else "SafetySnapshotMaking", message, 0.5, target, name)
+
+
+def _whole_safety(seen: Seen, disk: Disk) -> Object | None:
+    """The safety snapshot that misses nothing: ready, the disk's own, cut under the hold that stands."""
+    assert disk.held is not None
+    for snapshot in reversed(own(seen.wish, seen.safeties)):
+        if _ready(snapshot) and not snapshot["metadata"].get("deletionTimestamp"):
+            cut = disk.snapshots.get((seen.handles or {}).get(snapshot["metadata"]["name"], ""))
+            return snapshot if cut is not None and cut >= disk.held.since else None
+    return None
+
+
+def _ready(snapshot: Object) -> bool:
+    return bool((snapshot.get("status") or {}).get("readyToUse"))
+
+
+def _waiting(reason: str, message: str, target: Target) -> Say:
+    return Say(Phase.WAITING, reason, message, 2, target)
+
+
+def _already(seen: Seen, spent: Spent) -> Say:
+    """The same name was used up by an earlier object."""
+    wish = seen.wish
+    used = f"a VolumeRollback of this name took the disk to VolumeSnapshot {spent.snapshot} at {spent.at}"
+    if spent.snapshot == wish.snapshot:
+        return Say(
+            Phase.COMPLETED, "AlreadyDone", f"{used}: nothing was changed now; to go back again, use another name"
+        )
+    return Say(
+        Phase.FAILED,
+        "AlreadyDone",
+        f"{used}: its name is spent, use another one. The disk was not touched by this object",
+    )
+
+
+def _finish(seen: Seen, at: float) -> Action:
+    """The exchange was made: what is left before it may be called Completed."""
+    wish = seen.wish
+    assert isinstance(seen.disk, Disk)
+    if seen.volume is not None:
+        spent = read_spent(seen.volume).get(wish.key)
+        if spent is None or spent.uid != wish.uid:
+            return Spend(at)
+    if seen.disk.held is not None and seen.disk.held.holder == wish.holder:
+        return Release(seen.disk.id)
+    made = own(wish, seen.safeties)
+    name = made[-1]["metadata"]["name"] if made else ""
+    before = (
+        f"what it held before is in VolumeSnapshot {name}" if name else "what it held before was not kept, as declined"
+    )
+    message = f"the disk holds what it held in VolumeSnapshot {wish.snapshot}; {before}"
+    return Say(Phase.COMPLETED, "RolledBack", message, safety=name)
+
+
+def _fail(seen: Seen, reason: str, message: str) -> Action:
+    """Release first. Once a Rollback may have been sent, only the record tells that it was not made."""
+    disk, progress = seen.disk, seen.progress
+    say = Say(Phase.FAILED, reason, f"{message}. The disk was not touched; another VolumeRollback may follow")
+    if isinstance(disk, Disk):
+        mine = disk.held is not None and disk.held.holder == seen.wish.holder
+        return Release(disk.id) if mine else say
+    if progress.rolling and not isinstance(disk, NotFound):
+        return Say(
+            progress.phase or Phase.ROLLING, "OutcomeUnknown", f"{message}; what became of it is asked for: {disk}", 3
+        )
+    return say
+
+
+def _after(seen: Seen) -> Action:
+    """A final phase was written: release what is held, tidy up, let the object go."""
+    if not seen.progress.guarded:
+        return Done()
+    spare: tuple[Object, ...] = ()
+    if seen.progress.phase is Phase.COMPLETED:
+        made = own(seen.wish, seen.safeties)
+        needed = {*seen.needed, made[-1]["metadata"]["name"]} if made else seen.needed
+        spare = tuple(surplus(seen.wish, seen.progress.volume_id, seen.safeties, needed))
+    return _leave(seen, seen.progress.ended, Tidy(spare))
+
+
+def _leave(seen: Seen, since: float, tidy: Tidy) -> Action:
+    """Release before the finalizer goes; where the agent cannot be reached, wait until the hold has lapsed by itself."""
+    disk, progress = seen.disk, seen.progress
+    if not progress.guarded:
+        return Done()
+    if isinstance(disk, Disk):
+        mine = disk.held is not None and disk.held.holder == seen.wish.holder
+        return Release(disk.id) if mine else tidy
+    if isinstance(disk, NotFound) or seen.now >= since + LAPSE_SECONDS:
+        return tidy
+    return Say(progress.phase or Phase.PENDING, progress.reason, progress.message, 3)

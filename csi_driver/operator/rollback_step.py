@@ -1,0 +1,111 @@
+"""One step of one VolumeRollback: look, decide, act. A step may be cut off anywhere, and the next one goes on."""
+
+import time
+from collections.abc import Callable, Iterable
+
+import structlog
+
+from csi_driver.domain.errors import AlreadyExists, DriverError, NotFound, Precondition
+from csi_driver.kube.api import Api, Object
+from csi_driver.kube.errors import Conflict, Refused
+from csi_driver.kube.events import Events
+from csi_driver.kube.kinds import ROLLBACKS
+from csi_driver.operator.rollback_act import Acts, Refusal
+from csi_driver.operator.rollback_decide import Action, Done, MakeSafety, Say, Seen, Tidy, decide
+from csi_driver.operator.rollback_look import Memory, look
+from csi_driver.operator.rollback_wish import Phase, unfinished
+from csi_driver.service.disks import Disks
+
+AGAIN_SECONDS = 0.5
+"""After a step that failed; doubled with each failure in a row, up to LONGEST_SECONDS."""
+
+LONGEST_SECONDS = 5.0
+
+log = structlog.get_logger()
+
+
+class Steps:
+    """Takes steps. What is kept between them spares calls; a new process does without it.
+
+    `now` gives seconds since the epoch, `clock` seconds that never go back. `others` gives all VolumeRollbacks.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        disks: Disks,
+        events: Events,
+        driver: str,
+        others: Callable[[], Iterable[Object]] = tuple,
+        now: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._api = api
+        self._disks = disks
+        self._driver = driver
+        self._others = others
+        self._now = now
+        self._clock = clock
+        self._acts = Acts(api, disks, events, self._renew)
+        self._renewed: dict[str, float] = {}
+        self._refused: dict[str, DriverError] = {}
+        self._failures: dict[str, int] = {}
+
+    async def step(self, namespace: str, name: str) -> float | None:
+        """Take one; returns the seconds until the next is due, or None where nothing is left to do."""
+        try:
+            rollback = await self._api.get(ROLLBACKS, name, namespace)
+        except DriverError as error:
+            return self._again(f"{namespace}/{name}", error)
+        if rollback is None:
+            return None
+        uid = rollback["metadata"]["uid"]
+        try:
+            seen = await look(self._api, self._disks, rollback, self._driver, self._now(), self._memory(rollback))
+            action = decide(seen)
+            if isinstance(action, Done):
+                self._forget(uid)
+                return None
+            wait = await self._act(action, seen, rollback)
+        except Refusal as refusal:
+            self._refused[uid] = refusal.error
+            return 0.0
+        except (Conflict, NotFound):
+            return 0.1  # changed since it was read: look again
+        except DriverError as error:
+            return self._again(uid, error)
+        self._failures.pop(uid, None)
+        if isinstance(action, Tidy):
+            self._forget(uid)
+        return wait
+
+    async def _act(self, action: Action, seen: Seen, rollback: Object) -> float:
+        try:
+            return await self._acts.act(action, seen, rollback)
+        except (AlreadyExists, Precondition, Refused) as error:
+            if not isinstance(action, MakeSafety):
+                raise
+            say = Say(Phase.SAFETY, "SafetySnapshotRefused", f"the safety snapshot cannot be made: {error}", 3)
+            return await self._acts.act(say, seen, rollback)
+
+    def _memory(self, rollback: Object) -> Memory:
+        meta = rollback["metadata"]
+        needed: set[str] = set()
+        for other in self._others():
+            same = other["metadata"]["namespace"] == meta["namespace"] and other["metadata"]["uid"] != meta["uid"]
+            if same and unfinished(other):
+                needed |= {other["spec"]["snapshotName"], (other.get("status") or {}).get("safetySnapshotName", "")}
+        renewed = self._clock() - self._renewed.get(meta["uid"], float("-inf"))
+        return Memory(renewed, self._refused.get(meta["uid"]), needed)
+
+    def _renew(self, uid: str) -> None:
+        self._renewed[uid] = self._clock()
+
+    def _again(self, key: str, error: DriverError) -> float:
+        count = self._failures[key] = self._failures.get(key, 0) + 1
+        log.info("rollback is tried again", rollback=key, why=str(error), failures=count)
+        return float(min(AGAIN_SECONDS * 2 ** min(count - 1, 10), LONGEST_SECONDS))
+
+    def _forget(self, uid: str) -> None:
+        for kept in (self._renewed, self._refused, self._failures):
+            kept.pop(uid, None)

@@ -1,0 +1,157 @@
+"""Documents and sights for the tests of rollbacks: one that is about to succeed, to be spoilt by each test."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from csi_driver.domain.errors import DriverError
+from csi_driver.operator.rollback_decide import Action, Seen, decide
+from csi_driver.operator.rollback_safety import SAFETY_LABEL, safety_snapshot
+from csi_driver.operator.rollback_who import Objects, Target
+from csi_driver.operator.rollback_wish import Phase, Progress, Wish
+from csi_driver.service.disks import Back, Disk, Held
+
+DRIVER = "csi.tidemark.dev"
+NAMESPACE = "shop"
+UID = "0b1c2d3e-0000-4000-8000-000000000001"
+CREATED = 1_800_000_000.0
+SINCE = 1_800_000_100_000_000_000
+WISH = Wish(NAMESPACE, "back", UID, "v1", "s1", CREATED)
+TARGET = Target("n-1:default:aaaa", "n-1:default:bbbb", "pvc-1")
+DISK = Disk(TARGET.volume_id, "uid-of-v1", {TARGET.snapshot_id: SINCE - 10**12})
+MINE = Held(WISH.holder, SINCE)
+SAFETY_ID = "n-1:default:cccc"
+
+
+def claim(**more: Any) -> dict[str, Any]:
+    return {
+        "metadata": {"name": "v1", "namespace": NAMESPACE, "uid": "uid-claim"},
+        "spec": {"volumeName": "pvc-1"},
+        "status": {"phase": "Bound"},
+    } | more
+
+
+def volume(**more: Any) -> dict[str, Any]:
+    return {
+        "metadata": {"name": "pvc-1", "uid": "uid-pv"},
+        "spec": {
+            "claimRef": {"namespace": NAMESPACE, "name": "v1", "uid": "uid-claim"},
+            "csi": {"driver": DRIVER, "volumeHandle": TARGET.volume_id},
+        },
+    } | more
+
+
+def snapshot(**more: Any) -> dict[str, Any]:
+    return {
+        "metadata": {"name": "s1", "namespace": NAMESPACE, "uid": "uid-snapshot"},
+        "spec": {"source": {"persistentVolumeClaimName": "v1"}},
+        "status": {"readyToUse": True, "boundVolumeSnapshotContentName": "content-1"},
+    } | more
+
+
+def content(**more: Any) -> dict[str, Any]:
+    return {
+        "metadata": {"name": "content-1", "uid": "uid-content"},
+        "spec": {
+            "driver": DRIVER,
+            "volumeSnapshotRef": {"namespace": NAMESPACE, "name": "s1", "uid": "uid-snapshot"},
+        },
+        "status": {"readyToUse": True, "snapshotHandle": TARGET.snapshot_id},
+    } | more
+
+
+def objects(**more: Any) -> Objects:
+    return replace(Objects(claim(), volume(), snapshot(), content()), **more)
+
+
+def snapshot_class(name: str = "tidemark", default: bool = True, driver: str = DRIVER) -> dict[str, Any]:
+    mark = {"snapshot.storage.kubernetes.io/is-default-class": "true"} if default else {}
+    return {"metadata": {"name": name, "annotations": mark}, "driver": driver}
+
+
+def safety(number: int = 1, ready: bool = True, **meta: Any) -> dict[str, Any]:
+    made = safety_snapshot(WISH, TARGET.volume_id, "tidemark", number)
+    made["metadata"] |= {"uid": f"uid-safety-{number}", "creationTimestamp": "2027-01-15T08:00:00Z"} | meta
+    made["status"] = {"readyToUse": ready}
+    return made
+
+
+def earlier_safety(second: int, uid: str, **more: Any) -> dict[str, Any]:
+    """A safety snapshot of another rollback of the same disk."""
+    made = safety()
+    made["metadata"] |= {
+        "name": f"safety-{uid}",
+        "labels": {SAFETY_LABEL: uid},
+        "creationTimestamp": f"2027-01-15T07:00:{second:02}Z",
+    }
+    made["metadata"] |= more
+    return made
+
+
+def pod(
+    name: str = "web-1", claim_name: str = "v1", owner: tuple[str, str] | None = None, **more: Any
+) -> dict[str, Any]:
+    meta: dict[str, Any] = {"name": name, "namespace": NAMESPACE}
+    if owner:
+        meta["ownerReferences"] = [{"kind": owner[0], "name": owner[1], "controller": True}]
+    spec = {"nodeName": "n-1", "volumes": [{"name": "d", "persistentVolumeClaim": {"claimName": claim_name}}]}
+    made: dict[str, Any] = {"metadata": meta, "spec": spec, "status": {"phase": "Running"}}
+    for part, fields in more.items():
+        made[part] = made.get(part, {}) | fields
+    return made
+
+
+READY = Seen(
+    wish=WISH,
+    progress=Progress(
+        Phase.WAITING, "DiskFree", "", CREATED, volume_id=TARGET.volume_id, volume_name="pvc-1", guarded=True
+    ),
+    now=CREATED + 5,
+    driver=DRIVER,
+    target=TARGET,
+    spent={},
+    disk=DISK,
+    volume=volume(),
+    classes=[snapshot_class()],
+)
+"""Free, recorded and guarded: the next thing is the hold."""
+
+HELD = replace(READY, disk=replace(DISK, held=MINE), renewed=1.0)
+
+WITH_SAFETY = replace(
+    HELD,
+    disk=replace(DISK, held=MINE, snapshots={**DISK.snapshots, SAFETY_ID: SINCE + 1}),
+    safeties=[safety()],
+    handles={f"safety-{UID}": SAFETY_ID},
+)
+
+ROLLING = replace(WITH_SAFETY, progress=replace(READY.progress, phase=Phase.ROLLING, rolling=CREATED + 4))
+
+
+def seen(base: Seen, **changes: Any) -> Seen:
+    """A sight with changes; those of its progress, wish and disk by `progress_phase=...` and the like."""
+    parts: dict[str, dict[str, Any]] = {"progress": {}, "wish": {}, "disk": {}}
+    plain = {}
+    for key, value in changes.items():
+        part, _, field = key.partition("_")
+        if part in parts and field:
+            parts[part][field] = value
+        else:
+            plain[key] = value
+    for part, fields in parts.items():
+        if fields:
+            plain[part] = replace(getattr(base, part), **fields)
+    return replace(base, **plain)
+
+
+def next_of(base: Seen, **changes: Any) -> Action:
+    return decide(seen(base, **changes))
+
+
+def done(at: int = SINCE + 5) -> tuple[Back, ...]:
+    return (Back(UID, TARGET.snapshot_id, at, SAFETY_ID),)
+
+
+def refusal(kind: type[DriverError], text: str = "words of the agent") -> DriverError:
+    return kind(text)

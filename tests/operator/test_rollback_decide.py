@@ -1,0 +1,355 @@
+"""What comes next for a VolumeRollback: every branch, from sights that differ in one thing."""
+
+from __future__ import annotations
+
+import pytest
+from rollback_cases import (
+    CREATED,
+    HELD,
+    MINE,
+    NAMESPACE,
+    READY,
+    ROLLING,
+    SAFETY_ID,
+    SINCE,
+    TARGET,
+    UID,
+    WISH,
+    WITH_SAFETY,
+    done,
+    earlier_safety,
+    next_of,
+    pod,
+    refusal,
+    safety,
+    snapshot_class,
+    volume,
+)
+
+from csi_driver.domain.errors import Busy, InvalidRequest, NotFound, OutOfSpace, Unavailable
+from csi_driver.operator.rollback_decide import (
+    LAPSE_SECONDS,
+    RENEW_SECONDS,
+    Done,
+    Guard,
+    Hold,
+    MakeSafety,
+    Release,
+    RollBack,
+    Say,
+    Spend,
+    Tidy,
+)
+from csi_driver.operator.rollback_spent import SPENT_ANNOTATION, Spent, spend
+from csi_driver.operator.rollback_who import Trouble
+from csi_driver.operator.rollback_wish import Phase
+from csi_driver.service.disks import Held, Wanted
+
+UNREACHABLE = Unavailable("the agent of node n-1 does not answer")
+LATE = CREATED + WISH.timeout
+
+
+def failed(action: object, reason: str, *words: str) -> None:
+    assert isinstance(action, Say)
+    assert (action.phase, action.reason) == (Phase.FAILED, reason)
+    for word in (*words, "The disk was not touched; another VolumeRollback may follow"):
+        assert word in action.message
+
+
+def waits(action: object, phase: Phase, reason: str, *words: str) -> None:
+    assert isinstance(action, Say)
+    assert (action.phase, action.reason) == (phase, reason)
+    assert action.wait > 0
+    for word in words:
+        assert word in action.message
+
+
+def test_the_way_when_nothing_is_in_it() -> None:
+    """Recorded, guarded, held, kept, announced, exchanged, remembered, released, told, let go: in this order."""
+    fresh = {"progress_phase": None, "progress_volume_id": "", "progress_guarded": False}
+    recorded = next_of(READY, **fresh)
+    assert isinstance(recorded, Say)
+    assert (recorded.phase, recorded.target, recorded.wait) == (Phase.WAITING, TARGET, 0)
+    assert next_of(READY, progress_guarded=False) == Guard()
+    assert next_of(READY) == Hold(TARGET.volume_id)
+    assert next_of(HELD) == MakeSafety(TARGET.volume_id, "tidemark", 1)
+    waits(next_of(HELD, safeties=[safety(ready=False)]), Phase.SAFETY, "SafetySnapshotMaking", f"safety-{UID}")
+    announced = next_of(WITH_SAFETY)
+    assert isinstance(announced, Say)
+    assert (announced.phase, announced.safety, announced.target) == (Phase.ROLLING, f"safety-{UID}", TARGET)
+    assert next_of(ROLLING) == RollBack(Wanted(TARGET.volume_id, TARGET.snapshot_id, UID, WISH.holder, SAFETY_ID))
+    assert next_of(ROLLING, disk_rollbacks=done()) == Spend((SINCE + 5) / 1e9)
+    remembered = volume(metadata={"name": "pvc-1", "annotations": {SPENT_ANNOTATION: spend(volume(), WISH, "t")}})
+    assert next_of(ROLLING, disk_rollbacks=done(), volume=remembered) == Release(TARGET.volume_id)
+    told = next_of(ROLLING, disk_rollbacks=done(), volume=remembered, disk_held=None)
+    assert isinstance(told, Say)
+    assert (told.phase, told.reason, told.safety) == (Phase.COMPLETED, "RolledBack", f"safety-{UID}")
+    assert f"is in VolumeSnapshot safety-{UID}" in told.message
+    assert next_of(ROLLING, progress_phase=Phase.COMPLETED, disk_rollbacks=done(), disk_held=None) == Tidy()
+    assert next_of(ROLLING, progress_phase=Phase.COMPLETED, progress_guarded=False) == Done()
+
+
+def test_without_a_safety_snapshot_no_class_is_needed() -> None:
+    announced = next_of(HELD, wish_safety=False, classes=[])
+    assert isinstance(announced, Say)
+    assert (announced.phase, announced.safety) == (Phase.ROLLING, "")
+    rolled = next_of(ROLLING, wish_safety=False, safeties=[], classes=[])
+    assert rolled == RollBack(Wanted(TARGET.volume_id, TARGET.snapshot_id, UID, WISH.holder, ""))
+
+
+# ---- waiting for people
+
+
+def test_pods_are_waited_for_before_the_hold_and_named() -> None:
+    action = next_of(READY, pods=[pod("web-1", owner=("StatefulSet", "web"))])
+    waits(action, Phase.WAITING, "DiskInUse", "pod web-1 (StatefulSet web)", "scale it to 0")
+    assert next_of(HELD, pods=[pod()]) == MakeSafety(TARGET.volume_id, "tidemark", 1), "one that the hold keeps out"
+
+
+def test_who_uses_the_disk_without_a_pod_is_named_by_path() -> None:
+    for base in (READY, HELD, ROLLING):
+        waits(next_of(base, disk_used_by=("/mnt/by-hand",)), Phase.WAITING, "DiskInUse", "/mnt/by-hand")
+
+
+def test_another_rollback_is_waited_for_and_named() -> None:
+    action = next_of(READY, disk_held=Held("VolumeRollback shop/other 123", SINCE))
+    waits(action, Phase.WAITING, "DiskHeld", "VolumeRollback shop/other 123")
+
+
+@pytest.mark.parametrize("phase", [None, Phase.PENDING, Phase.WAITING, Phase.SAFETY, Phase.ROLLING])
+def test_an_unreachable_agent_is_waited_for_in_the_phase_that_it_was(phase: Phase | None) -> None:
+    waits(next_of(ROLLING, progress_phase=phase, disk=UNREACHABLE), phase or Phase.PENDING, "AgentUnreachable", "n-1")
+    waits(next_of(ROLLING, progress_phase=phase, disk=Busy("x")), phase or Phase.PENDING, "AgentNotReady")
+
+
+def test_what_may_come_is_waited_for_what_cannot_is_refused() -> None:
+    coming = Trouble("SnapshotNotReady", "VolumeSnapshot shop/s1 is not ready: it is waited for", final=False)
+    waits(next_of(READY, target=coming), Phase.PENDING, "SnapshotNotReady", "shop/s1")
+    never = Trouble("AnotherDriver", "VolumeSnapshot shop/s1 was taken by x")
+    failed(next_of(READY, target=never), "AnotherDriver", "taken by x")
+
+
+# ---- refusals
+
+
+def test_another_disks_snapshot_is_refused_while_a_pod_runs_and_what_to_do_instead_is_said() -> None:
+    action = next_of(READY, disk_snapshots={"n-1:default:else": 1}, pods=[pod()])
+    failed(action, "SnapshotOfAnotherDisk", "shop/s1", "shop/v1", "make a new claim from it (dataSource) instead")
+
+
+def test_classes_for_the_safety_snapshot() -> None:
+    failed(next_of(READY, classes=[]), "NoDefaultSnapshotClass", "no default VolumeSnapshotClass")
+    failed(next_of(READY, classes=[snapshot_class(driver="other")]), "NoDefaultSnapshotClass")
+    failed(next_of(READY, classes=[snapshot_class("a"), snapshot_class("b")]), "NoDefaultSnapshotClass", "a, b")
+    named = {"wish_snapshot_class": "gold"}
+    failed(next_of(READY, **named), "SnapshotClassNotFound", "gold")
+    failed(next_of(READY, classes=[snapshot_class("gold", driver="other")], **named), "SnapshotClassNotFound", "gold")
+    both = [snapshot_class("gold", default=False), snapshot_class()]
+    assert next_of(HELD, classes=both, **named) == MakeSafety(TARGET.volume_id, "gold", 1)
+
+
+def test_a_disk_that_its_agent_does_not_know_is_refused() -> None:
+    failed(next_of(READY, disk=NotFound("n-1:default:aaaa does not exist")), "DiskNotFound", "shop/v1", "aaaa")
+
+
+def test_a_claim_that_has_come_to_mean_another_disk_is_refused_after_the_release() -> None:
+    changed = {"target": TARGET.__class__("n-2:default:zzzz", "n-2:default:yyyy", "pvc-2")}
+    assert next_of(HELD, **changed) == Release(TARGET.volume_id)
+    failed(next_of(READY, **changed), "DiskChanged", "shop/v1")
+
+
+@pytest.mark.parametrize("kind", [InvalidRequest, NotFound, OutOfSpace])
+def test_the_agents_final_no_is_told_after_the_release(kind: type[InvalidRequest]) -> None:
+    no = refusal(kind)
+    assert next_of(ROLLING, refused=no) == Release(TARGET.volume_id)
+    failed(next_of(ROLLING, refused=no, disk_held=None), "Refused", "words of the agent")
+    assert next_of(ROLLING, refused=no, disk_rollbacks=done()) == Spend((SINCE + 5) / 1e9), (
+        "the record has the last word"
+    )
+
+
+# ---- names that are spent
+
+
+def test_a_name_is_spent_whatever_uid_the_next_object_has() -> None:
+    spent = {f"{NAMESPACE}/back": Spent("another-uid", "s1", "2027-01-01T00:00:00Z")}
+    action = next_of(READY, progress_phase=None, progress_guarded=False, spent=spent, pods=[pod()])
+    assert isinstance(action, Say)
+    assert (action.phase, action.reason) == (Phase.COMPLETED, "AlreadyDone")
+    assert "2027-01-01T00:00:00Z" in action.message
+    gone = Trouble("SnapshotNotFound", "gone since", final=False)
+    assert next_of(READY, spent=spent, target=gone) == action, "also when the snapshot is gone since"
+    other = {f"{NAMESPACE}/back": Spent("another-uid", "s0", "2027-01-01T00:00:00Z")}
+    refused = next_of(READY, spent=other)
+    assert isinstance(refused, Say)
+    assert (refused.phase, refused.reason) == (Phase.FAILED, "AlreadyDone")
+    assert "s0" in refused.message
+    own = {f"{NAMESPACE}/back": Spent(UID, "s1", "t")}
+    assert next_of(READY, spent=own) == Hold(TARGET.volume_id)
+    assert next_of(READY, spent={"elsewhere/back": Spent("x", "s1", "t")}) == Hold(TARGET.volume_id)
+
+
+# ---- the timeout
+
+
+@pytest.mark.parametrize("base", [READY, HELD, WITH_SAFETY])
+def test_the_timeout_counts_until_rolling_back(base: object) -> None:
+    held = base is not READY
+    action = next_of(base, now=LATE)  # type: ignore[arg-type]
+    if held:
+        assert action == Release(TARGET.volume_id)
+    else:
+        failed(action, "TimedOut", "not begun within 600 s")
+    assert not isinstance(next_of(base, now=LATE - 1), Release)  # type: ignore[arg-type]
+    assert isinstance(next_of(ROLLING, now=LATE + 10**6), RollBack)
+
+
+def test_a_timeout_says_what_was_waited_for() -> None:
+    failed(next_of(READY, now=LATE, pods=[pod("web-1")]), "TimedOut", "pod web-1")
+    coming = Trouble("ClaimNotFound", "claim shop/v1 does not exist: it is waited for", final=False)
+    failed(next_of(READY, now=LATE, target=coming, disk=NotFound("x")), "TimedOut", "claim shop/v1 does not exist")
+    failed(next_of(READY, now=LATE, disk=UNREACHABLE), "TimedOut", "n-1")
+    never = Trouble("AnotherDriver", "taken by x")
+    failed(next_of(READY, now=LATE, target=never), "AnotherDriver", "taken by x")
+
+
+def test_a_rollback_that_began_again_counts_anew() -> None:
+    again = {"progress_started": LATE + 50, "progress_rolling": CREATED + 4}
+    assert next_of(READY, now=LATE + 60, **again) == Hold(TARGET.volume_id)
+    failed(next_of(READY, now=LATE + 50 + WISH.timeout, **again), "TimedOut")
+
+
+# ---- holds that lapse
+
+
+def test_a_hold_is_renewed_while_the_safety_snapshot_is_waited_for() -> None:
+    making = {"safeties": [safety(ready=False)]}
+    assert next_of(HELD, renewed=RENEW_SECONDS, **making) == Hold(TARGET.volume_id)
+    assert isinstance(next_of(HELD, renewed=RENEW_SECONDS - 1, **making), Say)
+    for base in (HELD, WITH_SAFETY, ROLLING):
+        assert next_of(base, renewed=float("inf")) == Hold(TARGET.volume_id), "a new process renews first"
+
+
+def test_after_a_lapse_there_is_a_new_safety_snapshot() -> None:
+    """Somebody may have written between: what was cut before the hold that stands may miss that."""
+    anew = Held(WISH.holder, SINCE + 2)
+    assert next_of(WITH_SAFETY, disk_held=anew) == MakeSafety(TARGET.volume_id, "tidemark", 2)
+    assert next_of(ROLLING, disk_held=anew) == MakeSafety(TARGET.volume_id, "tidemark", 2)
+    waits(
+        next_of(ROLLING, disk_held=anew, safeties=[safety(), safety(2, ready=False)]),
+        Phase.SAFETY,
+        "SafetySnapshotMaking",
+    )
+    second = {
+        "safeties": [safety(), safety(2)],
+        "handles": {f"safety-{UID}": SAFETY_ID, f"safety-{UID}-2": "n-1:default:dddd"},
+        "disk_snapshots": {**WITH_SAFETY.disk.snapshots, "n-1:default:dddd": SINCE + 2},  # type: ignore[union-attr]
+    }
+    rolled = next_of(ROLLING, disk_held=anew, **second)
+    assert isinstance(rolled, RollBack)
+    assert rolled.wanted.safety == "n-1:default:dddd"
+    stale = next_of(ROLLING, disk_held=Held(WISH.holder, SINCE + 3), **second)
+    assert stale == MakeSafety(TARGET.volume_id, "tidemark", 3)
+
+
+def test_a_lapse_during_rolling_back_begins_again() -> None:
+    again = next_of(ROLLING, disk_held=None)
+    assert isinstance(again, Say)
+    assert (again.phase, again.reason, again.wait) == (Phase.WAITING, "HoldLapsed", 0)
+    waits(next_of(ROLLING, disk_held=None, pods=[pod()]), Phase.WAITING, "DiskInUse", "web-1")
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"safeties": [safety(deletionTimestamp="2027-01-01T00:00:00Z")]},
+        {"handles": {f"safety-{UID}": "n-1:default:not-of-this-disk"}},
+        {"handles": {}},
+    ],
+)
+def test_a_safety_snapshot_that_is_not_whole_is_never_used(spoilt: dict[str, object]) -> None:
+    for base in (WITH_SAFETY, ROLLING):
+        assert next_of(base, **spoilt) == MakeSafety(TARGET.volume_id, "tidemark", 2)
+
+
+def test_of_other_rollbacks_safety_snapshots_none_is_used() -> None:
+    others = [earlier_safety(1, "11111111-0000-4000-8000-000000000001")]
+    assert next_of(HELD, safeties=others) == MakeSafety(TARGET.volume_id, "tidemark", 1)
+
+
+def test_what_keeps_the_safety_snapshot_from_being_made_is_told() -> None:
+    broken = safety(ready=False)
+    broken["status"]["error"] = {"message": "the cap is 256"}
+    waits(next_of(HELD, safeties=[broken]), Phase.SAFETY, "SafetySnapshotFailing", "the cap is 256")
+    assert next_of(HELD, safeties=[broken], now=LATE) == Release(TARGET.volume_id)
+    failed(next_of(READY, safeties=[broken], now=LATE, progress_message="the cap is 256"), "TimedOut", "the cap is 256")
+
+
+# ---- the outcome
+
+
+def test_once_a_rollback_may_have_been_sent_only_the_record_tells_that_it_was_not_made() -> None:
+    gone = Trouble("SnapshotTerminating", "VolumeSnapshot shop/s1 is being deleted")
+    assert next_of(ROLLING, target=gone) == Release(TARGET.volume_id)
+    waits(next_of(ROLLING, target=gone, disk=UNREACHABLE), Phase.ROLLING, "OutcomeUnknown", "n-1")
+    failed(next_of(ROLLING, target=gone, disk_held=None), "SnapshotTerminating", "shop/s1")
+    assert next_of(ROLLING, target=gone, disk_rollbacks=done()) == Spend((SINCE + 5) / 1e9)
+    back = {"progress_phase": Phase.WAITING, "now": LATE, "disk": UNREACHABLE}
+    waits(next_of(ROLLING, **back), Phase.WAITING, "OutcomeUnknown")
+
+
+def test_a_claim_that_vanishes_during_the_rollback_does_not_hide_its_outcome() -> None:
+    gone = Trouble("ClaimNotFound", "claim shop/v1 does not exist", final=False)
+    assert next_of(ROLLING, target=gone) == Release(TARGET.volume_id)
+    ended = next_of(ROLLING, target=gone, volume=None, disk_held=None, disk_rollbacks=done())
+    assert isinstance(ended, Say)
+    assert ended.phase is Phase.COMPLETED
+
+
+# ---- deletion
+
+
+@pytest.mark.parametrize("base", [READY, HELD, WITH_SAFETY])
+def test_deleted_before_rolling_back_it_is_cancelled_after_the_release(base: object) -> None:
+    action = next_of(base, progress_deleted=CREATED + 4)  # type: ignore[arg-type]
+    assert action == (Tidy(cancelled=True) if base is READY else Release(TARGET.volume_id))
+    assert next_of(base, progress_deleted=CREATED + 4, progress_guarded=False) == Done()  # type: ignore[arg-type]
+
+
+def test_deleted_during_rolling_back_it_ends_first() -> None:
+    deleted = {"progress_deleted": CREATED + 5}
+    assert isinstance(next_of(ROLLING, **deleted), RollBack)
+    assert next_of(ROLLING, disk_rollbacks=done(), **deleted) == Spend((SINCE + 5) / 1e9)
+    waits(next_of(ROLLING, disk=UNREACHABLE, **deleted), Phase.ROLLING, "AgentUnreachable")
+    ended = {"progress_phase": Phase.COMPLETED, "disk_rollbacks": done(), "disk_held": None}
+    assert next_of(ROLLING, **ended, **deleted) == Tidy()
+
+
+def test_the_finalizer_goes_when_the_hold_is_released_or_has_lapsed_by_itself() -> None:
+    cancelled = {"progress_deleted": CREATED, "disk": UNREACHABLE}
+    assert isinstance(next_of(HELD, now=CREATED + LAPSE_SECONDS - 1, **cancelled), Say)
+    assert next_of(HELD, now=CREATED + LAPSE_SECONDS, **cancelled) == Tidy(cancelled=True)
+    over = {"progress_phase": Phase.FAILED, "progress_ended": CREATED, "progress_reason": "TimedOut"}
+    still = next_of(HELD, now=CREATED + 1, disk=UNREACHABLE, **over)
+    assert isinstance(still, Say)
+    assert (still.phase, still.reason) == (Phase.FAILED, "TimedOut"), "the status stays as it is"
+    assert next_of(HELD, now=CREATED + LAPSE_SECONDS, disk=UNREACHABLE, **over) == Tidy()
+    assert next_of(HELD, now=CREATED + 1, **over) == Release(TARGET.volume_id)
+    assert next_of(READY, now=CREATED + 1, **over) == Tidy()
+
+
+def test_failed_or_cancelled_deletes_no_safety_snapshot() -> None:
+    many = [earlier_safety(i, f"1111111{i}-0000-4000-8000-000000000001") for i in range(6)]
+    assert next_of(READY, safeties=many, progress_phase=Phase.FAILED) == Tidy()
+    assert next_of(READY, safeties=many, progress_deleted=CREATED) == Tidy(cancelled=True)
+    completed = next_of(READY, safeties=many, progress_phase=Phase.COMPLETED)
+    assert isinstance(completed, Tidy)
+    assert len(completed.surplus) == 3
+
+
+def test_an_own_hold_is_recognised_by_the_uid_alone() -> None:
+    assert WISH.holder.endswith(UID)
+    long = WISH.__class__("n" * 63, "x" * 253, UID, "v1", "s1", CREATED)
+    assert len(long.holder.encode()) <= 128
+    assert long.holder.endswith(UID)
+    assert MINE.holder == WISH.holder
