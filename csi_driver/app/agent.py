@@ -132,7 +132,8 @@ class Agent:
             self._tasks.append(asyncio.create_task(self._remote.run()))
         if (image := self._settings.image) is not None:
             self._health.lack("start", f"the pool image {image.path} is being made or mounted")
-            await prepare(self._children, image.path, image.size, image.sparse, image.mount)
+            in_container = bool(self._settings.register)
+            await prepare(self._children, image.path, image.size, image.sparse, image.mount, in_container)
         self._health.lack("start", "the pools are being opened")
         await self._open_pools()
         self._telemetry.watch(self._pool_figures, self._node_figures)
@@ -222,6 +223,7 @@ class Agent:
                 init=self._settings.pool_init,
                 freeze_deadline=self._settings.freeze_deadline,
                 backing=image.path if image is not None and in_image and image.sparse else "",
+                in_container=bool(self._settings.register),
             ),
             self._children,
         )

@@ -58,8 +58,12 @@ class Devices(Protocol):
         """Make a detached volume empty."""
         ...
 
-    def is_ours(self, mount: mountinfo.Mount, volume: Volume | None) -> bool:
+    async def is_ours(self, mount: mountinfo.Mount, volume: Volume | None) -> bool:
         """Whether what is mounted there is, or was, a volume of this pool, and no living one besides `volume`."""
+        ...
+
+    def is_empty_node(self, mount: mountinfo.Mount) -> bool:
+        """Whether what is mounted is the node of a device that holds nothing."""
         ...
 
     async def reclaim(self, mount: mountinfo.Mount) -> None:
@@ -72,11 +76,16 @@ class Devices(Protocol):
 
 
 class KernelAccess:
-    """The Access port for volumes that are block devices."""
+    """The Access port for volumes that are block devices.
 
-    def __init__(self, devices: Devices) -> None:
+    `seen_outside`: this process is in a container, and a volume that is shown where the host does not see it is refused: a
+    pod would write to the directory below the mount, and nobody would notice.
+    """
+
+    def __init__(self, devices: Devices, seen_outside: bool = False) -> None:
         self._devices = devices
         self._jobs = devices.jobs
+        self._seen_outside = seen_outside
 
     async def use(self, volume: Volume) -> Use:
         """See Access."""
@@ -206,7 +215,7 @@ class KernelAccess:
             # The same path may have been mounted over more than once.
             while (mount := mountinfo.at(point)) is not None:
                 mine = device is not None and _holds(mount, device)
-                if not mine and not self._devices.is_ours(mount, volume):
+                if not mine and not await self._devices.is_ours(mount, volume):
                     raise Precondition(
                         f"{point} shows {mount.source}, not {volume.id if volume else 'a volume that is gone'}: unmount it "
                         "by hand"
@@ -245,6 +254,10 @@ class KernelAccess:
         """Bind the device node over a file at `target`, and make sure that it is this volume's."""
         device = await self._attached(volume)
         present = mountinfo.at(target)
+        if present is not None and self._devices.is_empty_node(present):
+            # Left of a device that is gone: it shows nothing, until somebody's next device gets that number.
+            await self._jobs.run(volume, "umount", SLOW, point=target)
+            present = mountinfo.at(target)
         if present is not None:
             if not _holds(present, device) or not _is_node(present, device):
                 raise AlreadyExists(f"{target} is taken by a mount of {present.source}: unpublish or unmount it first")
@@ -262,6 +275,12 @@ class KernelAccess:
         if again != device or mount is None or not _holds(mount, device):
             await self._jobs.run(volume, "umount", SLOW, point=target)
             raise Precondition(f"{volume.id} lost its device while it was being shown at {target}: try again")
+        if self._seen_outside and not mount.shared:
+            await self._jobs.run(volume, "umount", SLOW, point=target)
+            raise Precondition(
+                f"{target} is not shared with the host, so no pod would see {volume.id} there: mount the kubelet's "
+                "directories into the agent's container with mountPropagation Bidirectional"
+            )
 
     async def _settle_mode(
         self, volume: Volume, device: BlockDevice, source: str, target: str, read_only: bool

@@ -76,6 +76,7 @@ TABLE: dict[str, Job] = {
     "sync_device": sync_device,
     "statvfs": statvfs,
     "command": command,
+    "check_pool_place": pool_image.check_pool_place,
     "make_pool_image": pool_image.make_pool_image,
     "mount_pool_image": pool_image.mount_pool_image,
     **volume_jobs.TABLE,

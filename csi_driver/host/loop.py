@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from csi_driver.host import libc, loopctl
+from csi_driver.host import libc, loopctl, mountinfo
 from csi_driver.host.errors import Busy, HostError, Mismatch, Unsupported
 from csi_driver.host.loopctl import LoopDevice
 from csi_driver.host.loopusers import holders, openers, places_of
@@ -22,6 +22,7 @@ StrPath = str | os.PathLike[str]
 BLOCK_SIZE = 4096
 IMAGE_NAME = "disk.img"
 _ATTACH_TRIES = 64
+_MAJOR = 7
 _WAIT_TRIES, _WAIT_SECONDS = 50, 0.01
 
 
@@ -77,10 +78,21 @@ def _bind(file_fd: int, status: os.stat_result, name: bytes, *, read_only: bool)
 def _free_number() -> int:
     for _ in range(_ATTACH_TRIES):
         number = loopctl.control("LOOP_CTL_GET_FREE", loopctl.CTL_GET_FREE)
+        if _is_shown(number):
+            # For its last owner: whoever looks there would see our file. The kernel gives out the lowest free number again
+            # and again, so another one is chosen, or added.
+            others = (n for n in loopctl.numbers() if loopctl.sysfs(n, "loop/backing_file") is None)
+            another = next((n for n in others if not _is_shown(n)), None)
+            number = loopctl.control("LOOP_CTL_ADD", loopctl.CTL_ADD, -1) if another is None else another
         if not _is_spoilt(number):
             return number
         _renew(number)
     raise HostError(errno.EBUSY, f"loop{number} refuses discard for ever, and cannot be removed: somebody has it open")
+
+
+def _is_shown(number: int) -> bool:
+    """Whether the node of a free device is still bind-mounted somewhere."""
+    return bool(mountinfo.mounts_of(_MAJOR, number, f"loop{number}"))
 
 
 def _is_spoilt(number: int) -> bool:

@@ -27,6 +27,8 @@ class Mount:
     fs_type: str
     source: str
     super_options: tuple[str, ...]
+    shared: bool = False
+    """Whether what is mounted below it appears in the peers of this mount too: in the host's namespace, and in pods."""
 
     @property
     def read_only(self) -> bool:
@@ -65,6 +67,7 @@ def _parse_line(line: bytes) -> Mount:
         fs_type=_unescape(rest[0]),
         source=_unescape(rest[1]),
         super_options=tuple(_unescape(rest[2]).split(",")),
+        shared=any(field.startswith(b"shared:") for field in fields[6:]),
     )
 
 
@@ -99,3 +102,14 @@ def at(point: str | os.PathLike[str], mounts: Iterable[Mount] | None = None) -> 
     # Of mounts at one point the topmost is the one that no other is mounted on.
     covered = {mount.parent for mount in found}
     return next((mount for mount in reversed(found) if mount.id not in covered), found[-1])
+
+
+def holding(path: str | os.PathLike[str]) -> Mount:
+    """Find the mount through which `path`, an existing file or directory, is seen. Raises OSError."""
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+            wanted = next(int(line.split()[1]) for line in file if line.startswith("mnt_id:"))
+    finally:
+        os.close(fd)
+    return next(mount for mount in read() if mount.id == wanted)

@@ -5,19 +5,24 @@ import glob
 import os
 from typing import Any
 
-from csi_driver.host import files, filesystems, loop, mountinfo
-from csi_driver.host.errors import Mismatch
+from csi_driver.host import container, files, filesystems, loop, mountinfo
+from csi_driver.host.errors import HostError, Mismatch
 
 _MKFS_SECONDS = 110.0
+KEEP_FREE = 0.15
+"""Of the host's file system: a kubelet calls a node short of space, and evicts pods, from 10 to 15 % on."""
 
 
 def make_pool_image(path: str, size: int, sparse: bool, token: str) -> None:
     """Make a file of `size` bytes with XFS in it: formatted through its loop device, under another name, renamed when done.
 
-    Raises OSError EEXIST where `path` exists by now; CommandError; ENOSPC. Nothing is left behind then.
+    Raises OSError EEXIST where `path` exists by now; CommandError; ENOSPC, also where an image that is allocated in full
+    would leave its host too little. Nothing is left behind then.
     """
     for leftover in glob.glob(glob.escape(path) + ".new-" + "[0-9a-f]" * len(token)):
         _discard(leftover)
+    if not sparse:
+        _spare_host(os.path.dirname(path), size)
     temporary = f"{path}.new-{token}"
     fd = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -40,6 +45,12 @@ def make_pool_image(path: str, size: int, sparse: bool, token: str) -> None:
         raise
     finally:
         os.close(fd)
+
+
+def check_pool_place(path: str, point: str) -> None:
+    """Raise HostError where an image at `path`, or its mount at `point`, would not outlive this container."""
+    if why := container.why_lost(os.path.dirname(path)) or container.why_unseen(os.path.dirname(point)):
+        raise HostError(errno.EINVAL, why)
 
 
 def mount_pool_image(path: str, point: str) -> dict[str, Any]:
@@ -67,6 +78,19 @@ def mount_pool_image(path: str, point: str) -> dict[str, Any]:
             loop.detach(device)
         raise
     return {"path": device.path}
+
+
+def _spare_host(directory: str, size: int) -> None:
+    host = os.statvfs(directory)
+    total, free = host.f_blocks * host.f_frsize, host.f_bavail * host.f_frsize
+    keep = int(total * KEEP_FREE)
+    if free - size < keep:
+        raise HostError(
+            errno.EFBIG,
+            f"{size >> 20} MiB of {free >> 20} MiB that are free would leave less than {KEEP_FREE:.0%} of the file system of "
+            f"{directory} ({keep >> 20} MiB of {total >> 20} MiB): ask for --pool-size {max(0, free - keep) >> 20}Mi or less, "
+            "or give the pool a disk of its own",
+        )
 
 
 def _discard(leftover: str) -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from csi_driver.host import filesystems, loop, loopctl
@@ -85,14 +86,11 @@ def loop_detach_forced(path: str) -> None:
         loop.detach(device, mounted=lambda _: [])
 
 
-def loop_detach_number(number: int, under: str) -> None:
-    """Detach a device by number if its file lies, or lay before its deletion, below the directory `under`."""
-    backing = loopctl.sysfs(number, "loop/backing_file")
-    if backing is None or not backing.startswith(f"{under}/"):
-        return
-    for device in loop.scan(os.path.basename(backing.removesuffix(" (deleted)"))):
-        if device.number == number:
-            loop.detach(device)
+def loop_detach_held(number: int, backing: Sequence[int]) -> None:
+    """Detach a device by number if it still holds the file with this device and inode. Raises Busy naming the users."""
+    device = LoopDevice(number, f"/dev/loop{number}", 7, number, (backing[0], backing[1]))
+    with suppress(Mismatch):
+        loop.detach(device)
 
 
 def set_read_only(device: str, read_only: bool) -> None:
@@ -191,7 +189,7 @@ TABLE: dict[str, Callable[..., Any]] = {
         loop_attach,
         loop_detach,
         loop_detach_forced,
-        loop_detach_number,
+        loop_detach_held,
         set_read_only,
         make_file_system,
         mount,

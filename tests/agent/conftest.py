@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+sys.path.append(str(Path(__file__).parent.parent / "node"))
 sys.path.append(str(Path(__file__).parent.parent / "rpc"))
 
 from agent_rig import AgentRig

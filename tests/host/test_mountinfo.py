@@ -32,6 +32,7 @@ def test_parse() -> None:
         fs_type="xfs",
         source="/dev/loop3",
         super_options=("rw", "nouuid"),
+        shared=True,
     )
     assert os.fsencode(mounts[-1].point) == b"/n\xc3\xa4me/\xff"
     assert mounts[-1].source == "host: dir"

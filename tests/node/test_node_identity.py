@@ -8,6 +8,7 @@ from node_host import MIB, held_open, read_at, write_at, write_file
 from node_rig import Rig, block, mounted
 
 from csi_driver.backends.kernel import KernelAccess
+from csi_driver.backends.reflink import loops
 from csi_driver.domain.errors import InUse, Precondition
 from csi_driver.domain.model import Volume
 from csi_driver.host import loop, loopctl, mountinfo, mounts
@@ -32,41 +33,35 @@ async def attach_at(rig: Rig, volume: Volume, number: int) -> None:
     run(("losetup", "--direct-io=on", "--sector-size=4096", f"/dev/loop{number}", str(rig.image(volume))), 10)
 
 
-async def test_a_stale_bind_is_not_shown_as_another_volumes_data(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The number comes back as another volume's: before that is shown anywhere, the old bind has to go."""
+async def test_a_stale_bind_is_not_shown_as_another_volumes_data(rig: Rig) -> None:
+    """The kernel gives out the lowest free number: one that is still shown for its last owner is passed over."""
     old, new = await rig.volume("old", "block"), await rig.volume("new", "block")
     mark(rig.image(new), b"new's secret")
     target, number = await stale_bind(rig, old)
-    # Whatever number the kernel would give, the worst one comes first.
-    refused = ""
-    for attempt in range(20):
-        try:
-            await rig.stage(new)
-        except InUse as error:
-            refused = f"{error}"
-            break
-        device = rig.device(new)
-        assert device is not None
-        if mountinfo.at(target) is None:
-            pytest.skip("another agent was started on this host meanwhile, and its sweep took the stale bind away")
-        if device.number == number:
-            pytest.fail("the volume was attached under somebody's old bind")
-        await rig.unstage(new)
-        # Fill the free numbers below, so that the stale one is next.
-        fillers = [n for n in loopctl.numbers() if n < number and loopctl.sysfs(n, "loop/backing_file") is None]
-        if not fillers:
-            continue
-        for index, filler in enumerate(fillers):
-            image = rig.place / f"filler-{attempt}-{index}"
-            image.write_bytes(b"\0" * 4096)
-            run(("losetup", f"/dev/loop{filler}", str(image)), 10)
-    assert "still shown at" in refused
-    assert target in refused
-    assert rig.device(new) is None
+    # Fill the free numbers below, so that the stale one is next.
+    fillers = [n for n in loopctl.numbers() if n < number and loopctl.sysfs(n, "loop/backing_file") is None]
+    for filler in fillers:
+        image = rig.place / f"filler-{filler}"
+        image.write_bytes(b"\0" * 4096)
+        run(("losetup", f"/dev/loop{filler}", str(image)), 10)
+    assert read_at(await rig.show(new), 0, 12) == b"new's secret"
+    device = rig.device(new)
+    assert device is not None
+    assert device.number != number
+    assert loopctl.sysfs(number, "loop/backing_file") is None
     await rig.unpublish(old)
     await rig.unstage(old)
-    await rig.stage(new)
-    assert read_at(await rig.publish(new), 0, 12) == b"new's secret"
+    assert not os.path.lexists(target)
+
+
+async def test_a_number_that_is_shown_after_all_is_given_back(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = await rig.volume("v", "block")
+    elsewhere = mountinfo.Mount(1, 1, 0, 5, "/loop0", "/elsewhere", (), "devtmpfs", "udev", ())
+    monkeypatch.setattr(loops.mountinfo, "mounts_of", lambda *_: [elsewhere])
+    with pytest.raises(InUse, match="still shown at /elsewhere"):
+        await rig.stage(volume)
+    monkeypatch.undo()
+    assert rig.device(volume) is None
 
 
 async def test_the_old_owner_does_not_see_the_numbers_next_volume(rig: Rig) -> None:
@@ -88,20 +83,19 @@ async def test_the_old_owner_does_not_see_the_numbers_next_volume(rig: Rig) -> N
     assert read_at(await rig.publish(new), 0, 12) == b"new's secret"
 
 
-async def test_stale_binds_go_when_the_pool_is_opened(rig: Rig) -> None:
+async def test_stale_binds_are_replaced_where_they_are_ours_and_left_alone_elsewhere(rig: Rig) -> None:
+    """What shows nothing may be another driver's: only where this volume is to be shown is it known to be ours."""
     old = await rig.volume("old", "block")
-    target, _ = await stale_bind(rig, old)
-    staging = rig.staging(old)
+    target, number = await stale_bind(rig, old)
     foreign = rig.place / "foreign"
     foreign.touch()
-    mounts.bind("/dev/null", foreign, False)
+    mounts.bind(f"/dev/loop{number}", foreign, False)
     await rig.reopen()
-    assert mountinfo.at(target) is None
-    assert mountinfo.at(f"{staging}/device") is None
     assert mountinfo.at(str(foreign)) is not None
-    mounts.umount(foreign)
     await rig.stage(old)
     mark(await rig.publish(old), b"works")
+    assert read_at(target, 0, 5) == b"works"
+    mounts.umount(foreign)
 
 
 async def test_devices_that_a_crash_left_go_when_the_pool_is_opened(rig: Rig) -> None:

@@ -148,9 +148,20 @@ async def test_a_missing_directory(place: Path) -> None:
 
 async def test_no_room_for_all_of_it(place: Path) -> None:
     free = os.statvfs(place)
-    with pytest.raises(Precondition, match=r"No space left|full"):
+    with pytest.raises(Precondition, match=r"--pool-size \d+Mi or less"):
         await ready(place, size=(free.f_blocks * free.f_frsize // GIB + 10) * GIB, sparse=False)
     assert {entry.name for entry in place.iterdir()} <= {"pool"}
+
+
+async def test_the_host_keeps_room_for_itself(place: Path) -> None:
+    """A node that runs out of space evicts pods: it is not the pool that brings it there."""
+    host = place / "host"
+    host.mkdir()
+    mounts.mount("tmpfs", host, "tmpfs", ["size=1000M"])
+    with pytest.raises(Precondition, match=r"less than 15%.*--pool-size (8[45]\d)Mi or less"):
+        await ready(place, size=900 * MIB, sparse=False, name="host/pool.img")
+    assert list(host.iterdir()) == []
+    mounts.umount(host)
 
 
 async def test_something_else_is_mounted_there(place: Path) -> None:

@@ -32,7 +32,10 @@ _CLOSE_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class ReflinkOptions:
-    """What the agent says about a pool. `backing`: the sparse image that holds the pool, whose host must have room."""
+    """What the agent says about a pool. `backing`: the sparse image that holds the pool, whose host must have room.
+
+    `in_container`: the pool, and all places where volumes are shown, must lie on mounts of the host.
+    """
 
     name: str
     owner: str
@@ -40,6 +43,7 @@ class ReflinkOptions:
     init: bool = False
     freeze_deadline: float = 5.0
     backing: str = ""
+    in_container: bool = False
 
 
 class ReflinkBackend:
@@ -49,7 +53,7 @@ class ReflinkBackend:
         self._options = options
         self.layout = Layout(Path(options.path), options.name)
         self._devices = LoopDevices(self.layout, children)
-        self.access: Access = KernelAccess(self._devices)
+        self.access: Access = KernelAccess(self._devices, seen_outside=options.in_container)
         self._cutter = Cutter(self.layout, self._devices, children, options.freeze_deadline, self._in_thread)
         self.identity = PoolIdentity(options.name, options.owner, "", "reflink", options.path)
         self._lock = -1
@@ -211,7 +215,9 @@ class ReflinkBackend:
 
     def _take(self) -> Contents:
         with self.layout.translated("opening"):
-            uuid, self._lock = identity.take(self.layout, self._options.owner, self._options.init)
+            uuid, self._lock = identity.take(
+                self.layout, self._options.owner, self._options.init, self._options.in_container
+            )
             self.identity = replace(self.identity, uuid=uuid)
             self.layout.make_directories()
             status = os.stat(self.layout.identity)

@@ -9,7 +9,7 @@ from typing import Any
 
 from csi_driver.backends.reflink.layout import Layout
 from csi_driver.domain.errors import Precondition, Unavailable
-from csi_driver.host import files
+from csi_driver.host import container, files
 
 FORMAT = 1
 """Of the directory's layout. A pool of a newer format is never opened."""
@@ -19,14 +19,18 @@ _DRAFT = ".pool.json."
 _WAY_OUT = "; or let the driver make a pool for you: --pool-image FILE --pool-size 20G"
 
 
-def take(layout: Layout, owner: str, init: bool) -> tuple[str, int]:
+def take(layout: Layout, owner: str, init: bool, in_container: bool = False) -> tuple[str, int]:
     """Check or make a pool and lock it; returns its uuid and the descriptor that holds the lock.
+
+    `in_container`: a pool in what goes with the container is refused.
 
     Raises Unavailable where the disk seems to be away, Precondition where this directory is not to be served.
     """
     root = layout.root
     if not root.is_dir():
         raise Unavailable(f"pool {layout.name}: {root} is not a directory: mount the pool's disk there{_WAY_OUT}")
+    if in_container and (why := container.why_lost(root)):
+        raise Precondition(f"pool {layout.name}: {why}")
     if not layout.identity.exists() and not init:
         _refuse_shadow(layout)
     _check_file_system(layout)

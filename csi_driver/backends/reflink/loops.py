@@ -18,7 +18,8 @@ from csi_driver.host.children import Children
 
 _T = TypeVar("_T")
 _LOOP = 7
-_HASH = re.compile(r"/([0-9a-f]{32})/disk\.img")
+_DELETED = " (deleted)"
+_VOLUME = re.compile(r"/volumes/([0-9a-f]{32})/disk\.img$")
 
 
 class LoopDevices:
@@ -32,27 +33,35 @@ class LoopDevices:
     async def find(self, volume: Volume) -> BlockDevice | None:
         """See Devices. Costs no process where sysfs shows no device that could hold this image."""
         self.jobs.refuse_hanging(volume)
-        named, nameless = _candidates(volume.id.hash)
-        if not named and not await self._is_among(volume, nameless):
+        bound = _bound()
+        named = [number for number, backing in bound.items() if _names(backing, volume.id.hash)]
+        if not named and not await self._is_among(volume, [n for n, backing in bound.items() if not _hash(backing)]):
             return None
         found = await self.jobs.run(volume, "loop_find", QUICK, path=str(self._image(volume)))
         return BlockDevice(**found) if found else None
 
-    async def _is_among(self, volume: Volume, nameless: dict[str, int]) -> bool:
-        """Whether one of the devices whose file's path tells nothing holds this image; each attachment is asked once.
-
-        `nameless` maps the kernel's number of the attachment (diskseq, never used again) to the device's.
-        """
-        unknown = {seq: number for seq, number in nameless.items() if seq not in self._seen}
-        if unknown:
-            told = await self.jobs.run(None, "loop_identities", QUICK, numbers=list(unknown.values()))
-            self._seen = {seq: seen for seq, seen in self._seen.items() if seq in nameless}
-            self._seen |= {seq: tuple(told[str(number)]) for seq, number in unknown.items()}
-        if not nameless:
+    async def _is_among(self, volume: Volume, numbers: list[int]) -> bool:
+        """Whether one of the devices whose file's path tells nothing holds this image."""
+        if not numbers:
             return False
+        held = await self._held(numbers)
         with self._layout.translated(f"looking for {volume.id}"):
             status = self._image(volume).stat()
-        return (status.st_dev, status.st_ino) in {self._seen[seq] for seq in nameless}
+        return (status.st_dev, status.st_ino) in held.values()
+
+    async def _held(self, numbers: list[int]) -> dict[int, tuple[int, int]]:
+        """Device and inode of the file that each loop device holds; (0, 0) where the kernel cannot say.
+
+        Each attachment is asked once: the kernel's number of it (diskseq) is never used again.
+        """
+        sequence = {number: f"{number}/{loopctl.sysfs(number, 'diskseq')}" for number in numbers}
+        unknown = [number for number, key in sequence.items() if key not in self._seen]
+        if unknown:
+            told = await self.jobs.run(None, "loop_identities", QUICK, numbers=unknown)
+            bound = {f"{number}/{loopctl.sysfs(number, 'diskseq')}" for number in loopctl.numbers()}
+            self._seen = {key: seen for key, seen in self._seen.items() if key in bound}
+            self._seen |= {sequence[number]: tuple(told[str(number)]) for number in unknown}
+        return {number: self._seen.get(key, (0, 0)) for number, key in sequence.items()}
 
     async def attach(self, volume: Volume) -> BlockDevice:
         """See Devices."""
@@ -101,10 +110,10 @@ class LoopDevices:
 
     def count(self) -> int:
         """How many loop devices hold files of this pool."""
-        found = (loopctl.sysfs(number, "loop/backing_file") for number in loopctl.numbers())
-        return sum(1 for backing in found if backing is not None and backing.startswith(f"{self._layout.root}/"))
+        found = map(_hash, _bound().values())
+        return sum(1 for digest in found if digest and os.path.exists(self._layout.volumes / digest / IMAGE))
 
-    def is_ours(self, mount: mountinfo.Mount, volume: Volume | None) -> bool:
+    async def is_ours(self, mount: mountinfo.Mount, volume: Volume | None) -> bool:
         """See Devices. The device's file lies, or lay before it was deleted, in this pool; or the device holds nothing."""
         number = _loop_number(mount)
         if number is None:
@@ -112,37 +121,66 @@ class LoopDevices:
         backing = loopctl.sysfs(number, "loop/backing_file")
         if backing is None:
             return True
-        living = _HASH.search(backing) if backing.startswith(f"{self._layout.volumes}/") else None
+        held = (await self._held([number]))[number]
+        if not self._lies_in_pool(held, backing):
+            return False
         # A bind of a device's node may be older than what the number holds by now; a file system is what it is.
-        if mount.major == _LOOP and living and (volume is None or living[1] != volume.id.hash):
-            return not os.path.exists(backing)
-        return backing.startswith(f"{self._layout.root}/")
+        living = _hash(backing) if mount.major == _LOOP else ""
+        return not living or (volume is not None and living == volume.id.hash) or not self._is_image(held, living)
+
+    def is_empty_node(self, mount: mountinfo.Mount) -> bool:
+        """See Devices."""
+        number = _node_number(mount)
+        return number is not None and loopctl.sysfs(number, "loop/backing_file") is None
 
     async def reclaim(self, mount: mountinfo.Mount) -> None:
         """See Devices."""
         number = _loop_number(mount)
-        backing = loopctl.sysfs(number, "loop/backing_file") if number is not None else None
-        if backing is not None and not mountinfo.mounts_of(_LOOP, number or 0, f"loop{number}"):
-            await self.jobs.run(None, "loop_detach_number", SLOW, number=number, under=str(self._layout.root))
+        if number is not None:
+            await self._let_go(number)
 
     async def sweep(self) -> None:
-        """Remove bind mounts of device nodes that hold nothing: the next image attached there would be shown instead.
+        """Detach devices of this pool that are shown nowhere: a crash left them, and nobody would come back for them.
 
-        And devices of this pool that are shown nowhere: a crash left them, and nobody would come back for them.
+        By the identity of their files, not by a path: the machine's other containers have loop devices too, and pools at
+        paths that read the same.
         """
-        for mount in mountinfo.read():
-            number = _node_number(mount)
-            if (
-                number is not None
-                and not mount.point.startswith("/dev/")
-                and loopctl.sysfs(number, "loop/backing_file") is None
-            ):
-                await self.jobs.run(None, "umount", SLOW, point=mount.point)
-        for number in loopctl.numbers():
-            backing = loopctl.sysfs(number, "loop/backing_file") or ""
-            if backing.startswith(f"{self._layout.root}/") and not mountinfo.mounts_of(_LOOP, number, f"loop{number}"):
-                with suppress(DriverError):  # somebody has it open: it is found again at the next stage
-                    await self.jobs.run(None, "loop_detach_number", SLOW, number=number, under=str(self._layout.root))
+        bound = list(_bound())
+        await self._held(bound)  # all at once
+        for number in bound:
+            with suppress(DriverError):  # somebody has it open: it is found again at the next stage
+                await self._let_go(number)
+
+    async def _let_go(self, number: int) -> None:
+        """Detach a device that holds a file of this pool, unless it is shown somewhere."""
+        backing = loopctl.sysfs(number, "loop/backing_file")
+        if backing is None or mountinfo.mounts_of(_LOOP, number, f"loop{number}"):
+            return
+        held = (await self._held([number]))[number]
+        if self._lies_in_pool(held, backing):
+            await self.jobs.run(None, "loop_detach_held", SLOW, number=number, backing=held)
+
+    def _lies_in_pool(self, held: tuple[int, int], backing: str) -> bool:
+        """Whether a file is, or was before it was deleted, an image of this pool.
+
+        By its file system, and where that holds other things too, by its inode. The path that the kernel shows is that of
+        the mount by which the file was opened: once the mount namespace of a former agent is gone, it begins at that mount.
+        So it proves something only where it begins with this pool's own.
+        """
+        root = self._layout.root
+        with self._layout.translated("looking at the pool's devices"):
+            if held[0] != os.stat(root).st_dev:
+                return False
+        mount = mountinfo.at(root)
+        has_it_alone = mount is not None and mount.root == "/"
+        return has_it_alone or backing.startswith(f"{root}/") or self._is_image(held, _hash(backing))
+
+    def _is_image(self, held: tuple[int, int], digest: str) -> bool:
+        try:
+            status = (self._layout.volumes / digest / IMAGE).stat()
+        except OSError:
+            return False
+        return bool(digest) and (status.st_dev, status.st_ino) == held
 
     async def _refuse_stale(self, volume: Volume, device: BlockDevice) -> None:
         """A new device must be shown nowhere yet: a bind of the number's last owner would hand it this volume's data."""
@@ -157,20 +195,24 @@ class LoopDevices:
         return self._layout.volumes / volume.id.hash / IMAGE
 
 
-def _candidates(digest: str) -> tuple[bool, dict[str, int]]:
-    """Whether a bound loop device's path names the volume, and the devices whose path names nothing that we know."""
-    nameless: dict[str, int] = {}
-    found = False
-    for number in loopctl.numbers():
-        backing = loopctl.sysfs(number, "loop/backing_file")
-        if backing is None or os.path.basename(backing.removesuffix(" (deleted)")) != IMAGE:
-            continue
-        named = _HASH.search(backing)
-        if named is None:
-            nameless[f"{number}/{loopctl.sysfs(number, 'diskseq')}"] = number
-        elif named[1] == digest:
-            found = True
-    return found, nameless
+def _bound() -> dict[int, str]:
+    """The loop devices that hold an image of some pool, by their files' paths, which are no proof of anything."""
+    found = {number: loopctl.sysfs(number, "loop/backing_file") for number in loopctl.numbers()}
+    return {
+        number: backing
+        for number, backing in found.items()
+        if backing is not None and os.path.basename(backing.removesuffix(_DELETED)) == IMAGE
+    }
+
+
+def _hash(backing: str) -> str:
+    """The hash of the volume that a path names; empty: none."""
+    named = _VOLUME.search(backing)
+    return named[1] if named else ""
+
+
+def _names(backing: str, digest: str) -> bool:
+    return _hash(backing) == digest
 
 
 def _loop_number(mount: mountinfo.Mount) -> int | None:
