@@ -12,7 +12,7 @@ from csi_driver.app.parts import ON_EVERY_REPLICA, ON_THE_LEADER, Room, keep_goi
 from csi_driver.controller_settings import ControllerSettings
 from csi_driver.controller_telemetry import ControllerTelemetry
 from csi_driver.domain.errors import DriverError, Unavailable
-from csi_driver.operator.names import operator_lease
+from csi_driver.operator.names import Ours
 from csi_driver.telemetry import configure_logging
 
 DRAIN_SECONDS = 20.0
@@ -78,7 +78,8 @@ class Controller:
         mirrors = Mirrors(api)
         self._ends.append(mirrors.stop)
         self.telemetry.watch_ages(mirrors.ages)
-        self._discovery = ClusterDiscovery(mirrors, settings.namespace, settings.release, settings.driver_name)
+        ours = Ours(settings.namespace, settings.release, settings.driver_name)
+        self._discovery = ClusterDiscovery(mirrors, ours)
         self._identity = tls.Identity(Path(settings.certificates))
         agents = Agents(self._discovery, self._identity)
         self._ends.append(agents.close)
@@ -95,11 +96,11 @@ class Controller:
         await server.start()
         self._ends.append(lambda: server.stop(DRAIN_SECONDS))
         events = Events(api, settings.release, settings.pod_name)
-        room = Room(settings, api, mirrors, events, self._discovery, agents, self.telemetry)
+        room = Room(settings, ours, api, mirrors, events, self._discovery, agents, self.telemetry)
         self._begin("parts", keep_going(ON_EVERY_REPLICA, room))
         self._begin("reach", reach.keep_asking(agents, self.telemetry.reached))
         if settings.operator:
-            leader = Leader(api, settings.namespace, operator_lease(settings.release), settings.pod_name)
+            leader = Leader(api, ours.namespace, ours.lease, settings.pod_name)
             self._begin("leader", leader.run(lambda: self._lead(room)))
         log.info("serving", endpoint=settings.endpoint, namespace=settings.namespace, release=settings.release)
 

@@ -16,6 +16,7 @@ from csi_driver.controller_telemetry import ControllerTelemetry
 from csi_driver.kube.api import Api
 from csi_driver.kube.events import Events
 from csi_driver.kube.mirrors import Mirrors
+from csi_driver.operator.names import Ours
 from csi_driver.rpc.agents import Agents
 from csi_driver.service.discovery import Discovery
 
@@ -38,6 +39,7 @@ class Room:
     """All that a part may be made of."""
 
     settings: ControllerSettings
+    ours: Ours
     api: Api
     mirrors: Mirrors
     events: Events

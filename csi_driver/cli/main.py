@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from csi_driver import __version__
-from csi_driver.cli import agent, controller, demo, mounts, pools, rollback, snapshots, tree, uninstall_check, volumes
+from csi_driver.cli import agent, controller, demo, mounts, node, pools, rollback, snapshots, tree, uninstall_check, volumes
 from csi_driver.cli.common import Failure
 
 app = typer.Typer(
@@ -46,6 +46,7 @@ def _options(
 app.command("demo", rich_help_panel="Begin here")(demo.demo)
 app.command("agent", rich_help_panel="Begin here")(agent.agent)
 app.command("controller", rich_help_panel="In a cluster")(controller.controller)
+app.add_typer(node.app, name="node", rich_help_panel="In a cluster")
 app.add_typer(volumes.app, name="volume", rich_help_panel="Disks and snapshots")
 app.add_typer(snapshots.app, name="snapshot", rich_help_panel="Disks and snapshots")
 app.add_typer(snapshots.group_app, name="group", rich_help_panel="Disks and snapshots")

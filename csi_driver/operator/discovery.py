@@ -1,43 +1,99 @@
 """Where the agents of a Kubernetes cluster are, from mirrors of its nodes, the agents' pods and our PersistentVolumes."""
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
 from csi_driver.domain.ids import owner_of_node
 from csi_driver.domain.routing import TOPOLOGY_KEY, owner_of
 from csi_driver.kube.api import Object
 from csi_driver.kube.kinds import CONFIG_MAPS, NODES, PODS, VOLUMES
 from csi_driver.kube.mirrors import Mirrors
-from csi_driver.operator.names import AGENT_LABELS, forgotten_map
+from csi_driver.operator.names import AGENT_LABELS, Ours
 from csi_driver.service.discovery import Place
 
 AGENT_PORT = 9807
 """Of an agent whose pod names no port `grpc`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """The pod that speaks for a node. `ready`: the kubelet has an answer from it."""
+
+    address: str
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What the API tells of owners, at one moment. All are keyed by owner; see `owners` for which ones are ours."""
+
+    agents: Mapping[str, Agent]
+    nodes: Mapping[str, bool]
+    """Whether each Node object is Ready."""
+    labelled: frozenset[str]
+    volumes: Mapping[str, int]
+    """How many of our PersistentVolumes name the owner."""
+    noted: Mapping[str, str]
+    """Given up by a person, and when."""
+
+    def place(self, owner: str) -> Place | None:
+        """Where its agent is, or should be."""
+        agent = self.agents.get(owner)
+        if agent is None and owner not in self.nodes:
+            return None
+        return Place(owner, agent.address if agent else "", self.nodes.get(owner, False))
+
+    def given_up(self, owner: str) -> bool:
+        """Whether the node was given up, and has not come back by itself."""
+        agent = self.agents.get(owner)
+        return owner in self.noted and not (agent is not None and agent.ready)
+
+    def owners(self) -> list[str]:
+        """All that have, or should have, volumes of ours; those that were given up too."""
+        return sorted({*self.labelled, *self.agents, *self.volumes})
+
+
+def read(
+    pods: Iterable[Object], nodes: Iterable[Object], volumes: Iterable[Object], noted: Object | None, ours: Ours
+) -> Cluster:
+    """Put together what keep_pod, keep_node and keep_volume made, and the ConfigMap of forgotten owners."""
+    agents = {}
+    for pod in sorted((pod for pod in pods if ours.has(pod)), key=_worth):
+        agents[owner_of_node(pod["node"])] = Agent(pod["address"], pod["ready"])
+    known = list(nodes)
+    handles = (volume["handle"] for volume in volumes if volume["driver"] == ours.driver)
+    return Cluster(
+        agents,
+        {owner_of_node(node["metadata"]["name"]): node["ready"] for node in known},
+        frozenset(node["labelled"] for node in known if node["labelled"]),
+        Counter(owner for owner in map(owner_of, handles) if owner is not None),
+        (noted or {}).get("data") or {},
+    )
+
+
 class ClusterDiscovery:
     """Answers from memory. See service.discovery.Discovery."""
 
-    def __init__(self, mirrors: Mirrors, namespace: str, release: str, driver: str) -> None:
-        self._driver = driver
-        self._daemon_set = f"{release}-agent"
-        self._pods = mirrors.of(PODS, namespace, labels=AGENT_LABELS, keep=keep_pod)
+    def __init__(self, mirrors: Mirrors, ours: Ours) -> None:
+        self._ours = ours
+        self._pods = mirrors.of(PODS, ours.namespace, labels=AGENT_LABELS, keep=keep_pod)
         self._nodes = mirrors.of(NODES, keep=keep_node)
         self._volumes = mirrors.of(VOLUMES, keep=keep_volume)
-        self._forgotten = mirrors.of(CONFIG_MAPS, namespace, fields=f"metadata.name={forgotten_map(release)}")
+        self._forgotten = mirrors.of(CONFIG_MAPS, ours.namespace, fields=f"metadata.name={ours.forgotten}")
         self._sources = (self._pods, self._nodes, self._volumes, self._forgotten)
-        self._stale = True
-        self._places: dict[str, Place] = {}
+        self._read: Cluster | None = None
         self._owners: list[str] = []
-        self._given_up: frozenset[str] = frozenset()
         for mirror in self._sources:
             mirror.subscribe(self._changed)
 
     def place(self, owner: str) -> Place | None:
         """See Discovery."""
-        self._refresh()
-        return self._places.get(owner)
+        return self.cluster().place(owner)
 
     def owners(self) -> list[str]:
         """See Discovery."""
-        self._refresh()
+        self.cluster()
         return self._owners
 
     def known(self) -> bool:
@@ -46,42 +102,20 @@ class ClusterDiscovery:
 
     def forgotten(self, owner: str) -> bool:
         """See Discovery."""
-        self._refresh()
-        return owner in self._given_up
+        return self.cluster().given_up(owner)
+
+    def cluster(self) -> Cluster:
+        """All that is known now."""
+        if self._read is None:
+            noted = self._forgotten.get(self._ours.forgotten, self._ours.namespace)
+            self._read = read(self._pods.all(), self._nodes.all(), self._volumes.all(), noted, self._ours)
+            self._owners = [owner for owner in self._read.owners() if not self._read.given_up(owner)]
+        return self._read
 
     def _changed(self, old: Object | None, new: Object | None) -> None:
         # A node's status is written every few minutes, and mostly says the same.
         if old is None or new is None or _told(old) != _told(new):
-            self._stale = True
-
-    def _refresh(self) -> None:
-        if not self._stale:
-            return
-        self._stale = False
-        agents: dict[str, Object] = {}
-        for pod in sorted((pod for pod in self._pods.all() if self._is_agent(pod)), key=_worth):
-            agents[owner_of_node(pod["node"])] = pod
-        nodes = {owner_of_node(node["metadata"]["name"]): node for node in self._nodes.all()}
-        self._places = {
-            owner: Place(
-                owner,
-                agents[owner]["address"] if owner in agents else "",
-                owner in nodes and nodes[owner]["ready"],
-            )
-            for owner in {*agents, *nodes}
-        }
-        back = {owner for owner, pod in agents.items() if pod["ready"]}
-        named = {owner for one in self._forgotten.all() for owner in one.get("data") or {}}
-        self._given_up = frozenset(named - back)
-        labelled = {node["labelled"] for node in nodes.values() if node["labelled"]}
-        handles = (volume["handle"] for volume in self._volumes.all() if volume["driver"] == self._driver)
-        recorded = {owner for owner in map(owner_of, handles) if owner is not None}
-        self._owners = sorted((labelled | set(agents) | recorded) - self._given_up)
-
-    def _is_agent(self, pod: Object) -> bool:
-        # Several releases may share a namespace; node groups have a DaemonSet each, named after the first.
-        names = (self._daemon_set, f"{self._daemon_set}-")
-        return bool(pod["node"]) and any(one == names[0] or one.startswith(names[1]) for one in pod["owners"])
+            self._read = None
 
 
 def keep_pod(pod: Object) -> Object:

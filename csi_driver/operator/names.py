@@ -1,4 +1,8 @@
-"""Names of the objects that chart, controller and command line share. `release` is the chart's full name."""
+"""Names that chart, controller and command line share."""
+
+from dataclasses import dataclass
+
+from csi_driver.kube.api import Object
 
 AGENT_LABELS = "app.kubernetes.io/name=tidemark,app.kubernetes.io/component=agent"
 """Of the agents' pods, as a selector."""
@@ -13,11 +17,26 @@ PLACED_ON = "tidemark.dev/placed-on"
 """On a claim without a selected node: the owner that is asked for its volume until that says no."""
 
 
-def forgotten_map(release: str) -> str:
-    """The ConfigMap whose keys are the owners that a person gave up."""
-    return f"{release}-forgotten"
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """What belongs to one installation. `release` is the chart's full name."""
 
+    namespace: str
+    release: str
+    driver: str
 
-def operator_lease(release: str) -> str:
-    """The Lease of the controller that reconciles."""
-    return f"{release}-operator"
+    @property
+    def forgotten(self) -> str:
+        """The ConfigMap whose keys are the owners that a person gave up."""
+        return f"{self.release}-forgotten"
+
+    @property
+    def lease(self) -> str:
+        """The Lease of the controller that reconciles."""
+        return f"{self.release}-operator"
+
+    def has(self, pod: Object) -> bool:
+        """Whether a pod, as keep_pod made it, is an agent of ours: several releases may share a namespace."""
+        daemon_set = f"{self.release}-agent"  # that of a group of nodes has the group's name behind it
+        owners: list[str] = pod["owners"]
+        return bool(pod["node"]) and any(one == daemon_set or one.startswith(f"{daemon_set}-") for one in owners)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from base64 import b64encode
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import grpc
 from cluster_rig import AgentOnTls, write_identity
 from fake_api import FakeApi, Object
 
+from csi_driver._pb import csi_pb2 as C
 from csi_driver._pb import csi_pb2_grpc, tidemark_pb2_grpc
 from csi_driver.app.controller import Controller
 from csi_driver.controller_settings import ControllerSettings
@@ -123,9 +126,9 @@ class ControllerRig:
             agent.backend.discard()
         self._directory.cleanup()
 
-    def claim(self, name: str, **annotations: str) -> Object:
-        """A claim as the API has it."""
-        notes = {key.replace("__", "/").replace("_", "-"): value for key, value in annotations.items()}
+    def claim(self, name: str, selected: str = "") -> Object:
+        """A claim as the API has it, for whose pod a node may be selected."""
+        notes = {"volume.kubernetes.io/selected-node": selected} if selected else {}
         return self.fake.put(CLAIMS, {"metadata": {"name": name, "annotations": notes}}, "ns")
 
     def note(self, name: str, key: str) -> str | None:
@@ -136,3 +139,19 @@ class ControllerRig:
     def persist(self, name: str, handle: str) -> None:
         """What the provisioner makes of a volume."""
         self.fake.put(VOLUMES, volume(name, handle))
+
+
+async def until(what: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not what():
+            await asyncio.sleep(0.01)
+
+
+async def ready(stub: csi_pb2_grpc.IdentityStub) -> bool:
+    return bool((await stub.Probe(C.ProbeRequest())).ready.value)
+
+
+async def until_ready(stub: csi_pb2_grpc.IdentityStub) -> None:
+    async with asyncio.timeout(20):
+        while not await ready(stub):
+            await asyncio.sleep(0.01)

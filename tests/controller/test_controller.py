@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import aiohttp
 import grpc
 import pytest
-from controller_rig import NAMESPACE, ControllerRig, agent_pod, node
+from controller_rig import NAMESPACE, ControllerRig, agent_pod, node, ready, until, until_ready
 from fake_api import Call, FakeApi, Fault
 from rpc_rig import CODE, create_volume, places
 
 from csi_driver._pb import csi_pb2 as C
-from csi_driver._pb import csi_pb2_grpc
 from csi_driver.domain.errors import Precondition
 from csi_driver.kube.kinds import LEASES, NODES, PODS
-
-
-async def until(what: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not what():
-            await asyncio.sleep(0.01)
-
-
-async def ready(stub: csi_pb2_grpc.IdentityStub) -> bool:
-    return bool((await stub.Probe(C.ProbeRequest())).ready.value)
-
-
-async def until_ready(stub: csi_pb2_grpc.IdentityStub) -> None:
-    async with asyncio.timeout(20):
-        while not await ready(stub):
-            await asyncio.sleep(0.01)
 
 
 async def http(port: int, path: str) -> tuple[int, str]:

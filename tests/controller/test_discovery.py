@@ -1,0 +1,162 @@
+"""Which owners a cluster has, where their agents are, and which of them a person gave up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import pytest
+from controller_rig import DRIVER, NAMESPACE, agent_pod, node, volume
+from fake_api import FakeApi
+
+from csi_driver.domain.errors import NotFound, Precondition
+from csi_driver.domain.ids import owner_of_node
+from csi_driver.kube.api import Api
+from csi_driver.kube.kinds import CONFIG_MAPS, NODES, PODS, VOLUMES
+from csi_driver.kube.mirrors import Mirrors
+from csi_driver.operator import forgotten
+from csi_driver.operator.discovery import ClusterDiscovery
+from csi_driver.operator.names import Ours
+from csi_driver.service.discovery import Place
+
+OURS = Ours(NAMESPACE, "tidemark", DRIVER)
+NOW = datetime(2026, 11, 26, 7, 30, tzinfo=UTC)
+HASH = "0" * 32
+
+
+@pytest.fixture
+async def api(fake: FakeApi) -> Api:
+    return await fake.connect()
+
+
+@pytest.fixture
+async def discovery(api: Api) -> AsyncIterator[ClusterDiscovery]:
+    mirrors = Mirrors(api)
+    yield ClusterDiscovery(mirrors, OURS)
+    await mirrors.stop()
+
+
+async def known(discovery: ClusterDiscovery) -> ClusterDiscovery:
+    async with asyncio.timeout(20):
+        while not discovery.known():
+            await asyncio.sleep(0.005)
+    return discovery
+
+
+async def test_owners_are_nodes_with_the_label_with_an_agent_or_with_volumes(
+    fake: FakeApi, discovery: ClusterDiscovery
+) -> None:
+    assert not discovery.known()
+    assert discovery.owners() == []
+    fake.put(NODES, node("labelled"))
+    fake.put(NODES, node("bare", labelled=False))
+    fake.put(NODES, node("new", labelled=False, ready=False))
+    fake.put(PODS, agent_pod("a", "new", 9999, ip="fd00::1"), NAMESPACE)
+    fake.put(PODS, agent_pod("b", "bare", 9999, owner="another-agent"), NAMESPACE)
+    fake.put(PODS, agent_pod("c", "bare", 9999), "elsewhere")
+    fake.put(VOLUMES, volume("p1", f"gone:default:{HASH}"))
+    fake.put(VOLUMES, volume("p2", f"bare:default:{HASH}", driver="other.example"))
+    fake.put(VOLUMES, volume("p3", "no handle of ours"))
+    fake.put(VOLUMES, {"metadata": {"name": "p4"}, "spec": {"hostPath": {"path": "/x"}}})
+    await known(discovery)
+    assert discovery.owners() == ["gone", "labelled", "new"]
+    assert discovery.place("labelled") == Place("labelled", "", True)
+    assert discovery.place("new") == Place("new", "[fd00::1]:9999", False)
+    assert discovery.place("gone") is None
+    assert discovery.place("bare") == Place("bare", "", True)
+
+
+async def test_a_node_whose_name_is_no_label(fake: FakeApi, discovery: ClusterDiscovery) -> None:
+    name = "x" * 70 + ".example"
+    fake.put(NODES, node(name, labelled=False))
+    fake.put(PODS, agent_pod("a", name, 9807), NAMESPACE)
+    await known(discovery)
+    assert discovery.owners() == [owner_of_node(name)]
+    assert (discovery.place(owner_of_node(name)) or Place("", "")).address == "127.0.0.1:9807"
+
+
+async def test_while_a_pod_is_replaced_the_one_that_stays_speaks_for_the_node(
+    fake: FakeApi, discovery: ClusterDiscovery
+) -> None:
+    fake.put(NODES, node("n"))
+    leaving = agent_pod("old", "n", 1)
+    leaving["metadata"]["deletionTimestamp"] = "2026-11-26T07:00:00Z"
+    fake.put(PODS, leaving, NAMESPACE)
+    waiting = agent_pod("waiting", "n", 2, ip="")
+    fake.put(PODS, waiting, NAMESPACE)
+    failed = agent_pod("failed", "n", 3)
+    failed["status"]["phase"] = "Failed"
+    fake.put(PODS, failed, NAMESPACE)
+    await known(discovery)
+    assert (discovery.place("n") or Place("", "")).address == "127.0.0.1:1"  # it still answers
+    fake.put(PODS, agent_pod("new", "n", 4, ready=False), NAMESPACE)
+    async with asyncio.timeout(20):
+        while (discovery.place("n") or Place("", "")).address != "127.0.0.1:4":
+            await asyncio.sleep(0.005)
+
+
+async def test_a_group_of_nodes_has_a_daemon_set_of_its_own(fake: FakeApi, discovery: ClusterDiscovery) -> None:
+    fake.put(PODS, agent_pod("a", "n", 1, owner="tidemark-agent-fast"), NAMESPACE)
+    await known(discovery)
+    assert discovery.owners() == ["n"]
+
+
+async def test_a_dead_node_is_forgotten_and_counts_again(fake: FakeApi, api: Api, discovery: ClusterDiscovery) -> None:
+    fake.put(NODES, node("alive"))
+    fake.put(VOLUMES, volume("p", f"dead:default:{HASH}"))
+    await known(discovery)
+    assert discovery.owners() == ["alive", "dead"]
+    await forgotten.forget(api, OURS, "dead", NOW)
+    assert (fake.get(CONFIG_MAPS, "tidemark-forgotten", NAMESPACE) or {})["data"] == {"dead": "2026-11-26T07:30:00Z"}
+    async with asyncio.timeout(20):
+        while not discovery.forgotten("dead"):
+            await asyncio.sleep(0.005)
+    assert discovery.owners() == ["alive"]
+    assert not discovery.forgotten("alive")
+    await forgotten.forget(api, OURS, "dead", NOW)  # the same again is the same
+    await forgotten.unforget(api, OURS, "dead")
+    with pytest.raises(NotFound, match="not forgotten"):
+        await forgotten.unforget(api, OURS, "dead")
+    async with asyncio.timeout(20):
+        while discovery.forgotten("dead"):
+            await asyncio.sleep(0.005)
+    assert discovery.owners() == ["alive", "dead"]
+
+
+async def test_a_forgotten_node_that_is_back_is_asked_again(
+    fake: FakeApi, api: Api, discovery: ClusterDiscovery
+) -> None:
+    """By its agent, which answers: else lists would leave out what is there."""
+    fake.put(VOLUMES, volume("p", f"n:default:{HASH}"))
+    await forgotten.forget(api, OURS, "n", NOW)
+    await known(discovery)
+    fake.put(NODES, node("n"))
+    fake.put(PODS, agent_pod("a", "n", 1, ready=False), NAMESPACE)
+    async with asyncio.timeout(20):
+        while discovery.place("n") is None or not (discovery.place("n") or Place("", "")).address:
+            await asyncio.sleep(0.005)
+    assert discovery.forgotten("n")
+    fake.put(PODS, agent_pod("a", "n", 1), NAMESPACE)
+    async with asyncio.timeout(20):
+        while discovery.forgotten("n"):
+            await asyncio.sleep(0.005)
+    assert discovery.owners() == ["n"]
+
+
+async def test_what_lives_is_not_forgotten_unless_forced(fake: FakeApi, api: Api) -> None:
+    fake.put(NODES, node("n"))
+    fake.put(NODES, node("quiet", ready=False))
+    fake.put(PODS, agent_pod("a", "n", 1), NAMESPACE)
+    fake.put(PODS, agent_pod("b", "quiet", 1, ready=False), NAMESPACE)
+    with pytest.raises(Precondition, match="agent of node n answers"):
+        await forgotten.forget(api, OURS, "n", NOW)
+    fake.change(PODS, "a", {"status": {"conditions": []}}, NAMESPACE)
+    with pytest.raises(Precondition, match="Ready"):
+        await forgotten.forget(api, OURS, "n", NOW)
+    with pytest.raises(Precondition, match="typo"):
+        await forgotten.forget(api, OURS, "typo", NOW)
+    assert fake.all(CONFIG_MAPS) == []
+    await forgotten.forget(api, OURS, "quiet", NOW)
+    await forgotten.forget(api, OURS, "n", NOW, force=True)
+    assert set(fake.all(CONFIG_MAPS)[0]["data"]) == {"quiet", "n"}
