@@ -99,7 +99,8 @@ async def test_a_controller_killed_between_call_and_answer(rig: ControllerRig) -
     """The volume is made, nobody was told, and its node is full now: whoever asks next gets that volume."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "csi_driver.cli.main", "controller", "--no-operator",
-        "--endpoint", f"unix://{rig.root}/killed.sock", "--certificates", str(rig.root / "controllers"),
+        "--endpoint", f"unix://{rig.root}/killed.sock", "--certificates", str(rig.root / "own"),
+        "--controller-secret", "controllers", "--agent-secret", "agents",
         "--kubeconfig", rig.fake.kubeconfig(rig.root / "kubeconfig"),
     )  # fmt: skip
     try:
@@ -136,7 +137,8 @@ async def test_a_controller_killed_between_call_and_answer(rig: ControllerRig) -
 async def test_the_command_ends_on_sigterm(rig: ControllerRig) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "csi_driver.cli.main", "controller", "--log-format", "json",
-        "--endpoint", f"unix://{rig.root}/other.sock", "--certificates", str(rig.root / "controllers"),
+        "--endpoint", f"unix://{rig.root}/other.sock", "--certificates", str(rig.root / "own"),
+        "--controller-secret", "controllers", "--agent-secret", "agents",
         "--kubeconfig", rig.fake.kubeconfig(rig.root / "kubeconfig"), stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
