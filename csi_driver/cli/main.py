@@ -10,7 +10,19 @@ from typing import Annotated
 import typer
 
 from csi_driver import __version__
-from csi_driver.cli import agent, controller, demo, mounts, node, pools, rollback, snapshots, tree, uninstall_check, volumes
+from csi_driver.cli import (
+    agent,
+    controller,
+    demo,
+    mounts,
+    node,
+    pools,
+    rollback,
+    snapshots,
+    tree,
+    uninstall_check,
+    volumes,
+)
 from csi_driver.cli.common import Failure
 
 app = typer.Typer(
