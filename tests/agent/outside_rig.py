@@ -295,3 +295,15 @@ class Trace:
         self._process.wait(10)
         assert self._process.stderr is not None
         self._process.stderr.close()
+
+
+def until_done(action: Any) -> Any:
+    """Repeat a call as a sidecar does, while its object is still at work; nothing else may be answered."""
+    until = time.monotonic() + 60
+    while True:
+        try:
+            return action()
+        except CallRefused as error:
+            if error.code != "ABORTED" or time.monotonic() > until:
+                raise
+            time.sleep(0.05)

@@ -1,15 +1,18 @@
 """A pool of its own for each test: XFS on an image on a loop device. Needs root; leaves nothing behind."""
 
+import asyncio
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from freeze_rig import Pool
 
 from csi_driver.host import loop, loopctl, mountinfo, mounts
+from csi_driver.host.children import Children
 from csi_driver.host.commands import run
 from csi_driver.host.filesystems import missing_tools, pool_mkfs_argv
 
@@ -147,3 +150,21 @@ def spawn() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
             return process
 
         yield start
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[Pool]:
+    pool = Pool.__new__(Pool)
+    try:
+        pool.__init__(tmp_path)  # type: ignore[misc]
+        yield pool
+    finally:
+        pool.close()
+
+
+@pytest.fixture
+async def children() -> AsyncIterator[Children]:
+    children = Children()
+    await children.start()
+    yield children
+    await asyncio.wait_for(children.stop(), 20)

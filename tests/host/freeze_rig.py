@@ -1,0 +1,219 @@
+"""What the tests of freezes need: disks on an XFS that can be frozen by anybody, and cuts that pause."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from csi_driver.host import announcements, loop, thaw
+from csi_driver.host.children import Children, JobFailed
+from csi_driver.host.errors import Busy, Mismatch
+from csi_driver.host.loop import LoopDevice
+
+SIZES = {"xfs": 300 << 20, "ext4": 64 << 20}
+
+
+def sh(*argv: str | Path, check: bool = True) -> str:
+    done = subprocess.run(argv, check=False, timeout=30, capture_output=True, text=True)
+    assert not check or done.returncode == 0, f"{argv}: {done.stderr}"
+    return done.stdout.strip()
+
+
+def eventually(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not come true in time"
+        time.sleep(0.02)
+
+
+async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not come true in time"
+        await asyncio.sleep(0.01)
+
+
+def freeze_mount(point: Path) -> None:
+    """Freeze as somebody else would, but never the host's file system."""
+    assert os.path.ismount(point)
+    assert os.stat(point).st_dev != os.stat(point.parent).st_dev
+    sh("fsfreeze", "-f", point)
+
+
+def succeeds(*argv: str | Path) -> bool:
+    return subprocess.run(argv, check=False, timeout=30, capture_output=True).returncode == 0
+
+
+@dataclass
+class Disk:
+    """A file system on an image on a loop device."""
+
+    image: Path
+    point: Path
+    device: str
+    fs: str
+    major: int
+    minor: int
+
+    @property
+    def mount(self) -> dict[str, Any]:
+        return {"point": str(self.point), "major": self.major, "minor": self.minor}
+
+    @property
+    def facts(self) -> dict[str, object]:
+        status = self.image.stat()
+        return announcements.freeze_facts(str(self.point), self.major, self.minor, (status.st_dev, status.st_ino))
+
+    def is_frozen(self) -> bool:
+        """Ask without waiting: a second freeze is refused. Where nothing is mounted this would freeze the host."""
+        assert os.stat(self.point).st_dev == os.makedev(self.major, self.minor), "not our mount: nothing is frozen"
+        done = subprocess.run(["fsfreeze", "-f", self.point], check=False, timeout=30, capture_output=True, text=True)
+        if done.returncode == 0:
+            sh("fsfreeze", "-u", self.point)
+            return False
+        assert "busy" in done.stderr, done.stderr
+        return True
+
+    def takes_writes(self) -> None:
+        """Write and sync within a second."""
+        code = "import os, sys; f = open(sys.argv[1], 'w'); f.write('x'); f.flush(); os.fsync(f.fileno())"
+        subprocess.run([sys.executable, "-I", "-S", "-c", code, self.point / "probe"], check=True, timeout=1)
+
+    def is_mounted(self) -> bool:
+        return os.path.ismount(self.point)
+
+
+class Pool:
+    """An XFS with reflink, and the disks on it."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.path = place, place / "pool"
+        self.disks: list[Disk] = []
+        self.loops: list[LoopDevice] = []
+        self.processes: list[subprocess.Popen[str]] = []
+        self.path.mkdir()
+        self.root = self.attach(self.image(place / "pool.img", 2 << 30))
+        sh("mkfs.xfs", "-q", "-m", "reflink=1", self.root)
+        sh("mount", self.root, self.path)
+
+    def image(self, path: Path, size: int) -> Path:
+        with path.open("wb") as file:
+            file.truncate(size)
+        return path
+
+    def attach(self, image: Path) -> str:
+        device = loop.attach(image)
+        self.loops.append(device)
+        return device.path
+
+    def mount(self, image: Path, fs: str) -> Disk:
+        device = self.attach(image)
+        point = self.place / f"mnt{len(self.disks)}"
+        point.mkdir()
+        number = os.stat(device).st_rdev
+        disk = Disk(image, point, device, fs, os.major(number), os.minor(number))
+        self.disks.append(disk)
+        sh("mount", "-o", "nouuid" if fs == "xfs" else "defaults", device, point)
+        return disk
+
+    def disk(self, fs: str = "xfs", place: Path | None = None) -> Disk:
+        image = self.image((place or self.path) / f"disk{len(self.disks)}.img", SIZES[fs])
+        sh(f"mkfs.{fs}", "-q", *(["-F", "-b", "4096"] if fs == "ext4" else ["-s", "size=4096"]), image)
+        return self.mount(image, fs)
+
+    def clone(self, disk: Disk) -> dict[str, str]:
+        number = len(list(self.path.glob("clone*")))
+        return {"source": str(disk.image), "target": str(self.image(self.path / f"clone{number}.img", 0))}
+
+    def popen(self, *argv: str, **options: Any) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, **options)
+        self.processes.append(process)
+        return process
+
+    def close(self) -> None:
+        """Thaw first, whatever happened: nothing else works on what is frozen."""
+        if os.path.ismount(self.path):
+            sh("fsfreeze", "-u", self.path, check=False)
+        for disk in self.disks:
+            with suppress(Exception):  # wherever it is mounted, or nowhere; only if the device still holds this image
+                thaw.thaw([disk.facts])
+        for process in self.processes:
+            process.kill()
+            process.wait(20)
+            if process.stdout:
+                process.stdout.close()
+        for disk in reversed(self.disks):
+            eventually(lambda disk=disk: not disk.is_mounted() or succeeds("umount", disk.point))  # type: ignore[misc]
+        for device in reversed(self.loops[1:]):
+            self.let_go(device)
+        eventually(lambda: not os.path.ismount(self.path) or succeeds("umount", self.path))
+        for device in self.loops[:1]:
+            self.let_go(device)
+
+    @staticmethod
+    def let_go(device: LoopDevice) -> None:
+        """Detach by identity, never by number: the number may be another test's or another program's device by now."""
+
+        def gone() -> bool:
+            try:
+                loop.detach(device)
+            except Mismatch:
+                return True
+            except Busy:
+                return False
+            return True
+
+        eventually(gone)
+
+
+async def cut(
+    children: Children, *disks: Disk, clones: list[dict[str, str]], deadline: float = 5.0, **more: Any
+) -> Any:
+    mounts = [disk.mount for disk in disks]
+    return await asyncio.wait_for(children.run("cut", 60, mounts=mounts, clones=clones, deadline=deadline, **more), 60)
+
+
+async def fails(job: Awaitable[object]) -> JobFailed:
+    with pytest.raises(JobFailed) as caught:
+        await job
+    return caught.value
+
+
+async def paused(
+    children: Children, pool: Pool, *disks: Disk, pause: float = 60.0, deadline: float = 50.0
+) -> "asyncio.Task[Any]":
+    """Start a cut whose cloning process sleeps, and return once all disks are frozen."""
+    clones = [pool.clone(disk) for disk in disks]
+    task = asyncio.create_task(cut(children, *disks, clones=clones, deadline=deadline, test_pause=pause))
+    await until(lambda: in_pause(children.server_pid) or task.done())
+    assert not task.done()
+    assert all(disk.is_frozen() for disk in disks)
+    return task
+
+
+def offspring(pid: int) -> list[int]:
+    """Name the children of a process; the cut's child is the fork server's, the cloner is its."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def in_pause(server: int) -> bool:
+    """Whether a cloner has got its word, which it gets once all is frozen. (To ask by freezing would disturb the cut.)"""
+    with suppress(OSError):
+        cloners = [cloner for child in offspring(server) for cloner in offspring(child)]
+        return any("nanosleep" in Path(f"/proc/{cloner}/wchan").read_text() for cloner in cloners)
+    return False
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False

@@ -1,0 +1,252 @@
+"""Whoever dies in the middle of a freeze, at whatever point: the survivor thaws, or the announcement is enough."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from freeze_rig import (
+    Disk,
+    Pool,
+    alive,
+    cut,
+    eventually,
+    fails,
+    freeze_mount,
+    in_pause,
+    offspring,
+    paused,
+    sh,
+    until,
+)
+
+import csi_driver
+from csi_driver.host import announcements
+from csi_driver.host.children import Children, JobStuck
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.timeout(90),
+    pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: needs root for loop devices, mounts and freezes"),
+]
+
+
+async def test_a_cut_killed_inside_its_freeze_is_thawed_by_the_watchdog(children: Children, pool: Pool) -> None:
+    disks = [pool.disk("xfs"), pool.disk("ext4")]
+    task = await paused(children, pool, *disks)
+    (child,) = offspring(children.server_pid)
+    (cloner,) = offspring(child)
+    begun = time.monotonic()
+    os.kill(child, signal.SIGKILL)
+    error = await fails(task)
+    assert time.monotonic() - begun < 15
+    for disk in disks:
+        disk.takes_writes()
+    assert error.type == "Crashed"
+    assert error.gone.is_set()
+    assert not alive(cloner)
+    assert not offspring(children.server_pid)
+
+
+async def test_a_cancelled_cut_is_thawed(children: Children, pool: Pool) -> None:
+    disk = pool.disk()
+    task = await paused(children, pool, disk)
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=2)
+    assert done
+    assert task.cancelled()
+    disk.takes_writes()
+    await until(lambda: not offspring(children.server_pid))
+
+
+async def test_a_cut_past_the_agents_own_deadline_is_thawed(children: Children, pool: Pool) -> None:
+    disk = pool.disk()
+    with pytest.raises(JobStuck) as caught:
+        await children.run("cut", 1.0, mounts=[disk.mount], clones=[pool.clone(disk)], deadline=50, test_pause=60)
+    assert caught.value.gone.is_set()
+    disk.takes_writes()
+
+
+async def test_stop_thaws_a_running_cut(pool: Pool) -> None:
+    children = Children()
+    await children.start()
+    disk = pool.disk()
+    task = await paused(children, pool, disk)
+    await asyncio.wait_for(children.stop(), 5)
+    disk.takes_writes()
+    error = await fails(task)
+    assert error.type == "Stopped"
+    assert error.gone.is_set()
+
+
+async def test_a_stopped_child_is_late_and_thawed_by_the_watchdog(children: Children, pool: Pool) -> None:
+    disk = pool.disk()
+    task = await paused(children, pool, disk, deadline=0.7)
+    (child,) = offspring(children.server_pid)
+    os.kill(child, signal.SIGSTOP)
+    begun = time.monotonic()
+    assert (await fails(task)).type == "Crashed"
+    assert time.monotonic() - begun < 15
+    disk.takes_writes()
+
+
+async def test_a_cut_outlives_its_fork_server(children: Children, pool: Pool) -> None:
+    disk = pool.disk()
+    task = await paused(children, pool, disk, pause=1.0)
+    os.kill(children.server_pid, signal.SIGKILL)
+    assert (await asyncio.wait_for(task, 10))["clone_seconds"] >= 0.5
+    disk.takes_writes()
+    await cut(children, disk, clones=[pool.clone(disk)])
+
+
+async def test_without_its_fork_server_a_cut_that_dies_is_thawed_by_the_agent(children: Children, pool: Pool) -> None:
+    disk = pool.disk()
+    task = await paused(children, pool, disk)
+    server = children.server_pid
+    (child,) = offspring(server)
+    for pid in (server, child, *offspring(child)):
+        os.kill(pid, signal.SIGKILL)
+    error = await fails(task)
+    await asyncio.wait_for(error.gone.wait(), 5)
+    disk.takes_writes()
+
+
+AGENT = """
+import asyncio, json, sys
+from csi_driver.host import announcements
+from csi_driver.host.children import Children
+async def main():
+    arguments = json.loads(sys.argv[1])
+    children = Children()
+    await children.start()
+    if arguments["announce"]:
+        announcements.announce(arguments["announce"], "volume", arguments["facts"])
+    print(children.server_pid, flush=True)
+    await children.run("cut", 60, **arguments["cut"])
+asyncio.run(main())
+"""
+
+
+def agent(pool: Pool, *disks: Disk, announce: str = "") -> tuple["subprocess.Popen[str]", int]:
+    """Start an agent of its own that freezes the disks and stays inside; returns it and its fork server's pid."""
+    work = {
+        "mounts": [disk.mount for disk in disks],
+        "clones": [pool.clone(disk) for disk in disks],
+        "deadline": 50,
+        "test_pause": 60,
+    }
+    arguments = {"announce": announce, "facts": [disk.facts for disk in disks], "cut": work}
+    root = str(Path(csi_driver.__file__).parent.parent)
+    process = pool.popen(sys.executable, "-c", AGENT, json.dumps(arguments), env=os.environ | {"PYTHONPATH": root})
+    assert process.stdout
+    server = int(process.stdout.readline())
+    eventually(lambda: in_pause(server))
+    assert all(disk.is_frozen() for disk in disks)
+    return process, server
+
+
+def test_a_killed_agents_freeze_is_thawed_by_the_watchdog(pool: Pool) -> None:
+    disks = [pool.disk("xfs"), pool.disk("ext4")]
+    process, server = agent(pool, *disks)
+    begun = time.monotonic()
+    process.kill()
+    process.wait(5)
+    for disk in disks:
+        disk.takes_writes()
+    assert time.monotonic() - begun < 15
+    eventually(lambda: not alive(server), 5)
+
+
+def test_a_killed_agents_hanging_freeze_is_thawed_when_it_returns(pool: Pool) -> None:
+    disk = pool.disk()
+    root = str(Path(csi_driver.__file__).parent.parent)
+    work = {"mounts": [disk.mount], "clones": [], "deadline": 50}
+    sh("sync", "-f", disk.point)
+    freeze_mount(pool.path)
+    arguments = json.dumps({"announce": "", "facts": [], "cut": work})
+    process = pool.popen(sys.executable, "-c", AGENT, arguments, env=os.environ | {"PYTHONPATH": root})
+    assert process.stdout
+    server = int(process.stdout.readline())
+    time.sleep(0.7)
+    process.kill()
+    process.wait(5)
+    time.sleep(0.3)
+    assert alive(server)
+    sh("fsfreeze", "-u", pool.path)
+    eventually(lambda: not alive(server), 5)
+    disk.takes_writes()
+    assert not disk.is_frozen()
+
+
+@pytest.mark.parametrize("unmounted", [False, True], ids=["mounted", "unmounted"])
+async def test_when_all_die_the_announcement_is_enough_to_thaw(children: Children, pool: Pool, unmounted: bool) -> None:
+    disks = [pool.disk("xfs"), pool.disk("ext4")]
+    directory = pool.path / "frozen"
+    directory.mkdir()
+    process, server = agent(pool, *disks, announce=str(directory))
+    (child,) = offspring(server)
+    victims = [server, process.pid, child, *offspring(child)]
+    for pid in (*victims, *victims):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait(5)
+    eventually(lambda: not any(alive(pid) for pid in victims))
+    assert all(disk.is_frozen() for disk in disks)
+    if unmounted:
+        for disk in disks:
+            sh("umount", disk.point)
+            assert not disk.is_mounted()
+
+    found = announcements.announced(str(directory))
+    assert list(found) == ["volume"]
+    facts: Any = found["volume"]
+    assert [fact["boot"] for fact in facts] == [announcements.boot_id()] * 2
+    strangers = [fact | {"backing": [1, 2]} for fact in facts]
+    assert (await children.run("thaw", 10, mounts=strangers)) == {"thawed": [False, False]}
+    assert (await children.run("thaw", 10, mounts=facts)) == {"thawed": [True, True]}
+    assert (await children.run("thaw", 10, mounts=facts)) == {"thawed": [False, False]}
+    announcements.withdraw(str(directory), "volume")
+    assert announcements.announced(str(directory)) == {}
+    for disk in disks:
+        if unmounted:
+            eventually(lambda disk=disk: not Path(f"/sys/fs/{disk.fs}/{Path(disk.device).name}").exists())  # type: ignore[misc]
+            sh("mount", "-o", "nouuid" if disk.fs == "xfs" else "defaults", disk.device, disk.point)
+        disk.takes_writes()
+
+
+@pytest.mark.parametrize("fs", ["xfs", "ext4"])
+async def test_a_device_without_a_mount_is_thawed_privately(children: Children, pool: Pool, fs: str) -> None:
+    disk = pool.disk(fs)
+
+    def mounts() -> list[str]:
+        return [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {disk.device} " in line]
+
+    before = mounts()
+    assert (await children.run("thaw_device", 10, device=disk.device, fs_type=fs)) == {"thawed": False}
+    freeze_mount(disk.point)
+    assert (await children.run("thaw_device", 10, device=disk.device, fs_type=fs)) == {"thawed": True}
+    assert mounts() == before
+    sh("mount", "-o", "remount,ro", disk.point)
+    freeze_mount(disk.point)
+    sh("umount", disk.point)
+    assert (await children.run("thaw_device", 10, device=disk.device, fs_type=fs)) == {"thawed": True}
+    eventually(lambda: not Path(f"/sys/fs/{fs}/{Path(disk.device).name}").exists())
+    assert (await children.run("thaw_device", 10, device=disk.device, fs_type=fs)) == {"thawed": False}
+
+
+async def test_a_frozen_disk_covered_by_another_mount_is_thawed(children: Children, pool: Pool) -> None:
+    disk = pool.disk()
+    freeze_mount(disk.point)
+    sh("mount", "-t", "tmpfs", "none", disk.point)
+    try:
+        assert (await children.run("thaw", 10, mounts=[disk.mount])) == {"thawed": [True]}
+    finally:
+        sh("umount", disk.point)
+    disk.takes_writes()
