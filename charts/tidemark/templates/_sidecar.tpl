@@ -30,10 +30,15 @@ A sidecar beside the controller: (list root name values port arguments). Its lea
       valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
   ports:
     - {name: {{ trimPrefix "csi-" $name }}, containerPort: {{ $port }}, protocol: TCP}
+  # It answers once the driver is ready, for which it waits; being started again would not hurry that.
+  startupProbe:
+    httpGet: {path: /healthz/leader-election, port: {{ $port }}}
+    periodSeconds: 5
+    timeoutSeconds: 10
+    failureThreshold: 1000
   # Fails where this one leads and no longer renews: then another takes over.
   livenessProbe:
     httpGet: {path: /healthz/leader-election, port: {{ $port }}}
-    initialDelaySeconds: 10
     periodSeconds: 20
     timeoutSeconds: 10
   resources: {{- toYaml $values.resources | nindent 4 }}
