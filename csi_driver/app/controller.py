@@ -96,7 +96,7 @@ class Controller:
         await server.start()
         self._ends.append(lambda: server.stop(DRAIN_SECONDS))
         events = Events(api, settings.release, settings.pod_name)
-        room = Room(settings, ours, api, mirrors, events, self._discovery, agents, self.telemetry)
+        room = self.room = Room(settings, ours, api, mirrors, events, self._discovery, agents, self.telemetry)
         self._begin("parts", keep_going(ON_EVERY_REPLICA, room))
         self._begin("reach", reach.keep_asking(agents, self.telemetry.reached))
         if settings.operator:

@@ -63,10 +63,21 @@ def _own_files(room: Room) -> Part:
     return trust.own_files(room)
 
 
+def _orphans(room: Room) -> Part:
+    from csi_driver.kube.kinds import VOLUMES
+    from csi_driver.operator.discovery import keep_volume
+    from csi_driver.operator.orphans import Orphans
+    from csi_driver.rpc.inventory import AgentInventory
+
+    volumes = room.mirrors.of(VOLUMES, keep=keep_volume)
+    tell = room.telemetry.orphans.set
+    return Orphans(AgentInventory(room.agents), volumes, room.ours.driver, room.events, tell)
+
+
 ON_EVERY_REPLICA: list[Factory] = [_certificates, _own_files]
 """Begun with the controller, before it is ready: what each replica needs for itself."""
 
-ON_THE_LEADER: list[Factory] = []
+ON_THE_LEADER: list[Factory] = [_orphans]
 """Begun by the one that holds the Lease, and cancelled when it must not any more."""
 
 

@@ -1,9 +1,11 @@
 """`tidemark volume`: disks, made empty or from a source, grown, looked at, deleted."""
 
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from csi_driver import DRIVER_NAME
 from csi_driver.cli.common import (
     Endpoint,
     Failure,
@@ -18,11 +20,15 @@ from csi_driver.cli.common import (
     shown_name,
     size_of,
 )
+from csi_driver.cli.controller import Kubeconfig
+from csi_driver.cli.node import Driver, call
 from csi_driver.cli.sizes import show
+from csi_driver.controller_settings import DEFAULT_NAMESPACE, DEFAULT_RELEASE
 from csi_driver.domain.model import RAW, Capability, Mode, SizeRange, Source
 from csi_driver.settings import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
+    from csi_driver.kube.api import Api
     from csi_driver.rpc.client import Client, Node
 
 app = typer.Typer(help="Disks: create, delete, expand, list, show.", no_args_is_help=True)
@@ -117,11 +123,29 @@ def expand(
 
 
 @app.command("list")
-def list_(endpoint: Endpoint = DEFAULT_ENDPOINT, as_json: Json = False) -> None:
-    """Show all disks."""
+def list_(
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    orphans: Annotated[
+        bool,
+        typer.Option("--orphans", help="In a cluster: those that no PersistentVolume names, an hour old or older."),
+    ] = False,
+    driver_name: Driver = DRIVER_NAME,
+    kubeconfig: Kubeconfig = "",
+    as_json: Json = False,
+) -> None:
+    """Show all disks.
+
+    $ tidemark volume list
+    $ kubectl -n tidemark exec deploy/tidemark-controller -- tidemark volume list --orphans
+    """
+    # Read first: what is made between the two is then seen as too young, never as nobody's.
     with connect(endpoint) as client:
         nodes = client.tree()
     volumes = [node for node in nodes if node.kind == "volume"]
+    if orphans:
+        named = _handles(kubeconfig, driver_name)
+        old = datetime.now(UTC) - timedelta(hours=1)
+        volumes = [volume for volume in volumes if volume.id not in named and volume.created <= old]
     if as_json:
         print_json(volumes)
         return
@@ -141,7 +165,7 @@ def list_(endpoint: Endpoint = DEFAULT_ENDPOINT, as_json: Json = False) -> None:
     print_table(
         ("NAME", ">SIZE", "FORMAT", "POOL", "IN USE", "MADE FROM", "CREATED"),
         rows,
-        "no disks yet: `tidemark volume create NAME --size 10Gi` makes one",
+        "no disk is an orphan" if orphans else "no disks yet: `tidemark volume create NAME --size 10Gi` makes one",
     )
 
 
@@ -177,6 +201,17 @@ def show_(volume: Volume, endpoint: Endpoint = DEFAULT_ENDPOINT, as_json: Json =
         lines.append(("rolled back", f"{show_time(rolled.at)} to {back_to}{safety}"))
     for title, value in lines:
         typer.echo(f"{title + ':':<13}{value}")
+
+
+def _handles(kubeconfig: str, driver: str) -> set[str]:
+    """What the cluster's PersistentVolumes of the driver name."""
+    from csi_driver.kube.kinds import VOLUMES
+
+    async def read(api: "Api", _ours: object) -> set[str]:
+        found = [(volume.get("spec") or {}).get("csi") or {} for volume in await api.list(VOLUMES)]
+        return {csi.get("volumeHandle", "") for csi in found if csi.get("driver") == driver}
+
+    return call(kubeconfig, DEFAULT_NAMESPACE, DEFAULT_RELEASE, driver, read)
 
 
 def _one(client: "Client", volume_id: str, with_usage: bool = False) -> "Node":

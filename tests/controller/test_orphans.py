@@ -1,0 +1,115 @@
+"""Volumes that no PersistentVolume names: found after an hour, told once, never deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+from controller_rig import DRIVER, ControllerRig, until_ready, volume
+from fake_api import FakeApi
+from rpc_rig import create_volume, places
+
+from csi_driver._pb import csi_pb2 as C
+from csi_driver.domain.ids import name_hash
+from csi_driver.kube.events import Events
+from csi_driver.kube.kinds import EVENTS, NODES, VOLUMES
+from csi_driver.kube.mirror import Mirror, start_all
+from csi_driver.operator import orphans
+from csi_driver.operator.discovery import keep_volume
+from csi_driver.operator.orphans import GRACE_SECONDS, Orphans, namesakes, orphaned, unnamed
+from csi_driver.rpc.inventory import AgentInventory
+
+A1, A2, B1 = (f"{owner}:default:{number:032x}" for owner, number in (("a", 1), ("a", 2), ("b", 1)))
+
+
+def test_an_hour_is_counted_from_the_first_look() -> None:
+    since = unnamed({}, {"a": [A1, A2], "b": []}, {A2}, 100)
+    assert since == {A1: 100}
+    since = unnamed(since, {"a": [A1, A2], "b": [B1]}, {A2}, 200)
+    assert since == {A1: 100, B1: 200}
+    assert orphaned(since, 99 + GRACE_SECONDS) == []
+    assert orphaned(since, 100 + GRACE_SECONDS) == [A1]
+
+
+def test_what_is_named_or_gone_is_forgotten_and_what_is_silent_is_not() -> None:
+    since = {A1: 1.0, A2: 1.0, B1: 1.0}
+    assert unnamed(since, {"a": [A2]}, set(), 5) == {A2: 1.0, B1: 1.0}  # a answered: A1 is deleted; b is silent
+    assert unnamed(since, {"a": [A1, A2]}, {A1}, 5) == {A2: 1.0, B1: 1.0}
+    assert unnamed(since, {}, {B1}, 5) == {A1: 1.0, A2: 1.0}
+    # Named, and then not named any more: a PersistentVolume was removed by hand. The hour begins now.
+    assert unnamed({}, {"a": [A1]}, set(), 9) == {A1: 9}
+
+
+def test_namesakes() -> None:
+    twin = {"metadata": {"name": "pvc-1"}, "handle": "b:default:x"}
+    lost = f"a:default:{name_hash('volume', 'pvc-1')}"
+    assert namesakes([lost, A1, "no id"], [twin]) == {lost: twin}
+
+
+async def test_orphans_of_a_cluster(rig: ControllerRig, fake: FakeApi) -> None:
+    await until_ready(rig.identity)
+    made = {}
+    for name, owner in (("pvc-1", "n-1"), ("pvc-2", "n-1"), ("pvc-3", "n-10"), ("pvc-4", "n-10")):
+        request = create_volume(name, accessibility_requirements=places(owner))
+        made[name] = (await rig.stub.CreateVolume(request)).volume.volume_id
+    rig.persist("pvc-1", made["pvc-1"])
+    rig.persist("pvc-2", "n-10:default:" + made["pvc-2"].rpartition(":")[2])  # made twice: this handle is the other one
+    rig.persist("static", made["pvc-4"])
+    fake.put(VOLUMES, volume("pvc-3", made["pvc-3"], driver="other.example"))
+    api = await fake.connect()
+    mirror = Mirror(api, VOLUMES, keep=keep_volume)
+    await start_all([mirror])
+    now = [0.0]
+    told: list[int] = []
+    inventory = AgentInventory(rig.controller.room.agents)
+    part = Orphans(inventory, mirror, DRIVER, Events(api, "tidemark"), told.append, lambda: now[0])
+    assert await part.look() == []
+    now[0] = GRACE_SECONDS - 1
+    assert await part.look() == []
+    now[0] = GRACE_SECONDS
+    await rig.agents["n-10"].server.stop(0)  # an agent that is silent takes nothing back
+    assert await part.look() == sorted([made["pvc-2"], made["pvc-3"]])
+    assert await part.look() == sorted([made["pvc-2"], made["pvc-3"]])
+    assert told == [0, 0, 2, 2]
+    events = {event["involvedObject"]["name"]: event for event in fake.all(EVENTS)}
+    assert {name: event["count"] for name, event in events.items()} == {"pvc-2": 1, "n-10": 1}
+    assert events["pvc-2"]["involvedObject"]["uid"] == (fake.get(VOLUMES, "pvc-2") or {})["metadata"]["uid"]
+    assert made["pvc-2"] in events["pvc-2"]["message"]
+    assert fake.get(NODES, "n-10") is not None
+    assert sum(len(agent.pool.volumes) for agent in rig.agents.values()) == 4
+    await rig.agents["n-10"].start()
+    rig.persist("pvc-3", made["pvc-3"])
+    await rig.stub.DeleteVolume(C.DeleteVolumeRequest(volume_id=made["pvc-2"]))
+    async with asyncio.timeout(20):
+        while await part.look():
+            await asyncio.sleep(0.01)
+    await mirror.stop()
+
+
+async def test_the_leader_looks(rig: ControllerRig) -> None:
+    assert orphans.EVERY_SECONDS < GRACE_SECONDS
+    await until_ready(rig.identity)
+    async with asyncio.timeout(20):
+        while rig.agents["n-1"].asked("ListVolumes") == 0:
+            await asyncio.sleep(0.01)
+
+
+async def test_the_command(rig: ControllerRig) -> None:
+    """A volume that was just made is nobody's yet, and no orphan."""
+    await until_ready(rig.identity)
+    for name in ("old", "young", "named"):
+        await rig.stub.CreateVolume(create_volume(name, accessibility_requirements=places("n-1")))
+    hour = 3600 * 10**9
+    pool = rig.agents["n-1"].pool
+    for item in list(pool.volumes.values()):
+        if item.name != "young":
+            object.__setattr__(item, "created", item.created - hour)
+    rig.persist("named", next(str(one.id) for one in pool.volumes.values() if one.name == "named"))
+    running = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "csi_driver.cli.main", "volume", "list", "--orphans", "--json",
+        "--endpoint", f"unix://{rig.root}/csi.sock", "--kubeconfig", rig.fake.kubeconfig(rig.root / "kubeconfig"),
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, _ = await running.communicate()
+    assert (running.returncode, [one["name"] for one in json.loads(out)]) == (0, ["old"])
