@@ -194,7 +194,10 @@ class Agent:
                 log.error("pool is away", pool=pool.name, why=str(error))
                 away.append(pool)
         if len(away) == len(self._settings.pools):
-            raise Precondition(str(away[0].refusal))
+            if not self._settings.register:
+                raise Precondition(str(away[0].refusal))
+            # A node's pods must be able to end without their disk, and a kubelet restarts what does not start for ever.
+            self._health.lack("pools", str(away[0].refusal))
         if away:
             self._tasks.append(asyncio.create_task(self._reopen(away)))
 
@@ -206,6 +209,7 @@ class Agent:
                 with suppress(DriverError):
                     await pool.open()
                     away.remove(pool)
+                    self._health.have("pools")
                     log.info("pool is back", pool=pool.name)
 
     def _backend(self, spec: PoolSpec) -> Backend:

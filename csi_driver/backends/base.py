@@ -103,6 +103,13 @@ class Access(Protocol):
         """Remove whatever this pool's node shows at `path`; fine if nothing. Leaves the (empty) path to the caller."""
         ...
 
+    async def clear(self, digest: str, path: str, last: bool) -> None:
+        """Like `unmount`, for the volume with this hash in a pool that cannot be looked into: by what the kernel still says.
+
+        `last`: its device goes too; Precondition where it is shown elsewhere.
+        """
+        ...
+
     async def stats(self, volume: Volume, path: str) -> FileSystemStats:
         """Space at `path`. NotFound where the volume is not shown there."""
         ...

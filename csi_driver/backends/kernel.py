@@ -70,6 +70,14 @@ class Devices(Protocol):
         """Take away the device that was behind a mount of a volume that is no longer known."""
         ...
 
+    async def shown(self, digest: str) -> list[mountinfo.Mount]:
+        """Where the volume with this hash is shown, as far as can be told without looking into its pool."""
+        ...
+
+    async def abandon(self, digest: str) -> None:
+        """Take away the device of a volume whose pool cannot be looked into, if it is surely that volume's. Raises InUse."""
+        ...
+
     async def settle(self, volume: Volume) -> None:
         """After mkfs: make good what a thick volume was promised."""
         ...
@@ -224,6 +232,23 @@ class KernelAccess:
                 if device is None:
                     await self._devices.reclaim(mount)
         _remove_file(os.path.join(path, STAGED_NODE))
+
+    async def clear(self, digest: str, path: str, last: bool) -> None:
+        """See Access. A disk that died must not keep its pods from ending."""
+        points = (os.path.join(path, STAGED_NODE), path)
+        shown = await self._devices.shown(digest)
+        if last and (others := [mount.point for mount in shown if mount.point not in points]):
+            raise Precondition(f"the volume is still published at {', '.join(others)}: unpublish it there first")
+        for point in points:
+            while (mount := mountinfo.at(point)) is not None:
+                if mount not in shown and not self._devices.is_empty_node(mount):
+                    raise Precondition(
+                        f"{point} shows {mount.source}, which is not known to be this volume: unmount it by hand"
+                    )
+                await self._jobs.run(None, "umount", SLOW, point=point)
+        _remove_file(points[0])
+        if last:
+            await self._devices.abandon(digest)
 
     async def stats(self, volume: Volume, path: str) -> FileSystemStats:
         """See Access."""

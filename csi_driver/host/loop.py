@@ -13,7 +13,7 @@ from csi_driver.host.loopctl import LoopDevice
 from csi_driver.host.loopusers import holders, openers, places_of
 
 __all__ = [
-    "BLOCK_SIZE", "IMAGE_NAME", "LoopDevice", "attach", "detach", "find", "is_read_only", "refuse_discard",
+    "BLOCK_SIZE", "IMAGE_NAME", "LoopDevice", "abandon", "attach", "detach", "find", "is_read_only", "refuse_discard",
     "resize", "scan", "set_read_only", "size", "sync", "tune",
 ]  # fmt: skip
 
@@ -207,6 +207,36 @@ def detach(device: LoopDevice, mounted: Callable[[LoopDevice], Sequence[str]] = 
     _wait_until_gone(device)
     if _is_spoilt(device.number):
         _renew(device.number)
+
+
+def abandon(number: int, backing: str) -> None:
+    """Let go of a device whose file's file system may be dead, if the path that the kernel shows of it is still `backing`.
+
+    Such a file has no identity any more that could be asked for. Refuses what `detach` refuses, with nothing changed; of a
+    device that somebody has open beside, it raises Busy, and the kernel lets go at the last close.
+    """
+    try:
+        fd = loopctl.open_node(number, os.O_RDONLY | os.O_EXCL)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return
+        raise
+    try:
+        device = LoopDevice(number, f"/dev/loop{number}", _MAJOR, number, (0, 0))
+        if loopctl.sysfs(number, "loop/backing_file") != backing:
+            return
+        users = [*holders(device), *places_of(device)]
+        if users:
+            raise _in_use(device, users)
+        libc.ioctl("LOOP_CLR_FD", fd, loopctl.CLR_FD)
+        openers_beside = openers(device, fd)
+    finally:
+        os.close(fd)
+    for _ in range(_WAIT_TRIES):
+        if loopctl.sysfs(number, "loop/backing_file") != backing:
+            return
+        time.sleep(_WAIT_SECONDS)
+    raise _in_use(device, openers_beside or ["a process that cannot be seen from here"])
 
 
 def _in_use(device: LoopDevice, users: Sequence[str]) -> Busy:

@@ -93,6 +93,11 @@ def loop_detach_held(number: int, backing: Sequence[int]) -> None:
         loop.detach(device)
 
 
+def loop_abandon(number: int, backing: str) -> None:
+    """Detach a device of a file system that may be dead, if its file's path is still `backing`. Raises Busy naming the users."""
+    loop.abandon(number, backing)
+
+
 def set_read_only(device: str, read_only: bool) -> None:
     """Have a device refuse writes, or take them again. Raises Mismatch, OSError."""
     loop.set_read_only(_bound(device), read_only)
@@ -190,6 +195,8 @@ TABLE: dict[str, Callable[..., Any]] = {
         loop_detach,
         loop_detach_forced,
         loop_detach_held,
+        loop_abandon,
+        loop_abandon,
         set_read_only,
         make_file_system,
         mount,

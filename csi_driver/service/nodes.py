@@ -4,7 +4,7 @@ import os
 from dataclasses import replace
 
 from csi_driver.backends.base import STAGED_NODE, FileSystemStats
-from csi_driver.domain.errors import AlreadyExists, InvalidRequest, NotFound, OutOfRange, Precondition
+from csi_driver.domain.errors import AlreadyExists, InvalidRequest, NotFound, OutOfRange, Precondition, Unavailable
 from csi_driver.domain.model import BLANK, RAW, Capability, Mode, SizeRange, Volume, formatting
 from csi_driver.domain.requests import FILE_SYSTEMS, asked_file_system, check_capability
 from csi_driver.domain.sizes import check_range
@@ -59,6 +59,9 @@ class Nodes:
     async def unstage(self, volume_id: str, staging: str) -> None:
         """Take a stage away, verified, and the device with it. Unknown volumes and paths are fine."""
         staging = _check_path(staging, "the staging path")
+        if lost := self._in_lost_pool(volume_id):
+            await self._clear(f"NodeUnstageVolume of {volume_id}", lost, staging, last=True)
+            return
         pool, volume = self._pool_for_cleaning(volume_id)
         with self._pools.locks.hold(f"NodeUnstageVolume of {volume_id}", [volume.id.hash if volume else volume_id]):
             if volume is not None:
@@ -103,6 +106,10 @@ class Nodes:
     async def unpublish(self, volume_id: str, target: str) -> None:
         """Take a publish away and remove its path. Unknown volumes and paths are fine."""
         target = _check_path(target, "the target path")
+        if lost := self._in_lost_pool(volume_id):
+            await self._clear(f"NodeUnpublishVolume of {volume_id}", lost, target, last=False)
+            _remove(target)
+            return
         pool, volume = self._pool_for_cleaning(volume_id)
         with self._pools.locks.hold(f"NodeUnpublishVolume of {volume_id}", [volume.id.hash if volume else volume_id]):
             await pool.backend.access.unmount(volume, target)
@@ -185,6 +192,22 @@ class Nodes:
         await pool.backend.save_volume(volume)
         pool.put_volume(volume)
         return volume
+
+    def _in_lost_pool(self, volume_id: str) -> tuple[Pool, str] | None:
+        """Pool and hash of a volume whose pool cannot be looked into now."""
+        place = self._pools.named_by(volume_id)
+        if place is not None:
+            try:
+                place[0].serving()
+            except Unavailable:
+                return place
+        return None
+
+    async def _clear(self, call: str, lost: tuple[Pool, str], path: str, last: bool) -> None:
+        """Clean up after a volume whose pool is away or dead: its pods must end, and what the kernel shows needs no pool."""
+        pool, digest = lost
+        with self._pools.locks.hold(call, [digest]):
+            await pool.backend.access.clear(digest, path, last)
 
     def _pool_for_cleaning(self, volume_id: str) -> tuple[Pool, Volume | None]:
         """Where to clean up after a volume: its pool, or the default where the id says nothing."""

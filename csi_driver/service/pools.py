@@ -140,6 +140,11 @@ class Pools:
 
     def locate(self, text: str) -> tuple[Pool, str] | None:
         """The pool and hash of an id; None where it cannot be one of ours. Raises Unavailable for another owner's."""
+        place = self.named_by(text)
+        return (place[0].serving(), place[1]) if place else None
+
+    def named_by(self, text: str) -> tuple[Pool, str] | None:
+        """As `locate`, also for a pool that is not served now: only what does not ask the pool may go on with it."""
         parsed: ObjectId | None = parse(text)
         if parsed is None:
             return None
@@ -150,7 +155,7 @@ class Pools:
             raise Unavailable(
                 f"pool {parsed.pool} of {self.owner} is not served by this agent: attach its disk, start with it"
             )
-        return pool.serving(), parsed.hash
+        return pool, parsed.hash
 
     def find_volume(self, text: str) -> tuple[Pool, Volume] | None:
         """A volume by id, or None where a pool that was looked into has none."""

@@ -19,7 +19,7 @@ import grpc
 import pytest
 from cluster_rig import write_identity
 from kubelet_rig import Kubelet
-from outside_rig import agent_of, free_port, ready
+from outside_rig import agent_of, free_port, ready, why_no_pool
 
 from csi_driver._pb import csi_pb2, csi_pb2_grpc
 from csi_driver.rpc import tls
@@ -203,3 +203,27 @@ async def test_it_goes_at_sigterm(pod: Pod) -> None:
     pod.process.send_signal(signal.SIGTERM)
     assert await asyncio.to_thread(pod.process.wait, 30) == 0
     assert not os.path.exists(pod.endpoint.removeprefix("unix://"))
+
+
+@pytest.mark.root
+async def test_pods_end_although_the_pools_disk_is_away(pod: Pod) -> None:
+    """An agent that refused to start would keep them for ever."""
+    if reason := why_no_pool():
+        pytest.skip(reason)
+    pod.certify()
+    target = pod.root / "target"
+    target.mkdir()
+    async with Kubelet(pod.registry) as kubelet:
+        pod.start(TIDEMARK_POOL=f"{pod.root}/disk")
+        await kubelet.until("registered", SOCKET)
+        status, text = pod.ask("readyz")
+        assert status == 503
+        assert "pools: " in text
+        assert "mount the pool's disk" in text
+        async with grpc.aio.insecure_channel(pod.endpoint) as channel:
+            node, volume = csi_pb2_grpc.NodeStub(channel), f"node1:default:{'0' * 32}"
+            request = csi_pb2.NodeUnpublishVolumeRequest(volume_id=volume, target_path=str(target))
+            await node.NodeUnpublishVolume(request, timeout=30)
+            assert not target.exists()
+            capacity = csi_pb2_grpc.ControllerStub(channel).GetCapacity(csi_pb2.GetCapacityRequest(), timeout=10)
+            await refused(capacity, CODE.UNAVAILABLE)

@@ -17,9 +17,8 @@ from pathlib import Path
 
 import pytest
 from agent_rig import AgentRig
-from conftest import why_not
 from node_host import Mount, clean, share
-from outside_rig import free_port, scrape
+from outside_rig import free_port, scrape, why_no_pool
 
 from csi_driver.domain.model import Capability, Mode, SizeRange
 from csi_driver.host import loop, mountinfo, mounts
@@ -91,7 +90,7 @@ class Pods(AgentRig):
 
 @pytest.fixture
 def pods(tmp_path: Path) -> Iterator[Pods]:
-    if reason := why_not():
+    if reason := why_no_pool():
         pytest.skip(reason)
     share(tmp_path)
     made = Pods(tmp_path)

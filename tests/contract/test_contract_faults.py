@@ -157,11 +157,28 @@ async def test_a_pool_that_went_away(faulty: Faulty) -> None:
     ):
         with pytest.raises(Unavailable):
             call()
-    for waiting in (world.volume("v"), world.volumes.delete(str(v.id)), world.stage(v), world.unstage(v)):
+    for waiting in (world.volume("v"), world.volumes.delete(str(v.id)), world.stage(v), world.publish(v)):
         with pytest.raises(Unavailable):
             await waiting
     faults.clear()
     assert world.volumes.list() == ([v], "")
+
+
+async def test_pods_end_while_their_pool_is_away(faulty: Faulty) -> None:
+    """Taking a volume away needs nothing of the pool; and a volume that was not shown is fine."""
+    world, faults = faulty
+    v, idle = await world.volume("v"), await world.volume("idle")
+    await world.stage(v)
+    target = await world.publish(v)
+    faults.fail("check", Unavailable("its disk is away"), times=None)
+    for _ in range(2):
+        await world.unpublish(v)
+        await world.unstage(v)
+        await world.unpublish(idle)
+    assert not os.path.lexists(target)
+    assert os.listdir(world.staging(v)) == []
+    faults.clear()
+    assert (await world.backend.access.use(v)).paths == ()
 
 
 async def test_a_pool_that_cannot_be_opened_says_why(faulty: Faulty) -> None:

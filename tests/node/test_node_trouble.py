@@ -18,9 +18,9 @@ from node_host import (
 from node_rig import OWNER, POOL, Rig, mounted
 
 from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
-from csi_driver.domain.errors import DriverError, OutOfSpace, Unavailable
+from csi_driver.domain.errors import DriverError, OutOfSpace, Precondition, Unavailable
 from csi_driver.domain.space import Policy
-from csi_driver.host import mounts
+from csi_driver.host import loopctl, mountinfo, mounts
 from csi_driver.host.commands import run
 from csi_driver.service.pools import Pool
 
@@ -196,6 +196,46 @@ async def test_a_pool_whose_file_system_was_shut_down(rig: Rig) -> None:
     await rig.close()
 
 
+@pytest.mark.parametrize("restarted", [False, True], ids=["same agent", "agent restarted"])
+async def test_pods_of_a_dead_pool_can_end(rig: Rig, restarted: bool) -> None:
+    """What is mounted is taken away without asking the pool, and asked for again it is fine: a kubelet goes on."""
+    volumes = [await rig.volume(kind, kind) for kind in ("ext4", "xfs", "block")]
+    targets = [await rig.show(volume) for volume in volumes]
+    rig.leftovers_expected = True
+    run(("xfs_io", "-x", "-c", "shutdown", str(rig.disk.point)), 10)
+    if restarted:
+        await rig.close()
+        with pytest.raises(Unavailable):
+            await rig.open()
+    for volume, target in zip(volumes, targets, strict=True):
+        with pytest.raises(Precondition, match="still published"):
+            await rig.unstage(volume)
+        for _ in range(2):
+            await rig.unpublish(volume)
+            assert not os.path.lexists(target)
+        for _ in range(2):
+            await rig.unstage(volume)
+        assert [m for m in mountinfo.read() if m.point.startswith(rig.staging(volume))] == []
+    left = [n for n in loopctl.numbers() if f"{rig.disk.point}/" in (loopctl.sysfs(n, "loop/backing_file") or "")]
+    assert left == []
+    with pytest.raises(Unavailable):
+        await rig.stage(volumes[0])
+
+
+async def test_a_volume_of_a_dead_pool_is_told_from_others(rig: Rig) -> None:
+    volume = await rig.volume("v")
+    rig.leftovers_expected = True
+    run(("xfs_io", "-x", "-c", "shutdown", str(rig.disk.point)), 10)
+    target = rig.target(volume)
+    os.makedirs(target)
+    mounts.mount("tmpfs", target, "tmpfs")
+    with pytest.raises(Precondition, match="not known to be this volume"):
+        await rig.unpublish(volume)
+    assert mountinfo.at(target) is not None
+    mounts.umount(target)
+    await rig.unpublish(volume)
+
+
 async def test_a_dead_pool_harms_no_other(rig: Rig, tmp_path: Path) -> None:
     """The kernel cannot even say whose devices the dead pool's are; the other pool's volumes work on."""
     disk = make_disk(tmp_path, GIB, "dead")
@@ -218,6 +258,12 @@ async def test_a_dead_pool_harms_no_other(rig: Rig, tmp_path: Path) -> None:
             await rig.reopen()
             await rig.hide(volume)
             assert rig.now(volume)
+            if name == "lost":  # nor does cleaning up after it
+                await rig.show(volume)
+                await dead.hide(lost)
+                assert rig.device(volume) is not None
+                assert mountinfo.at(target) is not None
+                await rig.hide(volume)
             await rig.delete(volume)
     finally:
         await dead.close()

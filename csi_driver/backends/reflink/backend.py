@@ -222,6 +222,7 @@ class ReflinkBackend:
             self.layout.make_directories()
             status = os.stat(self.layout.identity)
             self._known = (status.st_dev, status.st_ino)
+            self._devices.file_system = status.st_dev
             self.layout.sweep()
             return catalogue.read(self.layout, self._options.owner)
 

@@ -19,6 +19,8 @@ from csi_driver.host.children import Children
 _T = TypeVar("_T")
 _LOOP = 7
 _DELETED = " (deleted)"
+_DEAD = (0, 0)
+"""What loop_identities says of a file that cannot be asked."""
 _VOLUME = re.compile(r"/volumes/([0-9a-f]{32})/disk\.img$")
 
 
@@ -29,13 +31,14 @@ class LoopDevices:
         self._layout = layout
         self.jobs = VolumeJobs(children)
         self._seen: dict[str, tuple[int, int]] = {}
+        self.file_system = 0
+        """The device number (st_dev) of the pool's file system, once the pool was opened."""
 
     async def find(self, volume: Volume) -> BlockDevice | None:
         """See Devices. Costs no process where sysfs shows no device that could hold this image."""
         self.jobs.refuse_hanging(volume)
-        bound = _bound()
-        named = [number for number, backing in bound.items() if _names(backing, volume.id.hash)]
-        if not named and not await self._is_among(volume, [n for n, backing in bound.items() if not _hash(backing)]):
+        nameless = [number for number, backing in _bound().items() if not _hash(backing)]
+        if not _named(volume.id.hash) and not await self._is_among(volume, nameless):
             return None
         found = await self.jobs.run(volume, "loop_find", QUICK, path=str(self._image(volume)))
         return BlockDevice(**found) if found else None
@@ -61,7 +64,7 @@ class LoopDevices:
             bound = {f"{number}/{loopctl.sysfs(number, 'diskseq')}" for number in loopctl.numbers()}
             self._seen = {key: seen for key, seen in self._seen.items() if key in bound}
             self._seen |= {sequence[number]: tuple(told[str(number)]) for number in unknown}
-        return {number: self._seen.get(key, (0, 0)) for number, key in sequence.items()}
+        return {number: self._seen.get(key, _DEAD) for number, key in sequence.items()}
 
     async def attach(self, volume: Volume) -> BlockDevice:
         """See Devices."""
@@ -139,6 +142,29 @@ class LoopDevices:
         if number is not None:
             await self._let_go(number)
 
+    async def shown(self, digest: str) -> list[mountinfo.Mount]:
+        """See Devices."""
+        mounts = mountinfo.read()
+        lost = await self._lost(digest)
+        return [m for n in lost for m in mountinfo.mounts_of(_LOOP, n, f"loop{n}", mounts)]
+
+    async def abandon(self, digest: str) -> None:
+        """See Devices. Where the pool was never opened, a device that is not dead stays: the sweep finds it later."""
+        for number, backing in (await self._lost(digest)).items():
+            if self.file_system or (await self._held([number]))[number] == _DEAD:
+                await self.jobs.run(None, "loop_abandon", SLOW, number=number, backing=backing)
+
+    async def _lost(self, digest: str) -> dict[int, str]:
+        """The devices, with their files' paths, that hold a volume of this pool if the pool cannot be asked.
+
+        The file of a dead file system has no identity: what is left is the path that the kernel remembers, in which the
+        hash says whose it is. A file that has one is another pool's, unless it lies in this one's file system.
+        """
+        named = _named(digest)
+        held = await self._held(list(named))
+        possible = {_DEAD[0], self.file_system}
+        return {n: path for n, path in named.items() if not self.file_system or held[n][0] in possible}
+
     async def sweep(self) -> None:
         """Detach devices of this pool that are shown nowhere: a crash left them, and nobody would come back for them.
 
@@ -211,8 +237,9 @@ def _hash(backing: str) -> str:
     return named[1] if named else ""
 
 
-def _names(backing: str, digest: str) -> bool:
-    return _hash(backing) == digest
+def _named(digest: str) -> dict[int, str]:
+    """The loop devices whose file's path names a volume, with that path."""
+    return {number: backing for number, backing in _bound().items() if _hash(backing) == digest}
 
 
 def _loop_number(mount: mountinfo.Mount) -> int | None:
