@@ -74,10 +74,16 @@ def _orphans(room: Room) -> Part:
     return Orphans(AgentInventory(room.agents), volumes, room.ours.driver, room.events, tell)
 
 
+def _rollbacks(room: Room) -> Part:
+    from csi_driver.app import rollbacks
+
+    return rollbacks.reconciler(room)
+
+
 ON_EVERY_REPLICA: list[Factory] = [_certificates, _own_files]
 """Begun with the controller, before it is ready: what each replica needs for itself."""
 
-ON_THE_LEADER: list[Factory] = [_orphans]
+ON_THE_LEADER: list[Factory] = [_orphans, _rollbacks]
 """Begun by the one that holds the Lease, and cancelled when it must not any more."""
 
 

@@ -142,8 +142,12 @@ def decide(seen: Seen) -> Action:
     action = _proceed(seen)
     late = progress.phase is not Phase.ROLLING and seen.now >= progress.started + wish.timeout
     if late and not (isinstance(action, Say) and action.phase.final):
-        waited = action.message if isinstance(action, Say) else progress.message
-        return _fail(seen, "TimedOut", f"not begun within {wish.timeout:g} s: {waited or 'nobody saw to it in time'}")
+        reason, waited = progress.reason, progress.message
+        if isinstance(action, Say):
+            reason, waited = action.reason, action.message
+        if reason in ("", "DiskFree"):
+            waited = "nothing was in its way, but no controller saw to it in time"
+        return _fail(seen, "TimedOut", f"not begun within {wish.timeout:g} s: {waited}")
     return action
 
 

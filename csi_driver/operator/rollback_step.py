@@ -94,7 +94,8 @@ class Steps:
         for other in self._others():
             same = other["metadata"]["namespace"] == meta["namespace"] and other["metadata"]["uid"] != meta["uid"]
             if same and unfinished(other):
-                needed |= {other["spec"]["snapshotName"], (other.get("status") or {}).get("safetySnapshotName", "")}
+                spec, status = other.get("spec") or {}, other.get("status") or {}
+                needed |= {spec.get("snapshotName", ""), status.get("safetySnapshotName", "")}
         renewed = self._clock() - self._renewed.get(meta["uid"], float("-inf"))
         return Memory(renewed, self._refused.get(meta["uid"]), needed)
 

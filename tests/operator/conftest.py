@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from fake_api import FakeApi
+from rollback_world import World
 
 
 @pytest.fixture
 async def fake() -> AsyncIterator[FakeApi]:
     async with FakeApi() as made:
         yield made
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    # Not tmp_path: its names are longer than a socket's path may be.
+    with tempfile.TemporaryDirectory(prefix="tm-") as directory:
+        async with World(Path(directory)).running() as made:
+            yield made

@@ -282,7 +282,8 @@ def test_what_keeps_the_safety_snapshot_from_being_made_is_told() -> None:
     broken["status"]["error"] = {"message": "the cap is 256"}
     waits(next_of(HELD, safeties=[broken]), Phase.SAFETY, "SafetySnapshotFailing", "the cap is 256")
     assert next_of(HELD, safeties=[broken], now=LATE) == Release(TARGET.volume_id)
-    failed(next_of(READY, safeties=[broken], now=LATE, progress_message="the cap is 256"), "TimedOut", "the cap is 256")
+    told = {"progress_reason": "SafetySnapshotFailing", "progress_message": "the cap is 256"}
+    failed(next_of(READY, safeties=[broken], now=LATE, **told), "TimedOut", "the cap is 256")
 
 
 # ---- the outcome

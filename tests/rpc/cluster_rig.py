@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -83,16 +85,18 @@ class OneClaim:
 
 
 class AgentOnTls:
-    """An agent with one memory pool."""
+    """An agent with one memory pool; `now` is its clock, in Unix nanoseconds."""
 
-    def __init__(self, owner: str, identity: tls.Identity, size: int = 64 * GIB) -> None:
+    def __init__(
+        self, owner: str, identity: tls.Identity, size: int = 64 * GIB, now: Callable[[], int] = time.time_ns
+    ) -> None:
         self.owner = owner
         self.identity = identity
         self.faults = Faults()
         self.seen = Recorder()
-        self.backend = MemoryBackend("default", owner, size, faults=self.faults)
+        self.backend = MemoryBackend("default", owner, size, faults=self.faults, now=now)
         self.pool = Pool(self.backend, Policy())
-        self.context = context = Context(Pools(owner, [self.pool]))
+        self.context = context = Context(Pools(owner, [self.pool]), now=now)
         snapshots = Snapshots(context)
         self.calls = Calls(self.seen)
         self.servicers = [
@@ -122,12 +126,12 @@ class AgentOnTls:
 class Cluster:
     """Agents n-1 and n-10 (so that the order of ids differs from that of names), and one controller."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, now: Callable[[], int] = time.time_ns) -> None:
         self.directory = directory
         self.root = authority.new_authority()
         self.agents_identity = self.identity("agents", tls.AGENT)
         self.controllers_identity = self.identity("controllers", tls.CONTROLLER)
-        self.agents = {owner: AgentOnTls(owner, self.agents_identity) for owner in ("n-1", "n-10")}
+        self.agents = {owner: AgentOnTls(owner, self.agents_identity, now=now) for owner in ("n-1", "n-10")}
         self.discovery = Discovered()
         self.claim = OneClaim()
         self.seen = Recorder()

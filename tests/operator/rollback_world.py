@@ -1,0 +1,243 @@
+"""A cluster in this process for rollbacks: an API in memory, agents behind mutual TLS, a snapshotter, a kubelet, a clock.
+
+The operator takes one step at a time, on a clock that the test turns, and can be killed before or after any call that
+changes something. What the disk must hold is known by a model.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from cluster_rig import Cluster
+from fake_api import FakeApi
+from rollback_cases import DRIVER, claim, content, pod, snapshot, snapshot_class, volume
+
+from csi_driver.domain.errors import InUse
+from csi_driver.domain.model import Capability, Mode, SizeRange, Snapshot, Volume, VolumeRequest
+from csi_driver.kube.api import Api
+from csi_driver.kube.events import Events
+from csi_driver.kube.kinds import CLAIMS, CONTENTS, EVENTS, PODS, ROLLBACKS, SNAPSHOT_CLASSES, SNAPSHOTS, VOLUMES
+from csi_driver.operator.rollback_step import Steps
+from csi_driver.operator.rollback_wish import stamp
+from csi_driver.rpc.disks import AgentDisks
+from csi_driver.service.nodes import Nodes
+from csi_driver.service.snapshots import SnapshotRequest, Snapshots
+from csi_driver.service.volumes import Volumes
+
+SIZE = 4096
+NAMESPACE = "shop"
+RAW = Capability("block", Mode.WRITER)
+CHANGING = {"create", "patch", "replace", "delete", "hold", "release", "roll_back"}
+
+
+class Killed(BaseException):
+    """The operator's process is gone."""
+
+
+class Mortal:
+    """Passes calls on, and ends the process before or after the one that is due."""
+
+    def __init__(self, world: World, inner: Any) -> None:
+        self._world = world
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._inner, name)
+        if name not in CHANGING:
+            return method
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            if args and args[0] is EVENTS:
+                return await method(*args, **kwargs)
+            self._world.changes += 1
+            due = self._world.kill_at
+            if due == (self._world.changes, "before"):
+                raise Killed
+            answer = await method(*args, **kwargs)
+            if due == (self._world.changes, "after"):
+                raise Killed
+            return answer
+
+        return call
+
+
+class World:
+    """One claim `v1` on node n-1 with its disk, made anew by `disk()`; `forward` turns the clock."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.offset = 0.0
+        self.changes = 0
+        self.kill_at: tuple[int, str] | None = None
+        self.kills = 0
+        self.agent_up = True
+        self.names = itertools.count(1)
+        self.cluster = Cluster(directory, now=lambda: int(self.now() * 1e9))
+        self.api: Api
+
+    def now(self) -> float:
+        return time.time() + self.offset
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[World]:
+        async with FakeApi() as self.fake, self.cluster:
+            self.api = await self.fake.connect()
+            self.fake.put(SNAPSHOT_CLASSES, snapshot_class())
+            self.agent = self.cluster.agents["n-1"]
+            self.nodes = Nodes(self.agent.context)
+            self.snapshots = Snapshots(self.agent.context)
+            await self.start()
+            yield self
+
+    async def start(self) -> None:
+        """The operator's process, from nothing."""
+        disks = Mortal(self, AgentDisks(self.cluster.channels))
+        api: Any = Mortal(self, self.api)
+        events = Events(api, "tidemark")
+        self.steps = Steps(api, disks, events, DRIVER, lambda: self.fake.all(ROLLBACKS), self.now, self.now)  # type: ignore[arg-type]
+
+    # ---- the cluster's objects
+
+    async def disk(self) -> Volume:
+        """A new disk under the claim v1; what the last test left is gone."""
+        for kind in (ROLLBACKS, SNAPSHOTS, CONTENTS, CLAIMS, VOLUMES, PODS, EVENTS):
+            for made in self.fake.all(kind):
+                self.fake.remove(kind, made["metadata"]["name"], made["metadata"].get("namespace", ""))
+        name = f"pvc-{next(self.names)}"
+        request = VolumeRequest(name, SizeRange(SIZE), (RAW,))
+        self.made = await Volumes(self.agent.context).create(request)
+        self.volume_id = str(self.made.id)
+        self.model = b"\0"
+        self.fake.put(CLAIMS, claim(metadata={"name": "v1", "namespace": NAMESPACE}, spec={"volumeName": name}))
+        uid = self.got(CLAIMS, "v1")["metadata"]["uid"]
+        spec = {"csi": {"driver": DRIVER, "volumeHandle": self.volume_id}}
+        spec |= {"claimRef": {"namespace": NAMESPACE, "name": "v1", "uid": uid}}
+        self.fake.put(VOLUMES, volume(metadata={"name": name}, spec=spec))
+        self.pv = name
+        return self.made
+
+    async def cut(self, name: str, volume_id: str = "") -> Snapshot:
+        """A VolumeSnapshot that is ready."""
+        request = SnapshotRequest(f"{name}-of-{self.pv}", volume_id or self.volume_id)
+        made = await self.snapshots.create(request)
+        self.fake.put(SNAPSHOTS, snapshot(metadata={"name": name, "namespace": NAMESPACE}))
+        self.bind(name, str(made.id))
+        return made
+
+    def bind(self, name: str, handle: str) -> None:
+        """A content for a VolumeSnapshot, and the snapshot ready."""
+        uid = self.got(SNAPSHOTS, name)["metadata"]["uid"]
+        ref = {"namespace": NAMESPACE, "name": name, "uid": uid}
+        made = content(
+            metadata={"name": f"content-{uid}"},
+            spec={"driver": DRIVER, "volumeSnapshotRef": ref},
+            status={"readyToUse": True, "snapshotHandle": handle},
+        )
+        self.fake.put(CONTENTS, made)
+        ready = {"readyToUse": True, "boundVolumeSnapshotContentName": f"content-{uid}"}
+        self.fake.change(SNAPSHOTS, name, {"status": ready}, NAMESPACE)
+
+    def ask(self, name: str = "back", to: str = "s1", **spec: Any) -> dict[str, Any]:
+        """Apply a VolumeRollback."""
+        spec = {"claimName": "v1", "snapshotName": to, "safetySnapshot": True, "keepSafety": 3, "timeout": "10m"} | spec
+        meta = {"name": name, "namespace": NAMESPACE, "creationTimestamp": stamp(self.now())}
+        return self.fake.put(ROLLBACKS, {"metadata": meta, "spec": spec})
+
+    def got(self, kind: Any, name: str) -> dict[str, Any]:
+        found = self.fake.get(kind, name, NAMESPACE)
+        assert found is not None
+        return found
+
+    def status(self, name: str = "back") -> dict[str, Any]:
+        status: dict[str, Any] = self.got(ROLLBACKS, name).get("status") or {}
+        return status
+
+    async def ask_to_go(self, name: str = "back") -> None:
+        await self.api.delete(ROLLBACKS, name, NAMESPACE)
+
+    def there(self, name: str = "back") -> bool:
+        return self.fake.get(ROLLBACKS, name, NAMESPACE) is not None
+
+    def run_pod(self, name: str = "web-1", owner: tuple[str, str] | None = None) -> None:
+        self.fake.put(PODS, pod(name, owner=owner))
+
+    def end_pod(self, name: str = "web-1") -> None:
+        self.fake.remove(PODS, name, NAMESPACE)
+
+    async def snapshotter(self) -> None:
+        """What snapshot-controller and csi-snapshotter do, once."""
+        for made in self.fake.all(SNAPSHOTS):
+            if (made.get("status") or {}).get("readyToUse"):
+                continue
+            named = self.got(CLAIMS, made["spec"]["source"]["persistentVolumeClaimName"])
+            handle = self.got(VOLUMES, named["spec"]["volumeName"])["spec"]["csi"]["volumeHandle"]
+            cut = await self.snapshots.create(SnapshotRequest(f"snapshot-{made['metadata']['uid']}", handle))
+            self.bind(made["metadata"]["name"], str(cut.id))
+
+    async def agent_down(self) -> None:
+        self.agent_up = False
+        await self.agent.server.stop(0)
+
+    async def agent_back(self) -> None:
+        if not self.agent_up:
+            await self.agent.start()
+            self.agent_up = True
+
+    # ---- the disk
+
+    @property
+    def disk_now(self) -> Volume:
+        return self.agent.pool.volumes[self.made.id.hash]
+
+    @property
+    def holder(self) -> str:
+        """Who holds the disk now."""
+        return self.agent.context.holder_of(self.disk_now)
+
+    def bytes_of(self, item: Volume | Snapshot) -> bytes:
+        """The first byte tells what was written last."""
+        return Path(self.agent.backend._image(item).path).read_bytes()[:1]
+
+    async def write(self, data: bytes) -> bool:
+        """Stage, write, unstage, as the kubelet would for a short pod; False where that is refused."""
+        staging = str(self.directory / "staging")
+        try:
+            await self.nodes.stage(self.volume_id, staging, RAW)
+        except InUse:
+            return False
+        with open(os.path.join(staging, "device"), "r+b") as device:
+            device.write(data)
+        await self.nodes.unstage(self.volume_id, staging)
+        self.model = data
+        return True
+
+    # ---- time and the operator
+
+    async def step(self, name: str = "back") -> float | None:
+        """One step; a killed operator is started anew."""
+        try:
+            return await self.steps.step(NAMESPACE, name)
+        except Killed:
+            self.kills += 1
+            self.kill_at = None
+            await self.start()
+            return 0.0
+
+    async def run(self, name: str = "back", until: str = "", limit: int = 300) -> None:
+        """Step, turning the clock by what each step says, until nothing is left to do, or up to a phase."""
+        for _ in range(limit):
+            if until and self.there(name) and self.status(name).get("phase") == until:
+                return
+            wait = await self.step(name)
+            if wait is None:
+                return
+            self.offset += wait
+            if wait and self.agent_up:
+                await self.snapshotter()
+        raise AssertionError(f"no end after {limit} steps: {self.status(name) if self.there(name) else 'gone'}")

@@ -1,0 +1,150 @@
+"""The reconciler as it runs: on a watch, with many at once, and with an API server that goes away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+from fake_api import Call, Fault
+from rollback_world import NAMESPACE, World
+
+from csi_driver.kube import mirror as mirror_module
+from csi_driver.kube.events import Events
+from csi_driver.kube.kinds import ROLLBACKS
+from csi_driver.kube.mirror import Mirror
+from csi_driver.operator import rollback_step
+from csi_driver.operator.rollbacks import Rollbacks
+from csi_driver.rpc.disks import AgentDisks
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror_module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(mirror_module, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(rollback_step, "LONGEST_SECONDS", 0.05)
+
+
+@asynccontextmanager
+async def reconciling(world: World) -> AsyncIterator[Rollbacks]:
+    """The reconciler, and a snapshotter that looks all the time."""
+    mirror = Mirror(world.api, ROLLBACKS)
+    mirror.start()
+    made = Rollbacks(
+        world.api,
+        AgentDisks(world.cluster.channels),
+        mirror,
+        Events(world.api, "tidemark"),
+        "csi.tidemark.dev",
+        world.now,
+    )
+
+    async def snapshotter() -> None:
+        while True:
+            await world.snapshotter()
+            await asyncio.sleep(0.02)
+
+    tasks = [asyncio.create_task(made.run()), asyncio.create_task(snapshotter())]
+    try:
+        yield made
+    finally:
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        await mirror.stop()
+
+
+async def until(what: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not what():
+            await asyncio.sleep(0.02)
+
+
+def ended(world: World, name: str) -> bool:
+    meta = world.got(ROLLBACKS, name)["metadata"]
+    return world.status(name).get("phase") in ("Completed", "Failed") and not meta.get("finalizers")
+
+
+async def test_those_that_were_there_and_those_that_come(world: World) -> None:
+    await world.disk()
+    await world.write(b"1")
+    await world.cut("s1")
+    await world.write(b"2")
+    world.ask("before")
+    async with reconciling(world) as made:
+        await until(lambda: ended(world, "before"))
+        assert world.bytes_of(world.disk_now) == b"1"
+        await world.cut("s2")
+        for i in range(4):
+            world.ask(f"r{i}", "s2" if i % 2 else "s1")
+        world.ask("never", "another-name", timeout="1s")
+        world.offset += 2
+        await until(lambda: all(ended(world, name) for name in ("r0", "r1", "r2", "r3", "never")))
+        await until(lambda: made.phases()["Completed"] == 5)
+        assert {k: v for k, v in made.phases().items() if v} == {"Completed": 5, "Failed": 1}
+    assert len(world.disk_now.rollbacks) == 5
+
+
+async def test_a_deleted_one_lets_go_at_once(world: World) -> None:
+    """No wait is slept through: the deletion is seen by the watch."""
+    await world.disk()
+    await world.cut("s1")
+    world.run_pod()
+    async with reconciling(world):
+        world.ask()
+        await until(lambda: world.status().get("reason") == "DiskInUse")
+        await world.ask_to_go()
+        await until(lambda: not world.there())
+        world.end_pod()
+        world.ask()
+        await until(lambda: ended(world, "back"))
+    assert world.status()["phase"] == "Completed", "made again under the same name, it is seen as another one"
+
+
+class Outage:
+    """A hook of the API: while `away`, every call is refused."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.refused = 0
+
+    def __call__(self, call: Call) -> None:
+        if self.away:
+            self.refused += 1
+            raise Fault(503, "ServiceUnavailable", "away")
+
+    async def happen(self, world: World) -> None:
+        self.away, self.refused = True, 0
+        world.fake.cut_watches()
+        await until(lambda: self.refused > 2)
+        self.away = False
+
+
+@pytest.mark.parametrize("phase", ["WaitingForRelease", "SafetySnapshot", "RollingBack"])
+async def test_an_api_server_that_goes_away_and_comes_back(world: World, phase: str) -> None:
+    await world.disk()
+    await world.write(b"1")
+    await world.cut("s1")
+    await world.write(b"2")
+    outage = Outage()
+    world.fake.hooks.append(outage)
+    async with reconciling(world):
+        world.ask()
+        await until(lambda: world.status().get("phase") in (phase, "Completed"))
+        await outage.happen(world)
+        await until(lambda: ended(world, "back"))
+        assert world.status()["phase"] == "Completed"
+    assert len(world.disk_now.rollbacks) == 1
+    assert world.bytes_of(world.disk_now) == b"1"
+
+
+async def test_one_that_cannot_be_read_keeps_no_other_from_going_on(world: World) -> None:
+    await world.disk()
+    await world.cut("s1")
+    world.fake.put(ROLLBACKS, {"metadata": {"name": "strange", "namespace": NAMESPACE}, "spec": {"timeout": "soon"}})
+    async with reconciling(world):
+        world.ask()
+        await until(lambda: ended(world, "back"))
+    assert world.status()["phase"] == "Completed"
