@@ -1,0 +1,139 @@
+"""The chart through helm's whole life of a release: upgrade, rollback, an uninstallation that is refused, forced, and undone.
+
+A second release, for a driver of another name and without pods of its own, so that nothing is taken from the first: what is
+tested is what helm and the cluster do with the manifests. Only the hook of the uninstallation runs.
+"""
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rig.cluster import VALUES, Cluster, RigError
+from rig.kubectl import Kubectl
+from rig.paths import CHART
+
+DRIVER = "lab.example.org"
+WEBHOOK = "lab-tidemark-pin"
+NOWHERE = {
+    "driverName": DRIVER,
+    "agent": {"nodeSelector": {"example.org/no-such": "node"}},
+    "controller": {"operator": False, "resources": {"requests": {"cpu": "1000"}}},
+    "storageClasses": {"tidemark": None},
+    "snapshots": {"class": {"create": False}},
+    "groupSnapshots": {"class": {"create": False}},
+    "crds": {"install": False},
+}
+"""The first release has the classes and the definitions; agents and controllers find no node."""
+
+
+class Release:
+    """helm for the release `lab` in the test's namespace."""
+
+    def __init__(self, cluster: Cluster, namespace: str, directory: Path) -> None:
+        self._cluster, self._namespace, self._directory = cluster, namespace, directory
+
+    def __call__(self, *words: object) -> str:
+        return self._cluster.helm(*words, f"--namespace={self._namespace}")
+
+    def values(self, **more: Any) -> str:
+        path = self._directory / "values.json"
+        path.write_text(json.dumps({**VALUES, **NOWHERE, **more}))
+        return f"--values={path}"
+
+    def install(self) -> None:
+        self("install", "lab", CHART, self.values())
+
+    def upgrade(self, **more: Any) -> None:
+        self("upgrade", "lab", CHART, self.values(**more))
+
+    def status(self) -> tuple[str, int]:
+        """What helm thinks of it: its status, and its revision."""
+        told = json.loads(self("status", "lab", "--output=json"))
+        return told["info"]["status"], told["version"]
+
+
+@pytest.fixture
+def release(cluster: Cluster, kubectl: Kubectl, tmp_path: Path) -> Iterator[Release]:
+    made = Release(cluster, kubectl.namespace, tmp_path)
+    try:
+        yield made
+    finally:
+        # What it keeps on purpose, and what a failure left.
+        for volume in kubectl.items("pv", "--selector=example.org/lab=true"):
+            kubectl.delete("pv", volume["metadata"]["name"])
+        try:
+            made("uninstall", "lab", "--no-hooks", "--ignore-not-found")
+        finally:
+            kubectl.delete("csidriver", DRIVER)
+
+
+def webhook(kubectl: Kubectl) -> tuple[int, str]:
+    """Timeout and authority of the release's webhook."""
+    (found,) = kubectl.get("mutatingwebhookconfiguration", WEBHOOK)["webhooks"]
+    return found["timeoutSeconds"], found["clientConfig"].get("caBundle", "")
+
+
+def volume(name: str) -> dict[str, Any]:
+    """A volume of the driver, as the provisioner would write it; there is no disk behind it."""
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": name, "labels": {"example.org/lab": "true"}},
+        "spec": {
+            "accessModes": ["ReadWriteOnce"],
+            "capacity": {"storage": "1Gi"},
+            "persistentVolumeReclaimPolicy": "Retain",
+            "csi": {"driver": DRIVER, "volumeHandle": f"node1:default:{name}"},
+        },
+    }
+
+
+def test_upgrade_and_rollback_leave_the_authority_of_the_webhook(release: Release, kubectl: Kubectl) -> None:
+    release.install()
+    assert webhook(kubectl) == (2, "")
+    # As the controller does when it has made it.
+    authority = kubectl.get("configmap", "kube-root-ca.crt")["data"]["ca.crt"]
+    patch = [{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": _base64(authority)}]
+    kubectl("patch", "mutatingwebhookconfiguration", WEBHOOK, "--type=json", "--patch", json.dumps(patch))
+    release.upgrade(webhook={"timeoutSeconds": 3})
+    assert webhook(kubectl) == (3, _base64(authority))
+    release("rollback", "lab", 1)
+    assert webhook(kubectl) == (2, _base64(authority))
+
+
+def test_an_uninstallation_is_refused_while_volumes_exist_and_can_be_forced(release: Release, kubectl: Kubectl) -> None:
+    release.install()
+    kubectl.create(volume("lab-1"), volume("lab-2"))
+    with pytest.raises(RigError, match="pre-delete"):
+        release("uninstall", "lab")
+    told = kubectl("logs", "job/lab-tidemark-uninstall-check")
+    assert f"2 PersistentVolumes of {DRIVER} (lab-1, lab-2)" in told
+    assert kubectl.find("deployment", "lab-tidemark-controller")
+    assert kubectl.find("csidriver", DRIVER)
+
+    # The way back is in what it said: helm takes the refusal for an uninstallation that has begun.
+    words = told[told.index("helm rollback") :].partition("`")[0].split()
+    assert words == ["helm", "rollback", "lab", "1", "--namespace", kubectl.namespace]
+    release("rollback", "lab", 1)
+    release.upgrade(webhook={"timeoutSeconds": 3})
+    assert release.status() == ("deployed", 3)
+
+    release.upgrade(uninstall={"force": True})
+    kept = release("uninstall", "lab")
+    assert f"[CSIDriver] {DRIVER}" in kept
+    assert not kubectl.find("deployment", "lab-tidemark-controller")
+    assert kubectl.find("csidriver", DRIVER), "pods that use a volume need it"
+
+    release.install()  # takes over what was kept
+    assert release.status() == ("deployed", 1)
+    kubectl.delete("pv", "lab-1", "lab-2")
+    release("uninstall", "lab")
+    assert not kubectl.find("deployment", "lab-tidemark-controller")
+    assert not kubectl.find("job", "lab-tidemark-uninstall-check")
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
