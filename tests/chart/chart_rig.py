@@ -58,10 +58,11 @@ class Rendered(list[Document]):
 
 
 class Chart:
-    """`helm template` of the chart."""
+    """`helm template` of the chart; the same question is asked once."""
 
     def __init__(self, helm: Path) -> None:
         self._helm = helm
+        self._texts: dict[tuple[str, ...], str] = {}
 
     def text(
         self,
@@ -92,10 +93,13 @@ class Chart:
         elif values:
             argv += ["--values", "-"]
             given = yaml.safe_dump(values)
-        run = subprocess.run(argv, input=given or "", capture_output=True, text=True, check=False)
-        if run.returncode:
-            raise Refused(run.stderr)
-        return run.stdout
+        key = (*argv, given or "")
+        if key not in self._texts:
+            run = subprocess.run(argv, input=given or "", capture_output=True, text=True, check=False)
+            if run.returncode:
+                raise Refused(run.stderr)
+            self._texts[key] = run.stdout
+        return self._texts[key]
 
     def render(self, values: Document | Path | None = None, **options: Any) -> Rendered:
         """The manifests as documents. Raises Refused."""
@@ -113,7 +117,7 @@ class Chart:
         return str(found["text"])
 
 
-class StrictLoader(yaml.SafeLoader):
+class StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Refuses a key that is there twice: YAML's readers would take one of the two."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -105,8 +105,8 @@ spec:
             - {name: TIDEMARK_DRIVER_NAME, value: {{ $values.driverName | quote }}}
             - {name: TIDEMARK_REGISTER, value: /registration}
             - {name: TIDEMARK_KUBELET_SOCKET, value: {{ printf "%s/csi.sock" $plugin | quote }}}
-            - {name: TIDEMARK_LISTEN, value: {{ printf "%s:9807" $values.agent.bindAddress | quote }}}
-            - {name: TIDEMARK_METRICS_ADDRESS, value: {{ printf "%s:9808" $values.agent.bindAddress | quote }}}
+            - {name: TIDEMARK_LISTEN, value: {{ printf "%s:9807" $values.bindAddress | quote }}}
+            - {name: TIDEMARK_METRICS_ADDRESS, value: {{ printf "%s:9808" $values.bindAddress | quote }}}
             - {name: TIDEMARK_CERTIFICATES, value: /etc/tidemark/tls}
             {{- if $pools }}
             - name: TIDEMARK_POOL
