@@ -25,8 +25,15 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 _READING = ("Probe", "List", "Get", "Validate", "NodeGet", "ControllerGet", "ControllerList", "GroupControllerGet")
 """How the names of calls that change nothing begin. What is not known is taken to change something."""
 
-_QUIET = frozenset({"csi.v1.Identity/Probe"})
-"""Asked by a kubelet every few seconds: a yes is worth a figure and no line."""
+_QUIET = frozenset(
+    {
+        "csi.v1.Identity/Probe",
+        "csi.v1.Controller/GetCapacity",
+        "csi.v1.Node/NodeGetCapabilities",
+        "csi.v1.Node/NodeGetVolumeStats",
+    }
+)
+"""Asked by kubelet and provisioner all the time, for every volume and class: a yes is worth a figure and no line."""
 
 log = structlog.get_logger()
 

@@ -96,22 +96,25 @@ class Registrar:
         """Show a new socket until the kubelet refuses; returns how many refusals there have been in a row."""
         servicer = Registration(self._name, self._endpoint)
         await self._show(servicer)
-        while True:
-            try:
-                async with asyncio.timeout(SILENCE_SECONDS if not failures else None):
-                    why = await servicer.verdicts.get()
-            except TimeoutError:
-                self._say(
-                    f"the kubelet has not looked at {self.path} for {SILENCE_SECONDS:.0f} s: is {self._directory} its "
-                    "plugins_registry?"
-                )
-                why = await servicer.verdicts.get()
-            if why:
-                self._say(f"the kubelet refuses this driver: {why}")
-                return failures
+        why = await self._first_verdict(servicer)
+        while not why:
             failures = 0
             log.info("registered with the kubelet", driver=self._name, endpoint=self._endpoint)
             self._tell("yes")
+            why = await servicer.verdicts.get()  # of a kubelet that was started again
+        self._say(f"the kubelet refuses this driver: {why}")
+        return failures
+
+    async def _first_verdict(self, servicer: Registration) -> str:
+        try:
+            async with asyncio.timeout(SILENCE_SECONDS):
+                return await servicer.verdicts.get()
+        except TimeoutError:
+            self._say(
+                f"the kubelet has not looked at {self.path} for {SILENCE_SECONDS:.0f} s: is {self._directory} its "
+                "plugins_registry?"
+            )
+            return await servicer.verdicts.get()
 
     async def _show(self, servicer: Registration) -> None:
         """Replace whatever has the name by a socket that is served already: the name is never absent.

@@ -118,6 +118,9 @@ async def test_a_kubelet_that_does_not_look(rig: Rig, registry: Path, monkeypatc
             async with asyncio.timeout(10):
                 while told[-1] != "yes":
                     await asyncio.sleep(0.01)
+        # Once it has, it need not call again.
+        await asyncio.sleep(0.2)
+        assert told[-1] == "yes"
 
 
 def test_a_directory_that_is_not_there(registry: Path) -> None:
