@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rig.node import PAUSE
@@ -17,6 +17,8 @@ from rig.paths import CHART, STATE, TREE, programs
 BUILD = TREE / "tests" / "image" / "build.sh"
 TIDEMARK = "localhost/tidemark-csi:dev"
 BUSYBOX = "localhost/busybox:1"
+PUBLIC_BUSYBOX = "docker.io/library/busybox:1.35"
+"""What the tutorials ask for; Debian's busybox is of that version."""
 POSTGRES = "localhost/postgres:1"
 SIDECARS = ("csi-provisioner", "csi-snapshotter", "csi-resizer", "snapshot-controller")
 
@@ -50,7 +52,7 @@ def small_images() -> list[Image]:
         for name, version in versions().items()
         if name in SIDECARS
     ]
-    return [pause, shell, *sidecars]
+    return [pause, shell, replace(shell, name=PUBLIC_BUSYBOX), *sidecars]
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
