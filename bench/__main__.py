@@ -7,13 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.calls import many, rates, snapshots
+from bench.clients import clients, quiet
 from bench.footprint import footprint
 from bench.io_ import io
 from bench.retention import retention
 from bench.rig import machine
+from bench.route import route
 from bench.stalls import stalls
 
 BENCHMARKS: dict[str, Callable[[], list[dict[str, object]]]] = {
+    "clients": clients,
+    "quiet": quiet,
+    "route": route,
     "snapshots": snapshots,
     "rates": rates,
     "many": many,
