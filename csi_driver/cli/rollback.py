@@ -7,10 +7,14 @@ import typer
 from csi_driver.cli.common import Endpoint, Failure, Json, connect, find, places, print_json, show_time, shown_name
 from csi_driver.settings import DEFAULT_ENDPOINT
 
+_CLUSTER = "In a cluster"
+
 
 def rollback(
-    volume: Annotated[str, typer.Argument(help="Name or id of the disk; it must not be in use.")],
-    snapshot: Annotated[str, typer.Argument(help="Name or id of one of its own snapshots.")],
+    volume: Annotated[
+        str, typer.Argument(help="Name or id of the disk; it must not be in use.", show_default=False)
+    ] = "",
+    snapshot: Annotated[str, typer.Argument(help="Name or id of one of its own snapshots.", show_default=False)] = "",
     name: Annotated[
         str, typer.Option(help="With a name the command may be repeated: only the first one changes anything.")
     ] = "",
@@ -19,13 +23,50 @@ def rollback(
     ] = False,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     as_json: Json = False,
+    claim: Annotated[
+        str, typer.Option(metavar="NAMESPACE/NAME", help="The claim whose disk goes back.", rich_help_panel=_CLUSTER)
+    ] = "",
+    to: Annotated[
+        str, typer.Option("--snapshot", metavar="NAME", help="One of its VolumeSnapshots.", rich_help_panel=_CLUSTER)
+    ] = "",
+    snapshot_class: Annotated[
+        str,
+        typer.Option("--class", metavar="NAME", help="Class of the safety snapshot.", rich_help_panel=_CLUSTER),
+    ] = "",
+    timeout: Annotated[
+        str, typer.Option(metavar="TIME", help="How long it may wait for the disk: 90s, 10m.", rich_help_panel=_CLUSTER)
+    ] = "",
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Apply it, and do not follow it.", rich_help_panel=_CLUSTER)
+    ] = False,
+    kubeconfig: Annotated[
+        str,
+        typer.Option(envvar="KUBECONFIG", metavar="FILE", help="Where the cluster is.", rich_help_panel=_CLUSTER),
+    ] = "",
 ) -> None:
     """Take a disk back to one of its snapshots, in place.
 
     What it holds now is kept in a safety snapshot first, so that a rollback can be taken back. All snapshots stay.
 
+    On a node, a disk of its agent; in a cluster, a claim's, by a VolumeRollback that is applied and followed.
+
     $ tidemark rollback db before-upgrade
+
+    $ tidemark rollback --claim shop/db --snapshot before-upgrade
     """
+    if claim or to:
+        if not claim or not to or volume or snapshot:
+            raise typer.BadParameter(
+                "in a cluster, --claim NAMESPACE/NAME and --snapshot NAME are given, and no disk by position"
+            )
+        from csi_driver.cli.rollback_claim import Asked, roll_back_claim
+
+        safety = not no_safety_snapshot
+        asked = Asked(claim, to, name, safety, snapshot_class, timeout, not no_wait, as_json)
+        roll_back_claim(asked, kubeconfig)
+        return
+    if not volume or not snapshot:
+        raise typer.BadParameter("name the disk and one of its snapshots, or in a cluster --claim and --snapshot")
     with connect(endpoint) as client:
         disk = find(client, volume, "volume")
         target = find(client, snapshot, "snapshot")

@@ -6,11 +6,12 @@ changes something. What the disk must hold is known by a model.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from csi_driver.domain.model import Capability, Mode, SizeRange, Snapshot, Volum
 from csi_driver.kube.api import Api
 from csi_driver.kube.events import Events
 from csi_driver.kube.kinds import CLAIMS, CONTENTS, EVENTS, PODS, ROLLBACKS, SNAPSHOT_CLASSES, SNAPSHOTS, VOLUMES
+from csi_driver.kube.mirror import Mirror
 from csi_driver.operator.rollback_step import Steps
 from csi_driver.operator.rollback_wish import stamp
+from csi_driver.operator.rollbacks import Rollbacks
 from csi_driver.rpc.disks import AgentDisks
 from csi_driver.service.nodes import Nodes
 from csi_driver.service.snapshots import SnapshotRequest, Snapshots
@@ -241,3 +244,39 @@ class World:
             if wait and self.agent_up:
                 await self.snapshotter()
         raise AssertionError(f"no end after {limit} steps: {self.status(name) if self.there(name) else 'gone'}")
+
+
+@asynccontextmanager
+async def reconciling(world: World) -> AsyncIterator[Rollbacks]:
+    """The reconciler, and a snapshotter that looks all the time."""
+    mirror = Mirror(world.api, ROLLBACKS)
+    mirror.start()
+    made = Rollbacks(
+        world.api,
+        AgentDisks(world.cluster.channels),
+        mirror,
+        Events(world.api, "tidemark"),
+        "csi.tidemark.dev",
+        world.now,
+    )
+
+    async def snapshotter() -> None:
+        while True:
+            await world.snapshotter()
+            await asyncio.sleep(0.02)
+
+    tasks = [asyncio.create_task(made.run()), asyncio.create_task(snapshotter())]
+    try:
+        yield made
+    finally:
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        await mirror.stop()
+
+
+async def until(what: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not what():
+            await asyncio.sleep(0.02)

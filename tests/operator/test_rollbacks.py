@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-
 import pytest
 from fake_api import Call, Fault
-from rollback_world import NAMESPACE, World
+from rollback_world import NAMESPACE, World, reconciling, until
 
 from csi_driver.kube import mirror as mirror_module
-from csi_driver.kube.events import Events
 from csi_driver.kube.kinds import ROLLBACKS
-from csi_driver.kube.mirror import Mirror
 from csi_driver.operator import rollback_step
-from csi_driver.operator.rollbacks import Rollbacks
-from csi_driver.rpc.disks import AgentDisks
 
 
 @pytest.fixture(autouse=True)
@@ -24,42 +16,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror_module, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(mirror_module, "LONGEST_WAIT", 0.05)
     monkeypatch.setattr(rollback_step, "LONGEST_SECONDS", 0.05)
-
-
-@asynccontextmanager
-async def reconciling(world: World) -> AsyncIterator[Rollbacks]:
-    """The reconciler, and a snapshotter that looks all the time."""
-    mirror = Mirror(world.api, ROLLBACKS)
-    mirror.start()
-    made = Rollbacks(
-        world.api,
-        AgentDisks(world.cluster.channels),
-        mirror,
-        Events(world.api, "tidemark"),
-        "csi.tidemark.dev",
-        world.now,
-    )
-
-    async def snapshotter() -> None:
-        while True:
-            await world.snapshotter()
-            await asyncio.sleep(0.02)
-
-    tasks = [asyncio.create_task(made.run()), asyncio.create_task(snapshotter())]
-    try:
-        yield made
-    finally:
-        for task in tasks:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-        await mirror.stop()
-
-
-async def until(what: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
-        while not what():
-            await asyncio.sleep(0.02)
 
 
 def ended(world: World, name: str) -> bool:
