@@ -106,6 +106,12 @@ class Chart:
         text = self.text(values, **options)
         return Rendered(document for document in yaml.load_all(text, StrictLoader) if document)
 
+    def lint(self) -> str:
+        """What `helm lint --strict` says of the chart as it is."""
+        argv = [self._helm, "lint", "--strict", CHART, "--kube-version", KUBERNETES]
+        run = subprocess.run([str(word) for word in argv], capture_output=True, text=True, check=False)
+        return run.stdout + run.stderr
+
     def notes(self, values: Document | None = None, **options: Any) -> str:
         """What helm tells whoever has installed it: `helm template` renders that, but does not show it."""
         with tempfile.TemporaryDirectory() as directory:

@@ -55,6 +55,10 @@ def test_the_versions_begin_with_the_oldest_that_the_chart_takes(chart: Chart) -
         chart.render(kubernetes="1.31.9")
 
 
+def test_helm_finds_nothing_to_say(chart: Chart) -> None:
+    assert "1 chart(s) linted, 0 chart(s) failed" in chart.lint()
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", SETS)
 def test_every_manifest_is_valid(chart: Chart, name: str, version: str) -> None:
