@@ -80,7 +80,13 @@ def _rollbacks(room: Room) -> Part:
     return rollbacks.reconciler(room)
 
 
-ON_EVERY_REPLICA: list[Factory] = [_certificates, _own_files]
+def _webhook(room: Room) -> Part:
+    from csi_driver.app import pins
+
+    return pins.webhook(room)
+
+
+ON_EVERY_REPLICA: list[Factory] = [_certificates, _own_files, _webhook]
 """Begun with the controller, before it is ready: what each replica needs for itself."""
 
 ON_THE_LEADER: list[Factory] = [_orphans, _rollbacks]
