@@ -246,7 +246,7 @@ class FakeApi:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         response.enable_chunked_encoding()
         try:
-            async with asyncio.timeout(float(call.query.get("timeoutSeconds", 300))):
+            async with asyncio.timeout(float(call.query.get("timeoutSeconds", 1800))):
                 await response.prepare(request)
                 while (change := await watcher.queue.get()) != "CUT":
                     if not self.silent and (event := self._event(call, change)) is not None:
