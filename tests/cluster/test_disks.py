@@ -1,11 +1,16 @@
 """Disks as pods have them: written, cut while they are written, restored larger, cloned, grown, shared, kept for one."""
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 from rig.cluster import Cluster
-from rig.kubectl import Kubectl, KubectlError, is_ready
+from rig.kubectl import Document, Kubectl, KubectlError, is_ready
 from rig.objects import CLASS, claim, pod, snapshot, storage_class
 
 MIB = 1 << 20
+CAP_SYS_RESOURCE = 24
 SIZES = {"ext4": (64, 128), "xfs": (320, 448), "block": (64, 128)}
 """MiB of the disk, and of the one that is restored from its snapshot."""
 
@@ -36,8 +41,8 @@ done
 def classes(cluster: Cluster) -> None:
     """Classes beside the chart's own: another file system, and a binding that waits for no pod."""
     cluster.kubectl.apply(
-        storage_class("test-xfs", parameters={"csi.storage.k8s.io/fstype": "xfs"}),
-        storage_class("test-immediate", immediate=True),
+        storage_class("disks-xfs", parameters={"csi.storage.k8s.io/fstype": "xfs"}),
+        storage_class("disks-immediate", immediate=True),
     )
 
 
@@ -49,7 +54,7 @@ def test_a_disk_in_use_is_cut_and_restored_to_a_larger_one(kubectl: Kubectl, cla
     """ext4, XFS and raw block at once."""
     for kind, (size, _) in SIZES.items():
         name, block = f"{kind}-disk", kind == "block"
-        used = "test-xfs" if kind == "xfs" else CLASS
+        used = "disks-xfs" if kind == "xfs" else CLASS
         places = {"devices": {"/dev/disk": name}} if block else {"claims": {"/disk": name}}
         script = WRITE_BLOCKS if block else WRITE
         kubectl.apply(claim(name, f"{size}Mi", block=block, storage_class=used), pod(kind, script=script, **places))
@@ -63,7 +68,7 @@ def test_a_disk_in_use_is_cut_and_restored_to_a_larger_one(kubectl: Kubectl, cla
     after = {kind: acknowledged(kubectl, kind) for kind in SIZES}
     for kind, (_, larger) in SIZES.items():
         name, block = f"{kind}-restored", kind == "block"
-        used = "test-xfs" if kind == "xfs" else CLASS
+        used = "disks-xfs" if kind == "xfs" else CLASS
         places = {"devices": {"/dev/disk": name}} if block else {"claims": {"/disk": name}}
         restored = claim(name, f"{larger}Mi", snapshot=f"{kind}-cut", block=block, storage_class=used)
         kubectl.apply(restored, pod(f"{kind}-again", **places))
@@ -88,17 +93,27 @@ def file_system_bytes(kubectl: Kubectl, name: str, place: str = "/disk") -> int:
     return int(kubectl.sh(name, f"df -k {place} | tail -n 1").split()[-5]) * 1024
 
 
-def test_one_disk_for_two_pods_grows_while_they_use_it_and_is_cloned(kubectl: Kubectl) -> None:
+def grow(kubectl: Kubectl, name: str, size: str) -> None:
+    kubectl("patch", "pvc", name, "--patch", json.dumps({"spec": {"resources": {"requests": {"storage": size}}}}))
+
+
+def has_size(size: str) -> Callable[[Document], bool]:
+    return lambda found: bool(found["status"]["capacity"]["storage"] == size)
+
+
+def test_one_disk_for_two_pods_grows_while_they_use_it_and_is_cloned(kubectl: Kubectl, classes: None) -> None:
     """With fsGroup, and one of the two sees it read-only."""
     user = {"runAsUser": 1000, "runAsGroup": 1000, "runAsNonRoot": True, "fsGroup": 2000}
-    kubectl.apply(claim("disk"), pod("writer", {"/disk": "disk"}, securityContext=user))
+    disk = claim("disk", "320Mi", storage_class="disks-xfs")
+    kubectl.apply(disk, pod("writer", {"/disk": "disk"}, securityContext=user))
     kubectl.ready("writer")
     kubectl.sh("writer", "echo content >/disk/file; sync")
     assert kubectl.sh("writer", "stat -c '%u %g' /disk/file") == "1000 2000"
 
     reader = pod("reader", {"/disk": "disk"}, securityContext=user)
     reader["spec"]["containers"][0]["volumeMounts"][0]["readOnly"] = True
-    kubectl.apply(reader, claim("copy", clone="disk"), pod("cloned", {"/disk": "copy"}))
+    copy = claim("copy", "320Mi", clone="disk", storage_class="disks-xfs")
+    kubectl.apply(reader, copy, pod("cloned", {"/disk": "copy"}))
     kubectl.ready("reader", "cloned")
     assert kubectl.get("pod", "reader")["spec"]["nodeName"] == kubectl.get("pod", "writer")["spec"]["nodeName"]
     assert kubectl.sh("reader", "cat /disk/file") == "content"
@@ -109,11 +124,37 @@ def test_one_disk_for_two_pods_grows_while_they_use_it_and_is_cloned(kubectl: Ku
     kubectl.sh("cloned", "echo changed >/disk/file; sync")
     assert kubectl.sh("reader", "cat /disk/file") == "content"
 
-    before = file_system_bytes(kubectl, "writer")
-    kubectl("patch", "pvc", "disk", "--patch", '{"spec":{"resources":{"requests":{"storage":"256Mi"}}}}')
-    kubectl.until(lambda found: found["status"]["capacity"]["storage"] == "256Mi", "pvc", "disk")
-    assert before <= 128 * MIB < file_system_bytes(kubectl, "writer") == file_system_bytes(kubectl, "reader")
+    assert file_system_bytes(kubectl, "writer") <= 320 * MIB
+    grow(kubectl, "disk", "448Mi")
+    kubectl.until(has_size("448Mi"), "pvc", "disk")
+    assert 320 * MIB < file_system_bytes(kubectl, "writer") == file_system_bytes(kubectl, "reader")
     assert kubectl.sh("writer", "cat /disk/file") == "content"
+    assert file_system_bytes(kubectl, "cloned") <= 320 * MIB
+
+
+def test_an_ext4_disk_grows(kubectl: Kubectl) -> None:
+    """Under its pod where the kernel lets it (docs/adr/0001), and for the next pod everywhere."""
+    kubectl.apply(claim("disk", "64Mi"), pod("user", {"/disk": "disk"}))
+    kubectl.ready("user")
+    kubectl.sh("user", "echo content >/disk/file; sync")
+    grow(kubectl, "disk", "128Mi")
+    if capable(CAP_SYS_RESOURCE):
+        kubectl.until(has_size("128Mi"), "pvc", "disk")
+        assert file_system_bytes(kubectl, "user") > 64 * MIB
+    else:
+        kubectl.until(lambda found: found["status"].get("allocatedResources") == {"storage": "128Mi"}, "pvc", "disk")
+    kubectl.delete("pod", "user")
+    kubectl.apply(pod("next", {"/disk": "disk"}))
+    kubectl.ready("next")
+    kubectl.until(has_size("128Mi"), "pvc", "disk")
+    assert file_system_bytes(kubectl, "next") > 64 * MIB
+    assert kubectl.sh("next", "cat /disk/file") == "content"
+
+
+def capable(number: int) -> bool:
+    """Whether this machine's root has a capability, and so a privileged container."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff"))
+    return bool(int(line.split()[1], 16) >> number & 1)
 
 
 def test_a_claim_for_one_pod_an_ephemeral_disk_and_one_that_waits_for_no_pod(kubectl: Kubectl, classes: None) -> None:
@@ -125,7 +166,7 @@ def test_a_claim_for_one_pod_an_ephemeral_disk_and_one_that_waits_for_no_pod(kub
     kubectl.apply(
         *(claim("only", mode="ReadWriteOncePod"), pod("first", {"/disk": "only"})),
         ephemeral,
-        claim("at-once", storage_class="test-immediate"),
+        claim("at-once", storage_class="disks-immediate"),
     )
     kubectl.wait("jsonpath={.status.phase}=Bound", "pvc", "at-once")
     kubectl.ready("first", "ephemeral")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ class Cluster:
         programs()
         self.down()
         STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # They are the machine's: another cluster finds them, and leaves them.
         mine = [str(point) for point in map(Path, (f"/var/lib/{name}" for name in OWN)) if not point.exists()]
         found = {"nodes": len(self.nodes), "mount_points": mine, "netns": network.namespaces_are_mounted()}
         (STATE / "cluster.json").write_text(json.dumps(found))
@@ -113,10 +115,12 @@ class Cluster:
         if not state["netns"]:
             network.unmount_namespaces()
         cgroups.remove()
-        for point in state["mount_points"]:
-            if Path(point).exists():
-                Path(point).rmdir()
         shutil.rmtree(STATE, ignore_errors=True)
+        # Without its directory another cluster's mount would be gone too.
+        if not list(STATE.parent.glob("tidemark-cluster*")):
+            for point in state["mount_points"]:
+                with suppress(FileNotFoundError):
+                    Path(point).rmdir()
 
     def node(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)
