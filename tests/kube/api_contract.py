@@ -41,8 +41,8 @@ async def changes_carry_a_version(api: Api, namespace: str) -> None:
     old = made["metadata"]["resourceVersion"]
     with pytest.raises(Conflict):
         await api.replace(CONFIG_MAPS, made)
+    stale = {"metadata": {"resourceVersion": old}, "data": {"d": "4"}}
     with pytest.raises(Conflict):
-        stale = {"metadata": {"resourceVersion": old}, "data": {"d": "4"}}
         await api.patch(CONFIG_MAPS, "versions", stale, namespace)
     with pytest.raises(Conflict):
         await api.delete(CONFIG_MAPS, "versions", namespace, resource_version=old)
