@@ -57,7 +57,7 @@ def notices(pod: Homeless, anchors: Sequence[Anchor], now: datetime) -> list[Not
                 Notice(anchor.claim, "SourceNodeNotReady", f"{lies}, and which is not ready: it runs when that is back")
             )
         elif anchor.site.cordoned:
-            words = f"{lies}, and which takes no pods: kubectl uncordon {anchor.site.node}"
+            words = f"{lies}, and which is cordoned, so unschedulable: kubectl uncordon {anchor.site.node}"
             found.append(Notice(anchor.claim, "SourceNodeCordoned", words))
         elif pod.says and pod.since is not None and now - pod.since >= PATIENCE:
             found.append(Notice(anchor.claim, "SourceNodeExcluded", f"{lies}; the scheduler says: {pod.says}"))
