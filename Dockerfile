@@ -2,11 +2,14 @@
 #
 # Built by any builder from the top of the tree; `make image` builds it where no registry can be reached.
 # The agent mounts file systems and attaches loop devices, so its container is privileged and runs as root by nature. It
-# needs the host's /dev (loop devices made later are invisible otherwise), and mounts that propagate to the host.
+# needs the host's /dev (loop devices made later are invisible otherwise), and mounts that propagate to the host. The
+# controller runs as any user. Neither writes to the image's own files: the root may be read-only, with something writable
+# at /run (sockets, the controller's certificates) and /tmp.
 
 ARG BASE=docker.io/library/debian:bookworm-slim
 
-# The wheel, and a virtual environment with nothing in it but what runs: neither pip nor a compiler gets into the image.
+# The wheel, and a virtual environment with nothing in it but what runs: neither pip nor a compiler gets into the image, nor
+# the bytecode of the Kubernetes client's generated models, 60 MB that nothing here loads.
 FROM ${BASE} AS build
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3-venv \
@@ -19,7 +22,11 @@ COPY pyproject.toml README.md LICENSE ./
 COPY proto proto
 COPY csi_driver csi_driver
 RUN /opt/build/bin/pip --no-cache-dir wheel --no-deps --wheel-dir /opt/build/wheels . \
-    && /opt/build/bin/pip --no-cache-dir --python /opt/tidemark/bin/python install "$(echo /opt/build/wheels/*.whl)[controller]"
+    && /opt/build/bin/pip --no-cache-dir --python /opt/tidemark/bin/python install "$(echo /opt/build/wheels/*.whl)[controller]" \
+    && rm -rf /opt/tidemark/lib/python3*/site-packages/kubernetes/client/api/__pycache__ \
+        /opt/tidemark/lib/python3*/site-packages/kubernetes/client/models/__pycache__ \
+        /opt/tidemark/lib/python3*/site-packages/kubernetes/aio/client/api/__pycache__ \
+        /opt/tidemark/lib/python3*/site-packages/kubernetes/aio/client/models/__pycache__
 
 FROM ${BASE}
 # e2fsprogs, xfsprogs: mkfs, grow and check. mount, util-linux: mount, losetup, blkid.
@@ -28,7 +35,9 @@ RUN apt-get update \
     && apt-get clean \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/tidemark /opt/tidemark
-ENV PATH=/opt/tidemark/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+# HOME: libraries ask for it, and a user that only a number stands for has none.
+ENV HOME=/ \
+    PATH=/opt/tidemark/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     PYTHONUNBUFFERED=1
 LABEL org.opencontainers.image.title="Tidemark" \
       org.opencontainers.image.description="Elastic disks, copy-on-write snapshots and rollback for Kubernetes, on local storage: a CSI driver" \

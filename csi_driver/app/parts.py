@@ -80,10 +80,28 @@ def _rollbacks(room: Room) -> Part:
     return rollbacks.reconciler(room)
 
 
-ON_EVERY_REPLICA: list[Factory] = [_certificates, _own_files]
+def _schedules(room: Room) -> Part:
+    from csi_driver.app import schedules
+
+    return schedules.reconciler(room)
+
+
+def _webhook(room: Room) -> Part:
+    from csi_driver.app import pins
+
+    return pins.webhook(room)
+
+
+def _pins(room: Room) -> Part:
+    from csi_driver.app import pins
+
+    return pins.reconciler(room)
+
+
+ON_EVERY_REPLICA: list[Factory] = [_certificates, _own_files, _webhook]
 """Begun with the controller, before it is ready: what each replica needs for itself."""
 
-ON_THE_LEADER: list[Factory] = [_orphans, _rollbacks]
+ON_THE_LEADER: list[Factory] = [_pins, _orphans, _rollbacks, _schedules]
 """Begun by the one that holds the Lease, and cancelled when it must not any more."""
 
 

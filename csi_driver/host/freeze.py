@@ -165,9 +165,10 @@ def cut(
     `mounts`: [{"point", "major", "minor"}], the file systems to freeze; `clones`: [{"source", "target"}], image files,
     the targets made before and empty (the caller syncs and publishes them, and removes them after any error: they may hold
     a part). `deadline`: seconds from the first FIFREEZE to the kill of the clone; `sync_timeout`: seconds for the syncfs
-    before it; the caller's own timeout has to be longer than both and 5 s more. `test_pause` is fault injection for tests: seconds that the cloning process sleeps before it clones.
+    before it; the caller's own timeout has to be longer than both and 5 s more. `test_pause` is fault
+    injection for tests: seconds that the cloning process waits before it clones, unless a SIGUSR1 ends that.
 
-    Answers {"frozen_seconds", "clone_seconds"} or one of FreezeError's kinds, after the thaw; only a FIFREEZE or FITHAW
+    Answers {"frozen_seconds", "clone_seconds", "moment"} (Unix nanoseconds, all being frozen) or one of FreezeError's kinds, after the thaw; only a FIFREEZE or FITHAW
     that does not come back is answered before its end. Raises FreezeError where something had to be left frozen: the
     process must then end with a status other than 0, upon which the watchdog takes over. `states` tells it what to thaw.
     """
@@ -222,13 +223,13 @@ def _sync(mounts: Sequence[dict[str, object]], fds: Sequence[int], timeout: floa
 
 def _cut(freezes: _Freezes, cloner: Cloner, deadline: float, answer: Answer) -> None:
     problem: FreezeError | None = None
-    clone_seconds = 0.0
+    clone_seconds, moment = 0.0, 0
     started = time.monotonic()
     until = started + deadline
     try:
         freezes.start()
         freezes.wait(until)
-        begun = time.monotonic()
+        begun, moment = time.monotonic(), time.time_ns()
         if not cloner.run(until):
             raise FreezeError("Deadline", f"{cloner.done} of {cloner.total} images were cloned in time")
         clone_seconds = time.monotonic() - begun
@@ -253,7 +254,7 @@ def _cut(freezes: _Freezes, cloner: Cloner, deadline: float, answer: Answer) -> 
         )
     problem = _thaw_problem(freezes, problem)
     if problem is None:
-        answer({"ok": {"frozen_seconds": frozen_seconds, "clone_seconds": clone_seconds}})
+        answer({"ok": {"frozen_seconds": frozen_seconds, "clone_seconds": clone_seconds, "moment": moment}})
     else:
         problem.details["frozen_seconds"] = frozen_seconds
         answer({"error": describe_error(problem)})

@@ -92,11 +92,15 @@ class Mirror:
         """All objects, in no order."""
         return list(self._objects.values())
 
-    def subscribe(self, callback: Changed) -> None:
-        """Call back for each change from now on, and once for each object that is there already."""
+    def subscribe(self, callback: Changed) -> Callable[[], None]:
+        """Call back for each change from now on, and once for each object that is there already.
+
+        The result ends it: what lives shorter than the mirror must call it.
+        """
         self._subscribers.append(callback)
         for obj in self.all():
             self._tell(callback, None, obj)
+        return lambda: self._subscribers.remove(callback)
 
     async def _run(self) -> None:
         wait = FIRST_WAIT

@@ -10,7 +10,7 @@ from csi_driver.domain.ids import owner_of_node
 from csi_driver.domain.requests import KUBERNETES_PREFIX
 from csi_driver.kube.api import Api
 from csi_driver.kube.errors import Conflict, Refused
-from csi_driver.kube.kinds import CLAIMS
+from csi_driver.kube.kinds import CLAIMS, STORAGE_CLASSES
 from csi_driver.operator.names import PLACED_ON, SELECTED_NODE
 from csi_driver.service.placement import Claim
 
@@ -37,18 +37,22 @@ class ClusterClaims:
             return Claim()
         try:
             found = await self._api.get(CLAIMS, name, namespace)
+            if found is None or found["metadata"].get("uid", "") not in volume:
+                return Claim()
+            metadata = found["metadata"]
+            notes = metadata.get("annotations") or {}
+            selected = notes.get(SELECTED_NODE)
+            if selected:
+                return Claim(owner_of_node(selected))
+            waits = await self._waits((found.get("spec") or {}).get("storageClassName") or "")
         except Refused as error:
-            raise Unavailable(f"claim {namespace}/{name} cannot be read: {error}") from error
-        if found is None or found["metadata"].get("uid", "") not in volume:
-            return Claim()
-        metadata = found["metadata"]
-        notes = metadata.get("annotations") or {}
-        selected = notes.get(SELECTED_NODE)
-        return Claim(
-            owner_of_node(selected) if selected else None,
-            notes.get(PLACED_ON) or None,
-            (namespace, name, metadata["resourceVersion"]),
-        )
+            raise Unavailable(f"claim {namespace}/{name} or its class cannot be read: {error}") from error
+        key = (namespace, name, metadata["resourceVersion"])
+        return Claim(waits=waits, placed=notes.get(PLACED_ON) or None, key=key)
+
+    async def _waits(self, storage_class: str) -> bool:
+        found = await self._api.get(STORAGE_CLASSES, storage_class) if storage_class else None
+        return (found or {}).get("volumeBindingMode") == "WaitForFirstConsumer"
 
     async def place(self, claim: Claim, owner: str) -> Claim:
         """See Claims."""

@@ -143,6 +143,7 @@ def keep_node(node: Object) -> Object:
         "metadata": _identity(node),
         "labelled": (node["metadata"].get("labels") or {}).get(TOPOLOGY_KEY, ""),
         "ready": _condition(node.get("status") or {}, "Ready"),
+        "cordoned": bool((node.get("spec") or {}).get("unschedulable")),
     }
 
 

@@ -8,6 +8,13 @@ from csi_driver.domain.errors import Precondition
 from csi_driver.rpc import tls
 from csi_driver.rpc.server import OPTIONS, adder
 
+CONNECTION_SECONDS = 600.0
+"""After which a caller is asked to connect anew, give or take a tenth: what an authority vouched for that was dropped since
+must not go on for ever. Calls that run end first.
+"""
+
+_LONGEST_CALL_MS = 180_000
+
 
 class SecureServer:
     """Serves on `host:port`; port 0 takes any, and `port` tells which. There is no way to have it without TLS."""
@@ -19,17 +26,19 @@ class SecureServer:
         caller: str,
         servicers: Sequence[object],
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        connection_seconds: float = CONNECTION_SECONDS,
     ) -> None:
         self._host, self.port = address
         self._identity = identity
         self._interceptors = [tls.OnlyRole(caller), *interceptors]
         self._servicers = servicers
+        self._options = [*OPTIONS, *_KEEPALIVE, ("grpc.max_connection_age_ms", round(connection_seconds * 1000))]
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> None:
         """Bind and serve. Raises Precondition where the address or the certificates cannot be had."""
         credentials = tls.server_credentials(self._identity)
-        server = grpc.aio.server(interceptors=self._interceptors, options=[*OPTIONS, *_KEEPALIVE])
+        server = grpc.aio.server(interceptors=self._interceptors, options=self._options)
         for servicer in self._servicers:
             adder(servicer)(servicer, server)
         host = f"[{self._host}]" if ":" in self._host else self._host
@@ -54,4 +63,5 @@ _KEEPALIVE = (
     # Controllers ask every 10 s whether the connection lives, also between calls: that is no abuse.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.max_connection_age_grace_ms", _LONGEST_CALL_MS),
 )

@@ -98,10 +98,11 @@ class Groups:
         return found[0][0], [volume for _, volume in found]
 
     def _existing(self, digest: str, name: str, source_ids: Sequence[str]) -> Group | None:
-        for pool in self._pools.all_serving():
+        for pool in self._pools.all_searched():
             group = pool.groups.get(digest)
             if group is None:
                 continue
+            pool.serving()
             if group.name != name:
                 raise Damaged(f"{group.id} holds the name {group.name!r}, not {name!r}: report this")
             if group.source_ids != tuple(sorted(source_ids)):

@@ -15,7 +15,9 @@ class Claim:
     """What the cluster has written down about where one volume goes."""
 
     selected: str | None = None
-    """The owner that the scheduler has chosen for the claim's pod; None where binding is immediate."""
+    """The owner that the scheduler has chosen for the claim's pod; None where it has chosen none, or not yet again."""
+    waits: bool = False
+    """Whether the claim's class leaves the choice to the scheduler. Otherwise binding is immediate, and ours."""
     placed: str | None = None
     """The owner that an earlier call for the same volume was about to ask."""
     key: tuple[str, ...] = ()
@@ -68,14 +70,18 @@ class Placement:
     ) -> Made:
         """Make an empty volume at one of the owners, `preferred` in order, by `create(owner)`.
 
-        One name, one volume: where nothing is selected, the choice is written on the claim before the first call, and is
+        One name, one volume: where the choice is ours, the choice is written on the claim before the first call, and is
         kept until that agent's final no. Only OutOfSpace is final and moves on; every other error leaves the choice,
         because the volume may have been made. Raises OutOfSpace so that the scheduler chooses again, Unavailable to
         have the same call repeated.
         """
         claim = await self._claims.find(volume, labels)
-        if claim.selected is not None:
-            return await self._at_selected(claim.selected, create)
+        selected = claim.selected
+        if selected is None and claim.waits and preferred:
+            # The choice was taken back since the call was made. Whoever made it still has it, and names it first.
+            selected = preferred[0]
+        if selected is not None:
+            return await self._at_selected(selected, create)
         full: list[str] = []
         away: list[str] = []
         for owner in self._candidates(claim, list(preferred) or sorted(self._discovery.owners())):

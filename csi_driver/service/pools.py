@@ -125,6 +125,17 @@ class Pools:
         """Every pool, or Unavailable: a list must never be shorter than the truth."""
         return [pool.serving() for pool in self]
 
+    def all_searched(self) -> list[Pool]:
+        """Every pool, for a search by name. Raises Unavailable where one was never opened: it may hold anything.
+
+        A pool whose disk has gone since still tells by its index what it holds, and nothing can have come to it: it must not
+        keep the others from their work. Whoever finds something in it asks `serving` before he answers.
+        """
+        for pool in self:
+            if pool.refusal is not None:
+                pool.serving()
+        return list(self)
+
     def known(self, name: str) -> Pool | None:
         """A pool by its name, served or not."""
         return self._pools.get(name)

@@ -90,10 +90,11 @@ class Snapshots:
         return page(items, limit, token)
 
     def _existing(self, digest: str, request: SnapshotRequest) -> Snapshot | None:
-        for pool in self._pools.all_serving():
+        for pool in self._pools.all_searched():
             snapshot = pool.snapshots.get(digest)
             if snapshot is None:
                 continue
+            pool.serving()
             if snapshot.name != request.name:
                 raise Damaged(f"{snapshot.id} holds the name {snapshot.name!r}, not {request.name!r}: report this")
             if snapshot.source_id != request.source_id:

@@ -144,10 +144,11 @@ class Volumes:
         return room, room, least
 
     def _existing(self, digest: str, request: VolumeRequest) -> Volume | None:
-        for pool in self._pools.all_serving():
+        for pool in self._pools.all_searched():
             volume = pool.volumes.get(digest)
             if volume is None:
                 continue
+            pool.serving()
             if volume.name != request.name:
                 raise Damaged(f"{volume.id} holds the name {volume.name!r}, not {request.name!r}: report this")
             changed = difference(request, volume.request) or self._other_source(request, volume)

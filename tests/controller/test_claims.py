@@ -12,10 +12,10 @@ import grpc
 import pytest
 from controller_rig import NAMESPACE, ControllerRig, node, until, until_ready
 from fake_api import Call, Fault, Object
-from rpc_rig import CODE, create_volume, from_snapshot, places
+from rpc_rig import CODE, create_volume, from_snapshot, from_volume, places
 
 from csi_driver._pb import csi_pb2 as C
-from csi_driver.kube.kinds import CLAIMS, CONFIG_MAPS, NODES, PODS
+from csi_driver.kube.kinds import CLAIMS, CONFIG_MAPS, NODES, PODS, STORAGE_CLASSES
 
 PLACED = "tidemark.dev/placed-on"
 FULL = OSError(errno.ENOSPC, "full")
@@ -52,6 +52,44 @@ async def test_the_selected_node_alone_is_asked(rig: ControllerRig) -> None:
     await refused(rig.stub.CreateVolume(wanted(other, "n-10", "n-1")), CODE.RESOURCE_EXHAUSTED)
     assert rig.agents["n-1"].asked("CreateVolume") == 0
     assert rig.note("d", PLACED) is None
+
+
+async def test_a_selection_that_was_taken_back_meanwhile(rig: ControllerRig) -> None:
+    """The provisioner still has it, and names it first: nobody else is asked, and nothing is written down."""
+    await until_ready(rig.identity)
+    waits = {"metadata": {"name": "waits"}, "volumeBindingMode": "WaitForFirstConsumer"}
+    rig.fake.put(STORAGE_CLASSES, waits)
+    claim = rig.claim("c")
+    rig.fake.change(CLAIMS, "c", {"spec": {"storageClassName": "waits"}}, "ns")
+    rig.agents["n-10"].faults.fail("create_volume", FULL)
+    await refused(rig.stub.CreateVolume(wanted(claim, "n-10", "n-1")), CODE.RESOURCE_EXHAUSTED)
+    assert rig.agents["n-1"].asked("CreateVolume") == 0
+    assert rig.note("c", PLACED) is None
+    rig.fake.put(STORAGE_CLASSES, waits | {"volumeBindingMode": "Immediate"})
+    rig.agents["n-10"].faults.fail("create_volume", FULL)
+    assert (await rig.stub.CreateVolume(wanted(claim, "n-10", "n-1"))).volume.volume_id.startswith("n-1:")
+
+
+async def test_a_restore_waits_for_its_source(rig: ControllerRig) -> None:
+    """Whatever the cluster says of that node: nobody else has the snapshot, and only a person may give it up."""
+    await until_ready(rig.identity)
+    made = (await rig.stub.CreateVolume(wanted(rig.claim("source"), "n-1"))).volume.volume_id
+    cut = C.CreateSnapshotRequest(name="s", source_volume_id=made)
+    snapshot = (await rig.stub.CreateSnapshot(cut)).snapshot.snapshot_id
+    await rig.agents["n-1"].server.stop(0)
+    restore = wanted(rig.claim("c", selected="n-10"), "n-10", "n-1", volume_content_source=from_snapshot(snapshot))
+    clone = wanted(rig.claim("d"), "n-10", "n-1", volume_content_source=from_volume(made))
+    for state in ("ready", "not ready", "gone"):
+        if state == "not ready":
+            rig.fake.put(NODES, node("n-1", ready=False))
+            await until(lambda: not rig.controller._discovery.place("n-1").ready)
+        if state == "gone":
+            rig.fake.remove(PODS, "agent-n-1", NAMESPACE)
+            rig.fake.remove(NODES, "n-1")
+            await until(lambda: rig.controller._discovery.place("n-1") is None)
+        for request in (restore, clone):
+            await refused(rig.stub.CreateVolume(request), CODE.UNAVAILABLE, "n-1")
+    assert rig.agents["n-10"].asked("CreateVolume") == 0
 
 
 async def test_the_selected_node_dies(rig: ControllerRig) -> None:

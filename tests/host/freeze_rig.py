@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -208,8 +209,14 @@ def in_pause(server: int) -> bool:
     """Whether a cloner has got its word, which it gets once all is frozen. (To ask by freezing would disturb the cut.)"""
     with suppress(OSError):
         cloners = [cloner for child in offspring(server) for cloner in offspring(child)]
-        return any("nanosleep" in Path(f"/proc/{cloner}/wchan").read_text() for cloner in cloners)
+        return any("sigtimedwait" in Path(f"/proc/{cloner}/wchan").read_text() for cloner in cloners)
     return False
+
+
+def end_pause(server: int) -> None:
+    """Let the cloner that waits go on."""
+    (cloner,) = [cloner for child in offspring(server) for cloner in offspring(child)]
+    os.kill(cloner, signal.SIGUSR1)
 
 
 def alive(pid: int) -> bool:

@@ -183,13 +183,18 @@ async def test_jobs_are_bounded_and_wait_for_their_turn() -> None:
     children = Children(limit=2)
     await children.start()
     try:
-        long = [asyncio.create_task(children.run("ping", 10, pause=0.6)) for _ in range(2)]
+        long = [asyncio.create_task(children.run("ping", 60, pause=60)) for _ in range(2)]
         await asyncio.sleep(0.1)
         error = await fails(children.run("ping", 0.1))
         assert error.type == "Busy"
-        await children.run("ping", 5)
-        assert any(task.done() for task in long), "it had to wait for a place"
-        await asyncio.gather(*long)
+        waiting = asyncio.create_task(children.run("ping", 30))
+        await asyncio.sleep(0.1)
+        assert not waiting.done(), "there was no place"
+        long[0].cancel()
+        await waiting
+        assert not long[1].done()
+        long[1].cancel()
+        await asyncio.wait(long)
     finally:
         await children.stop()
 

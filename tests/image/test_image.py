@@ -29,12 +29,18 @@ COMMANDS = ("debootstrap", "buildah", "unshare", "nsenter", "losetup")
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(900)]
 
-# The node's side: mounts below DIR are shared with the container, /dev is the host's so that new loop devices are seen.
-# It lives until its standard input is closed.
+MOST_BYTES = 420_000_000
+"""Of all files in the image, as they lie on a disk."""
+
+# The node's side: mounts below DIR are shared with the container, /dev is the host's so that new loop devices are seen. The
+# image's own files are read-only, as they are in the chart's pods. It lives until its standard input is closed.
 NODE = """
 set -eu
 mount --bind "$1" "$1"
 mount --make-shared "$1"
+mkdir -p "$2$1"
+mount --bind "$2" "$2"
+mount -o remount,bind,ro "$2"
 mount --rbind /dev "$2/dev"
 mount --rbind /sys "$2/sys"
 mount -t tmpfs tmpfs "$2/run"
@@ -166,6 +172,32 @@ def test_what_is_in_it(image: Image) -> None:
     installed = {path.name.partition("-")[0] for path in site.glob("*.dist-info")}
     assert "tidemark_csi" in installed
     assert not installed & {"pip", "setuptools", "hatchling", "grpcio_tools", "mypy"}
+
+
+def test_its_size(image: Image) -> None:
+    """Every node pulls it, and the controller's libraries are the greater part."""
+    seen = {}
+    for path in image.root.rglob("*"):
+        status = path.lstat()
+        seen[status.st_ino] = status.st_blocks * 512
+    assert sum(seen.values()) < MOST_BYTES
+
+
+@pytest.mark.parametrize("words", [("--help",), ("--pod-name", "x", "--kubeconfig", "/nowhere")])
+def test_its_controller_runs_as_nobody(node: Node, words: tuple[str, ...]) -> None:
+    """All that it needs is in the image, and for none of it it must be root or write."""
+    argv = node.in_container("controller", "--endpoint", "/tmp/csi.sock", *words)
+    at = argv.index("chroot") + 2
+    argv[at:at] = ["/usr/bin/setpriv", "--reuid=65532", "--regid=65532", "--clear-groups", "--no-new-privs"]
+    run = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    said = run.stdout + run.stderr
+    assert "Traceback" not in said, said
+    if "--help" in words:
+        assert run.returncode == 0, said
+        assert "--agent-secret" in said
+    else:
+        assert run.returncode == 1, said
+        assert "/nowhere does not lead to a Kubernetes API" in said
 
 
 def test_the_demo_runs_in_it(node: Node) -> None:

@@ -13,6 +13,7 @@ import asyncio
 import copy
 import itertools
 import json
+import re
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -246,7 +247,7 @@ class FakeApi:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         response.enable_chunked_encoding()
         try:
-            async with asyncio.timeout(float(call.query.get("timeoutSeconds", 300))):
+            async with asyncio.timeout(float(call.query.get("timeoutSeconds", 1800))):
                 await response.prepare(request)
                 while (change := await watcher.queue.get()) != "CUT":
                     if not self.silent and (event := self._event(call, change)) is not None:
@@ -299,6 +300,8 @@ class FakeApi:
         metadata = body.setdefault("metadata", {})
         if not metadata.get("name"):
             metadata["name"] = f"{metadata.get('generateName', '')}{uuid.uuid4().hex[:5]}"
+        if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", metadata["name"]):
+            raise Fault(422, "Invalid", f'metadata.name: Invalid value: "{metadata["name"]}"')
         if call.kind.namespaced:
             metadata["namespace"] = call.namespace or "default"
         if _key(body) in self._objects[call.kind]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from api_contract import CHECKS, Check
 from fake_api import Call, FakeApi, Fault
 
-from csi_driver.domain.errors import AlreadyExists, NotFound, Precondition, Unavailable
+from csi_driver.domain.errors import Precondition, Unavailable
 from csi_driver.kube import api as api_module
 from csi_driver.kube.api import Api
-from csi_driver.kube.errors import Conflict, Gone, Refused
-from csi_driver.kube.kinds import CLAIMS, CONFIG_MAPS, NODES, ROLLBACKS, SNAPSHOTS, VOLUMES, Kind
+from csi_driver.kube.errors import Gone, Refused
+from csi_driver.kube.kinds import CLAIMS, NODES, ROLLBACKS, SNAPSHOTS, VOLUMES, Kind
 
 
 def claim(name: str, **labels: str) -> dict[str, object]:
@@ -26,44 +27,9 @@ def test_paths() -> None:
     assert Kind("g", "v1", "things", namespaced=False).path(name="x") == "/apis/g/v1/things/x"
 
 
-async def test_an_object_from_its_creation_to_its_end(fake: FakeApi) -> None:
-    api = await fake.connect()
-    made = await api.create(CLAIMS, claim("c"), "ns")
-    assert (made["kind"], made["metadata"]["namespace"]) == ("PersistentVolumeClaim", "ns")
-    with pytest.raises(AlreadyExists):
-        await api.create(CLAIMS, claim("c"), "ns")
-    assert (await api.get(CLAIMS, "c", "ns")) == made
-    assert await api.get(CLAIMS, "c", "elsewhere") is None
-
-    patched = await api.patch(CLAIMS, "c", {"metadata": {"annotations": {"a": "1", "b": "2"}}}, "ns")
-    patched = await api.patch(CLAIMS, "c", {"metadata": {"annotations": {"a": None}}}, "ns")
-    assert patched["metadata"]["annotations"] == {"b": "2"}
-    with pytest.raises(NotFound):
-        await api.patch(CLAIMS, "d", {}, "ns")
-
-    with pytest.raises(Conflict):
-        await api.replace(CLAIMS, made)  # read before it was patched
-    patched["spec"]["storageClassName"] = "other"
-    replaced = await api.replace(CLAIMS, patched)
-    stale = {"metadata": {"resourceVersion": made["metadata"]["resourceVersion"], "labels": {"x": "y"}}}
-    with pytest.raises(Conflict):
-        await api.patch(CLAIMS, "c", stale, "ns")
-    with pytest.raises(Conflict):
-        await api.delete(CLAIMS, "c", "ns", uid="another")
-    with pytest.raises(Conflict):
-        await api.delete(CLAIMS, "c", "ns", resource_version=made["metadata"]["resourceVersion"])
-    version, uid = replaced["metadata"]["resourceVersion"], replaced["metadata"]["uid"]
-    assert await api.delete(CLAIMS, "c", "ns", uid=uid, resource_version=version)
-    assert not await api.delete(CLAIMS, "c", "ns")
-
-
-async def test_a_finalizer_holds_an_object(fake: FakeApi) -> None:
-    api = await fake.connect()
-    await api.create(CLAIMS, {"metadata": {"name": "c", "finalizers": ["f"]}}, "ns")
-    assert await api.delete(CLAIMS, "c", "ns")
-    assert "deletionTimestamp" in ((await api.get(CLAIMS, "c", "ns")) or {})["metadata"]
-    await api.patch(CLAIMS, "c", {"metadata": {"finalizers": None}}, "ns")
-    assert await api.get(CLAIMS, "c", "ns") is None
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+async def test_contract(fake: FakeApi, check: Check) -> None:
+    await check(await fake.connect(), "ns")
 
 
 async def test_status_is_written_apart(fake: FakeApi) -> None:
@@ -144,13 +110,3 @@ async def test_configuration_from_a_file(fake: FakeApi, tmp_path: Path) -> None:
         await Api.connect(str(tmp_path / "missing"))
     with pytest.raises(Precondition, match="service account"):
         await Api.connect()
-
-
-async def test_a_generated_name(fake: FakeApi) -> None:
-    api = await fake.connect()
-    names = {
-        (await api.create(CONFIG_MAPS, {"metadata": {"generateName": "m-"}}, "ns"))["metadata"]["name"]
-        for _ in range(3)
-    }
-    assert len(names) == 3
-    assert all(name.startswith("m-") for name in names)

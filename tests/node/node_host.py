@@ -108,6 +108,8 @@ def clean(place: Path) -> None:
         if not left:
             return
         for mount in reversed(shown):
+            if Path(mount.point) == place and devices:
+                continue  # by the paths below it they are known
             if mount.major == 7:
                 with suppress(OSError):
                     thaw(mount.point)

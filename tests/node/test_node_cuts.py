@@ -2,10 +2,11 @@
 
 import asyncio
 import os
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +50,28 @@ async def check_clean(rig: Rig, copy: Volume, fs_type: str) -> None:
     await rig.access.detach(copy)
 
 
-def paused_cuts(rig: Rig, monkeypatch: pytest.MonkeyPatch, pause: float, *points: str) -> list[float]:
-    """Let cuts sleep inside their freeze (of these staging paths, or all); returns the times at which they began."""
+def paused_cuts(rig: Rig, monkeypatch: pytest.MonkeyPatch, pause: float, *points: str) -> None:
+    """Let cuts wait inside their freeze (of these staging paths, or all)."""
     real = rig.children.run
-    begun: list[float] = []
 
     async def run_(job: str, timeout: float, **args: Any) -> Any:
         if job == "cut" and (not points or any(m["point"].startswith(points) for m in args["mounts"])):
             args["test_pause"] = pause
-            begun.append(time.monotonic())
         return await real(job, timeout, **args)
 
     monkeypatch.setattr(rig.children, "run", run_)
-    return begun
+
+
+def waiting_cloners(server: int) -> list[int]:
+    """The cloning processes that sleep inside their freeze."""
+
+    def below(pid: int) -> list[int]:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    with suppress(OSError):
+        cloners = [cloner for child in below(server) for cloner in below(child)]
+        return [pid for pid in cloners if "sigtimedwait" in Path(f"/proc/{pid}/wchan").read_text()]
+    return []
 
 
 @pytest.mark.parametrize("fs_type", ["ext4", "xfs"])
@@ -330,15 +340,16 @@ async def test_the_tree_is_shown_while_a_child_hangs(rig: Rig) -> None:
         assert {node.item.id for node in nodes} == {volume.id, other.id}
 
 
+@pytest.mark.parametrize("rig", [{"freeze_deadline": 60.0}], indirect=True)
 async def test_what_changes_a_volume_is_busy_while_it_is_cut(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lock keeps everybody out for the whole freeze, unstage above all; others are not held up."""
     volume, other = await rig.volume("v"), await rig.volume("w")
     target = await rig.show(volume)
-    begun = paused_cuts(rig, monkeypatch, 4.0)
+    paused_cuts(rig, monkeypatch, 50.0)
     cut = asyncio.create_task(rig.snapshot("s", volume))
-    while not begun:
+    while not (cloners := waiting_cloners(rig.children.server_pid)):
+        assert not cut.done()
         await asyncio.sleep(0.01)
-    await asyncio.sleep(0.5)
     # A touch of a frozen file system waits for its thaw; a second freeze, to look, would be in the cut's way.
     touch = await asyncio.create_subprocess_exec("touch", f"{target}/touched")
     for call in (
@@ -357,8 +368,10 @@ async def test_what_changes_a_volume_is_busy_while_it_is_cut(rig: Rig, monkeypat
         write_file(f"{path}/data", b"1")
     assert not cut.done()
     assert touch.returncode is None
+    os.kill(cloners[0], signal.SIGUSR1)
     await cut
     assert await touch.wait() == 0
+    monkeypatch.undo()
     await rig.snapshot("s2", volume)
 
 

@@ -24,7 +24,7 @@ from csi_driver.rpc.interceptors import Calls
 from csi_driver.rpc.peers import manifest
 from csi_driver.rpc.router import RoutedController, RoutedGroups
 from csi_driver.rpc.router_tidemark import RoutedTidemark
-from csi_driver.rpc.secure import SecureServer
+from csi_driver.rpc.secure import CONNECTION_SECONDS, SecureServer
 from csi_driver.rpc.server import Server
 from csi_driver.rpc.tidemark import Tidemark
 from csi_driver.service import authority
@@ -106,10 +106,16 @@ class AgentOnTls:
             Tidemark(Rollbacks(context, snapshots), Trees(context)),
         ]
         self.port = 0
+        self.connection_seconds = CONNECTION_SECONDS
 
     async def start(self) -> None:
         self.server = SecureServer(
-            ("127.0.0.1", self.port), self.identity, tls.CONTROLLER, self.servicers, [self.calls]
+            ("127.0.0.1", self.port),
+            self.identity,
+            tls.CONTROLLER,
+            self.servicers,
+            [self.calls],
+            self.connection_seconds,
         )
         await self.server.start()
         self.port = self.server.port

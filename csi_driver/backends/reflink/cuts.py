@@ -118,9 +118,8 @@ class Cutter:
                 await self._withdraw(key)
             raise await self._refusal(clones, error) from error
         self._layout.crash_point("thawed")
-        moment = time.time_ns()
         await self._withdraw(key)
-        return Moment(moment, CutReport(float(result["frozen_seconds"]), float(result["clone_seconds"])))
+        return Moment(int(result["moment"]), CutReport(float(result["frozen_seconds"]), float(result["clone_seconds"])))
 
     async def _withdraw(self, key: str) -> None:
         await self._in_thread(announcements.withdraw, str(self._layout.freezes), key)

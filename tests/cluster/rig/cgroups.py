@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 from rig.machine import RigError
+from rig.paths import NAME
 
 TOP = Path("/sys/fs/cgroup")
-NAME = "tidemark-cluster"
 
 
 def hierarchies() -> list[Path]:

@@ -1,11 +1,13 @@
 """The cluster as a whole: up, down, and Tidemark on it, installed by helm as a user would."""
 
+import functools
 import json
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,7 @@ class Cluster:
         programs()
         self.down()
         STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # They are the machine's: another cluster finds them, and leaves them.
         mine = [str(point) for point in map(Path, (f"/var/lib/{name}" for name in OWN)) if not point.exists()]
         found = {"nodes": len(self.nodes), "mount_points": mine, "netns": network.namespaces_are_mounted()}
         (STATE / "cluster.json").write_text(json.dumps(found))
@@ -112,10 +115,12 @@ class Cluster:
         if not state["netns"]:
             network.unmount_namespaces()
         cgroups.remove()
-        for point in state["mount_points"]:
-            if Path(point).exists():
-                Path(point).rmdir()
         shutil.rmtree(STATE, ignore_errors=True)
+        # Without its directory another cluster's mount would be gone too.
+        if not list(STATE.parent.glob("tidemark-cluster*")):
+            for point in state["mount_points"]:
+                with suppress(FileNotFoundError):
+                    Path(point).rmdir()
 
     def node(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)
@@ -159,29 +164,26 @@ class Cluster:
 
     def described(self, namespace: str) -> str:
         """What somebody wants to see who looks for the cause of a failure: objects, events and logs."""
-        told = []
         here, release = self.kubectl.within(namespace), self.kubectl.within(NAMESPACE)
         kinds = "pods,pvc,volumesnapshots,volumesnapshotcontents,pv,nodes"
-        asked: list[tuple[str, Callable[[], str]]] = [
-            ("objects", lambda: here("get", kinds, "--output=wide")),
-            ("events", lambda: "\n".join(here.events()[-60:])),
-            ("tidemark", lambda: release("get", "pods", "--output=wide")),
-            ("tidemark's events", lambda: "\n".join(release.events()[-30:])),
+        told = [
+            _told("objects", lambda: here("get", kinds, "--output=wide")),
+            _told("events", lambda: "\n".join(here.events()[-60:])),
+            _told("tidemark", lambda: release("get", "pods", "--output=wide")),
+            _told("tidemark's events", lambda: "\n".join(release.events()[-30:])),
         ]
-        selector = "--selector=app.kubernetes.io/name=tidemark"
-        asked.append(
-            (
-                "logs",
-                lambda: release("logs", selector, "--all-containers", "--prefix", "--tail=60", "--max-log-requests=20"),
-            )
-        )
-        for title, ask in asked:
-            try:
-                text = ask()
-            except KubectlError as error:
-                text = str(error)
-            told.append(f"--- {title}\n{text}")
+        for pod in release.items("pods"):
+            name, spec = pod["metadata"]["name"], pod["spec"]
+            for container in (each["name"] for each in (*spec.get("initContainers", ()), *spec["containers"])):
+                told.append(_told(f"{name} {container}", functools.partial(release.logs, name, container, "--tail=60")))
         return "\n".join(told)
+
+
+def _told(title: str, ask: Callable[[], str]) -> str:
+    try:
+        return f"--- {title}\n{ask()}"
+    except KubectlError as error:
+        return f"--- {title}\n{error}"
 
 
 def _knows_driver(csi_node: dict[str, Any]) -> bool:

@@ -16,7 +16,9 @@ from rig.paths import (
     KUBECONFIG,
     KUBERNETES_SERVICE,
     LOGS,
+    MANAGER_PORT,
     PKI,
+    SCHEDULER_PORT,
     SERVICES,
     STATE,
     programs,
@@ -85,13 +87,14 @@ class ControlPlane(Machine):
         manager = [
             *(f"{bin_}/kube-controller-manager", f"--kubeconfig={here}/controller-manager.kubeconfig"),
             *("--leader-elect=false", "--use-service-account-credentials=true", "--bind-address=127.0.0.1"),
+            f"--secure-port={MANAGER_PORT}",
             *(f"--root-ca-file={PKI}/ca.crt", f"--service-account-private-key-file={PKI}/service-accounts.key"),
             # A node that is off is told from one that is slow within 20 seconds, not 50.
             *("--node-monitor-period=2s", "--node-monitor-grace-period=20s", "--profiling=false"),
         ]
         scheduler = [
             *(f"{bin_}/kube-scheduler", f"--kubeconfig={here}/scheduler.kubeconfig", "--leader-elect=false"),
-            *("--bind-address=127.0.0.1", "--profiling=false"),
+            *("--bind-address=127.0.0.1", f"--secure-port={SCHEDULER_PORT}", "--profiling=false"),
         ]
         return {"etcd": etcd, "apiserver": apiserver, "controller-manager": manager, "scheduler": scheduler}
 

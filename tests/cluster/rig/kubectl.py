@@ -102,5 +102,10 @@ class Kubectl:
         return [f"{each['reason']} {each.get('message', '')}" for each in found]
 
 
+def is_ready(found: Document) -> bool:
+    """Whether a snapshot, or a group's, can be used; for `until`."""
+    return bool(found.get("status", {}).get("readyToUse"))
+
+
 def _manifest(documents: Sequence[Document]) -> str:
     return json.dumps({"apiVersion": "v1", "kind": "List", "items": list(documents)})

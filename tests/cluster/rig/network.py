@@ -3,24 +3,24 @@
 from pathlib import Path
 
 from rig.machine import command
-from rig.paths import BRIDGE, BRIDGE_ADDRESS, NODES, SERVICES, node_address, pod_subnet
+from rig.paths import BRIDGE_ADDRESS, NAME, NODES, NUMBER, SERVICES, node_address, pod_subnet
 
 NAMED = "/run/netns"
 
 
 def make_bridge() -> None:
-    if Path(f"/sys/class/net/{BRIDGE}").exists():
+    if Path(f"/sys/class/net/{NAME}").exists():
         return
-    command("ip", "link", "add", BRIDGE, "type", "bridge")
-    command("ip", "address", "add", f"{BRIDGE_ADDRESS}/24", "dev", BRIDGE)
-    command("ip", "link", "set", BRIDGE, "up")
+    command("ip", "link", "add", NAME, "type", "bridge")
+    command("ip", "address", "add", f"{BRIDGE_ADDRESS}/24", "dev", NAME)
+    command("ip", "link", "set", NAME, "up")
     # What no node translates must not leave the machine by its default route. They go with the bridge.
     for reserved in (NODES, SERVICES):
-        command("ip", "route", "add", reserved, "dev", BRIDGE)
+        command("ip", "route", "add", reserved, "dev", NAME)
 
 
 def remove_bridge() -> None:
-    command("ip", "link", "delete", BRIDGE, check=False)
+    command("ip", "link", "delete", NAME, check=False)
 
 
 def namespaces_are_mounted() -> bool:
@@ -35,7 +35,11 @@ def unmount_namespaces() -> None:
 
 
 def namespace(name: str) -> str:
-    return f"tidemark-{name}"
+    return f"{NAME}-{name}"
+
+
+def cable(name: str) -> str:
+    return f"tm{NUMBER}-{name}"  # the kernel takes 15 characters
 
 
 def make_node(name: str, index: int, others: list[int]) -> None:
@@ -43,10 +47,10 @@ def make_node(name: str, index: int, others: list[int]) -> None:
 
     A pod's own addresses only: no default route, so that nothing from a pod gets further than the bridge.
     """
-    inside, outside = namespace(name), f"tm-{name}"
+    inside, outside = namespace(name), cable(name)
     command("ip", "netns", "add", inside)
     command("ip", "link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", inside)
-    command("ip", "link", "set", outside, "master", BRIDGE, "up")
+    command("ip", "link", "set", outside, "master", NAME, "up")
     within = ("ip", "-n", inside)
     command(*within, "link", "set", "lo", "up")
     command(*within, "address", "add", f"{node_address(index)}/24", "dev", "eth0")
@@ -61,5 +65,5 @@ def make_node(name: str, index: int, others: list[int]) -> None:
 
 def remove_node(name: str) -> None:
     # The kernel takes the cable away with the namespace, in its own time: by name it is gone when this returns.
-    command("ip", "link", "delete", f"tm-{name}", check=False)
+    command("ip", "link", "delete", cable(name), check=False)
     command("ip", "netns", "delete", namespace(name), check=False)

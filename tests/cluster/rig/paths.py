@@ -1,7 +1,7 @@
 """Where the cluster has its state and its programs, and the addresses that it uses.
 
 All addresses lie in 198.18.0.0/15, which is reserved for benchmarks: nothing collides with the machine's own network, and
-nothing that is sent to one of them leaves the machine.
+nothing that is sent to one of them leaves the machine. TIDEMARK_CLUSTER=1 to 7 names another cluster beside the first one.
 """
 
 import functools
@@ -12,17 +12,23 @@ from pathlib import Path
 
 TREE = Path(__file__).resolve().parents[3]
 CHART = TREE / "charts" / "tidemark"
-STATE = Path(os.environ.get("TIDEMARK_CLUSTER") or "/var/lib/tidemark-cluster")
-"""On a real disk and root's alone: pools lie below it, and keys. One cluster a machine, whatever tree made it."""
+NUMBER = int(os.environ.get("TIDEMARK_CLUSTER") or 0)
+NAME = f"tidemark{NUMBER}"
+"""Of the bridge, and the beginning of the names of what else is the whole machine's."""
+STATE = Path("/var/lib") / (f"tidemark-cluster-{NUMBER}" if NUMBER else "tidemark-cluster")
+"""On a real disk and root's alone: pools lie below it, and keys. One for the machine, whatever tree made it."""
+LOCK = Path(f"/run/{NAME}.lock")
+"""Held by whoever uses the cluster for tests."""
 
-BRIDGE = "tidemark0"
-BRIDGE_ADDRESS = "198.18.0.1"
-NODES = "198.18.0.0/16"
-SERVICES = "198.19.0.0/20"
-KUBERNETES_SERVICE = "198.19.0.1"
+NODES = f"198.18.{32 * NUMBER}.0/19"
+BRIDGE_ADDRESS = f"198.18.{32 * NUMBER}.1"
+SERVICES = f"198.19.{16 * NUMBER}.0/20"
+KUBERNETES_SERVICE = f"198.19.{16 * NUMBER}.1"
 API = f"https://{BRIDGE_ADDRESS}:6443"
-ETCD = "http://127.0.0.1:12379"
-ETCD_PEER = "http://127.0.0.1:12380"
+ETCD = f"http://127.0.0.1:{12300 + 10 * NUMBER}"
+ETCD_PEER = f"http://127.0.0.1:{12301 + 10 * NUMBER}"
+MANAGER_PORT = 12302 + 10 * NUMBER
+SCHEDULER_PORT = 12303 + 10 * NUMBER
 
 PKI = STATE / "pki"
 LOGS = STATE / "logs"
@@ -45,8 +51,8 @@ def programs() -> Path:
 
 
 def node_address(index: int) -> str:
-    return f"198.18.0.{10 + index}"
+    return f"198.18.{32 * NUMBER}.{10 + index}"
 
 
 def pod_subnet(index: int) -> str:
-    return f"198.18.{16 + index}.0/24"
+    return f"198.18.{32 * NUMBER + index}.0/24"

@@ -1,0 +1,208 @@
+"""One look at one schedule: from what was observed to what is to be done. No clock, no API, nothing remembered."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from csi_driver.domain.instants import format_instant
+from csi_driver.domain.retention import failures_to_remove, surplus
+from csi_driver.operator.schedule_due import Due, late_since, look_at_the_clock
+from csi_driver.operator.schedule_facts import Claim, Made
+from csi_driver.operator.schedule_make import Label, Make, Room, Steps, busy_disks, next_steps
+from csi_driver.operator.schedule_spec import Spec, Unacceptable
+from csi_driver.operator.schedule_state import Run, State, read_state
+from csi_driver.operator.schedule_status import Findings, invalid_status, status_of
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was observed of one schedule and around it.
+
+    `living` are the handles of all disks that a claim of the namespace has; `used` counts the snapshots of a disk, whoever made
+    them; `labelled` are claims that carry this schedule's group label, and its value. `assumed` are names that were just created
+    and may not be seen yet, `assumed_disks` their disks. Of the `limit` of snapshots in flight on a node, `flying` are.
+    """
+
+    schedule: Mapping[str, Any]
+    claims: Sequence[Claim] = ()
+    made: Sequence[Made] = ()
+    living: frozenset[str] = frozenset()
+    used: Mapping[str, int] = field(default_factory=dict)
+    labelled: Mapping[str, str] = field(default_factory=dict)
+    assumed: frozenset[str] = frozenset()
+    assumed_disks: frozenset[str] = frozenset()
+    flying: Mapping[str, int] = field(default_factory=dict)
+    limit: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """An object to delete, if it is still this very one and unchanged."""
+
+    kind: Literal["snapshot", "group"]
+    name: str
+    uid: str
+    version: str
+    why: Literal["retention", "failed", "claim"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """To be told on the schedule."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is to be done, in this order: `status` if it `begins` a run, labels, makes, removals, `status`, events.
+
+    `wake` is when to look again although nothing has changed; `late` since when a run is missing.
+    """
+
+    status: Mapping[str, Any]
+    begins: bool = False
+    labels: Sequence[Label] = ()
+    makes: Sequence[Make] = ()
+    removals: Sequence[Remove] = ()
+    events: Sequence[Event] = ()
+    wake: int | None = None
+    late: int | None = None
+
+
+def refuse(schedule: Mapping[str, Any], why: Unacceptable, now: int) -> Decision:
+    """For a spec that cannot be followed: nothing is made and nothing is deleted."""
+    events = () if _told(schedule, why) else (Event("Warning", why.reason, str(why)),)
+    return Decision(invalid_status(schedule, why.reason, str(why), now), events=events)
+
+
+def decide(spec: Spec, seen: Seen, now: int) -> Decision:
+    """Decide about a schedule whose spec can be followed."""
+    alive = [one for one in seen.made if not one.going]
+    due = look_at_the_clock(spec, read_state(seen.schedule.get("status") or {}), seen.claims, seen.made, now)
+    events = _events(due)
+    if due.begun:
+        # Written down before anything is made: whoever goes on from here knows which claims matched.
+        return Decision(_status(spec, seen, due.state, Steps(), now), begins=True, events=events, wake=now)
+    state, steps = due.state, Steps()
+    if state.run is not None:
+        run = _progress(state.run, seen)
+        waiting = [claim for name in run.waiting for claim in seen.claims if claim.name == name]
+        room = Room(seen.limit, seen.flying, seen.used, busy_disks(alive) | seen.assumed_disks)
+        steps = next_steps(spec, run, waiting, room, seen.labelled)
+        started = {claim for make in steps.makes for claim in make.claims}
+        run = Run(
+            run.instant,
+            tuple(name for name in run.waiting if name not in started),
+            tuple(sorted({*run.making, *(make.name for make in steps.makes)})),
+        )
+        state = replace(state, run=run)
+        if run.complete:
+            state = replace(state, run=None, successful=run.instant)
+            events = [
+                *events,
+                Event("Normal", "Complete", f"every snapshot for {format_instant(run.instant)} is ready"),
+            ]
+    if not spec.grouped:
+        steps.labels += [Label(name, "") for name in sorted(seen.labelled)]
+    following = spec.plan.following(now) if not spec.suspend else None
+    current = spec.plan.latest(now)
+    wakes = [occasion.fires for occasion in (following,) if occasion is not None]
+    if current is not None and not spec.suspend:
+        # A time that has come, but whose jitter has not passed.
+        after = spec.plan.following(current.nominal)
+        wakes += [after.fires] if after is not None and after.fires > now else []
+    return Decision(
+        _status(spec, seen, state, steps, now),
+        labels=steps.labels,
+        makes=steps.makes,
+        removals=_removals(spec, seen, alive),
+        events=events,
+        wake=min(wakes, default=None),
+        late=late_since(spec, state, seen.made, now),
+    )
+
+
+def _progress(run: Run, seen: Seen) -> Run:
+    """What of a run is left, by what is there: a claim whose snapshot exists does not wait, one that is ready is not made."""
+    of_this = [one for one in seen.made if one.instant == run.instant]
+    there = {claim for one in of_this for claim, _ in one.disks}
+    eligible = {claim.name for claim in seen.claims if not claim.refusal}
+    state = {one.name: one for one in of_this}
+    making = {name for name in run.making if name in seen.assumed and name not in state}
+    making |= {one.name for one in of_this if not one.unit.ready and not one.going}
+    return Run(
+        run.instant,
+        tuple(name for name in run.waiting if name in eligible and name not in there),
+        tuple(sorted(making)),
+    )
+
+
+def _removals(spec: Spec, seen: Seen, alive: Sequence[Made]) -> list[Remove]:
+    by_name = {one.name: one for one in alive}
+    gone: dict[str, Remove] = {}
+    if spec.delete_with_claim:
+        for one in alive:
+            orphaned = bool(one.unit.series) and not (one.unit.series & seen.living)
+            if orphaned and not one.unit.kept and not one.busy:
+                gone[one.name] = _remove(one, "claim")
+    units = [one.unit for one in alive]
+    for unit in failures_to_remove(units):
+        gone.setdefault(unit.name, _remove(by_name[unit.name], "failed"))
+    for unit in surplus(units, spec.rules):
+        gone.setdefault(unit.name, _remove(by_name[unit.name], "retention"))
+    return list(gone.values())
+
+
+def _remove(one: Made, why: Literal["retention", "failed", "claim"]) -> Remove:
+    return Remove(one.kind, one.name, one.uid, one.version, why)
+
+
+def _status(spec: Spec, seen: Seen, state: State, steps: Steps, now: int) -> dict[str, Any]:
+    following = spec.plan.following(now)
+    findings = Findings(
+        seen.claims,
+        [one for one in seen.made if not one.going],
+        seen.living,
+        steps.blocked,
+        None if spec.suspend or following is None else following.nominal,
+    )
+    return status_of(spec, seen.schedule, state, findings, now)
+
+
+def _events(due: Due) -> list[Event]:
+    events = []
+    if due.missed is not None:
+        events.append(
+            Event(
+                "Warning",
+                "Missed",
+                f"no run could begin for {format_instant(due.missed.nominal)} until {format_instant(due.missed.deadline)}: "
+                "nothing is made up for later than startingDeadline",
+            )
+        )
+    if due.cut_short:
+        some = ", ".join(due.cut_short[:10])
+        events.append(
+            Event(
+                "Warning",
+                "CutShort",
+                f"the next time has come, and {len(due.cut_short)} claims were not reached: {some}",
+            )
+        )
+    if due.begun and due.state.run is not None:
+        events.append(
+            Event(
+                "Normal",
+                "Begun",
+                f"{len(due.state.run.waiting)} claims at {format_instant(due.state.run.instant)}",
+            )
+        )
+    return events
+
+
+def _told(schedule: Mapping[str, Any], why: Unacceptable) -> bool:
+    conditions = (schedule.get("status") or {}).get("conditions") or []
+    return any(c.get("type") == "Ready" and c.get("message") == str(why) for c in conditions)

@@ -1,0 +1,200 @@
+"""What was observed, read from the API's documents once, as values that decisions are made of."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from csi_driver.domain.ids import parse
+from csi_driver.domain.instants import parse_instant
+from csi_driver.domain.retention import Unit
+from csi_driver.operator.schedule_names import (
+    CLAIM,
+    KEEP,
+    MEMBERS,
+    NODE,
+    SCHEDULE,
+    SCHEDULED_FOR,
+    VOLUME,
+    group_name,
+    schedule_label,
+    snapshot_name,
+)
+
+Object = Mapping[str, Any]
+
+SNAPSHOT_IN_CREATION = "snapshot.storage.kubernetes.io/volumesnapshot-being-created"
+GROUP_IN_CREATION = "groupsnapshot.storage.kubernetes.io/volumegroupsnapshot-being-created"
+"""Annotations of the snapshotter on a content, from before it asks the driver until a final answer: while one is there, an
+error in the status is not the last word, and the snapshot may yet be made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A claim that matches. `refusal` says why no snapshot can be made of it; then it has no handle."""
+
+    name: str
+    created: int
+    handle: str = ""
+    node: str = ""
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A snapshot or a group that this schedule made. `disks` are (claim, handle) pairs, more than one in a group."""
+
+    kind: Literal["snapshot", "group"]
+    unit: Unit
+    uid: str
+    version: str
+    disks: tuple[tuple[str, str], ...]
+    node: str
+    busy: bool
+    """Whether it may still become ready, or is on its way: nothing else is begun for its disks meanwhile."""
+    going: bool
+    """Whether it is being deleted already: it counts for nothing any more."""
+    error: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its name in the API."""
+        return self.unit.name
+
+    @property
+    def instant(self) -> int:
+        """The nominal time that it was made for."""
+        return self.unit.instant
+
+
+def read_claim(claim: Object, volume: Object | None, driver: str) -> Claim:
+    """A claim and the PersistentVolume that it names, or None where there is none."""
+    meta = claim["metadata"]
+    name, created = meta["name"], parse_instant(meta.get("creationTimestamp")) or 0
+    csi = ((volume or {}).get("spec") or {}).get("csi") or {}
+    owner = ((volume or {}).get("spec") or {}).get("claimRef") or {}
+    if meta.get("deletionTimestamp"):
+        refusal = "it is being deleted"
+    elif (claim.get("status") or {}).get("phase") != "Bound":
+        refusal = "it is not bound"
+    elif volume is None or owner.get("uid") != meta.get("uid"):
+        refusal = "its PersistentVolume is not there or belongs to another claim"
+    elif csi.get("driver") != driver:
+        refusal = f"its driver is {csi.get('driver') or 'none'}, not {driver}"
+    else:
+        handle = csi.get("volumeHandle", "")
+        return Claim(name, created, handle, node_of(handle))
+    return Claim(name, created, refusal=refusal)
+
+
+def node_of(handle: str) -> str:
+    """The owner that a volume handle names; empty for a handle that is not ours."""
+    parsed = parse(handle)
+    return parsed.owner if parsed else ""
+
+
+def read_snapshot(snapshot: Object, content: Object | None, schedule: str, in_use: frozenset[str]) -> Made | None:
+    """A VolumeSnapshot that the named schedule made, or None: labels alone are easily copied, the name tells as well."""
+    meta = snapshot["metadata"]
+    said = meta.get("annotations") or {}
+    instant, claim, handle = parse_instant(said.get(SCHEDULED_FOR)), said.get(CLAIM, ""), said.get(VOLUME, "")
+    if not _is_of(meta, schedule) or instant is None or meta["name"] != snapshot_name(schedule, claim, instant):
+        return None
+    status = snapshot.get("status") or {}
+    state = _state(status, _annotated(content, SNAPSHOT_IN_CREATION))
+    unit = Unit(
+        meta["name"],
+        instant,
+        frozenset([handle] if handle else []),
+        ready=state == "ready",
+        failed=state == "failed",
+        kept=KEEP in (meta.get("labels") or {}) or meta["name"] in in_use,
+    )
+    return _made("snapshot", meta, unit, ((claim, handle),), node_of(handle), state, status)
+
+
+def read_group(
+    group: Object,
+    content: Object | None,
+    members: Iterable[tuple[Object, str]],
+    schedule: str,
+    in_use: frozenset[str],
+) -> Made | None:
+    """A VolumeGroupSnapshot that the named schedule made, or None. `members`: its snapshots, each with its disk's handle.
+
+    Before it is ready the members are those that were meant; then those that are there.
+    """
+    meta = group["metadata"]
+    said = meta.get("annotations") or {}
+    instant, node = parse_instant(said.get(SCHEDULED_FOR)), said.get(NODE, "")
+    if not _is_of(meta, schedule) or instant is None or meta["name"] != group_name(schedule, node, instant):
+        return None
+    status = group.get("status") or {}
+    state = _state(status, _annotated(content, GROUP_IN_CREATION))
+    there = list(members)
+    disks = tuple(sorted(_meant(said.get(MEMBERS, "")).items()))
+    if state == "ready" and there:
+        disks = tuple(sorted((_claim_of(snapshot), handle) for snapshot, handle in there if handle))
+    kept = any(
+        KEEP in (snapshot["metadata"].get("labels") or {}) or snapshot["metadata"]["name"] in in_use
+        for snapshot, _ in there
+    )
+    unit = Unit(
+        meta["name"],
+        instant,
+        frozenset(handle for _, handle in disks),
+        ready=state == "ready",
+        failed=state == "failed",
+        kept=kept or KEEP in (meta.get("labels") or {}),
+    )
+    return _made("group", meta, unit, disks, node, state, status)
+
+
+def _made(
+    kind: Literal["snapshot", "group"],
+    meta: Object,
+    unit: Unit,
+    disks: tuple[tuple[str, str], ...],
+    node: str,
+    state: str,
+    status: Object,
+) -> Made:
+    return Made(
+        kind,
+        unit,
+        meta.get("uid", ""),
+        meta.get("resourceVersion", ""),
+        disks,
+        node,
+        busy=state == "busy",
+        going=bool(meta.get("deletionTimestamp")),
+        error=(status.get("error") or {}).get("message", ""),
+    )
+
+
+def _is_of(meta: Object, schedule: str) -> bool:
+    label = (meta.get("labels") or {}).get(SCHEDULE)
+    named = (meta.get("annotations") or {}).get(SCHEDULE)
+    return named == schedule and label == schedule_label(meta.get("namespace", ""), schedule)
+
+
+def _state(status: Object, in_creation: bool) -> Literal["ready", "failed", "busy"]:
+    if status.get("readyToUse"):
+        return "ready"
+    return "failed" if status.get("error") and not in_creation else "busy"
+
+
+def _annotated(content: Object | None, key: str) -> bool:
+    return key in (((content or {}).get("metadata") or {}).get("annotations") or {})
+
+
+def _claim_of(snapshot: Object) -> str:
+    return str(((snapshot.get("spec") or {}).get("source") or {}).get("persistentVolumeClaimName") or "")
+
+
+def _meant(text: str) -> dict[str, str]:
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return {str(claim): str(handle) for claim, handle in found.items()} if isinstance(found, dict) else {}

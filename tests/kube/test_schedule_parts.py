@@ -1,0 +1,86 @@
+"""The small parts of schedules: names, selectors, figures, and what the cluster lets the controller read."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from fake_api import Call, FakeApi, Fault
+from hypothesis import given
+from hypothesis import strategies as st
+
+from csi_driver.app.schedules import Figures, readable
+from csi_driver.controller_telemetry import ControllerTelemetry
+from csi_driver.kube.kinds import GROUP_SNAPSHOTS, SCHEDULES
+from csi_driver.operator.schedule_names import group_name, schedule_label, snapshot_name
+from csi_driver.operator.selectors import selects
+
+NAMES = st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,250}[a-z0-9])?", fullmatch=True)
+INSTANTS = st.integers(0, 4_000_000_000)
+SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+
+
+@given(NAMES, NAMES, INSTANTS)
+def test_names_are_names(schedule: str, claim: str, instant: int) -> None:
+    for name in (snapshot_name(schedule, claim, instant), group_name(schedule, claim, instant)):
+        assert len(name) <= 63
+        front = (claim if name == snapshot_name(schedule, claim, instant) else schedule)[:36]
+        if SUBDOMAIN.fullmatch(front):
+            assert SUBDOMAIN.fullmatch(name)
+
+
+def test_names_tell_apart_what_is_apart() -> None:
+    given_ = [("s", "a", 1), ("s", "a", 2), ("s", "b", 1), ("t", "a", 1), ("s", "a" * 40, 1), ("s", "a" * 41, 1)]
+    assert len({snapshot_name(*one) for one in given_} | {group_name(*one) for one in given_}) == 12
+    assert snapshot_name("nightly", "data-db-0", 1781697600) == "data-db-0-20260617-120000-913e53a425"
+    assert schedule_label("a", "bc") != schedule_label("ab", "c")
+
+
+@pytest.mark.parametrize(
+    ("selector", "matches"),
+    [
+        ({}, True),
+        ({"matchLabels": {"app": "db"}}, True),
+        ({"matchLabels": {"app": "web"}}, False),
+        ({"matchLabels": {"app": "db", "more": "x"}}, False),
+        ({"matchExpressions": [{"key": "app", "operator": "In", "values": ["db", "web"]}]}, True),
+        ({"matchExpressions": [{"key": "app", "operator": "NotIn", "values": ["db"]}]}, False),
+        ({"matchExpressions": [{"key": "none", "operator": "NotIn", "values": ["db"]}]}, True),
+        ({"matchExpressions": [{"key": "app", "operator": "Exists"}]}, True),
+        ({"matchExpressions": [{"key": "none", "operator": "DoesNotExist"}]}, True),
+        ({"matchLabels": {"app": "db"}, "matchExpressions": [{"key": "app", "operator": "DoesNotExist"}]}, False),
+        ({"matchExpressions": [{"key": "app", "operator": "Like"}]}, False),
+    ],
+)
+def test_selectors(selector: Any, matches: bool) -> None:
+    assert selects(selector, {"app": "db", "tier": "1"}) is matches
+
+
+def test_figures() -> None:
+    telemetry = ControllerTelemetry()
+    figures = Figures(telemetry)
+    figures.made("ns", "s")
+    figures.late("ns", "s", 1000)
+    figures.late("ns", "t", None)
+    text = telemetry.text().decode()
+    assert 'tidemark_schedule_snapshots_total{namespace="ns",result="made",schedule="s"} 1.0' in text
+    assert float(re.findall(r'late_seconds{namespace="ns",schedule="s"} (\S+)', text)[0]) > 1e9
+    assert 'late_seconds{namespace="ns",schedule="t"} 0.0' in text
+    figures.gone("ns", "s")
+    assert 'schedule="s"' not in telemetry.text().decode()
+    figures.clear()
+    assert 'schedule="t"' not in telemetry.text().decode()
+
+
+async def test_kinds_that_are_not_there_or_not_allowed(fake: FakeApi) -> None:
+    api = await fake.connect()
+    assert await readable(api, SCHEDULES)
+    fake.unserved.add(GROUP_SNAPSHOTS)
+    assert not await readable(api, GROUP_SNAPSHOTS)
+
+    def forbid(call: Call) -> None:
+        raise Fault(403, "Forbidden", "not for you")
+
+    fake.hooks.append(forbid)
+    assert not await readable(api, SCHEDULES)
