@@ -37,6 +37,8 @@ true
 {{- if not $condition }}true
 {{- else if eq $condition "snapshots" }}{{ include "tidemark.snapshots" $root }}
 {{- else if eq $condition "groupSnapshots" }}{{ include "tidemark.groupSnapshots" $root }}
+{{- else if eq $condition "snapshotsByOperator" }}{{ if $root.Values.controller.operator }}{{ include "tidemark.snapshots" $root }}{{ end }}
+{{- else if eq $condition "groupsByOperator" }}{{ if $root.Values.controller.operator }}{{ include "tidemark.groupSnapshots" $root }}{{ end }}
 {{- else if eq $condition "webhook" }}{{ if $root.Values.webhook.enabled }}true{{ end }}
 {{- else if eq $condition "operator" }}{{ if $root.Values.controller.operator }}true{{ end }}
 {{- else if eq $condition "uninstallCheck" }}{{ if not $root.Values.uninstall.force }}true{{ end }}
