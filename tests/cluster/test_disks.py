@@ -1,7 +1,7 @@
 """Disks as pods have them: written, cut while they are written, restored larger, cloned, grown, shared, kept for one."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,12 +17,14 @@ SIZES = {"ext4": (64, 128), "xfs": (320, 448), "block": (64, 128)}
 
 
 @pytest.fixture(scope="session")
-def classes(cluster: Cluster) -> None:
+def classes(cluster: Cluster) -> Iterator[None]:
     """Classes beside the chart's own: another file system, and a binding that waits for no pod."""
     cluster.kubectl.apply(
         storage_class("disks-xfs", parameters={"csi.storage.k8s.io/fstype": "xfs"}),
         storage_class("disks-immediate", immediate=True),
     )
+    yield
+    cluster.kubectl.delete("storageclass", "disks-xfs", "disks-immediate")
 
 
 def test_a_disk_in_use_is_cut_and_restored_to_a_larger_one(kubectl: Kubectl, classes: None) -> None:
