@@ -8,7 +8,7 @@ from pathlib import Path
 
 import structlog
 
-from csi_driver.app.parts import ON_EVERY_REPLICA, ON_THE_LEADER, Room, keep_going
+from csi_driver.app.parts import Room, run_all
 from csi_driver.controller_settings import ControllerSettings
 from csi_driver.controller_telemetry import ControllerTelemetry
 from csi_driver.domain.errors import DriverError, Unavailable
@@ -45,7 +45,7 @@ class Controller:
     def __init__(self, settings: ControllerSettings) -> None:
         self._settings = settings
         self.telemetry = ControllerTelemetry()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._parts: asyncio.Task[None] | None = None
         self._ends: list[Callable[[], object]] = []
         self._stopping = False
 
@@ -55,11 +55,10 @@ class Controller:
         from csi_driver.app.health import Health
         from csi_driver.kube.api import Api
         from csi_driver.kube.events import Events
-        from csi_driver.kube.lease import Leader
         from csi_driver.kube.mirrors import Mirrors
         from csi_driver.operator.claims import ClusterClaims
         from csi_driver.operator.discovery import ClusterDiscovery
-        from csi_driver.rpc import reach, tls
+        from csi_driver.rpc import tls
         from csi_driver.rpc.agents import Agents
         from csi_driver.rpc.identity import Identity
         from csi_driver.rpc.interceptors import Calls
@@ -97,19 +96,15 @@ class Controller:
         self._ends.append(lambda: server.stop(DRAIN_SECONDS))
         events = Events(api, settings.release, settings.pod_name)
         room = self.room = Room(settings, ours, api, mirrors, events, self._discovery, agents, self.telemetry)
-        self._begin("parts", keep_going(ON_EVERY_REPLICA, room))
-        self._begin("reach", reach.keep_asking(agents, self.telemetry.reached))
-        if settings.operator:
-            leader = Leader(api, ours.namespace, ours.lease, settings.pod_name)
-            self._begin("leader", leader.run(lambda: self._lead(room)))
+        self._parts = asyncio.create_task(run_all(room))
         log.info("serving", endpoint=settings.endpoint, namespace=settings.namespace, release=settings.release)
 
     async def stop(self) -> None:
         """Hand the lease over, take no more calls, let those that run end, close everything."""
         self._stopping = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._parts is not None:
+            self._parts.cancel()
+            await asyncio.gather(self._parts, return_exceptions=True)
         while self._ends:
             ending = self._ends.pop()()
             if asyncio.iscoroutine(ending):
@@ -120,8 +115,8 @@ class Controller:
         """Raise a DriverError that says why this controller is not ready."""
         if self._stopping:
             raise Unavailable("stopping")
-        if not hasattr(self, "_discovery") or not self._discovery.known():
-            raise Unavailable("the lists of nodes, agents and volumes were not read yet: look whether the API answers")
+        if unread := self._discovery.unread() if hasattr(self, "_discovery") else ["anything"]:
+            raise Unavailable(f"not read yet: {', '.join(unread)}; look whether the API answers, and at the rights")
         self._identity.read()
 
     def ready(self) -> bool:
@@ -132,21 +127,3 @@ class Controller:
             log.debug("not ready", why=str(error))
             return False
         return True
-
-    async def _lead(self, room: Room) -> None:
-        self.telemetry.leading.set(1)
-        try:
-            await keep_going(ON_THE_LEADER, room)
-            await asyncio.Event().wait()
-        finally:
-            self.telemetry.leading.set(0)
-
-    def _begin(self, name: str, work: "asyncio._CoroutineLike[None]") -> None:
-        task = asyncio.create_task(work, name=name)
-        task.add_done_callback(_tell_failure)
-        self._tasks.append(task)
-
-
-def _tell_failure(task: "asyncio.Task[None]") -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("a task of the controller has failed", task=task.get_name(), exc_info=error)

@@ -86,6 +86,12 @@ def _schedules(room: Room) -> Part:
     return schedules.reconciler(room)
 
 
+def _reach(room: Room) -> Part:
+    from csi_driver.rpc.reach import Reach
+
+    return Reach(room.agents, room.telemetry.reached)
+
+
 def _webhook(room: Room) -> Part:
     from csi_driver.app import pins
 
@@ -98,11 +104,36 @@ def _pins(room: Room) -> Part:
     return pins.reconciler(room)
 
 
-ON_EVERY_REPLICA: list[Factory] = [_certificates, _own_files, _webhook]
+ON_EVERY_REPLICA: list[Factory] = [_certificates, _own_files, _webhook, _reach]
 """Begun with the controller, before it is ready: what each replica needs for itself."""
 
 ON_THE_LEADER: list[Factory] = [_pins, _orphans, _rollbacks, _schedules]
 """Begun by the one that holds the Lease, and cancelled when it must not any more."""
+
+
+class _Lead:
+    """Asks for the Lease, and runs what the leader runs while it has it."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+
+    async def run(self) -> None:
+        from csi_driver.kube.lease import Leader
+
+        room = self._room
+        await Leader(room.api, room.ours.namespace, room.ours.lease, room.settings.pod_name).run(self._lead)
+
+    async def _lead(self) -> None:
+        self._room.telemetry.leading.set(1)
+        try:
+            await keep_going(ON_THE_LEADER, self._room)
+        finally:
+            self._room.telemetry.leading.set(0)
+
+
+async def run_all(room: Room) -> None:
+    """Run all that this controller is told to, until cancelled; the lease is given back then."""
+    await keep_going([*ON_EVERY_REPLICA, *([_Lead] if room.settings.operator else [])], room)
 
 
 async def keep_going(factories: Sequence[Factory], room: Room) -> None:

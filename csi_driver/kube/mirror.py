@@ -110,7 +110,7 @@ class Mirror:
                 wait = FIRST_WAIT
                 await self._follow(version)
             except Gone:
-                continue
+                wait = FIRST_WAIT  # all is well but the version: list again
             except DriverError as error:
                 log.warning("objects cannot be listed", kind=str(self.kind), why=str(error), again_in=wait)
             except Exception:  # a document of no known shape must not end the copy for good

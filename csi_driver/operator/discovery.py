@@ -98,7 +98,11 @@ class ClusterDiscovery:
 
     def known(self) -> bool:
         """See Discovery."""
-        return all(mirror.synced for mirror in self._sources)
+        return not self.unread()
+
+    def unread(self) -> list[str]:
+        """The kinds that were not read once yet."""
+        return [str(mirror.kind) for mirror in self._sources if not mirror.synced]
 
     def forgotten(self, owner: str) -> bool:
         """See Discovery."""

@@ -78,14 +78,24 @@ class Agents:
             raise
         finally:
             link.calls -= 1
-            for unused in [one for one in self._replaced if not one.calls]:
-                self._replaced.remove(unused)
-                await unused.channel.close()
+            await self._close_unused()
+
+    async def drop_gone(self) -> None:
+        """Close the channels to nodes that the cluster does not have any more: each would try to connect for ever."""
+        if self.discovery.known():
+            for owner in [one for one in self._links if self.discovery.place(one) is None]:
+                self._replaced.append(self._links.pop(owner))
+        await self._close_unused()
 
     async def close(self) -> None:
         """Drop all channels, with the calls on them."""
         links, self._links, self._replaced = [*self._links.values(), *self._replaced], {}, []
         await asyncio.gather(*(link.channel.close() for link in links), return_exceptions=True)
+
+    async def _close_unused(self) -> None:
+        for unused in [one for one in self._replaced if not one.calls]:
+            self._replaced.remove(unused)
+            await unused.channel.close()
 
     async def _connect(self, owner: str, link: _Link) -> None:
         if link.channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY:

@@ -20,12 +20,20 @@ async def ask_all(agents: Agents) -> dict[str, bool]:
     return dict(zip(owners, await asyncio.gather(*(_answers(agents, owner) for owner in owners)), strict=True))
 
 
-async def keep_asking(agents: Agents, tell: Callable[[Mapping[str, bool]], None]) -> None:
-    """Tell who answers, again and again, until cancelled."""
-    while True:
-        if agents.discovery.known():
-            tell(await ask_all(agents))
-        await asyncio.sleep(EVERY_SECONDS)
+class Reach:
+    """Tells who answers, again and again, and lets channels to nodes that are gone go."""
+
+    def __init__(self, agents: Agents, tell: Callable[[Mapping[str, bool]], None]) -> None:
+        self._agents = agents
+        self._tell = tell
+
+    async def run(self) -> None:
+        """Go on until cancelled."""
+        while True:
+            if self._agents.discovery.known():
+                self._tell(await ask_all(self._agents))
+                await self._agents.drop_gone()
+            await asyncio.sleep(EVERY_SECONDS)
 
 
 async def _answers(agents: Agents, owner: str) -> bool:

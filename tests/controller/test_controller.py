@@ -46,7 +46,7 @@ async def test_a_controller_without_the_cluster_says_so_and_waits(fake: FakeApi)
     async with rig:
         assert not await ready(rig.identity)
         status, why = await http(rig.controller.health.port, "/readyz")
-        assert (status, "not read yet" in why) == (503, True)
+        assert (status, "not read yet: pods, nodes" in why) == (503, True)
         assert (await http(rig.controller.health.port, "/healthz"))[0] == 200
         asked = C.ControllerGetVolumeRequest(volume_id="n-1:default:" + "0" * 32)
         with pytest.raises(grpc.aio.AioRpcError, match="not read the list"):
@@ -124,10 +124,27 @@ async def test_one_of_two_leads_and_both_serve(rig: ControllerRig) -> None:
     request = create_volume("v", accessibility_requirements=places("n-1"))
     assert (await rig.stub.CreateVolume(request)).volume.volume_id.startswith("n-1:")
     await rig.controller.stop()
-    await until(lambda: holder() == "second")
-    assert "tidemark_leading 1.0" in (await http(second.health.port, "/metrics"))[1]
+    async with asyncio.timeout(20):
+        while "tidemark_leading 1.0" not in (await http(second.health.port, "/metrics"))[1]:
+            await asyncio.sleep(0.01)
+    assert holder() == "second"
     await second.stop()
     assert holder() == ""
+
+
+async def test_a_lease_that_somebody_has_spoilt_ends_nothing_for_good(
+    fake: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from csi_driver.app import parts
+
+    monkeypatch.setattr(parts, "RESTART_SECONDS", 0.05)
+    fake.put(LEASES, {"metadata": {"name": "tidemark-operator"}, "spec": {"leaseTransitions": "many"}}, NAMESPACE)
+    async with ControllerRig(fake) as rig:
+        await until(lambda: len(fake.asked("get", LEASES)) > 2)
+        fake.remove(LEASES, "tidemark-operator", NAMESPACE)
+        async with asyncio.timeout(20):
+            while "tidemark_leading 1.0" not in (await http(rig.controller.health.port, "/metrics"))[1]:
+                await asyncio.sleep(0.01)
 
 
 async def test_calls_that_run_end_before_the_controller_does(rig: ControllerRig) -> None:

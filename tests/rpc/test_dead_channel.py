@@ -41,6 +41,10 @@ class Relay:
                 sink.write(data)
         sink.close()
 
+    @property
+    def connections(self) -> int:
+        return len(self._tasks)
+
     def stop(self) -> None:
         for task in self._tasks:
             task.cancel()
@@ -86,3 +90,22 @@ async def test_a_peer_that_falls_silent_is_given_up_and_found_again(cluster: Clu
                     assert (await cluster.controller.ControllerGetVolume(asked)).volume.volume_id == made
                     break
                 await asyncio.sleep(0.1)
+
+
+async def test_a_node_that_is_gone_keeps_no_connection(cluster: Cluster) -> None:
+    """Also not one that tries to connect for ever. A call that it still has in hand comes to its end."""
+    async with relayed(cluster, "n-1") as relay:
+        pause = cluster.agents["n-1"].faults.pause("create_volume")
+        request = create_volume("v", accessibility_requirements=places("n-1"))
+        running = asyncio.ensure_future(cluster.controller.CreateVolume(request))
+        await pause.reached.wait()
+        await cluster.channels.drop_gone()
+        assert relay.connections
+        del cluster.discovery.places["n-1"]
+        await cluster.channels.drop_gone()
+        assert relay.connections
+        pause.release()
+        assert (await running).volume.volume_id.startswith("n-1:")
+        async with asyncio.timeout(HUNG):
+            while relay.connections:
+                await asyncio.sleep(0.01)
