@@ -18,6 +18,8 @@ CTL_ADD, CTL_REMOVE, CTL_GET_FREE = 0x4C80, 0x4C81, 0x4C82
 _BLKROSET = 0x125D
 READ_ONLY, AUTOCLEAR, DIRECT_IO = 1, 4, 16
 _NAME = re.compile(r"loop(\d+)")
+_PAGE = 4096
+"""Bytes that a file in sysfs holds at most."""
 
 
 class Info(ctypes.Structure):
@@ -80,8 +82,12 @@ def numbers() -> list[int]:
 def sysfs(number: int, name: str) -> str | None:
     """Read a file below /sys/block/loopN without its newline; None where there is none, as when nothing is bound."""
     try:
-        with open(f"/sys/block/loop{number}/{name}", "rb") as file:
-            return os.fsdecode(file.read().removesuffix(b"\n"))
+        # Every snapshot looks at every loop device of the machine: a file object would double what that takes.
+        fd = os.open(f"/sys/block/loop{number}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.fsdecode(os.read(fd, _PAGE).removesuffix(b"\n"))
+        finally:
+            os.close(fd)
     except OSError as error:
         # ENODEV, ENXIO: it went away while it was read.
         if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):

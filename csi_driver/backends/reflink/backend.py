@@ -2,9 +2,9 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -142,31 +142,40 @@ class ReflinkBackend:
 
     async def create_snapshot(self, snapshot: Snapshot, source: Volume) -> tuple[Snapshot, CutReport]:
         """See Backend."""
-        with self.layout.translated(f"snapshot {snapshot.name!r} of {source.id}"), self.layout.draft() as draft:
-            image = draft / IMAGE
-            await self._in_thread(_touch, image)
-            report = await self._cutter.cut([Clone(source, self.image(source), image)])
-            await self._keep_promise([source])
-            made = replace(snapshot, size=await self._in_thread(_freeze_image, image), created=report.moment)
-            await self._in_thread(self.layout.publish, draft, dump_snapshot(made), self.layout.snapshots / made.id.hash)
-            return made, report.report
+        with self.layout.translated(f"snapshot {snapshot.name!r} of {source.id}"):
+            async with self._draft(IMAGE) as draft:
+                image = draft / IMAGE
+                report = await self._cutter.cut([Clone(source, self.image(source), image)])
+                await self._keep_promise([source])
+
+                def finish() -> Snapshot:
+                    made = replace(snapshot, size=_freeze_image(image), created=report.moment)
+                    self.layout.publish(draft, dump_snapshot(made), self.layout.snapshots / made.id.hash)
+                    return made
+
+                return await self._in_thread(finish), report.report
 
     async def create_group(self, group: Group, sources: Sequence[Volume]) -> tuple[Group, CutReport]:
         """See Backend."""
-        with self.layout.translated(f"group snapshot {group.name!r}"), self.layout.draft() as draft:
-            images = [catalogue.member_image(draft, member.id.hash) for member in group.members]
-            await self._in_thread(_touch, *images)
-            clones = [Clone(source, self.image(source), image) for source, image in zip(sources, images, strict=True)]
-            report = await self._cutter.cut(clones)
-            await self._keep_promise(sources)
-            sizes = await self._in_thread(lambda: [_freeze_image(image) for image in images])
-            members = tuple(
-                replace(member, size=size, created=report.moment)
-                for member, size in zip(group.members, sizes, strict=True)
-            )
-            made = replace(group, members=members, created=report.moment)
-            await self._in_thread(self.layout.publish, draft, dump_group(made), self.layout.groups / made.id.hash)
-            return made, report.report
+        names = [catalogue.member_image(Path(), member.id.hash).name for member in group.members]
+        with self.layout.translated(f"group snapshot {group.name!r}"):
+            async with self._draft(*names) as draft:
+                images = [draft / name for name in names]
+                pairs = zip(sources, images, strict=True)
+                report = await self._cutter.cut([Clone(source, self.image(source), image) for source, image in pairs])
+                await self._keep_promise(sources)
+
+                def finish() -> Group:
+                    sizes = [_freeze_image(image) for image in images]
+                    members = tuple(
+                        replace(member, size=size, created=report.moment)
+                        for member, size in zip(group.members, sizes, strict=True)
+                    )
+                    made = replace(group, members=members, created=report.moment)
+                    self.layout.publish(draft, dump_group(made), self.layout.groups / made.id.hash)
+                    return made
+
+                return await self._in_thread(finish), report.report
 
     async def delete_snapshot(self, snapshot: Snapshot) -> None:
         """See Backend."""
@@ -227,9 +236,8 @@ class ReflinkBackend:
             return catalogue.read(self.layout, self._options.owner)
 
     def _make_volume(self, volume: Volume, source: Path | None) -> None:
-        with self.layout.draft() as draft:
+        with self.layout.draft(IMAGE) as draft:
             image = draft / IMAGE
-            _touch(image)
             with image.open("r+b") as file:
                 if source is not None:
                     with source.open("rb") as origin:
@@ -239,9 +247,8 @@ class ReflinkBackend:
             self.layout.publish(draft, dump_volume(volume), self._place(volume))
 
     async def _copy_volume(self, volume: Volume, source: Volume) -> CutReport:
-        with self.layout.draft() as draft:
+        async with self._draft(IMAGE) as draft:
             image = draft / IMAGE
-            await self._in_thread(_touch, image)
             report = await self._cutter.cut([Clone(source, self.image(source), image)])
             await self._keep_promise([source])
 
@@ -253,20 +260,36 @@ class ReflinkBackend:
             await self._in_thread(finish)
             return report.report
 
+    @asynccontextmanager
+    async def _draft(self, *images: str) -> AsyncIterator[Path]:
+        """A draft with these images, all in threads: a disk that hangs must not hold the event loop up."""
+        path = self.layout.draft_path()
+        try:
+            await self._in_thread(self.layout.begin, path, *images)
+            yield path
+        except BaseException:
+            await self._in_thread(self.layout.abandon, path)
+            raise
+
     def _expand(self, volume: Volume) -> None:
         with self.image(volume).open("r+b") as file:
-            if os.fstat(file.fileno()).st_size > volume.size:
+            before = os.fstat(file.fileno()).st_size
+            if before > volume.size:
                 return
-            if volume.thick:
-                files.allocate(file.fileno(), volume.size)
-            os.ftruncate(file.fileno(), volume.size)
+            try:
+                if volume.thick:
+                    files.allocate(file.fileno(), volume.size)
+                os.ftruncate(file.fileno(), volume.size)
+            except OSError:
+                with suppress(OSError):
+                    os.ftruncate(file.fileno(), before)  # gives back what was allocated past the end
+                raise
             self.layout.crash_point("image grown")
             os.fsync(file.fileno())
 
     def _exchange(self, volume: Volume, source: Path) -> None:
-        with self.layout.draft() as draft:
+        with self.layout.draft(IMAGE) as draft:
             image = draft / IMAGE
-            _touch(image)
             with image.open("r+b") as file, source.open("rb") as origin:
                 files.reflink(origin.fileno(), file.fileno())
                 self.layout.crash_point("image filled")
@@ -284,11 +307,6 @@ class ReflinkBackend:
 
     async def _in_thread(self, function: Callable[..., _T], *args: object) -> _T:
         return await to_its_end(asyncio.get_running_loop().run_in_executor(self._threads, function, *args))
-
-
-def _touch(*images: Path) -> None:
-    for image in images:
-        os.close(os.open(image, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
 
 
 def _own_blocks(image: Path, size: int) -> None:

@@ -83,17 +83,31 @@ class Layout:
         return Precondition(f"{doing}: pool {self.name} refused ({error})")
 
     @contextmanager
-    def draft(self) -> Iterator[Path]:
-        """An empty directory under `.new`, removed again unless it was published."""
-        path = self.new / secrets.token_hex(8)
-        path.mkdir(mode=0o700)
-        self.crash_point("draft made")
+    def draft(self, *images: str) -> Iterator[Path]:
+        """A directory under `.new` with empty images of these names, removed again unless it was published."""
+        path = self.draft_path()
         try:
+            self.begin(path, *images)
             yield path
         except BaseException:
-            with suppress(OSError):
-                shutil.rmtree(path)
+            self.abandon(path)
             raise
+
+    def draft_path(self) -> Path:
+        """Where a new draft may be made: nobody else gets the same path."""
+        return self.new / secrets.token_hex(8)
+
+    def begin(self, draft: Path, *images: str) -> None:
+        """Make a draft, with empty images of these names in it."""
+        draft.mkdir(mode=0o700)
+        self.crash_point("draft made")
+        for image in images:
+            os.close(os.open(draft / image, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+
+    def abandon(self, draft: Path) -> None:
+        """Remove a draft, as far as that can be done now: the next start does the rest."""
+        with suppress(OSError):
+            shutil.rmtree(draft)
 
     def seal(self, draft: Path, record: bytes) -> None:
         """Make a draft's images and record durable, before it may be shown."""

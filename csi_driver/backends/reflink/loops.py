@@ -37,8 +37,9 @@ class LoopDevices:
     async def find(self, volume: Volume) -> BlockDevice | None:
         """See Devices. Costs no process where sysfs shows no device that could hold this image."""
         self.jobs.refuse_hanging(volume)
-        nameless = [number for number, backing in _bound().items() if not _hash(backing)]
-        if not _named(volume.id.hash) and not await self._is_among(volume, nameless):
+        named = {number: _hash(backing) for number, backing in _bound().items()}
+        nameless = [number for number, digest in named.items() if not digest]
+        if volume.id.hash not in named.values() and not await self._is_among(volume, nameless):
             return None
         found = await self.jobs.run(volume, "loop_find", QUICK, path=str(self._image(volume)))
         return BlockDevice(**found) if found else None
