@@ -1,6 +1,5 @@
 """Fixtures of the scenarios: one cluster for all, and a namespace for each test."""
 
-import fcntl
 import os
 import re
 from collections.abc import Iterator
@@ -9,7 +8,6 @@ from pathlib import Path
 import pytest
 from rig.cluster import Cluster, why_not
 from rig.kubectl import Kubectl
-from rig.paths import LOCK
 
 HERE = Path(__file__).resolve().parent
 _FAILED = pytest.StashKey[bool]()
@@ -31,18 +29,16 @@ def cluster() -> Iterator[Cluster]:
         if os.environ.get("CI"):
             pytest.fail(f"no cluster can be had here, and CI is set: {reason}")
         pytest.skip(f"no cluster can be had here: {reason}")
-    with LOCK.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another run's kills and upgrades would be failures here
-        if present := Cluster.present():
-            yield present
-            return
-        made = Cluster()
-        try:
-            made.up(print)
-            made.install()
-            yield made
-        finally:
-            made.down()
+    if present := Cluster.present():
+        yield present
+        return
+    made = Cluster()
+    try:
+        made.up(print)
+        made.install()
+        yield made
+    finally:
+        made.down()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,53 +1,30 @@
 """Disks as pods have them: written, cut while they are written, restored larger, cloned, grown, shared, kept for one."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from rig.cluster import Cluster
 from rig.kubectl import Document, Kubectl, KubectlError, is_ready
 from rig.objects import CLASS, claim, pod, snapshot, storage_class
+from writers import WRITE, WRITE_BLOCKS, acknowledged
 
 MIB = 1 << 20
 CAP_SYS_RESOURCE = 24
 SIZES = {"ext4": (64, 128), "xfs": (320, 448), "block": (64, 128)}
 """MiB of the disk, and of the one that is restored from its snapshot."""
 
-# A line is acknowledged (in the pod's /acknowledged) only when it is durable, and then the next one is written.
-WRITE = """
-dd if=/dev/urandom of=/disk/content bs=64k count=64 2>/dev/null
-sha256sum /disk/content >/disk/sum
-n=0
-while :; do
-    n=$((n + 1))
-    echo $n >>/disk/lines
-    sync -d /disk/lines
-    echo $n >/acknowledged
-done
-"""
-# The same on a raw device: line n is block n, and zeros follow it.
-WRITE_BLOCKS = """
-n=0
-while :; do
-    n=$((n + 1))
-    echo $n | dd of=/dev/disk bs=4096 seek=$n count=1 conv=sync,notrunc,fsync 2>/dev/null
-    echo $n >/acknowledged
-done
-"""
-
 
 @pytest.fixture(scope="session")
-def classes(cluster: Cluster) -> None:
+def classes(cluster: Cluster) -> Iterator[None]:
     """Classes beside the chart's own: another file system, and a binding that waits for no pod."""
     cluster.kubectl.apply(
         storage_class("disks-xfs", parameters={"csi.storage.k8s.io/fstype": "xfs"}),
         storage_class("disks-immediate", immediate=True),
     )
-
-
-def acknowledged(kubectl: Kubectl, name: str) -> int:
-    return int(kubectl.sh(name, "cat /acknowledged"))
+    yield
+    cluster.kubectl.delete("storageclass", "disks-xfs", "disks-immediate")
 
 
 def test_a_disk_in_use_is_cut_and_restored_to_a_larger_one(kubectl: Kubectl, classes: None) -> None:
@@ -59,8 +36,6 @@ def test_a_disk_in_use_is_cut_and_restored_to_a_larger_one(kubectl: Kubectl, cla
         script = WRITE_BLOCKS if block else WRITE
         kubectl.apply(claim(name, f"{size}Mi", block=block, storage_class=used), pod(kind, script=script, **places))
     kubectl.ready(*SIZES)
-    for kind in SIZES:
-        kubectl("exec", kind, "--", "sh", "-c", "until [ -e /acknowledged ]; do sleep 0.1; done")
     before = {kind: acknowledged(kubectl, kind) for kind in SIZES}
     kubectl.apply(*(snapshot(f"{kind}-cut", f"{kind}-disk") for kind in SIZES))
     for kind in SIZES:

@@ -3,6 +3,7 @@
 from rig.cluster import Cluster
 from rig.kubectl import Kubectl, is_ready
 from rig.objects import claim, group_snapshot, pod
+from writers import acknowledged
 
 # A line is begun on the second disk when it is durable on the first one: in any one moment the first is ahead by at most one.
 WRITE = """
@@ -26,14 +27,13 @@ def test_both_members_are_restored_as_of_one_moment(kubectl: Kubectl) -> None:
         pod("writer", ["log", "data"], script=WRITE),
     )
     kubectl.ready("writer")
-    kubectl.sh("writer", "until [ -e /acknowledged ]; do sleep 0.1; done")
     names = [f"cut{n}" for n in range(GROUPS)]
     least = {}
     for name in names:
-        least[name] = int(kubectl.sh("writer", "cat /acknowledged"))
+        least[name] = acknowledged(kubectl, "writer")
         kubectl.apply(group_snapshot(name, LABELS))
         kubectl.until(is_ready, "volumegroupsnapshot", name)
-    most = int(kubectl.sh("writer", "cat /acknowledged")) + 1
+    most = acknowledged(kubectl, "writer") + 1
     for name in names:
         members = {
             member["spec"]["source"]["persistentVolumeClaimName"]: member["metadata"]["name"]
@@ -54,6 +54,7 @@ def test_both_members_are_restored_as_of_one_moment(kubectl: Kubectl) -> None:
         assert least[name] <= len(data) <= most
     # The members go with the group.
     kubectl.delete("volumegroupsnapshot", *names)
+    kubectl("wait", "volumesnapshot", "--all", "--for=delete", "--timeout=60s", seconds=70)
     assert kubectl.items("volumesnapshots") == []
 
 

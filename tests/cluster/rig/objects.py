@@ -89,7 +89,7 @@ def storage_class(name: str, *, immediate: bool = False, parameters: Mapping[str
         "kind": "StorageClass",
         "metadata": {"name": name},
         "provisioner": "csi.tidemark.dev",
-        "parameters": dict(parameters or {}),
+        **({"parameters": dict(parameters)} if parameters else {}),
         "allowVolumeExpansion": True,
         "volumeBindingMode": "Immediate" if immediate else "WaitForFirstConsumer",
     }

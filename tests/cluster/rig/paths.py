@@ -17,8 +17,6 @@ NAME = f"tidemark{NUMBER}"
 """Of the bridge, and the beginning of the names of what else is the whole machine's."""
 STATE = Path("/var/lib") / (f"tidemark-cluster-{NUMBER}" if NUMBER else "tidemark-cluster")
 """On a real disk and root's alone: pools lie below it, and keys. One for the machine, whatever tree made it."""
-LOCK = Path(f"/run/{NAME}.lock")
-"""Held by whoever uses the cluster for tests."""
 
 NODES = f"198.18.{32 * NUMBER}.0/19"
 BRIDGE_ADDRESS = f"198.18.{32 * NUMBER}.1"
