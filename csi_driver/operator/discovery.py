@@ -55,21 +55,25 @@ class Cluster:
 
 
 def read(
-    pods: Iterable[Object], nodes: Iterable[Object], volumes: Iterable[Object], noted: Object | None, ours: Ours
+    pods: Iterable[Object], nodes: Iterable[Object], volumes: Mapping[str, int], noted: Object | None, ours: Ours
 ) -> Cluster:
-    """Put together what keep_pod, keep_node and keep_volume made, and the ConfigMap of forgotten owners."""
+    """Put together what keep_pod and keep_node made, how many volumes each owner has, and the ConfigMap of the forgotten."""
     agents = {}
     for pod in sorted((pod for pod in pods if ours.has(pod)), key=_worth):
         agents[owner_of_node(pod["node"])] = Agent(pod["address"], pod["ready"])
     known = list(nodes)
-    handles = (volume["handle"] for volume in volumes if volume["driver"] == ours.driver)
     return Cluster(
         agents,
         {owner_of_node(node["metadata"]["name"]): node["ready"] for node in known},
         frozenset(node["labelled"] for node in known if node["labelled"]),
-        Counter(owner for owner in map(owner_of, handles) if owner is not None),
+        volumes,
         (noted or {}).get("data") or {},
     )
+
+
+def owner_in(volume: Object, ours: Ours) -> str | None:
+    """The owner that a PersistentVolume of ours names, as keep_volume made it."""
+    return owner_of(volume["handle"]) if volume["driver"] == ours.driver else None
 
 
 class ClusterDiscovery:
@@ -84,8 +88,10 @@ class ClusterDiscovery:
         self._sources = (self._pods, self._nodes, self._volumes, self._forgotten)
         self._read: Cluster | None = None
         self._owners: list[str] = []
-        for mirror in self._sources:
+        self._owned: Counter[str] = Counter()
+        for mirror in (self._pods, self._nodes, self._forgotten):
             mirror.subscribe(self._changed)
+        self._volumes.subscribe(self._counted)
 
     def place(self, owner: str) -> Place | None:
         """See Discovery."""
@@ -112,9 +118,20 @@ class ClusterDiscovery:
         """All that is known now."""
         if self._read is None:
             noted = self._forgotten.get(self._ours.forgotten, self._ours.namespace)
-            self._read = read(self._pods.all(), self._nodes.all(), self._volumes.all(), noted, self._ours)
+            self._read = read(self._pods.all(), self._nodes.all(), self._owned, noted, self._ours)
             self._owners = [owner for owner in self._read.owners() if not self._read.given_up(owner)]
         return self._read
+
+    def _counted(self, old: Object | None, new: Object | None) -> None:
+        """There may be ten thousand volumes, and one comes or goes with most calls: they are never counted anew."""
+        for volume, by in ((new, 1), (old, -1)):
+            if volume is None or (owner := owner_in(volume, self._ours)) is None:
+                continue
+            self._owned[owner] += by
+            if self._owned[owner] == 0:
+                del self._owned[owner]
+            if self._owned[owner] == max(by, 0):  # its first one, or its last
+                self._read = None
 
     def _changed(self, old: Object | None, new: Object | None) -> None:
         # A node's status is written every few minutes, and mostly says the same.

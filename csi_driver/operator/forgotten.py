@@ -4,22 +4,24 @@ A Node object that is gone proves nothing: its machine, with the volumes on it, 
 say that it will not.
 """
 
+from collections import Counter
 from datetime import datetime
 
 from csi_driver.domain.errors import AlreadyExists, NotFound, Precondition
 from csi_driver.domain.ids import owner_of_node
 from csi_driver.kube.api import Api
 from csi_driver.kube.kinds import CONFIG_MAPS, NODES, PODS, VOLUMES
-from csi_driver.operator.discovery import Cluster, keep_node, keep_pod, keep_volume, read
+from csi_driver.operator.discovery import Cluster, keep_node, keep_pod, keep_volume, owner_in, read
 from csi_driver.operator.names import AGENT_LABELS, Ours
 
 
 async def survey(api: Api, ours: Ours) -> Cluster:
     """The cluster as it is now, from the API."""
+    named = (owner_in(keep_volume(volume), ours) for volume in await api.list(VOLUMES))
     return read(
         map(keep_pod, await api.list(PODS, ours.namespace, labels=AGENT_LABELS)),
         map(keep_node, await api.list(NODES)),
-        map(keep_volume, await api.list(VOLUMES)),
+        Counter(owner for owner in named if owner is not None),
         await api.get(CONFIG_MAPS, ours.forgotten, ours.namespace),
         ours,
     )

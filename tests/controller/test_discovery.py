@@ -160,3 +160,26 @@ async def test_what_lives_is_not_forgotten_unless_forced(fake: FakeApi, api: Api
     await forgotten.forget(api, OURS, "quiet", NOW)
     await forgotten.forget(api, OURS, "n", NOW, force=True)
     assert set(fake.all(CONFIG_MAPS)[0]["data"]) == {"quiet", "n"}
+
+
+async def test_an_owner_that_volumes_alone_name_goes_with_the_last_of_them(
+    fake: FakeApi, discovery: ClusterDiscovery
+) -> None:
+    async def owners(*expected: str) -> None:
+        async with asyncio.timeout(20):
+            while discovery.owners() != list(expected):
+                await asyncio.sleep(0.005)
+
+    for number in range(3):
+        fake.put(VOLUMES, volume(f"p{number}", f"gone:default:{number:032}"))
+    await known(discovery)
+    await owners("gone")
+    fake.change(VOLUMES, "p0", {"metadata": {"labels": {"a": "b"}}})
+    fake.remove(VOLUMES, "p0")
+    fake.remove(VOLUMES, "p1")
+    fake.put(VOLUMES, volume("q", f"other:default:{HASH}"))
+    await owners("gone", "other")
+    fake.remove(VOLUMES, "p2")
+    await owners("other")
+    fake.put(VOLUMES, volume("p3", f"gone:default:{HASH}"))
+    await owners("gone", "other")
