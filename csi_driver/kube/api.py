@@ -16,6 +16,7 @@ from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
+from csi_driver import __version__
 from csi_driver.domain.errors import AlreadyExists, NotFound, Precondition, Unavailable
 from csi_driver.kube.errors import Conflict, Gone, Refused
 from csi_driver.kube.kinds import Kind
@@ -33,6 +34,9 @@ PAGE = 500
 
 QUIET_SECONDS = 90.0
 """For which a watch may be silent: the API server sends a bookmark every minute."""
+
+USER_AGENT = f"tidemark/{__version__}"
+"""Who asks, in an audit log."""
 
 MERGE_PATCH = "application/merge-patch+json"
 
@@ -214,7 +218,7 @@ class Api:
         # Asked each time: the client reads a pod's token again before it expires.
         auth = await self._configuration.auth_settings()
         headers = {setting["key"]: str(setting["value"]) for setting in auth.values() if setting.get("in") == "header"}
-        headers |= {"Accept": "application/json", "Content-Type": content}
+        headers |= {"Accept": "application/json", "Content-Type": content, "User-Agent": USER_AGENT}
         wanted = urlencode({key: value for key, value in query.items() if value})
         url = f"{self._host}{path}" + (f"?{wanted}" if wanted else "")
         try:
