@@ -9,6 +9,7 @@ Document = dict[str, Any]
 CLASS = "tidemark"
 """The chart's StorageClass, VolumeSnapshotClass and VolumeGroupSnapshotClass."""
 SNAPSHOT_API = "snapshot.storage.k8s.io/v1"
+ROLLBACK_API = "tidemark.dev/v1alpha1"
 GROUP_API = "groupsnapshot.storage.k8s.io/v1"
 
 
@@ -41,6 +42,12 @@ def claim(
 def snapshot(name: str, of: str) -> Document:
     spec = {"volumeSnapshotClassName": CLASS, "source": {"persistentVolumeClaimName": of}}
     return {"apiVersion": SNAPSHOT_API, "kind": "VolumeSnapshot", "metadata": {"name": name}, "spec": spec}
+
+
+def rollback(name: str, of: str, to: str, **spec: Any) -> Document:
+    """The disk of the claim `of` goes back to the snapshot `to`; `spec` has whatever else is asked for."""
+    spec = {"claimName": of, "snapshotName": to} | spec
+    return {"apiVersion": ROLLBACK_API, "kind": "VolumeRollback", "metadata": {"name": name}, "spec": spec}
 
 
 def group_snapshot(name: str, labels: Mapping[str, str]) -> Document:
