@@ -31,6 +31,12 @@ AUDIT_POLICY = {
     # What service accounts ask for: the chart's rights are compared with it.
     "rules": [
         {"level": "Metadata", "userGroups": ["system:serviceaccounts:tidemark"]},
+        # And when somebody took them away for a time, as an uninstallation does.
+        {
+            "level": "Metadata",
+            "verbs": ["create", "delete"],
+            "resources": [{"group": "rbac.authorization.k8s.io", "resources": ["rolebindings", "clusterrolebindings"]}],
+        },
         {"level": "None"},
     ],
 }
