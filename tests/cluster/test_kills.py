@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from rig.cluster import NAMESPACE, Cluster
+from rig.kills import agent_on, kill_containers
 from rig.kubectl import Kubectl, KubectlError, is_ready
 from rig.node import Node
 from rig.objects import claim, pod, snapshot
@@ -22,21 +23,6 @@ DISKS = ("0", "1", "restored", "older", "clone")
 
 # A disk's content is written once, by its first pod.
 SCRIPT = "[ -e /disk/file ] || { echo content >/disk/file; sync; }; trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done"
-
-
-def kill_containers(cluster: Cluster, pod_name: str) -> None:
-    """Kill every container of one of Tidemark's pods at once, as the kernel would; the kubelet starts them again."""
-    found = cluster.kubectl.within(NAMESPACE).get("pod", pod_name)
-    node, status = cluster.node(found["spec"]["nodeName"]), found["status"]
-    for each in (*status.get("initContainerStatuses", ()), *status["containerStatuses"]):
-        if "running" in each["state"]:
-            name = each["containerID"].removeprefix("containerd://")
-            node.on_node("ctr", "--namespace=k8s.io", "tasks", "kill", "--signal=SIGKILL", name)
-
-
-def agent_on(cluster: Cluster, node: Node) -> str:
-    pods = cluster.kubectl.within(NAMESPACE).items("pods", "--selector=app.kubernetes.io/component=agent")
-    return next(each["metadata"]["name"] for each in pods if each["spec"]["nodeName"] == node.name)
 
 
 def leader(cluster: Cluster) -> str:

@@ -101,8 +101,7 @@ def test_a_pod_that_comes_writes_and_leaves_before_the_disk_is_held_loses_nothin
     make(kubectl)
     write(kubectl, a="old")
     cut(kubectl, "s1")
-    bound = kubectl.get("volumesnapshot", "s1")["status"]["boundVolumeSnapshotContentName"]
-    first = kubectl.get("volumesnapshotcontent", bound)
+    first = kubectl.get("volumesnapshotcontent", bound(kubectl, "s1"))
     ask(kubectl, "back", "later")
     kubectl.until(lambda made: reason_of(made) == "SnapshotNotFound", "volumerollback", "back")
     write(kubectl, b="between")
@@ -121,13 +120,18 @@ def test_a_pod_that_comes_writes_and_leaves_before_the_disk_is_held_loses_nothin
     second = snapshot("later", "v1")
     second["spec"] = {"source": {"volumeSnapshotContentName": name}}
     kubectl.apply(content, second)
-    status = ended(kubectl, "back")
-    assert status["phase"] == "Completed", status
-    assert status["snapshotHandle"] == first["status"]["snapshotHandle"]
-    assert read(kubectl) == {"a": "old"}
-    kubectl.apply(claim("kept", snapshot=status["safetySnapshotName"]))
-    assert read(kubectl, "kept") == {"a": "old", "b": "between"}
-    completed(kubectl, "from-the-first", "s1")
+    try:
+        status = ended(kubectl, "back")
+        assert status["phase"] == "Completed", status
+        assert status["snapshotHandle"] == first["status"]["snapshotHandle"]
+        assert read(kubectl) == {"a": "old"}
+        kubectl.apply(claim("kept", snapshot=status["safetySnapshotName"]))
+        assert read(kubectl, "kept") == {"a": "old", "b": "between"}
+        completed(kubectl, "from-the-first", "s1")
+    finally:
+        # Contents have no namespace, and this one is nobody's to delete.
+        kubectl.delete("volumesnapshot", "later")
+        kubectl.delete("volumesnapshotcontent", name)
 
 
 def test_after_mkfs_in_a_pod_on_a_raw_block_claim(kubectl: Kubectl) -> None:
@@ -197,6 +201,17 @@ def test_deleted_while_it_waits_it_is_cancelled(kubectl: Kubectl) -> None:
 
 
 # ---- two namespaces
+
+
+def bound(kubectl: Kubectl, name: str) -> str:
+    """The content of a VolumeSnapshot."""
+    return str(kubectl.get("volumesnapshot", name)["status"]["boundVolumeSnapshotContentName"])
+
+
+def point(kubectl: Kubectl, name: str, content: str) -> None:
+    """Have a VolumeSnapshot name a content, as nobody but the snapshot-controller should."""
+    patch = json.dumps({"status": {"boundVolumeSnapshotContentName": content}})
+    kubectl("patch", "volumesnapshot", name, "--subresource=status", "--type=merge", f"--patch={patch}")
 
 
 def test_nobody_reaches_what_is_not_in_their_own_namespace(cluster: Cluster, kubectl: Kubectl) -> None:
