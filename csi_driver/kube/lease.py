@@ -26,6 +26,9 @@ RENEW_SECONDS = 10.0
 RETRY_SECONDS = 2.0
 """Between two tries, to renew as to acquire."""
 
+GIVE_BACK_SECONDS = 2.0
+"""For that at the end: worth a moment, not more, since the lease runs out by itself."""
+
 log = structlog.get_logger()
 
 
@@ -138,7 +141,7 @@ class Leader:
     async def _give_back(self) -> None:
         name, namespace = self._place
         with suppress(DriverError, TimeoutError):
-            async with asyncio.timeout(self._retry):
+            async with asyncio.timeout(GIVE_BACK_SECONDS):
                 found = await self._api.get(LEASES, name, namespace)
                 if found is not None and (found.get("spec") or {}).get("holderIdentity") == self._identity:
                     with suppress(NotFound):

@@ -77,7 +77,7 @@ class OneClaim:
         self.written: list[str] = []
 
     async def find(self, volume: str, labels: Any) -> Claim:
-        return Claim(self.node, self.written[-1] if self.written else None)
+        return Claim(selected=self.node, placed=self.written[-1] if self.written else None)
 
     async def place(self, claim: Claim, owner: str) -> Claim:
         self.written.append(owner)
