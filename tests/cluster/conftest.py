@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rig.cluster import Cluster, why_not
 from rig.kubectl import Kubectl
+from rig.objects import storage_class
 
 HERE = Path(__file__).resolve().parent
 _FAILED = pytest.StashKey[bool]()
@@ -41,6 +42,14 @@ def cluster() -> Iterator[Cluster]:
         made.down()
 
 
+@pytest.fixture(scope="session")
+def xfs(cluster: Cluster) -> Iterator[str]:
+    """A StorageClass whose disks have XFS, which grows while it is mounted, whatever this machine's root may do."""
+    cluster.kubectl.apply(storage_class("test-xfs", parameters={"csi.storage.k8s.io/fstype": "xfs"}))
+    yield "test-xfs"
+    cluster.kubectl.delete("storageclass", "test-xfs")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = yield
@@ -60,4 +69,4 @@ def kubectl(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Kubect
     finally:
         if request.node.stash.get(_FAILED, False):
             print(cluster.described(namespace))
-        cluster.kubectl("delete", "namespace", namespace, "--wait=false")
+        cluster.kubectl("delete", "namespace", namespace, "--wait=false", "--ignore-not-found")

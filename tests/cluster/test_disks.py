@@ -16,22 +16,19 @@ SIZES = {"ext4": (64, 128), "xfs": (320, 448), "block": (64, 128)}
 """MiB of the disk, and of the one that is restored from its snapshot."""
 
 
-@pytest.fixture(scope="session")
-def classes(cluster: Cluster) -> Iterator[None]:
-    """Classes beside the chart's own: another file system, and a binding that waits for no pod."""
-    cluster.kubectl.apply(
-        storage_class("disks-xfs", parameters={"csi.storage.k8s.io/fstype": "xfs"}),
-        storage_class("disks-immediate", immediate=True),
-    )
-    yield
-    cluster.kubectl.delete("storageclass", "disks-xfs", "disks-immediate")
+@pytest.fixture
+def immediate(cluster: Cluster) -> Iterator[str]:
+    """A StorageClass whose claims are bound before any pod uses them."""
+    cluster.kubectl.apply(storage_class("test-immediate", immediate=True))
+    yield "test-immediate"
+    cluster.kubectl.delete("storageclass", "test-immediate")
 
 
-def test_a_disk_in_use_is_cut_and_restored_to_a_larger_one(kubectl: Kubectl, classes: None) -> None:
+def test_a_disk_in_use_is_cut_and_restored_to_a_larger_one(kubectl: Kubectl, xfs: str) -> None:
     """ext4, XFS and raw block at once."""
     for kind, (size, _) in SIZES.items():
         name, block = f"{kind}-disk", kind == "block"
-        used = "disks-xfs" if kind == "xfs" else CLASS
+        used = xfs if kind == "xfs" else CLASS
         places = {"devices": {"/dev/disk": name}} if block else {"claims": {"/disk": name}}
         script = WRITE_BLOCKS if block else WRITE
         kubectl.apply(claim(name, f"{size}Mi", block=block, storage_class=used), pod(kind, script=script, **places))
@@ -43,7 +40,7 @@ def test_a_disk_in_use_is_cut_and_restored_to_a_larger_one(kubectl: Kubectl, cla
     after = {kind: acknowledged(kubectl, kind) for kind in SIZES}
     for kind, (_, larger) in SIZES.items():
         name, block = f"{kind}-restored", kind == "block"
-        used = "disks-xfs" if kind == "xfs" else CLASS
+        used = xfs if kind == "xfs" else CLASS
         places = {"devices": {"/dev/disk": name}} if block else {"claims": {"/disk": name}}
         restored = claim(name, f"{larger}Mi", snapshot=f"{kind}-cut", block=block, storage_class=used)
         kubectl.apply(restored, pod(f"{kind}-again", **places))
@@ -76,10 +73,10 @@ def has_size(size: str) -> Callable[[Document], bool]:
     return lambda found: bool(found["status"]["capacity"]["storage"] == size)
 
 
-def test_one_disk_for_two_pods_grows_while_they_use_it_and_is_cloned(kubectl: Kubectl, classes: None) -> None:
+def test_one_disk_for_two_pods_grows_while_they_use_it_and_is_cloned(kubectl: Kubectl, xfs: str) -> None:
     """With fsGroup, and one of the two sees it read-only."""
     user = {"runAsUser": 1000, "runAsGroup": 1000, "runAsNonRoot": True, "fsGroup": 2000}
-    disk = claim("disk", "320Mi", storage_class="disks-xfs")
+    disk = claim("disk", "320Mi", storage_class=xfs)
     kubectl.apply(disk, pod("writer", {"/disk": "disk"}, securityContext=user))
     kubectl.ready("writer")
     kubectl.sh("writer", "echo content >/disk/file; sync")
@@ -87,7 +84,7 @@ def test_one_disk_for_two_pods_grows_while_they_use_it_and_is_cloned(kubectl: Ku
 
     reader = pod("reader", {"/disk": "disk"}, securityContext=user)
     reader["spec"]["containers"][0]["volumeMounts"][0]["readOnly"] = True
-    copy = claim("copy", "320Mi", clone="disk", storage_class="disks-xfs")
+    copy = claim("copy", "320Mi", clone="disk", storage_class=xfs)
     kubectl.apply(reader, copy, pod("cloned", {"/disk": "copy"}))
     kubectl.ready("reader", "cloned")
     assert kubectl.get("pod", "reader")["spec"]["nodeName"] == kubectl.get("pod", "writer")["spec"]["nodeName"]
@@ -132,7 +129,7 @@ def capable(number: int) -> bool:
     return bool(int(line.split()[1], 16) >> number & 1)
 
 
-def test_a_claim_for_one_pod_an_ephemeral_disk_and_one_that_waits_for_no_pod(kubectl: Kubectl, classes: None) -> None:
+def test_a_claim_for_one_pod_an_ephemeral_disk_and_one_that_waits_for_no_pod(kubectl: Kubectl, immediate: str) -> None:
     template = {"spec": claim("")["spec"]}
     volumes = [{"name": "scratch", "ephemeral": {"volumeClaimTemplate": template}}]
     ephemeral = pod("ephemeral")
@@ -141,7 +138,7 @@ def test_a_claim_for_one_pod_an_ephemeral_disk_and_one_that_waits_for_no_pod(kub
     kubectl.apply(
         *(claim("only", mode="ReadWriteOncePod"), pod("first", {"/disk": "only"})),
         ephemeral,
-        claim("at-once", storage_class="disks-immediate"),
+        claim("at-once", storage_class=immediate),
     )
     kubectl.wait("jsonpath={.status.phase}=Bound", "pvc", "at-once")
     kubectl.ready("first", "ephemeral")

@@ -12,7 +12,7 @@ from rig.cluster import NAMESPACE, Cluster
 from rig.kills import agent_on, kill_containers
 from rig.kubectl import Kubectl, KubectlError, is_ready
 from rig.node import Node
-from rig.objects import claim, pod, snapshot
+from rig.objects import CLASS, claim, pod, snapshot
 
 SECONDS = 90
 """What Kubernetes and we together may take to go on after any one kill."""
@@ -20,6 +20,9 @@ SECONDS = 90
 
 DISKS = ("0", "1", "restored", "older", "clone")
 """What each round makes, as pods with a disk of the same name."""
+SIZES = ("64Mi", "320Mi")
+GROWN = "352Mi"
+"""The second disk of each round grows to that in the next one."""
 
 # A disk's content is written once, by its first pod.
 SCRIPT = "[ -e /disk/file ] || { echo content >/disk/file; sync; }; trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done"
@@ -44,13 +47,13 @@ KILLS: dict[str, Callable[[Cluster, Node], None]] = {
 
 
 @pytest.mark.timeout(900)
-def test_fifty_operations_and_five_kills_in_their_middle(cluster: Cluster, kubectl: Kubectl) -> None:
+def test_fifty_operations_and_five_kills_in_their_middle(cluster: Cluster, kubectl: Kubectl, xfs: str) -> None:
     """Ten at a time: disks made, cut, restored, cloned, grown and deleted."""
     node = cluster.nodes[0]
-    begin(kubectl, node)
+    begin(kubectl, node, xfs)
     before = "begin"
     for name, kill in KILLS.items():
-        ask(kubectl, node, name, before)
+        ask(kubectl, node, xfs, name, before)
         kill(cluster, node)
         wait_done(kubectl, name, before)
         before = name
@@ -62,17 +65,18 @@ def test_fifty_operations_and_five_kills_in_their_middle(cluster: Cluster, kubec
     wait_nothing_left_over(cluster)
 
 
-def begin(kubectl: Kubectl, node: Node) -> None:
+def begin(kubectl: Kubectl, node: Node, xfs: str) -> None:
     """What the first round works on."""
     for name in ("begin-0", "begin-1", "begin-clone"):
-        kubectl.apply(claim(name, "32Mi"), pod(name, {"/disk": name}, script=SCRIPT, node=node.name))
+        disk = claim(name, SIZES[1], storage_class=xfs) if name == "begin-1" else claim(name, SIZES[0])
+        kubectl.apply(disk, pod(name, {"/disk": name}, script=SCRIPT, node=node.name))
     kubectl.ready("begin-0", "begin-1", "begin-clone")
     kubectl.apply(snapshot("begin-cut0", "begin-0"), snapshot("begin-cut1", "begin-1"))
     for name in ("begin-cut0", "begin-cut1"):
         kubectl.until(is_ready, "volumesnapshot", name)
 
 
-def ask(kubectl: Kubectl, node: Node, now: str, before: str) -> None:
+def ask(kubectl: Kubectl, node: Node, xfs: str, now: str, before: str) -> None:
     """Ask for ten operations on what the round before has made, and wait for none of them."""
     sources = {
         "restored": {"snapshot": f"{now}-cut0"},
@@ -80,13 +84,15 @@ def ask(kubectl: Kubectl, node: Node, now: str, before: str) -> None:
         "clone": {"clone": f"{before}-0"},
     }
     documents = [snapshot(f"{now}-cut{n}", f"{before}-{n}") for n in range(2)]
-    for kind in DISKS:
-        name, source = f"{now}-{kind}", sources.get(kind, {})
-        chosen = "" if source else node.name
-        size = "64Mi" if source else "32Mi"
-        documents += [claim(name, size, **source), pod(name, {"/disk": name}, script=SCRIPT, node=chosen)]
+    for n, used in enumerate((CLASS, xfs)):
+        name = f"{now}-{n}"
+        disk = claim(name, SIZES[n], storage_class=used)
+        documents += [disk, pod(name, {"/disk": name}, script=SCRIPT, node=node.name)]
+    for kind, source in sources.items():
+        name = f"{now}-{kind}"
+        documents += [claim(name, SIZES[0], **source), pod(name, {"/disk": name}, script=SCRIPT)]
     kubectl.apply(*documents)
-    grown = json.dumps({"spec": {"resources": {"requests": {"storage": "64Mi"}}}})
+    grown = json.dumps({"spec": {"resources": {"requests": {"storage": GROWN}}}})
     kubectl("patch", "pvc", f"{before}-1", "--patch", grown)
     kubectl("delete", "--wait=false", f"pod/{before}-clone", f"pvc/{before}-clone", f"volumesnapshot/{before}-cut1")
 
@@ -99,7 +105,7 @@ def wait_done(kubectl: Kubectl, now: str, before: str) -> None:
         return max(1.0, deadline - time.monotonic())
 
     def grown(found: dict[str, Any]) -> bool:
-        return bool(found["status"]["capacity"]["storage"] == "64Mi")
+        return bool(found["status"]["capacity"]["storage"] == GROWN)
 
     waits: list[Callable[[], object]] = [
         lambda: kubectl.ready(*(f"{now}-{kind}" for kind in DISKS), seconds=left()),

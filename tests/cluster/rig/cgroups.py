@@ -9,16 +9,21 @@ from rig.paths import NAME
 TOP = Path("/sys/fs/cgroup")
 
 
-def hierarchies() -> list[Path]:
-    """Where control groups are made: each mounted hierarchy of version 1, or the one of version 2."""
+def mounted(*kinds: str) -> list[Path]:
+    """Where hierarchies of these kinds are mounted, each one once."""
     found: dict[str, Path] = {}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
-        kind, point = after.split()[0], before.split()[4]
-        if kind == "cgroup":
+        if after.split()[0] in kinds:
+            point = before.split()[4]
             found.setdefault(os.path.realpath(point), Path(point))
-    if found:
-        return list(found.values())
+    return list(found.values())
+
+
+def hierarchies() -> list[Path]:
+    """Where control groups are made: each mounted hierarchy of version 1, or the one of version 2."""
+    if found := mounted("cgroup"):
+        return found
     if (TOP / "cgroup.controllers").exists():
         return [TOP]
     raise RigError(f"no control groups are mounted below {TOP}")
@@ -51,6 +56,6 @@ def _enable_all(place: Path) -> None:
 
 def remove(node: str = "") -> None:
     """Remove the node's group, or all of the cluster's, in every hierarchy; nothing runs in them any more."""
-    for top in hierarchies():
+    for top in mounted("cgroup", "cgroup2"):  # where version 1 rules, runc uses the new one as well
         for place, _, _ in os.walk(top / NAME / node, topdown=False):
             Path(place).rmdir()
