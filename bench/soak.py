@@ -1,4 +1,4 @@
-"""`make soak`: the model test for long, then thousands of cycles, and whether anything grows. Minutes as the argument (20)."""
+"""`make soak`: random examples of the model test, power cuts, thousands of cycles; and whether anything grows. Minutes as the argument (20)."""
 
 import json
 import os
@@ -8,34 +8,44 @@ import time
 from pathlib import Path
 
 from bench.footprint import _rss
-from bench.rig import agent, machine
+from bench.rig import AgentRig, agent, machine
 from csi_driver.domain.model import Capability, Mode, SizeRange, Source
 from csi_driver.rpc.client import Client
 
 BLOCK = Capability("block", Mode.MULTI_WRITER)
 
 
+MODEL_EXAMPLES = 12
+"""Of each machine in one run of the model test: enough that all its steps are done."""
+
+
 def main() -> int:
-    """Run; the exit status is that of the model test, or 1 where something grew."""
+    """Run, about a third of the time each; the exit status is that of the tests, or 1 where something grew."""
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 20.0
-    examples = str(max(50, int(minutes * 15)))
-    model = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--timeout=0", "tests/agent/test_model.py"],
-        env={**os.environ, "TIDEMARK_MODEL_EXAMPLES": examples},
-        check=False,
-    )
-    row = cycles(time.monotonic() + minutes * 30)
-    print(
-        json.dumps(
-            {"machine": machine(), "model_examples": int(examples), "model_status": model.returncode, **row}, indent=2
-        )
-    )
+    third = minutes * 20
+    tests = {
+        "model": again_and_again("tests/agent/test_model.py", third, TIDEMARK_MODEL_EXAMPLES=str(MODEL_EXAMPLES)),
+        "power": again_and_again("tests/power", third),
+    }
+    row = cycles(time.monotonic() + third)
+    print(json.dumps({"machine": machine(), "minutes": minutes, **tests, **row}, indent=2))
     grew = (
         row["fds"][1] > row["fds"][0] + 4
         or row["loops"][1] > row["loops"][0]
         or row["rss_mib"][1] > row["rss_mib"][0] + 8
     )
-    return model.returncode or int(grew)
+    return int(grew or any(row["status"] for row in tests.values()))
+
+
+def again_and_again(test: str, seconds: float, **environment: str) -> dict[str, int]:
+    """Run a test that is another one each time, until the time is over or it fails."""
+    until = time.monotonic() + seconds
+    runs = status = 0
+    while status == 0 and (runs == 0 or time.monotonic() < until):
+        argv = [sys.executable, "-m", "pytest", "-q", "--timeout=0", "-p", "no:cacheprovider", "-s", test]
+        status = subprocess.run(argv, env={**os.environ, **environment}, check=False).returncode
+        runs += 1
+    return {"runs": runs, "status": status}
 
 
 def cycles(until: float) -> dict[str, object]:
@@ -45,11 +55,11 @@ def cycles(until: float) -> dict[str, object]:
         staging, target = rig.root / "staging", rig.root / "target"
         staging.mkdir()
         _cycle(client, str(staging), str(target), 0)
-        before = _held(rig.process.pid)
+        before = _held(rig)
         while time.monotonic() < until:
             count += 1
             _cycle(client, str(staging), str(target), count)
-        after = _held(rig.process.pid)
+        after = _held(rig)
         left = len(client.tree())
     assert left == 0
     return {"cycles": count} | {key: (before[key], after[key]) for key in before}
@@ -73,12 +83,15 @@ def _cycle(client: Client, staging: str, target: str, number: int) -> None:
         client.delete_snapshot(cut)
 
 
-def _held(pid: int) -> dict[str, float]:
+def _held(rig: AgentRig) -> dict[str, float]:
+    assert rig.process is not None
+    pid = rig.process.pid
+    backing = Path("/sys/block").glob("loop*/loop/backing_file")
     return {
         "rss_mib": round(_rss(pid), 1),
         "fds": len(os.listdir(f"/proc/{pid}/fd")),
         "threads": len(os.listdir(f"/proc/{pid}/task")),
-        "loops": sum(1 for device in Path("/sys/block").glob("loop*/loop/backing_file") if device.exists()),
+        "loops": sum(1 for file in backing if file.read_text().startswith(f"{rig.root}/")),
     }
 
 
