@@ -1,6 +1,7 @@
 """Whose pool it is, when one is made, what contradicts itself, and what a crash left frozen."""
 
 import asyncio
+import errno
 import json
 import os
 import subprocess
@@ -26,11 +27,14 @@ from node_host import (
 )
 from node_rig import OWNER, PATIENCE, POOL, Rig, children
 
-from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
+from csi_driver.backends.base import Contents
+from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions, catalogue
 from csi_driver.domain.errors import Damaged, Precondition, Unavailable
-from csi_driver.host import loop, mounts
+from csi_driver.domain.space import Policy
+from csi_driver.host import announcements, loop, mounts
 from csi_driver.host.children import Children
 from csi_driver.host.commands import run
+from csi_driver.service.pools import Pool
 
 # ---- whose it is -------------------------------------------------------------------------------------------------------
 
@@ -185,6 +189,27 @@ async def test_one_agent_owns_a_pool(disk: Disk) -> None:
             await open_pool(agents, disk.point)
         await first.close()
         await (await open_pool(agents, disk.point)).close()
+
+
+@pytest.mark.parametrize("failing", [(catalogue, "read"), (announcements, "announced")], ids=["records", "freezes"])
+async def test_a_pool_whose_disk_failed_while_it_was_opened_opens_later(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch, failing: tuple[object, str]
+) -> None:
+    """The agent looks again every few seconds, with the same backend: its own lock must not be in its way."""
+    async with children() as agents:
+        backend = ReflinkBackend(ReflinkOptions(POOL, OWNER, str(disk.point)), agents)
+        pool = Pool(backend, Policy())
+
+        def fail(*_: object) -> Contents:
+            raise OSError(errno.EIO, "the disk does not answer")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(*failing, fail)
+            with pytest.raises(Unavailable, match="does not answer"):
+                await pool.open()
+        await pool.open()
+        assert pool.serving() is pool
+        await backend.close()
 
 
 AGENT = """

@@ -68,11 +68,16 @@ class ReflinkBackend:
 
     async def open(self) -> Contents:
         """See Backend. Order matters: thaw what a crash left frozen before anything may wait for it."""
-        return_value = await self._in_thread(self._take)
-        await self._cutter.thaw_announced()
-        await self._devices.sweep()
+        try:
+            with self.layout.translated("opening"):
+                contents = await self._in_thread(self._take)
+                await self._cutter.thaw_announced()
+                await self._devices.sweep()
+        except BaseException:
+            self._unlock()  # or the next try would find the pool locked, by this one
+            raise
         self._empty_trash()
-        return return_value
+        return contents
 
     async def close(self) -> None:
         """See Backend."""
@@ -81,6 +86,9 @@ class ReflinkBackend:
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.to_thread(self._janitor.shutdown), _CLOSE_SECONDS)
         self._threads.shutdown(wait=False)
+        self._unlock()
+
+    def _unlock(self) -> None:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -223,17 +231,16 @@ class ReflinkBackend:
         return self.layout.volumes / volume.id.hash
 
     def _take(self) -> Contents:
-        with self.layout.translated("opening"):
-            uuid, self._lock = identity.take(
-                self.layout, self._options.owner, self._options.init, self._options.in_container
-            )
-            self.identity = replace(self.identity, uuid=uuid)
-            self.layout.make_directories()
-            status = os.stat(self.layout.identity)
-            self._known = (status.st_dev, status.st_ino)
-            self._devices.file_system = status.st_dev
-            self.layout.sweep()
-            return catalogue.read(self.layout, self._options.owner)
+        uuid, self._lock = identity.take(
+            self.layout, self._options.owner, self._options.init, self._options.in_container
+        )
+        self.identity = replace(self.identity, uuid=uuid)
+        self.layout.make_directories()
+        status = os.stat(self.layout.identity)
+        self._known = (status.st_dev, status.st_ino)
+        self._devices.file_system = status.st_dev
+        self.layout.sweep()
+        return catalogue.read(self.layout, self._options.owner)
 
     def _make_volume(self, volume: Volume, source: Path | None) -> None:
         with self.layout.draft(IMAGE) as draft:
