@@ -124,13 +124,17 @@ class Nodes:
         """Grow the file system at `path` (or the device) to the volume's size. The size itself is the controller's."""
         check_range(wanted)
         pool, volume, shown = await self._shown(volume_id, path)
-        if wanted.required > volume.size:
-            raise OutOfRange(
-                f"{volume_id} has {volume.size} bytes and {wanted.required} are asked for: expand the volume itself first"
-            )
         with self._pools.locks.hold(f"NodeExpandVolume of {volume_id}", [volume.id.hash]):
             self._context.refuse_held(volume, "expansion")
             volume = self._pools.volume(volume_id)[1]
+            if wanted.required > volume.size:
+                raise OutOfRange(
+                    f"{volume_id} has {volume.size} bytes and {wanted.required} are asked for: expand the volume itself first"
+                )
+            if wanted.limit and wanted.limit < volume.size:
+                raise OutOfRange(
+                    f"{volume_id} has {volume.size} bytes, and {wanted.limit} is the limit: volumes never shrink; leave it out"
+                )
             await pool.backend.access.grow(volume, shown)
             return volume
 

@@ -1,10 +1,11 @@
 """Copies beside their origin on one node."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
-from node_host import write_file
+from node_host import MIB, write_file
 from node_rig import Rig, mounted
 
 from csi_driver.domain.errors import InvalidRequest
@@ -28,6 +29,20 @@ async def test_five_xfs_copies_beside_their_origin(rig: Rig) -> None:
     assert Path(target, "data").read_bytes() == b"shared"
     assert [Path(path, "data").read_bytes() for path in targets] == [b"copy %d" % i for i in range(5)]
     assert await rig.read(snapshot) == b"shared"
+
+
+async def test_a_snapshot_a_copy_and_a_rollback_copy_no_data(rig: Rig) -> None:
+    """However large the disk is: so that none of them takes longer for a larger one, nor space."""
+    volume = await rig.volume("v", "block", 256 * MIB)
+    with rig.image(volume).open("r+b") as image:
+        image.write(os.urandom(256 * MIB))
+        os.fsync(image.fileno())
+    before = rig.disk.free()
+    snapshot = await rig.snapshot("s", volume)
+    await rig.volume("copy", "block", source=snapshot)
+    await rig.volume("clone", "block", source=volume)
+    await rig.roll_back(volume, snapshot, "r", safety=True)
+    assert before - rig.disk.free() < 8 * MIB
 
 
 async def test_the_origin_is_mounted_after_its_copy(rig: Rig) -> None:

@@ -123,6 +123,8 @@ async def test_the_node_does_not_grow_what_the_controller_has_not(rig: Rig) -> N
     target = await rig.show(volume)
     with pytest.raises(OutOfRange, match=r"expand the volume itself first"):
         await rig.nodes.expand(str(volume.id), target, SizeRange(GROWN))
+    with pytest.raises(OutOfRange, match=r"volumes never shrink"):
+        await rig.nodes.expand(str(volume.id), target, SizeRange(0, volume.size - 4096))
     assert whole(rig, rig.now(volume)) == volume.size
 
 
