@@ -132,7 +132,7 @@ class Certificates:
         try:
             await self._do(step, found)
         except (Conflict, AlreadyExists, NotFound) as error:
-            log.info("another replica was faster", step=step, why=str(error))
+            log.info("another replica was faster", step=_words(step), why=str(error))
         return step
 
     # ---- what there is
@@ -174,7 +174,7 @@ class Certificates:
     # ---- what is done
 
     async def _do(self, step: trust.Step, found: _Found) -> None:
-        log.info("certificates", step=step)
+        log.info("certificates", step=_words(step))
         match step:
             case trust.MakeAuthority():
                 await self._make(found)
@@ -257,6 +257,10 @@ class Certificates:
 
 
 _LABELS = {"app.kubernetes.io/name": "tidemark", "app.kubernetes.io/managed-by": "tidemark-controller"}
+
+
+def _words(step: trust.Step) -> str:
+    return " ".join([type(step).__name__, *getattr(step, "names", ())])
 
 
 def _issued(obj: Object, trusted: Sequence[bytes]) -> trust.Issued:
