@@ -33,7 +33,7 @@ PAGE = 500
 """Objects of one page of a list: the size that the API's own clients use."""
 
 QUIET_SECONDS = 90.0
-"""For which a watch may be silent: the API server sends a bookmark every minute."""
+"""For which a watch may be silent: the API server ends each before that."""
 
 USER_AGENT = f"tidemark/{__version__}"
 """Who asks, in an audit log."""
@@ -152,7 +152,7 @@ class Api:
         namespace: str = "",
         labels: str = "",
         fields: str = "",
-        seconds: float = 300,
+        seconds: float = 60,
         quiet: float = QUIET_SECONDS,
     ) -> AsyncGenerator[tuple[str, Object], None]:
         """Changes after `version`: ADDED, MODIFIED, DELETED with the object, BOOKMARK with a newer version.

@@ -135,6 +135,20 @@ async def test_a_watch_that_dies_quietly_is_noticed(fake: FakeApi) -> None:
         await until(lambda: names(mirror) == {"a"})
 
 
+async def test_a_kind_of_which_nothing_is_told_is_known_to_be_quiet(
+    fake: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No bookmark either: the end of each watch is the sign of life, and nothing is listed again for it."""
+    monkeypatch.setattr(mirror_module, "WATCH_SECONDS", 1.0)
+    async with mirrored(fake) as mirror:
+        began = time.monotonic()
+        await until(lambda: len(fake.asked("watch", NODES)) > 2)
+        assert time.monotonic() - mirror.age > began
+        assert len(fake.asked("list", NODES)) == 1
+        fake.put(NODES, node("a"))
+        await until(lambda: names(mirror) == {"a"})
+
+
 async def test_the_age_says_whether_it_can_be_trusted(fake: FakeApi) -> None:
     api = await fake.connect()
     assert Mirror(api, NODES).age == float("inf")
