@@ -151,7 +151,7 @@ def test_the_webhook_never_keeps_a_claim_from_being_made(chart: Chart) -> None:
 def test_certificates_of_ones_own_come_in_pairs(chart: Chart) -> None:
     with pytest.raises(Refused, match="belong together"):
         chart.render({"tls": {"controllerSecret": "mine"}})
-    with pytest.raises(Refused, match=r"needs tls\.controllerSecret"):
+    with pytest.raises(Refused, match=r"needs tls\.certManager\.issuer\.name"):
         chart.render({"tls": {"certManager": {"enabled": True}}})
     given = {"controllerSecret": "mine", "agentSecret": "theirs"}
     documents = chart.render({"tls": given})
@@ -164,3 +164,10 @@ def test_certificates_of_ones_own_come_in_pairs(chart: Chart) -> None:
         "mine": ["controller.tidemark.internal", "tidemark-webhook.tidemark.svc"],
         "theirs": ["agent.tidemark.internal"],
     }
+    unnamed = chart.render({"tls": {"certManager": {"enabled": True, "issuer": {"name": "ours"}}}})
+    assert {one["spec"]["secretName"] for one in unnamed.of("Certificate")} == {
+        "tidemark-controller-certificate",
+        "tidemark-agent-certificate",
+    }
+    assert "tidemark-agent-certificate" in str(unnamed.one("DaemonSet", "tidemark-agent"))
+    assert "tidemark-controller-certificate" in str(unnamed.one("Role", "tidemark-controller"))

@@ -177,7 +177,7 @@ spec:
         - {name: dev, hostPath: {path: /dev, type: Directory}}
         - {name: sys, hostPath: {path: /sys, type: Directory}}
         - {name: udev, hostPath: {path: /run/udev, type: ""}}
-        - {name: tls, secret: {secretName: {{ default (printf "%s-agent-tls" $full) $values.tls.agentSecret }}}}
+        - {name: tls, secret: {secretName: {{ default (printf "%s-agent-tls" $full) (include "tidemark.givenSecret" (list $root "agent")) }}}}
         - {name: run, emptyDir: {medium: Memory, sizeLimit: 16Mi}}
         - {name: tmp, emptyDir: {medium: Memory, sizeLimit: 16Mi}}
         {{- if $pools }}

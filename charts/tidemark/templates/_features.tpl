@@ -20,14 +20,23 @@ true
 {{- end -}}
 {{- end }}
 
+{{/* The Secret of a role's certificate that is not ours to make: (list root role); nothing where we make it. */}}
+{{- define "tidemark.givenSecret" -}}
+{{- $root := index . 0 }}{{ $role := index . 1 }}{{ $tls := $root.Values.tls -}}
+{{- $named := get $tls (printf "%sSecret" $role) -}}
+{{- if $named }}{{ $named }}{{ else if $tls.certManager.enabled }}{{ include "tidemark.fullname" $root }}-{{ $role }}-certificate{{ end -}}
+{{- end }}
+
 {{/* Certificates of the user's own come in pairs: one side alone could not be trusted by the other. */}}
 {{- define "tidemark.givenCertificates" -}}
 {{- with .Values.tls -}}
-{{- if ne (empty .controllerSecret) (empty .agentSecret) }}{{ fail "tls.controllerSecret and tls.agentSecret belong together: give both, or none" }}{{ end -}}
 {{- if .certManager.enabled -}}
-{{- if not (and .controllerSecret .certManager.issuer.name) }}{{ fail "tls.certManager.enabled needs tls.controllerSecret, tls.agentSecret and tls.certManager.issuer.name" }}{{ end -}}
-{{- end -}}
+{{- if not .certManager.issuer.name }}{{ fail "tls.certManager.enabled needs tls.certManager.issuer.name" }}{{ end -}}
+true
+{{- else -}}
+{{- if ne (empty .controllerSecret) (empty .agentSecret) }}{{ fail "tls.controllerSecret and tls.agentSecret belong together: give both, or none" }}{{ end -}}
 {{- if .controllerSecret }}true{{ end -}}
+{{- end -}}
 {{- end -}}
 {{- end }}
 
