@@ -108,8 +108,8 @@ class Cluster:
         """Remove it, and all that it had on this machine, also of one that came up in part."""
         noted = STATE / "cluster.json"
         state = json.loads(noted.read_text()) if noted.exists() else {"nodes": 0, "mount_points": [], "netns": True}
-        for index in range(1, state["nodes"] + 1):
-            Node(index, state["nodes"]).down()
+        with ThreadPoolExecutor() as pool:
+            _all(pool.map(Node.down, [Node(index, state["nodes"]) for index in range(1, state["nodes"] + 1)]))
         self.control_plane.cut()
         network.remove_bridge()
         if not state["netns"]:
