@@ -93,9 +93,11 @@ class Agents:
         await asyncio.gather(*(link.channel.close() for link in links), return_exceptions=True)
 
     async def _close_unused(self) -> None:
-        for unused in [one for one in self._replaced if not one.calls]:
-            self._replaced.remove(unused)
-            await unused.channel.close()
+        unused = [link for link in self._replaced if not link.calls]
+        # Taken off the list before the first wait: others come by here meanwhile.
+        self._replaced = [link for link in self._replaced if link.calls]
+        for link in unused:
+            await link.channel.close()
 
     async def _connect(self, owner: str, link: _Link) -> None:
         if link.channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY:
