@@ -1,11 +1,12 @@
 """The node's half of a volume's life: stage, publish and back. What is staged is asked of the kernel each time."""
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 
 from csi_driver.backends.base import STAGED_NODE, FileSystemStats
 from csi_driver.domain.errors import AlreadyExists, InvalidRequest, NotFound, OutOfRange, Precondition, Unavailable
-from csi_driver.domain.model import BLANK, RAW, Capability, Mode, SizeRange, Volume, formatting
+from csi_driver.domain.model import BLANK, RAW, Capability, Mode, SizeRange, Use, Volume, formatting
 from csi_driver.domain.requests import FILE_SYSTEMS, asked_file_system, check_capability
 from csi_driver.domain.sizes import check_range
 from csi_driver.service.context import Context
@@ -33,7 +34,7 @@ class Nodes:
             reason = unsupported(volume, capability)
             if reason:
                 raise Precondition(f"{volume_id} cannot be staged so: {reason}")
-            present = await self._refuse_other_stage(pool, volume, staging)
+            before = await self._refuse_other_stage(pool, volume, staging)
             access = pool.backend.access
             try:
                 if capability.access == "block":
@@ -51,9 +52,9 @@ class Nodes:
                     await access.mount(volume, staging, fs_type, capability.mount_flags)
                     await access.grow(volume, staging)
             except BaseException:
-                # Nothing half-staged stays behind; a device that was there before is a stage's, or somebody's.
-                if not present:
-                    await self._undo_stage(pool, volume)
+                # Nothing half-staged stays behind: after a refusal that is final, nobody unstages.
+                if not before.paths:
+                    await self._undo_stage(pool, volume, staging, before.device)
                 raise
 
     async def unstage(self, volume_id: str, staging: str) -> None:
@@ -148,12 +149,12 @@ class Nodes:
                 return pool, volume, shown
         raise NotFound(f"{volume_id} is not shown at {path!r}: it is at {', '.join(use.paths) or 'no path'}")
 
-    async def _refuse_other_stage(self, pool: Pool, volume: Volume, staging: str) -> str:
-        """Raise Precondition where the volume is shown elsewhere; returns the device that it has already, or nothing."""
+    async def _refuse_other_stage(self, pool: Pool, volume: Volume, staging: str) -> Use:
+        """Raise Precondition where the volume is shown elsewhere; returns what it has already."""
         use = await pool.backend.access.use(volume)
         if use.paths and not any(_is_stage(path, staging) for path in use.paths):
             raise Precondition(f"{volume.id} is in use at {', '.join(use.paths)}: unstage it there first")
-        return use.device
+        return use
 
     async def _format_once(self, pool: Pool, volume: Volume, fs_type: str) -> Volume:
         """Make a file system on a volume that never had one and holds no data at all; whatever a probe would say."""
@@ -185,12 +186,14 @@ class Nodes:
             await pool.backend.access.attach(volume)
         return await self._save(pool, replace(volume, format=RAW))
 
-    async def _undo_stage(self, pool: Pool, volume: Volume) -> None:
-        try:
-            if not (await pool.backend.access.use(volume)).paths:
+    async def _undo_stage(self, pool: Pool, volume: Volume, staging: str, device: str) -> None:
+        """Take away what a stage made, but for a device that was there before: it is somebody's."""
+        # The first error is the one to be told; what cannot be taken away is found again at the next stage.
+        with suppress(Exception):
+            await pool.backend.access.unmount(volume, staging)
+        with suppress(Exception):
+            if not device:
                 await pool.backend.access.detach(volume)
-        except Exception:  # the first error is the one to be told; a device left is found again at the next stage
-            return
 
     async def _save(self, pool: Pool, volume: Volume) -> Volume:
         await pool.backend.save_volume(volume)

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from node_host import MIB, has_capability, read_at, write_at, write_file
@@ -9,7 +10,8 @@ from node_rig import SMALL, Rig, block, mounted
 
 from csi_driver.domain.errors import OutOfRange, Precondition
 from csi_driver.domain.model import SizeRange, Volume
-from csi_driver.host import filesystems, loop
+from csi_driver.host import filesystems, loop, mountinfo
+from csi_driver.host.children import JobFailed
 
 CAP_SYS_RESOURCE = 24
 GROWN = 700 * MIB
@@ -171,3 +173,30 @@ async def test_a_read_only_stage_of_a_grown_copy(rig: Rig) -> None:
     else:
         assert Path(rig.staging(copy), "data").read_bytes() == b"1"
     assert not refused or "grow" in refused
+
+
+@pytest.mark.parametrize("fs_type", ["ext4", "xfs"])
+async def test_a_stage_that_fails_after_its_mount_leaves_nothing_behind(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, fs_type: str
+) -> None:
+    """A refusal is final for a kubelet: it would never unstage, and the volume could never be deleted."""
+    volume = await rig.volume("v", fs_type)
+    real = rig.children.run
+
+    async def run_(job: str, timeout: float, **args: Any) -> Any:
+        if job == "grow":
+            raise JobFailed(job, 0, "the file system cannot grow", "CommandError")
+        return await real(job, timeout, **args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.children, "run", run_)
+        with pytest.raises(Precondition, match="cannot grow"):
+            await rig.stage(volume)
+        assert mountinfo.at(rig.staging(volume)) is None
+        assert rig.devices() == []
+    await rig.stage(volume)
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.children, "run", run_)
+        with pytest.raises(Precondition, match="cannot grow"):
+            await rig.stage(volume)
+    assert mountinfo.at(rig.staging(volume)) is not None, "the earlier stage was answered and stays"
