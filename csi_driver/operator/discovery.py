@@ -18,7 +18,10 @@ AGENT_PORT = 9807
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """The pod that speaks for a node. `ready`: the kubelet has an answer from it."""
+    """The pod that speaks for a node. `ready`: a kubelet that lives has an answer from it.
+
+    A pod of a node that is not ready, or gone, may stay Ready on paper until somebody cleans up.
+    """
 
     address: str
     ready: bool
@@ -58,13 +61,15 @@ def read(
     pods: Iterable[Object], nodes: Iterable[Object], volumes: Mapping[str, int], noted: Object | None, ours: Ours
 ) -> Cluster:
     """Put together what keep_pod and keep_node made, how many volumes each owner has, and the ConfigMap of the forgotten."""
+    known = list(nodes)
+    alive = {owner_of_node(node["metadata"]["name"]): node["ready"] for node in known}
     agents = {}
     for pod in sorted((pod for pod in pods if ours.has(pod)), key=_worth):
-        agents[owner_of_node(pod["node"])] = Agent(pod["address"], pod["ready"])
-    known = list(nodes)
+        owner = owner_of_node(pod["node"])
+        agents[owner] = Agent(pod["address"], pod["ready"] and alive.get(owner, False))
     return Cluster(
         agents,
-        {owner_of_node(node["metadata"]["name"]): node["ready"] for node in known},
+        alive,
         frozenset(node["labelled"] for node in known if node["labelled"]),
         volumes,
         (noted or {}).get("data") or {},

@@ -148,7 +148,9 @@ async def test_what_lives_is_not_forgotten_unless_forced(fake: FakeApi, api: Api
     fake.put(NODES, node("n"))
     fake.put(NODES, node("quiet", ready=False))
     fake.put(PODS, agent_pod("a", "n", 1), NAMESPACE)
-    fake.put(PODS, agent_pod("b", "quiet", 1, ready=False), NAMESPACE)
+    # Of machines without power: nobody is there to say that their pods are not ready any more.
+    fake.put(PODS, agent_pod("b", "quiet", 1), NAMESPACE)
+    fake.put(PODS, agent_pod("c", "gone", 1), NAMESPACE)
     with pytest.raises(Precondition, match="agent of node n answers"):
         await forgotten.forget(api, OURS, "n", NOW)
     fake.change(PODS, "a", {"status": {"conditions": []}}, NAMESPACE)
@@ -158,8 +160,9 @@ async def test_what_lives_is_not_forgotten_unless_forced(fake: FakeApi, api: Api
         await forgotten.forget(api, OURS, "typo", NOW)
     assert fake.all(CONFIG_MAPS) == []
     await forgotten.forget(api, OURS, "quiet", NOW)
+    await forgotten.forget(api, OURS, "gone", NOW)
     await forgotten.forget(api, OURS, "n", NOW, force=True)
-    assert set(fake.all(CONFIG_MAPS)[0]["data"]) == {"quiet", "n"}
+    assert set(fake.all(CONFIG_MAPS)[0]["data"]) == {"quiet", "gone", "n"}
 
 
 async def test_an_owner_that_volumes_alone_name_goes_with_the_last_of_them(
