@@ -1,0 +1,66 @@
+"""A control plane without nodes, on which the chart is installed and upgraded as the definitions of snapshots come.
+
+Run by test_chart_definitions.py in a process of its own, since TIDEMARK_CLUSTER says which cluster a process talks to. Prints
+one JSON object: what there was without definitions, with those of snapshots, and with those of groups.
+"""
+
+import json
+import sys
+from typing import Any
+
+from rig import network
+from rig.cluster import NAMESPACE, Cluster
+from rig.kubectl import KubectlError
+from rig.paths import CHART, NUMBER, STATE, programs
+
+
+def seen(cluster: Cluster) -> dict[str, Any]:
+    """What the release has of snapshots."""
+    release = cluster.kubectl.within(NAMESPACE)
+    containers = release.get("deployment", "tidemark-controller")["spec"]["template"]["spec"]["containers"]
+    gates = [arg for one in containers for arg in one["args"] if arg.startswith("--feature-gates=")]
+    classes = {}
+    for kind in ("volumesnapshotclass", "volumegroupsnapshotclass"):
+        try:
+            classes[kind] = [one["metadata"]["name"] for one in cluster.kubectl.items(kind)]
+        except KubectlError:
+            classes[kind] = None  # the API knows no such kind
+    return {
+        "sidecars": [one["name"] for one in containers],
+        "gates": gates,
+        "classes": classes,
+        "notes": cluster.helm("get", "notes", "tidemark"),
+    }
+
+
+def stages(cluster: Cluster) -> dict[str, Any]:
+    """Install, and upgrade twice."""
+    values = cluster.values_file()
+    found = {}
+    cluster.helm("install", "tidemark", CHART, "--create-namespace", "--values", values)
+    found["none"] = seen(cluster)
+    for stage, group in (("snapshots", "snapshot"), ("groups", "groupsnapshot")):
+        for path in sorted((programs() / "crd").glob(f"{group}.storage.k8s.io_*.yaml")):
+            cluster.kubectl("apply", "--server-side", f"--filename={path}")
+        cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+        cluster.helm("upgrade", "tidemark", CHART, "--values", values)
+        found[stage] = seen(cluster)
+    return found
+
+
+def main() -> None:
+    assert NUMBER, "TIDEMARK_CLUSTER must name a cluster beside the first one"
+    cluster = Cluster(0)
+    cluster.down()
+    try:
+        STATE.mkdir(mode=0o700, parents=True)
+        (STATE / "cluster.json").write_text(json.dumps({"nodes": 0, "mount_points": [], "netns": True}))
+        network.make_bridge()
+        cluster.control_plane.up()
+        json.dump(stages(cluster), sys.stdout)
+    finally:
+        cluster.down()
+
+
+if __name__ == "__main__":
+    main()
