@@ -64,7 +64,7 @@ class Access(Protocol):
         ...
 
     async def attach(self, volume: Volume) -> str:
-        """Give the volume a device, or find the one that it has; returns its path. Never a second one."""
+        """Give the volume a device, or find the one that it has, at the image's size; returns its path. Never a second one."""
         ...
 
     async def detach(self, volume: Volume) -> None:
@@ -155,7 +155,7 @@ class Backend(Protocol):
         ...
 
     async def expand_volume(self, volume: Volume) -> None:
-        """Grow the image (and an attached device) to `volume.size`."""
+        """Grow the image to `volume.size`, durably. A device that it has follows at the next `attach`."""
         ...
 
     async def delete_volume(self, volume: Volume) -> None:

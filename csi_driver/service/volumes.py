@@ -97,9 +97,12 @@ class Volumes:
                     )
             grown = replace(volume, size=size)
             with _promise(pool, growth, volume.thick):
-                # Also where the size is right already: a crash may have left an attached device behind its image.
                 await pool.backend.expand_volume(grown)
+            # Known from here on, whatever becomes of the device: it is what the next start would find.
             pool.put_volume(grown)
+            # Also where the size was right already: a crash may have left an attached device behind its image.
+            if (await pool.backend.access.use(grown)).device:
+                await pool.backend.access.attach(grown)
             return grown
 
     def get(self, volume_id: str) -> Volume:

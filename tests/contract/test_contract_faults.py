@@ -194,6 +194,19 @@ async def test_a_pool_that_cannot_be_opened_says_why(faulty: Faulty) -> None:
     assert world.volumes.list() == ([v], "")
 
 
+async def test_a_growth_whose_device_does_not_follow_is_known(faulty: Faulty) -> None:
+    """A restart would find the image's size; until then, too, nothing may be made of a smaller one."""
+    world, faults = faulty
+    v = await world.volume("v")
+    async with world.shown(v):
+        faults.fail("attach", OSError(errno.EIO, "injected"))
+        with pytest.raises(Unavailable):
+            await world.expand(v, 2 * SIZE)
+        assert world.volumes.get(str(v.id)).size == 2 * SIZE
+        assert (await world.expand(v, 2 * SIZE)).size == 2 * SIZE
+        assert (await world.snapshot("s", v)).size == 2 * SIZE
+
+
 # ---- locks: (what stands still, in which method) against what others want meanwhile
 
 EXCLUSIVE = {

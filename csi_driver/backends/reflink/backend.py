@@ -142,7 +142,6 @@ class ReflinkBackend:
         """See Backend."""
         with self.layout.translated(f"expansion of {volume.id}"):
             await self._in_thread(self._expand, volume)
-        await self._devices.follow_size(volume)
 
     async def delete_volume(self, volume: Volume) -> None:
         """See Backend."""

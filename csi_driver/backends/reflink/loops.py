@@ -79,11 +79,6 @@ class LoopDevices:
         """See Devices."""
         await self.jobs.run(volume, "loop_detach", SLOW, path=str(self._image(volume)))
 
-    async def follow_size(self, volume: Volume) -> None:
-        """Let an attached device take the image's new size."""
-        if await self.find(volume) is not None:
-            await self.attach(volume)
-
     async def is_empty(self, volume: Volume) -> bool:
         """See Devices."""
         return await self._with_image(volume, "looking into", "rb", lambda fd: not files.has_data(fd))
