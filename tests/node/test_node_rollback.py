@@ -1,10 +1,11 @@
 """The way back, as a pod sees it."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
-from node_host import MIB, is_frozen, write_file
+from node_host import MIB, is_frozen, read_at, write_at, write_file
 from node_rig import SMALL, Rig, mounted
 
 from csi_driver.domain.errors import InUse, InvalidRequest, Precondition
@@ -175,6 +176,31 @@ async def test_a_device_that_was_left_goes_first(rig: Rig) -> None:
     await rig.access.attach(volume)
     await rig.roll_back(volume, snapshot, "r")
     assert rig.devices() == []
+
+
+async def test_a_rollback_that_happened_is_answered_so_whatever_becomes_of_the_old_content(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told that it failed, the caller would use the volume, repeat the call, and lose what it wrote."""
+    volume = await rig.volume("v", "block", MIB)
+    write_at(rig.image(volume), 0, b"old")
+    snapshot = await rig.snapshot("s", volume)
+    write_at(rig.image(volume), 0, b"new")
+    real = os.rename
+
+    def rename(old: Path, new: Path) -> None:
+        if Path(new).parent == rig.layout.trash:
+            raise OSError(errno.ENOSPC, "no room for one more name")
+        real(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", rename)
+        await rig.roll_back(volume, snapshot, "r")
+    assert read_at(rig.image(volume), 0, 3) == b"old"
+    assert rig.left_inside() == []
+    write_at(rig.image(volume), 0, b"since")
+    assert (await rig.roll_back(volume, snapshot, "r"))[1], "it was done before"
+    assert read_at(rig.image(volume), 0, 5) == b"since"
 
 
 async def test_16_are_remembered(rig: Rig) -> None:

@@ -154,7 +154,11 @@ class Layout:
             files.rename_exchange(draft, place)
             raise
         self.crash_point("exchange durable")
-        os.rename(draft, self.trash / draft.name)
+        # It has happened, and what lies in the draft now is nobody's: a pool that is full may refuse the name in the trash.
+        try:
+            os.rename(draft, self.trash / draft.name)
+        except OSError:
+            self.abandon(draft)
         self.crash_point("old content discarded")
 
     def discard(self, place: Path) -> None:
