@@ -11,12 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rig.cluster import VALUES, Cluster, RigError
 from rig.kubectl import Kubectl
-from rig.paths import CHART
+from rig.paths import CHART, TREE
 
 DRIVER = "lab.example.org"
+NOT_SERVED = {"ServiceMonitor", "PrometheusRule", "Certificate"}
+"""Kinds of projects that this cluster does not have."""
 WEBHOOK = "lab-tidemark-pin"
+SERVED = (
+    "--kube-version=1.34.4",
+    "--api-versions=snapshot.storage.k8s.io/v1/VolumeSnapshotClass",
+    "--api-versions=groupsnapshot.storage.k8s.io/v1/VolumeGroupSnapshotClass",
+)
+"""`helm template` does not ask the cluster what it is."""
 NOWHERE = {
     "driverName": DRIVER,
     "agent": {"nodeSelector": {"example.org/no-such": "node"}},
@@ -133,6 +142,20 @@ def test_an_uninstallation_is_refused_while_volumes_exist_and_can_be_forced(rele
     release("uninstall", "lab")
     assert not kubectl.find("deployment", "lab-tidemark-controller")
     assert not kubectl.find("job", "lab-tidemark-uninstall-check")
+
+
+@pytest.mark.parametrize("values", ["everything", "groups", "least"])
+def test_the_api_server_would_take_it(cluster: Cluster, kubectl: Kubectl, values: str) -> None:
+    """What a schema cannot tell: expressions that compile, names and numbers that are allowed."""
+    path = TREE / "tests" / "chart" / "values" / f"{values}.yaml"
+    text = cluster.helm(*("template", "lab", CHART, f"--namespace={kubectl.namespace}", f"--values={path}", *SERVED))
+    documents = [one for one in yaml.safe_load_all(text) if one and one["kind"] not in NOT_SERVED]
+    assert len(documents) > 10
+    for document in documents:
+        if document["kind"] == "CSIDriver" or document["kind"].endswith("Class"):
+            document["metadata"]["name"] += ".lab"  # those of the release that is there may not be changed
+    listed = json.dumps({"apiVersion": "v1", "kind": "List", "items": documents})
+    kubectl("apply", "--server-side", "--force-conflicts", "--dry-run=server", "--filename=-", stdin=listed)
 
 
 def _base64(text: str) -> str:
