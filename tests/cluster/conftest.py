@@ -18,9 +18,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker("cluster")
-            if not item.get_closest_marker("timeout"):
-                # Most of which is what Kubernetes takes on two cores, not what is tested.
-                item.add_marker(pytest.mark.timeout(300))
+            # Most of it is what Kubernetes takes on two cores, not what is tested. Of the test alone: the first one's
+            # fixtures build an image and a cluster.
+            given = item.get_closest_marker("timeout")
+            seconds = given.args[0] if given else 300
+            item.add_marker(pytest.mark.timeout(seconds, func_only=True), append=False)
 
 
 @pytest.fixture(scope="session")
