@@ -40,7 +40,7 @@ VALUES: dict[str, Any] = {
 
 
 def why_not() -> str:
-    """Why a cluster cannot be had here; empty where it can."""
+    """Why a cluster cannot be had here; empty where it can. Programs that are missing are built first."""
     if os.geteuid() != 0:
         return "needs root: namespaces, mounts, control groups and loop devices"
     missing = [name for name in (*COMMANDS, "buildah", "debootstrap") if shutil.which(name) is None]
@@ -50,6 +50,10 @@ def why_not() -> str:
         return f"needs {', '.join(missing)}: `sh tests/tools/system-packages.sh cluster image` installs Debian's"
     if not os.access("/dev/loop-control", os.W_OK):
         return "needs /dev/loop-control"
+    try:
+        programs()
+    except subprocess.CalledProcessError:
+        return "needs the programs of Kubernetes: `sh tests/tools/kubernetes.sh` does not manage to build them"
     return ""
 
 
@@ -75,7 +79,6 @@ class Cluster:
         """Bring it up to two and more Ready nodes with all images, and the add-ons; Tidemark is not installed yet."""
         if reason := why_not():
             raise RigError(reason)
-        programs()
         self.down()
         STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
         # They are the machine's: another cluster finds them, and leaves them.

@@ -116,9 +116,12 @@ class Node(Machine):
 
     def _detach_all(self) -> bool:
         inner, own = self.pool_loops()
-        for device in inner or own:
+        # For a raw block volume the kubelet attaches one more, to the node of its device.
+        nodes = {(status.st_dev, status.st_ino) for status in (os.stat(each.path) for each in inner)}
+        outer = [each for each in loop.scan() if each.backing in nodes] if nodes else []
+        for device in outer or inner or own:
             # The kernel lists each XFS that is mounted anywhere, or held by something.
-            if device in inner or not Path(f"/sys/fs/xfs/{device.name}").exists():
+            if device not in own or not Path(f"/sys/fs/xfs/{device.name}").exists():
                 with suppress(OSError):
                     loop.detach(device)
         return not inner and not own
