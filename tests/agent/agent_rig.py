@@ -66,7 +66,7 @@ class AgentRig:
         if self.process is not None and self.process.poll() is None:
             self.kill()
         prefix = f"{self.root}/"
-        for _ in range(100):
+        for _ in range(600):
             ours = [m for m in mountinfo.read() if m.point.startswith(prefix)]
             pool = [d for d in loop.scan(self.image.name) if _backing(d.number).startswith(prefix)]
             # By the file system that holds the image: its path means nothing once its mount namespace is gone.

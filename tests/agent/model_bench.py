@@ -14,7 +14,7 @@ from csi_driver.domain.model import SizeRange, Source
 from csi_driver.host import mountinfo
 from csi_driver.rpc.client import Node
 
-SETTLE_SECONDS = 5.0
+SETTLE_SECONDS = 30.0
 """How long a child of a killed agent may take to die with its device, and the trash to become empty."""
 
 

@@ -190,7 +190,7 @@ def fork_server(pid: int) -> int:
     return found
 
 
-def only_its_fork_server(pid: int, seconds: float = 5.0) -> None:
+def only_its_fork_server(pid: int, seconds: float = 30.0) -> None:
     """No process is left below the agent but the one that always is."""
     server, until = fork_server(pid), time.monotonic() + seconds
     while others := {child: command for child, (_, command) in descendants(pid).items() if child != server}:
@@ -254,7 +254,7 @@ def probing(endpoint: str) -> Iterator[Prober]:
     """Probe while the block runs."""
     prober = Prober(endpoint)
     try:
-        until = time.monotonic() + 10
+        until = time.monotonic() + 30
         while not prober.took and time.monotonic() < until:
             time.sleep(0.001)
         prober.took.clear()  # the first one connects
@@ -271,7 +271,7 @@ class Trace:
         which = [word for pid in pids for word in ("-p", str(pid))]
         argv = ["strace", "-f", "-qq", "-e", "trace=process", "-e", "signal=none", "-o", str(out), *which]
         self._process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        until = time.monotonic() + 10
+        until = time.monotonic() + 30
         while not all(self._traces(pid) for pid in pids):
             if self._process.poll() is not None or time.monotonic() > until:
                 assert self._process.stderr is not None

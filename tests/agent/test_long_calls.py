@@ -118,7 +118,7 @@ def test_the_event_loop_goes_on_during_large_ioctls(big: Big, capsys: pytest.Cap
 
 def at_work(rig: AgentRig) -> None:
     """Wait until something is being made in the pool, unseen as yet."""
-    until = time.monotonic() + 10
+    until = time.monotonic() + 30
     while not list((rig.pool / ".new").glob("*/*.img")):
         assert time.monotonic() < until
         time.sleep(0.005)

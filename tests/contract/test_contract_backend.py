@@ -261,7 +261,7 @@ async def test_usage_after_one_block_is_overwritten(world: World) -> None:
     assert (usage.exclusive, usage.shared) == (0, SIZE), "block 5 is shared with the copy now"
     await world.volumes.delete(str(copy.id))
     await world.snapshots.delete(str(s.id))
-    for _ in range(100):  # space comes back soon after a deletion, not with it
+    for _ in range(600):  # space comes back soon after a deletion, not with it
         usage = await backend.usage(v)
         if not usage.shared:
             break

@@ -40,7 +40,7 @@ async def standing(faults: Faults, method: str, call: Awaitable[object]) -> Asyn
     pause = faults.pause(method)
     task = asyncio.ensure_future(call)
     try:
-        await asyncio.wait_for(pause.reached.wait(), 5)
+        await asyncio.wait_for(pause.reached.wait(), 30)
         yield pause
     finally:
         pause.release()
@@ -272,7 +272,7 @@ async def test_the_same_creation_twice_at_once(
     v = await world.volume("v")
     task = asyncio.ensure_future(call(world, v))
     pause = faults.pause(method)
-    await asyncio.wait_for(pause.reached.wait(), 5)
+    await asyncio.wait_for(pause.reached.wait(), 30)
     with pytest.raises(Busy, match="in progress"):
         await call(world, v)
     pause.release()

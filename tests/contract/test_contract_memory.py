@@ -37,7 +37,7 @@ async def standing(faults: Faults, method: str, call: Awaitable[object]) -> Asyn
     pause = faults.pause(method)
     task = asyncio.ensure_future(call)
     try:
-        await asyncio.wait_for(pause.reached.wait(), 5)
+        await asyncio.wait_for(pause.reached.wait(), 30)
         yield pause
     finally:
         pause.release()

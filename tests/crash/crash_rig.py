@@ -223,7 +223,7 @@ def tree(pool: Path) -> list[tuple[Any, ...]]:
 
 async def check_tidy(pool: Path) -> None:
     """After a recovery nothing is left where things are made and thrown away; the trash is emptied in the background."""
-    until = time.monotonic() + 5
+    until = time.monotonic() + 30
     while os.listdir(pool / ".trash") and time.monotonic() < until:
         await asyncio.sleep(0.005)
     for name in (".new", ".trash", ".freeze"):

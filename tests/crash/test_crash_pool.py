@@ -59,7 +59,7 @@ async def test_agent_and_watchdog_die_inside_a_freeze(world: World) -> None:
         agent = await asyncio.create_subprocess_exec(*command(world, pool), stdout=asyncio.subprocess.PIPE)
         assert agent.stdout
         server = int(await agent.stdout.readline())
-        for _ in range(500):
+        for _ in range(3000):
             if os.listdir(pool / ".freeze"):
                 break
             await asyncio.sleep(0.01)

@@ -43,7 +43,7 @@ def test_the_whole_group_dies_at_the_deadline(tmp_path: Path) -> None:
     assert time.monotonic() - started < 15
     assert (caught.value.rc, caught.value.out, caught.value.errno) == (None, "begun\n", errno.ETIMEDOUT)
     child = int((tmp_path / "pid").read_text())
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         try:
             os.kill(child, 0)

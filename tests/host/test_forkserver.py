@@ -73,7 +73,7 @@ def thaw(point: Path) -> None:
     subprocess.run(["fsfreeze", "-u", point], check=True, timeout=20)
 
 
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "did not come true in time"
@@ -124,7 +124,7 @@ async def test_past_its_deadline_a_job_is_killed_with_all_that_it_started(childr
     with pytest.raises(JobStuck) as caught:
         await children.run("command", 0.4, argv=["sleep", "1000"], seconds=900)
     assert time.monotonic() - begun < 15
-    await asyncio.wait_for(caught.value.gone.wait(), 5)
+    await asyncio.wait_for(caught.value.gone.wait(), 30)
     assert not offspring(children.server_pid)
     assert (children.stuck, children.written_off_total) == (0, 0)
 
@@ -153,7 +153,7 @@ async def test_what_cannot_be_killed_is_written_off_and_others_go_on(children: C
     await asyncio.sleep(1)
     assert not stuck.gone.is_set(), "the command that the job left behind lives on"
     thaw(frozen)
-    await asyncio.wait_for(stuck.gone.wait(), 5)
+    await asyncio.wait_for(stuck.gone.wait(), 30)
     assert (children.stuck, children.written_off_total) == (0, 1)
     assert not offspring(children.server_pid)
 
@@ -173,7 +173,7 @@ async def test_stuck_jobs_hold_no_place_until_there_are_too_many(frozen: Path) -
         assert error.message.count("command") == 2
         assert "thawed" in await children.run("thaw", 5, mounts=[]), "a thaw is always possible"
         thaw(frozen)
-        await asyncio.gather(*(asyncio.wait_for(each.gone.wait(), 5) for each in stuck))
+        await asyncio.gather(*(asyncio.wait_for(each.gone.wait(), 30) for each in stuck))
         await children.run("ping", 5)
     finally:
         await children.stop()
@@ -313,7 +313,7 @@ async def test_stop_ends_the_server_and_the_running_jobs() -> None:
     job = asyncio.create_task(children.run("ping", 30, pause=60))
     await until(lambda: offspring(pid))
     running = offspring(pid)
-    await asyncio.wait_for(children.stop(), 5)
+    await asyncio.wait_for(children.stop(), 9)
     assert (await fails(job)).type == "Stopped"
     assert not Path(f"/proc/{pid}").exists()
     await until(lambda: not any(alive(each) for each in running))

@@ -79,7 +79,7 @@ async def test_stop_thaws_a_running_cut(pool: Pool) -> None:
     await children.start()
     disk = pool.disk()
     task = await paused(children, pool, disk)
-    await asyncio.wait_for(children.stop(), 5)
+    await asyncio.wait_for(children.stop(), 9)
     disk.takes_writes()
     error = await fails(task)
     assert error.type == "Stopped"
@@ -119,7 +119,7 @@ async def test_without_its_fork_server_a_cut_that_dies_is_thawed_by_the_agent(ch
     for pid in (server, child, *offspring(child)):
         os.kill(pid, signal.SIGKILL)
     error = await fails(task)
-    await asyncio.wait_for(error.gone.wait(), 5)
+    await asyncio.wait_for(error.gone.wait(), 30)
     disk.takes_writes()
 
 

@@ -251,7 +251,7 @@ def test_a_mount_in_another_namespace_counts(image: Image, point: Path, spawn: S
         loop.detach(device)
     other.kill()
     other.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while loop.find(loop_file(device)) and time.monotonic() < deadline:
         try:
             loop.detach(device)

@@ -290,7 +290,7 @@ async def hanging(rig: Rig, volume: Volume) -> AsyncIterator[None]:
         yield
     finally:
         thaw(point)
-        for _ in range(100):
+        for _ in range(600):
             if not rig.children.stuck:
                 break
             await asyncio.sleep(0.05)
