@@ -10,7 +10,7 @@ Two rules keep newer data safe:
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from csi_driver.domain.errors import DriverError, NotFound, Unavailable
@@ -26,6 +26,9 @@ LAPSE_SECONDS = 330.0
 
 RENEW_SECONDS = 60.0
 """Between renewals of a hold: four may fail before it lapses."""
+
+WAIT_SECONDS, LONGEST_WAIT_SECONDS = 2.0, 10.0
+"""Between two looks at what is waited for, at first and later."""
 
 Object = Mapping[str, Any]
 
@@ -139,7 +142,7 @@ def decide(seen: Seen) -> Action:
         return _leave(seen, progress.deleted, Tidy(cancelled=True))
     if seen.refused is not None:
         return _fail(seen, "Refused", str(seen.refused))
-    action = _proceed(seen)
+    action = _patient(seen, _proceed(seen))
     late = progress.phase is not Phase.ROLLING and seen.now >= progress.started + wish.timeout
     if late and not (isinstance(action, Say) and action.phase.final):
         reason, waited = progress.reason, progress.message
@@ -149,6 +152,14 @@ def decide(seen: Seen) -> Action:
             waited = "nothing was in its way, but no controller saw to it in time"
         return _fail(seen, "TimedOut", f"not begun within {wish.timeout:g} s: {waited}")
     return action
+
+
+def _patient(seen: Seen, action: Action) -> Action:
+    """Look often at first and less often later: some wait for days, and each look is ten calls."""
+    if not isinstance(action, Say) or action.wait < WAIT_SECONDS:
+        return action
+    waited = seen.now - seen.progress.started
+    return replace(action, wait=min(max(action.wait, waited / 20), LONGEST_WAIT_SECONDS))
 
 
 def _proceed(seen: Seen) -> Action:
@@ -161,7 +172,7 @@ def _proceed(seen: Seen) -> Action:
     if isinstance(target, Trouble):
         if target.final or rolling:
             return _fail(seen, target.reason, target.message)
-        return Say(Phase.PENDING, target.reason, target.message, 2)
+        return Say(Phase.PENDING, target.reason, target.message, WAIT_SECONDS)
     if progress.guarded and progress.volume_id not in ("", target.volume_id):
         return _fail(
             seen, "DiskChanged", f"claim {wish.namespace}/{wish.claim} has come to mean another disk meanwhile"
@@ -235,7 +246,8 @@ def _make_safety(seen: Seen, target: Target, class_name: str) -> Action:
     name = last["metadata"]["name"]
     error = ((last.get("status") or {}).get("error") or {}).get("message")
     message = f"VolumeSnapshot {name} keeps what the disk holds now; it is waited for" + (f": {error}" if error else "")
-    return Say(Phase.SAFETY, "SafetySnapshotFailing" if error else "SafetySnapshotMaking", message, 0.5, target, name)
+    reason, wait = ("SafetySnapshotFailing", WAIT_SECONDS) if error else ("SafetySnapshotMaking", 0.5)
+    return Say(Phase.SAFETY, reason, message, wait, target, name)
 
 
 def _whole_safety(seen: Seen, disk: Disk) -> Object | None:
@@ -253,7 +265,7 @@ def _ready(snapshot: Object) -> bool:
 
 
 def _waiting(reason: str, message: str, target: Target) -> Say:
-    return Say(Phase.WAITING, reason, message, 2, target)
+    return Say(Phase.WAITING, reason, message, WAIT_SECONDS, target)
 
 
 def _already(seen: Seen, spent: Spent) -> Say:

@@ -14,8 +14,9 @@ from csi_driver.operator.rollback_step import LONGEST_SECONDS, Steps
 from csi_driver.operator.rollback_wish import Phase, read_progress, unfinished
 from csi_driver.service.disks import Disks
 
-AT_ONCE = 16
-"""Steps at the same time: each is a handful of calls, and most of their tasks wait."""
+AT_ONCE = 64
+"""Steps at the same time: each is ten calls. Those of disks on a node that does not answer wait for seconds each, and must
+not keep the others waiting."""
 
 RESYNC_SECONDS = 30.0
 """For a change that no watch told."""

@@ -111,6 +111,16 @@ def test_who_uses_the_disk_without_a_pod_is_named_by_path() -> None:
         waits(next_of(base, disk_used_by=("/mnt/by-hand",)), Phase.WAITING, "DiskInUse", "/mnt/by-hand")
 
 
+def test_what_takes_long_is_looked_at_less_often() -> None:
+    waits = []
+    for waited in (1, 39, 100, 1000, 10**5):
+        action = next_of(READY, pods=[pod()], now=CREATED + waited, wish_timeout=10.0**6)
+        assert isinstance(action, Say)
+        waits.append(action.wait)
+    assert waits == [2, 2, 5, 10, 10]
+    assert next_of(READY, now=CREATED + 10**5, wish_timeout=10.0**6) == Hold(TARGET.volume_id)
+
+
 def test_another_rollback_is_waited_for_and_named() -> None:
     action = next_of(READY, disk_held=Held("VolumeRollback shop/other 123", SINCE))
     waits(action, Phase.WAITING, "DiskHeld", "VolumeRollback shop/other 123")

@@ -147,6 +147,7 @@ async def test_a_rollback_that_arrives_after_the_release_is_refused(world: World
 
 EVENTS = st.one_of(
     st.tuples(st.just("step"), st.integers(1, 6)),
+    st.tuples(st.just("finish")),
     st.tuples(st.just("kill"), st.integers(1, 4), st.sampled_from(["before", "after"])),
     st.tuples(st.just("wait"), st.sampled_from([1.0, 30.0, 200.0, 400.0])),
     st.tuples(st.just("write")),
@@ -193,6 +194,8 @@ class Model:
                     wait = await world.step()
                     world.offset += wait or 0.0
                     self.check()
+            case ("finish",) if world.there():
+                await world.run()
             case ("kill", ahead, moment):
                 world.kill_at = (world.changes + ahead, moment)
             case ("wait", seconds):
@@ -220,12 +223,16 @@ class Model:
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
-@given(st.lists(EVENTS, max_size=25))
-async def test_any_order_of_events(world: World, events: list[tuple[Any, ...]]) -> None:
+@given(st.lists(EVENTS, max_size=15), st.booleans(), st.lists(EVENTS, max_size=10))
+async def test_any_order_of_events(
+    world: World, before: list[tuple[Any, ...]], made_again: bool, after: list[tuple[Any, ...]]
+) -> None:
     await prepared(world)
     world.ask()
     model = Model(world)
-    for event in events:
+    # As GitOps does it: whatever came of the object, it is made again.
+    again = [("no pod",), ("finish",), ("delete",), ("step", 2), ("again",), ("write",)] if made_again else []
+    for event in [*before, *again, *after]:
         await model.happen(event)
     world.kill_at = None
     await model.happen(("no pod",))
