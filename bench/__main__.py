@@ -13,6 +13,7 @@ from bench.io_ import io
 from bench.retention import retention
 from bench.rig import machine
 from bench.route import route
+from bench.schedules import schedules
 from bench.stalls import stalls
 
 BENCHMARKS: dict[str, Callable[[], list[dict[str, object]]]] = {
@@ -26,6 +27,7 @@ BENCHMARKS: dict[str, Callable[[], list[dict[str, object]]]] = {
     "stalls": stalls,
     "io": io,
     "retention": retention,
+    "schedules": schedules,
 }
 
 
