@@ -8,7 +8,7 @@ from csi_driver.domain.errors import AlreadyExists, NotFound
 from csi_driver.kube.api import Api
 from csi_driver.kube.errors import Conflict, Refused
 from csi_driver.kube.events import Events
-from csi_driver.kube.kinds import CLAIMS, GROUP_SNAPSHOTS, SCHEDULES, SNAPSHOTS, Kind
+from csi_driver.kube.kinds import CLAIMS, GROUP_SNAPSHOTS, SCHEDULES, SNAPSHOTS, VOLUMES, Kind
 from csi_driver.operator.schedule_decide import Decision, Remove
 from csi_driver.operator.schedule_make import Label, Make
 from csi_driver.operator.schedule_names import GROUP, KEEP, SCHEDULE
@@ -147,6 +147,8 @@ class Acts:
     async def _remove(self, spec: Spec, removal: Remove) -> None:
         if removal.kind == "group" and await self._any_member_kept(spec, removal):
             return
+        if removal.why == "claim" and await self._any_claim_lives(spec, removal):
+            return
         try:
             there = await self._api.delete(
                 KINDS[removal.kind], removal.name, spec.namespace, removal.uid, removal.version
@@ -164,6 +166,18 @@ class Acts:
             for snapshot in kept
             for owner in snapshot["metadata"].get("ownerReferences") or []
         )
+
+    async def _any_claim_lives(self, spec: Spec, removal: Remove) -> bool:
+        """That a claim is gone is asked of the API itself: a copy that lags must not cost a disk all its snapshots."""
+        for name, handle in removal.disks:
+            claim = await self._api.get(CLAIMS, name, spec.namespace)
+            volume = ((claim or {}).get("spec") or {}).get("volumeName") or ""
+            if claim is None or not volume:
+                continue
+            found = await self._api.get(VOLUMES, volume)
+            if found is None or ((found.get("spec") or {}).get("csi") or {}).get("volumeHandle") == handle:
+                return True
+        return False
 
 
 def still_waiting(status: Mapping[str, Any], refused: Sequence[Make]) -> Mapping[str, Any]:

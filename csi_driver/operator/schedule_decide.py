@@ -18,7 +18,8 @@ from csi_driver.operator.schedule_status import Findings, invalid_status, status
 class Seen:
     """What was observed of one schedule and around it.
 
-    `living` are the handles of all disks that a claim of the namespace has; `used` counts the snapshots of a disk, whoever made
+    `living` are the handles of all disks that a claim of the namespace has, `unsure` the names of claims whose disk is not
+    known; `used` counts the snapshots of a disk, whoever made
     them; `labelled` are claims that carry this schedule's group label, and its value. `assumed` are names that were just created
     and may not be seen yet, `assumed_disks` their disks. Of the `limit` of snapshots in flight on a node, `flying` are.
     """
@@ -27,6 +28,7 @@ class Seen:
     claims: Sequence[Claim] = ()
     made: Sequence[Made] = ()
     living: frozenset[str] = frozenset()
+    unsure: frozenset[str] = frozenset()
     used: Mapping[str, int] = field(default_factory=dict)
     labelled: Mapping[str, str] = field(default_factory=dict)
     assumed: frozenset[str] = frozenset()
@@ -44,6 +46,8 @@ class Remove:
     uid: str
     version: str
     why: Literal["retention", "failed", "claim"]
+    disks: Sequence[tuple[str, str]] = ()
+    """Claims and handles: what must be gone where that is why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +149,10 @@ def _removals(spec: Spec, seen: Seen, alive: Sequence[Made]) -> list[Remove]:
     gone: dict[str, Remove] = {}
     if spec.delete_with_claim:
         for one in alive:
-            orphaned = bool(one.unit.series) and not (one.unit.series & seen.living)
-            if orphaned and not one.unit.kept and not one.busy:
+            gone_with_claim = all(
+                handle and handle not in seen.living and claim not in seen.unsure for claim, handle in one.disks
+            )
+            if one.disks and gone_with_claim and not one.unit.kept and not one.busy:
                 gone[one.name] = _remove(one, "claim")
     units = [one.unit for one in alive]
     for unit in failures_to_remove(units):
@@ -157,7 +163,7 @@ def _removals(spec: Spec, seen: Seen, alive: Sequence[Made]) -> list[Remove]:
 
 
 def _remove(one: Made, why: Literal["retention", "failed", "claim"]) -> Remove:
-    return Remove(one.kind, one.name, one.uid, one.version, why)
+    return Remove(one.kind, one.name, one.uid, one.version, why, one.disks)
 
 
 def _status(spec: Spec, seen: Seen, state: State, steps: Steps, now: int) -> dict[str, Any]:

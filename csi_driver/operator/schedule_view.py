@@ -107,6 +107,11 @@ class View:
             self._living[namespace] = frozenset(filter(None, map(self._handle, claims)))
         return self._living[namespace]
 
+    def unsure(self, namespace: str) -> frozenset[str]:
+        """Claims that have no disk, or one that is not known yet: nothing may be concluded of them."""
+        claims = self._claims.get(namespace, {})
+        return frozenset(name for name, obj in claims.items() if not self._handle(obj))
+
     def made(self, spec: Spec) -> list[Made]:
         """What the schedule has made and is still there."""
         in_use = self._in_use(spec.namespace)

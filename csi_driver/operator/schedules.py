@@ -72,6 +72,7 @@ class Looks:
         schedule = self._newest(key)
         if schedule is None:
             self._failures.pop(key, None)
+            self._written.pop(key, None)
             self._observer.gone(*key)
             return None
         while True:
@@ -120,6 +121,7 @@ class Looks:
             claims,
             made,
             view.living(spec.namespace),
+            view.unsure(spec.namespace) if spec.delete_with_claim else frozenset(),
             {claim.handle: view.used(claim.handle) for claim in claims if claim.handle},
             view.labelled(spec),
             frozenset(make.name for make in own),

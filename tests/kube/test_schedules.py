@@ -11,7 +11,7 @@ from schedule_rig import START, Operator, World, handle
 
 from csi_driver.domain.errors import Unavailable
 from csi_driver.domain.instants import format_instant
-from csi_driver.kube.kinds import CLAIMS, GROUP_CONTENTS, GROUP_SNAPSHOTS, ROLLBACKS, SCHEDULES, SNAPSHOTS
+from csi_driver.kube.kinds import CLAIMS, GROUP_CONTENTS, GROUP_SNAPSHOTS, ROLLBACKS, SCHEDULES, SNAPSHOTS, VOLUMES
 from csi_driver.operator.schedule_names import KEEP
 
 
@@ -186,6 +186,17 @@ async def test_snapshots_of_a_claim_that_is_deleted(world: World, operator: Oper
     await operator.settle()
     of_a = [when for claim, when in world.snapshots() if claim == "a"]
     assert of_a == (["06-17T13:00"] if wanted else ["06-17T13:00", "06-17T14:00"])
+
+
+async def test_a_copy_that_lags_costs_no_snapshots(world: World, operator: Operator) -> None:
+    """A claim that seems to be gone, or seems to have no disk, is asked after before its snapshots go with it."""
+    world.claim("a")
+    world.schedule(deleteWithClaim=True)
+    await hours(world, operator, 13, 14)
+    for kind, name in ((VOLUMES, "disk-default-a"), (CLAIMS, "a")):
+        operator.mirrors[kind]._drop(("" if kind == VOLUMES else "default", name))
+        await operator.looks.look(("default", "s"))
+        assert len(world.snapshots()) == 2
 
 
 async def test_the_schedule_comes_back_under_its_name(world: World, operator: Operator) -> None:
