@@ -53,7 +53,13 @@ class PowerMachine:
         }
         argv = [sys.executable, str(HERE / "power_boot.py"), "linux.uml", "mem=768M", f"ubda={self._disk}"]
         argv += ["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", f"init={HERE / 'power_init.sh'}"]
-        argv += ["con=null", "con0=null,fd:1", "quiet", *(f"{name}={value}" for name, value in environment.items())]
+        argv += [
+            f"uml_dir={self._place}/",
+            "con=null",
+            "con0=null,fd:1",
+            "quiet",
+            *(f"{name}={value}" for name, value in environment.items()),
+        ]
         self._process = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
