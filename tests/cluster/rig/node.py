@@ -56,6 +56,7 @@ class Node(Machine):
 
     def power_on(self) -> None:
         """Switch it on, with the disk that it had."""
+        cgroups.make(self.name)
         enter = [
             *(
                 "nsenter",
@@ -86,6 +87,8 @@ class Node(Machine):
         """
         self.cut()
         until(f"the loop devices of {self.name} are let go", self._detach_all, 30)
+        # A machine begins without any; a kubelet that finds those of its last life looks at each for seconds.
+        until(f"the control groups of {self.name} are empty", self._remove_groups, 30)
 
     def down(self) -> None:
         """Switch it off for good, and remove what it had on this machine."""
@@ -113,6 +116,12 @@ class Node(Machine):
         own = [each for each in loop.scan(self.pool_image.name) if each.backing == (status.st_dev, status.st_ino)]
         pools = {os.makedev(each.major, each.minor) for each in own}
         return [each for each in loop.scan(loop.IMAGE_NAME) if each.backing[0] in pools], own
+
+    def _remove_groups(self) -> bool:
+        with suppress(OSError):
+            cgroups.remove(self.name)
+            return True
+        return False
 
     def _detach_all(self) -> bool:
         inner, own = self.pool_loops()

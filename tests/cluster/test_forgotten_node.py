@@ -1,0 +1,82 @@
+"""A node whose machine is lost: nothing says so but a person. And a node that comes back after all."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from rig.cluster import NAMESPACE, Cluster
+from rig.kubectl import Kubectl, is_ready
+from rig.node import Node
+from rig.objects import claim, pod, snapshot
+from rig.paths import KUBECONFIG
+
+
+def tidemark(*words: str) -> subprocess.CompletedProcess[str]:
+    """The command, as a user has it beside kubectl."""
+    argv = [sys.executable, "-m", "csi_driver.cli.main", "node", *words, f"--namespace={NAMESPACE}"]
+    return subprocess.run([*argv, f"--kubeconfig={KUBECONFIG}"], capture_output=True, text=True, check=False)
+
+
+def in_agent(cluster: Cluster, node: Node, *words: str) -> str:
+    """The command in the agent of a node."""
+    release = cluster.kubectl.within(NAMESPACE)
+    agents = release.items("pods", "--selector=app.kubernetes.io/component=agent")
+    name = next(each["metadata"]["name"] for each in agents if each["spec"]["nodeName"] == node.name)
+    return release("exec", name, "--container=agent", "--", "tidemark", *words)
+
+
+@pytest.fixture
+def lost(cluster: Cluster) -> Iterator[Node]:
+    """A node that a test may switch off and take out of the cluster; it is there again afterwards."""
+    node = cluster.nodes[1]
+    yield node
+    tidemark("unforget", node.name)
+    if not node.running():
+        node.power_on()
+    cluster.wait_ready(180)
+    cluster.wait_installed()
+
+
+@pytest.mark.timeout(600)
+def test_a_lost_node_is_forgotten_and_comes_back(cluster: Cluster, kubectl: Kubectl, lost: Node) -> None:
+    kubectl.apply(claim("data"), pod("writer", {"/disk": "data"}, node=lost.name))
+    kubectl.ready("writer")
+    kubectl.sh("writer", "echo content >/disk/file; sync")
+    kubectl.apply(snapshot("cut", "data"))
+    kubectl.until(is_ready, "volumesnapshot", "cut")
+    volume = kubectl.get("pvc", "data")["spec"]["volumeName"]
+    handle = kubectl.get("pv", volume)["spec"]["csi"]["volumeHandle"]
+    content = kubectl.get("volumesnapshot", "cut")["status"]["boundVolumeSnapshotContentName"]
+    cut = kubectl.get("volumesnapshotcontent", content)["status"]["snapshotHandle"]
+
+    refusal = tidemark("forget", lost.name)
+    assert (refusal.returncode, "answers" in refusal.stderr) == (1, True), refusal
+
+    lost.power_off()
+    kubectl("delete", "node", lost.name)
+    kubectl("delete", "pod", "writer", "--force", "--grace-period=0")
+    kubectl("delete", "volumesnapshot/cut", "pvc/data", "--wait=false")
+    # A Node object that is gone proves nothing: the delete waits for the node, and names it.
+    kubectl.until(lambda _: any(lost.name in event for event in kubectl.within("default").events(volume)), "pv", volume)
+    assert kubectl.find("pv", volume) is not None
+
+    done = tidemark("forget", lost.name)
+    assert done.returncode == 0, done.stderr
+    for kind, name in (("pv", volume), ("volumesnapshotcontent", content)):
+        kubectl("wait", "--for=delete", f"{kind}/{name}", "--timeout=150s", seconds=160)
+
+    lost.power_on()
+    cluster.wait_ready(180)
+    cluster.wait_installed()
+    listed = {row["node"]: row for row in json.loads(tidemark("list", "--json").stdout)}
+    assert (listed[lost.name]["agent"], bool(listed[lost.name]["forgotten"])) == ("ready", True)
+    # Nothing was deleted there by itself, and the node serves as before.
+    there = {each["id"] for each in json.loads(in_agent(cluster, lost, "volume", "list", "--json"))}
+    assert handle in there
+    kubectl.apply(claim("new"), pod("again", {"/disk": "new"}, node=lost.name))
+    kubectl.ready("again", seconds=120)
+    assert tidemark("unforget", lost.name).returncode == 0
+    in_agent(cluster, lost, "snapshot", "delete", cut)
+    in_agent(cluster, lost, "volume", "delete", handle)
