@@ -9,8 +9,8 @@ from csi_driver.domain.errors import AlreadyExists, Busy, DriverError, NotFound,
 from csi_driver.kube.api import Api, Object
 from csi_driver.kube.events import Events
 from csi_driver.kube.kinds import CLAIMS, ROLLBACKS, SNAPSHOTS, VOLUMES
-from csi_driver.operator import rollback_decide as decided
-from csi_driver.operator.rollback_decide import Action, Seen
+from csi_driver.operator import rollback_actions as decided
+from csi_driver.operator.rollback_actions import Action, Seen
 from csi_driver.operator.rollback_safety import safety_snapshot
 from csi_driver.operator.rollback_spent import SPENT_ANNOTATION, spend
 from csi_driver.operator.rollback_status import status_of

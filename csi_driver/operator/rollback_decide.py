@@ -9,16 +9,28 @@ Two rules keep newer data safe:
 - From RollingBack on, what the record on the node says is the outcome. Nothing else ends that phase.
 """
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-from csi_driver.domain.errors import DriverError, NotFound, Unavailable
+from csi_driver.domain.errors import NotFound, Unavailable
+from csi_driver.operator.rollback_actions import (
+    Action,
+    Done,
+    Guard,
+    Hold,
+    MakeSafety,
+    Object,
+    Release,
+    RollBack,
+    Say,
+    Seen,
+    Spend,
+    Tidy,
+)
 from csi_driver.operator.rollback_safety import choose_class, number_of, own, surplus
 from csi_driver.operator.rollback_spent import Spent, read_spent
 from csi_driver.operator.rollback_users import say_users
 from csi_driver.operator.rollback_who import Target, Trouble
-from csi_driver.operator.rollback_wish import Phase, Progress, Wish
+from csi_driver.operator.rollback_wish import Phase
 from csi_driver.service.disks import Disk, Wanted
 
 LAPSE_SECONDS = 330.0
@@ -29,105 +41,6 @@ RENEW_SECONDS = 60.0
 
 WAIT_SECONDS, LONGEST_WAIT_SECONDS = 2.0, 10.0
 """Between two looks at what is waited for, at first and later."""
-
-Object = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """Everything that a decision rests on, read in this order: objects from the API, then the disk from its agent.
-
-    `disk` is what the agent records, or why that is not known. `spent` are the names that are spent for the claim's disk,
-    `volume` its PersistentVolume if that is still there. `safeties` are all safety snapshots of the namespace,
-    `handles` the handles of their contents by name. `refused` is the agent's last word on Rollback in this process, and
-    `renewed` the seconds since this process renewed the hold.
-    """
-
-    wish: Wish
-    progress: Progress
-    now: float
-    driver: str
-    target: Target | Trouble
-    spent: Mapping[str, Spent]
-    disk: Disk | DriverError
-    volume: Object | None = None
-    pods: Collection[Object] = ()
-    classes: Collection[Object] = ()
-    safeties: Collection[Object] = ()
-    handles: Mapping[str, str] | None = None
-    needed: Collection[str] = ()
-    refused: DriverError | None = None
-    renewed: float = float("inf")
-
-
-@dataclass(frozen=True, slots=True)
-class Say:
-    """Write the status, and look again after `wait` seconds."""
-
-    phase: Phase
-    reason: str
-    message: str
-    wait: float = 0.0
-    target: Target | None = None
-    safety: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """Put the finalizer on: from here to Unguard the object stays, so that its hold is released."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """Hold the disk, or renew that."""
-
-    volume_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class MakeSafety:
-    """Make the safety snapshot of that number."""
-
-    volume_id: str
-    class_name: str
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class RollBack:
-    """Ask the agent for the exchange."""
-
-    wanted: Wanted
-
-
-@dataclass(frozen=True, slots=True)
-class Spend:
-    """Write on the PersistentVolume that this name is spent."""
-
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """Give the disk back."""
-
-    volume_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tidy:
-    """Delete surplus safety snapshots, as far as that goes, and take the finalizer away."""
-
-    surplus: tuple[Object, ...] = ()
-    cancelled: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """Nothing is left to do."""
-
-
-Action = Say | Guard | Hold | MakeSafety | RollBack | Spend | Release | Tidy | Done
 
 
 def decide(seen: Seen) -> Action:

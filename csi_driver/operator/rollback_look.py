@@ -8,7 +8,7 @@ from csi_driver.domain.errors import DriverError, NotFound
 from csi_driver.kube.api import Api, Object
 from csi_driver.kube.api import Objects as Listed
 from csi_driver.kube.kinds import CLAIMS, CONTENTS, PODS, SNAPSHOT_CLASSES, SNAPSHOTS, VOLUMES, Kind
-from csi_driver.operator.rollback_decide import Seen
+from csi_driver.operator.rollback_actions import Seen
 from csi_driver.operator.rollback_safety import SAFETY_LABEL, own
 from csi_driver.operator.rollback_spent import Spent, read_spent
 from csi_driver.operator.rollback_users import users

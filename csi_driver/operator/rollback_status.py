@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from csi_driver.operator.rollback_decide import Say
+from csi_driver.operator.rollback_actions import Say
 from csi_driver.operator.rollback_wish import Phase, Wish, stamp
 
 _HELD = (Phase.SAFETY, Phase.ROLLING)

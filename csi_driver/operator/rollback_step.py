@@ -11,7 +11,8 @@ from csi_driver.kube.errors import Conflict, Refused
 from csi_driver.kube.events import Events
 from csi_driver.kube.kinds import ROLLBACKS
 from csi_driver.operator.rollback_act import Acts, Refusal
-from csi_driver.operator.rollback_decide import Action, Done, MakeSafety, Say, Seen, Tidy, decide
+from csi_driver.operator.rollback_actions import Action, Done, MakeSafety, Say, Seen, Tidy
+from csi_driver.operator.rollback_decide import decide
 from csi_driver.operator.rollback_look import Memory, look
 from csi_driver.operator.rollback_wish import Phase, unfinished
 from csi_driver.service.disks import Disks

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from csi_driver.domain.errors import DriverError
-from csi_driver.operator.rollback_decide import Action, Seen, decide
+from csi_driver.operator.rollback_actions import Action, Seen
+from csi_driver.operator.rollback_decide import decide
 from csi_driver.operator.rollback_safety import SAFETY_LABEL, safety_snapshot
 from csi_driver.operator.rollback_who import Objects, Target
 from csi_driver.operator.rollback_wish import Phase, Progress, Wish

@@ -27,9 +27,7 @@ from rollback_cases import (
 )
 
 from csi_driver.domain.errors import Busy, InvalidRequest, NotFound, OutOfSpace, Unavailable
-from csi_driver.operator.rollback_decide import (
-    LAPSE_SECONDS,
-    RENEW_SECONDS,
+from csi_driver.operator.rollback_actions import (
     Done,
     Guard,
     Hold,
@@ -40,6 +38,7 @@ from csi_driver.operator.rollback_decide import (
     Spend,
     Tidy,
 )
+from csi_driver.operator.rollback_decide import LAPSE_SECONDS, RENEW_SECONDS
 from csi_driver.operator.rollback_spent import SPENT_ANNOTATION, Spent, spend
 from csi_driver.operator.rollback_who import Trouble
 from csi_driver.operator.rollback_wish import Phase

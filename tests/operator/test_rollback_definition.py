@@ -14,7 +14,7 @@ from rollback_cases import CREATED, TARGET, UID, WISH
 
 from csi_driver.kube.kinds import ROLLBACKS
 from csi_driver.operator import rollback_decide, rollback_step, rollback_who
-from csi_driver.operator.rollback_decide import Say
+from csi_driver.operator.rollback_actions import Say
 from csi_driver.operator.rollback_status import status_of
 from csi_driver.operator.rollback_wish import Phase, Wish, duration, read_wish, stamp
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rollback_cases import CREATED, TARGET, UID, WISH, earlier_safety, safety, volume
 
-from csi_driver.operator.rollback_decide import Say
+from csi_driver.operator.rollback_actions import Say
 from csi_driver.operator.rollback_safety import KEEP_LABEL, own, safety_snapshot, surplus
 from csi_driver.operator.rollback_spent import REMEMBERED, SPENT_ANNOTATION, read_spent, spend
 from csi_driver.operator.rollback_status import status_of

@@ -1,0 +1,110 @@
+"""What is seen of one VolumeRollback, and what can be done next: the two ends of a decision, as values."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from csi_driver.domain.errors import DriverError
+from csi_driver.operator.rollback_spent import Spent
+from csi_driver.operator.rollback_who import Target, Trouble
+from csi_driver.operator.rollback_wish import Phase, Progress, Wish
+from csi_driver.service.disks import Disk, Wanted
+
+Object = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Everything that a decision rests on, read in this order: objects from the API, then the disk from its agent.
+
+    `disk` is what the agent records, or why that is not known. `spent` are the names that are spent for the claim's disk,
+    `volume` its PersistentVolume if that is still there. `safeties` are all safety snapshots of the namespace,
+    `handles` the handles of their contents by name. `refused` is the agent's last word on Rollback in this process, and
+    `renewed` the seconds since this process renewed the hold.
+    """
+
+    wish: Wish
+    progress: Progress
+    now: float
+    driver: str
+    target: Target | Trouble
+    spent: Mapping[str, Spent]
+    disk: Disk | DriverError
+    volume: Object | None = None
+    pods: Collection[Object] = ()
+    classes: Collection[Object] = ()
+    safeties: Collection[Object] = ()
+    handles: Mapping[str, str] | None = None
+    needed: Collection[str] = ()
+    refused: DriverError | None = None
+    renewed: float = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Write the status, and look again after `wait` seconds."""
+
+    phase: Phase
+    reason: str
+    message: str
+    wait: float = 0.0
+    target: Target | None = None
+    safety: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Put the finalizer on: from here to Tidy the object stays, so that its hold is released."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Hold the disk, or renew that."""
+
+    volume_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class MakeSafety:
+    """Make the safety snapshot of that number."""
+
+    volume_id: str
+    class_name: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class RollBack:
+    """Ask the agent for the exchange."""
+
+    wanted: Wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """Write on the PersistentVolume that this name is spent."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give the disk back."""
+
+    volume_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tidy:
+    """Delete surplus safety snapshots, as far as that goes, and take the finalizer away."""
+
+    surplus: tuple[Object, ...] = ()
+    cancelled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Nothing is left to do."""
+
+
+Action = Say | Guard | Hold | MakeSafety | RollBack | Spend | Release | Tidy | Done
