@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rig import images
 from rig.cluster import Cluster
 from rig.kubectl import Kubectl
 from rig.paths import KUBECONFIG, TREE, programs
@@ -48,6 +49,10 @@ def test_a_tutorial_does_what_it_says(page: Path, cluster: Cluster, kubectl: Kub
         return run.stdout
 
     type_in(f"kubectl config set-context --current --namespace={kubectl.namespace}")
+    if "image: postgres:" in page.read_text():
+        archive = images.postgres_archive()
+        for node in cluster.nodes:
+            node.import_images(archive)
     typed = list(blocks(page))
     assert typed, f"{page.name} has nothing to type"
     for text, printed in typed:

@@ -19,7 +19,8 @@ TIDEMARK = "localhost/tidemark-csi:dev"
 BUSYBOX = "localhost/busybox:1"
 PUBLIC_BUSYBOX = "docker.io/library/busybox:1.35"
 """What the tutorials ask for; Debian's busybox is of that version."""
-POSTGRES = "localhost/postgres:1"
+POSTGRES = "docker.io/library/postgres:15"
+"""As the tutorial asks for it. Debian's PostgreSQL is of that version, in the same place, and started by the tutorial's own command."""
 SIDECARS = ("csi-provisioner", "csi-snapshotter", "csi-resizer", "snapshot-controller")
 
 
