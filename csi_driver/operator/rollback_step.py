@@ -57,7 +57,7 @@ class Steps:
         try:
             rollback = await self._api.get(ROLLBACKS, name, namespace)
         except DriverError as error:
-            return self._again(f"{namespace}/{name}", error)
+            return self._again(f"{namespace}/{name}", f"{namespace}/{name}", error)
         if rollback is None:
             return None
         uid = rollback["metadata"]["uid"]
@@ -74,7 +74,7 @@ class Steps:
         except (Conflict, NotFound):
             return 0.1  # changed since it was read: look again
         except DriverError as error:
-            return self._again(uid, error)
+            return self._again(uid, f"{namespace}/{name}", error)
         self._failures.pop(uid, None)
         if isinstance(action, Tidy):
             self._forget(uid)
@@ -103,9 +103,9 @@ class Steps:
     def _renew(self, uid: str) -> None:
         self._renewed[uid] = self._clock()
 
-    def _again(self, key: str, error: DriverError) -> float:
+    def _again(self, key: str, shown: str, error: DriverError) -> float:
         count = self._failures[key] = self._failures.get(key, 0) + 1
-        log.info("rollback is tried again", rollback=key, why=str(error), failures=count)
+        log.info("rollback is tried again", rollback=shown, why=str(error), failures=count)
         return float(min(AGAIN_SECONDS * 2 ** min(count - 1, 10), LONGEST_SECONDS))
 
     def _forget(self, uid: str) -> None:

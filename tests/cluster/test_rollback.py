@@ -1,11 +1,14 @@
 """A rollback as users see it: the example of the introduction, pods that keep a disk in use, and who may touch what."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from rig.cluster import Cluster
 from rig.kubectl import Kubectl, KubectlError
 from rig.objects import SNAPSHOT_API, claim, pod, snapshot
+from rig.paths import KUBECONFIG
 from rollback_rig import ask, completed, cut, ended, make, read, read_in, reason_of, refused, using, write
 
 
@@ -27,7 +30,9 @@ def test_the_example_from_end_to_end(kubectl: Kubectl) -> None:
     assert read(kubectl) == {"1": "d1", "2": "d3", "3": "d4"}
     completed(kubectl, "to-before", first["safetySnapshotName"])
     assert read(kubectl) == {"1": "d5", "2": "d3", "3": "d4"}
-    completed(kubectl, "to-s1-again", "s1")
+    claimed = f"--claim={kubectl.namespace}/v1"
+    told = tidemark("rollback", claimed, "--snapshot=s1", "--name=to-s1-again", f"--kubeconfig={KUBECONFIG}")
+    assert "Completed: the disk holds what it held in VolumeSnapshot s1" in told
     assert read(kubectl) == {"1": "d1", "2": "d2"}
 
     refused(kubectl, "another", "s1", "SnapshotOfAnotherDisk", "/w", "/s1", "dataSource", of="w")
@@ -39,6 +44,14 @@ def test_the_example_from_end_to_end(kubectl: Kubectl) -> None:
     assert "RolledBack" in shown
     told = kubectl.events("v1")
     assert any(line.startswith("RolledBack VolumeRollback to-s1:") for line in told), told
+
+
+def tidemark(*argv: str) -> str:
+    """Our own command, as a person on any machine types it."""
+    command = [sys.executable, "-m", "csi_driver.cli.main", *argv]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
 
 
 def test_a_pod_is_waited_for_by_name_and_nothing_is_refused_meanwhile(kubectl: Kubectl) -> None:
