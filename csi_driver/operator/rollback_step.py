@@ -54,10 +54,12 @@ class Steps:
 
     async def step(self, namespace: str, name: str) -> float | None:
         """Take one; returns the seconds until the next is due, or None where nothing is left to do."""
+        key = f"{namespace}/{name}"
         try:
             rollback = await self._api.get(ROLLBACKS, name, namespace)
         except DriverError as error:
-            return self._again(f"{namespace}/{name}", f"{namespace}/{name}", error)
+            return self._again(key, key, error)
+        self._failures.pop(key, None)
         if rollback is None:
             return None
         uid = rollback["metadata"]["uid"]
@@ -74,7 +76,7 @@ class Steps:
         except (Conflict, NotFound):
             return 0.1  # changed since it was read: look again
         except DriverError as error:
-            return self._again(uid, f"{namespace}/{name}", error)
+            return self._again(uid, key, error)
         self._failures.pop(uid, None)
         if isinstance(action, Tidy):
             self._forget(uid)
