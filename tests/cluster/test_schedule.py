@@ -1,10 +1,27 @@
-"""A schedule of every minute on the cluster, with a restore that retention waits for; and what the API refuses."""
+"""Schedules of every minute on the cluster: single and grouped ones, a restore that retention waits for, a suspension."""
 
+import time
 from typing import Any
 
 import pytest
+from rig.cluster import Cluster
+from rig.kills import agent_on, kill_containers, reconciling
 from rig.kubectl import Kubectl, KubectlError
 from rig.objects import claim, pod, storage_class
+
+from csi_driver.domain.instants import parse_instant
+
+# A line is begun on the second disk when it is durable on the first one, and the first disk's file is marked before each.
+WRITE = """
+n=0
+while :; do
+    n=$((n + 1))
+    echo $n >>/log/lines
+    sync -d /log/lines
+    echo $n >>/data/lines
+    sync -d /data/lines
+done
+"""
 
 
 def schedule(name: str, labels: dict[str, str], **spec: Any) -> dict[str, Any]:
@@ -45,9 +62,15 @@ def test_every_minute(kubectl: Kubectl) -> None:
         claim("one", "32Mi", labels={"app": "single"}),
         claim("never-bound", "32Mi", labels={"app": "single"}),
         pod("one", {"/disk": "one"}, script="echo first >/disk/file; sync; sleep infinity"),
+        *(claim(name, "64Mi", labels={"app": "pair"}) for name in ("log", "data")),
+        pod("writer", ["log", "data"], script=WRITE),
     )
-    kubectl.ready("one")
-    kubectl.apply(schedule("single", {"app": "single"}, retention={"keepLast": 2}))
+    kubectl.ready("one", "writer")
+    kubectl.apply(
+        schedule("single", {"app": "single"}, retention={"keepLast": 2}),
+        schedule("pair", {"app": "pair"}, grouped=True, retention={"keepLast": 1}),
+        schedule("paused", {"app": "single"}, suspend=True),
+    )
     ran(kubectl, "single", 1)
     oldest = times(kubectl, "single")[0]
     kept = next(
@@ -66,8 +89,61 @@ def test_every_minute(kubectl: Kubectl) -> None:
     finally:
         kubectl.delete("storageclass", later)
     assert kubectl.sh("reader", "cat /disk/file") == "first"
-    kubectl.wait("delete", "volumesnapshot", kept)
+    kubectl.wait("delete", "volumesnapshot", kept, seconds=150)
     assert oldest not in times(kubectl, "single")
+    kubectl.until(lambda found: found["status"]["snapshots"] == 2, "snapshotschedule", "single")
+
+    status = kubectl.get("snapshotschedule", "single")["status"]
+    skipped = {each["name"]: each.get("skipped", "") for each in status["claims"]}
+    assert skipped == {"never-bound": "it is not bound", "one": ""}
+    told = {each["type"]: (each["status"], each["reason"]) for each in status["conditions"]}
+    assert told == {
+        "Ready": ("True", "Scheduled"),
+        "Covered": ("False", "ClaimsSkipped"),
+        "Complete": ("True", "AllReady"),
+    }
+    shown = kubectl("get", "snapshotschedule", "single", "--no-headers").split()
+    assert shown[:9] == ["single", *"* * * * * UTC".split(), "false", "Scheduled"]
+
+    _both_disks_are_of_one_moment(kubectl)
+    _nothing_is_made_up_for_after_a_suspension(kubectl)
+    # Its snapshots outlive the schedule.
+    kubectl.delete("snapshotschedule", "single")
+    assert len(times(kubectl, "single")) == 2
+
+
+def _both_disks_are_of_one_moment(kubectl: Kubectl) -> None:
+    """One group is kept, and holds the two disks as of one moment; only groups were ever deleted, members went with them."""
+    kubectl("patch", "snapshotschedule", "pair", "--type=merge", '--patch={"spec": {"suspend": true}}')
+    kubectl.until(
+        lambda found: found["status"]["snapshots"] == 2 and "run" not in found["status"], "snapshotschedule", "pair"
+    )
+    kubectl.until(lambda _: len(times(kubectl, "pair", "volumegroupsnapshot")) == 1, "snapshotschedule", "pair")
+    members = {
+        each["spec"]["source"]["persistentVolumeClaimName"]: each["metadata"]["name"]
+        for each in kubectl.items("volumesnapshot")
+        if each["metadata"].get("ownerReferences") and "deletionTimestamp" not in each["metadata"]
+    }
+    assert sorted(members) == ["data", "log"]
+    kubectl.apply(
+        *(claim(f"again-{of}", "64Mi", snapshot=member) for of, member in members.items()),
+        pod("again", {f"/{of}": f"again-{of}" for of in members}),
+    )
+    kubectl.ready("again")
+    log, data = (kubectl.sh("again", f"cat /{of}/lines").splitlines() for of in ("log", "data"))
+    assert log[: len(data)] == data
+    assert len(log) - len(data) in (0, 1), "the two disks were not cut at one moment"
+
+
+def _nothing_is_made_up_for_after_a_suspension(kubectl: Kubectl) -> None:
+    assert times(kubectl, "paused") == []
+    assert kubectl.get("snapshotschedule", "paused")["status"]["conditions"][0]["reason"] == "Suspended"
+    resumed = int(time.time())
+    kubectl("patch", "snapshotschedule", "paused", "--type=merge", '--patch={"spec": {"suspend": false}}')
+    ran(kubectl, "paused", 1)
+    made = [parse_instant(when) or 0 for when in times(kubectl, "paused")]
+    assert len(made) == 1
+    assert made[0] > resumed - 5
 
 
 def _for(snapshot: dict[str, Any]) -> tuple[str, str]:
@@ -91,3 +167,42 @@ def _for(snapshot: dict[str, Any]) -> tuple[str, str]:
 def test_a_spec_that_the_api_refuses(kubectl: Kubectl, spec: dict[str, Any], why: str) -> None:
     with pytest.raises(KubectlError, match=why):
         kubectl.create(schedule("bad", {"app": "x"}, **spec))
+
+
+@pytest.mark.timeout(600)
+def test_a_node_that_is_away_holds_up_nobody_else(cluster: Cluster, kubectl: Kubectl) -> None:
+    """And the operator's process is killed on the way: the next one goes on, and nothing is made twice."""
+    near, far = cluster.nodes[:2]
+    for name, node in (("near", near), ("far", far)):
+        kubectl.apply(claim(name, "32Mi", labels={"app": "x"}), pod(name, {"/disk": name}, node=node.name))
+    kubectl.ready("near", "far")
+    kubectl.apply(schedule("s", {"app": "x"}, retention={"keepLast": 100}))
+    ran(kubectl, "s", 1)
+    agent = agent_on(cluster, far)
+    far.hold("kubelet")  # so that it does not start the agent again
+    try:
+        kill_containers(cluster, agent)
+        before = len(_of(kubectl, "near"))
+        kill_containers(cluster, reconciling(cluster))
+        kubectl.until(lambda _: len(_of(kubectl, "near")) >= before + 2, "snapshotschedule", "s", 200)
+        waiting = [each for each in kubectl.items("volumesnapshot") if not each.get("status", {}).get("readyToUse")]
+        assert [each["spec"]["source"]["persistentVolumeClaimName"] for each in waiting] == ["far"]
+    finally:
+        far.resume("kubelet")
+    cluster.wait_installed()
+    ran(kubectl, "s", 1, 240)
+    for name in ("near", "far"):
+        made = _of(kubectl, name)
+        assert len(made) == len(set(made))
+    minutes = [(parse_instant(when) or 0) // 60 for when in _of(kubectl, "near")]
+    assert minutes == list(range(minutes[0], minutes[0] + len(minutes))), "a minute was left out"
+
+
+def _of(kubectl: Kubectl, claim_name: str) -> list[str]:
+    """The nominal times of a claim's snapshots that are ready."""
+    return sorted(
+        each["metadata"]["annotations"]["tidemark.dev/scheduled-for"]
+        for each in kubectl.items("volumesnapshot")
+        if each["spec"]["source"].get("persistentVolumeClaimName") == claim_name
+        and each.get("status", {}).get("readyToUse")
+    )
