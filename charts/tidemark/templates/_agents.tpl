@@ -135,6 +135,9 @@ spec:
           ports:
             - {name: grpc, containerPort: 9807, protocol: TCP}
             - {name: http, containerPort: 9808, protocol: TCP}
+          # /dev is the host's: the usual file for this would be made there, and stay. Why an agent ended, its last lines say.
+          terminationMessagePath: /run/termination-log
+          terminationMessagePolicy: FallbackToLogsOnError
           # A new pool image is allocated and formatted first, which takes minutes on a slow disk.
           startupProbe:
             httpGet: {path: /healthz, port: http}

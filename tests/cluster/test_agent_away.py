@@ -1,0 +1,60 @@
+"""A node whose agent is away for a while, as in an upgrade that takes long: what runs goes on, what waits is served later."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rig.cluster import NAMESPACE, Cluster
+from rig.kubectl import Kubectl
+from rig.objects import claim, pod
+
+AGENTS = ("daemonset", "tidemark-agent")
+WRITE = "i=0; while :; do i=$((i+1)); echo $i >>/disk/log; sync /disk/log; sleep 0.05; done"
+WHOLE = "awk 'NR != $1 { exit 1 }' /disk/log && wc -l </disk/log"
+
+
+@contextmanager
+def no_agents(release: Kubectl) -> Iterator[None]:
+    """Send the agents away by a node selector that no node has."""
+
+    def select(value: str) -> None:
+        patch = f'{{"spec": {{"template": {{"spec": {{"nodeSelector": {{"tidemark.test/none": {value}}}}}}}}}}}'
+        release("patch", *AGENTS, "--type=merge", "--patch", patch)
+
+    select('"none"')
+    try:
+        deadline = time.monotonic() + 60
+        while release.items("pods", "--selector=app.kubernetes.io/component=agent"):
+            assert time.monotonic() < deadline, "an agent does not end"
+            time.sleep(0.5)
+        yield
+    finally:
+        select("null")
+        release("rollout", "status", "/".join(AGENTS), "--timeout=120s", seconds=130)
+
+
+def drivers(kubectl: Kubectl, node: str) -> list[str]:
+    return [driver["name"] for driver in kubectl.get("csinode", node)["spec"]["drivers"] or []]
+
+
+def test_what_runs_goes_on_without_an_agent(cluster: Cluster, kubectl: Kubectl) -> None:
+    node, release = cluster.nodes[0].name, cluster.kubectl.within(NAMESPACE)
+    kubectl.apply(claim("written"), claim("left"))
+    kubectl.apply(
+        pod("writer", {"/disk": "written"}, script=WRITE, node=node), pod("leaves", {"/disk": "left"}, node=node)
+    )
+    kubectl.ready("writer", "leaves")
+    with no_agents(release):
+        before = int(kubectl.sh("writer", WHOLE))
+        kubectl("delete", "pod", "leaves", "--wait=false")
+        kubectl.apply(pod("reader", {"/disk": "written"}, node=node))
+        time.sleep(5)
+        assert int(kubectl.sh("writer", WHOLE)) > before
+        # Registered still: else the kubelet would refuse the pod that comes and the one that ends, and forget the driver.
+        assert drivers(kubectl, node) == ["csi.tidemark.dev"]
+        assert kubectl.get("pod", "reader")["status"]["phase"] == "Pending"
+    kubectl.ready("reader")
+    kubectl.wait("delete", "pod", "leaves")
+    assert int(kubectl.sh("reader", WHOLE)) > before
+    assert kubectl.get("pod", "writer")["status"]["containerStatuses"][0]["restartCount"] == 0
+    assert drivers(kubectl, node) == ["csi.tidemark.dev"]
