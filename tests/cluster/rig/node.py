@@ -68,7 +68,10 @@ class Node(Machine):
             ),
             *("--fork", "--kill-child", "--mount-proc", "--propagation", "private"),
         ]
+        # What other tests have mounted on this machine is copied with the rest, and would be kept in use by the node.
+        others = "awk '$5 ~ \"^/tmp/\" { print $5 }' /proc/self/mountinfo | tac | xargs -r umount --lazy"
         prepare: list[Sequence[object]] = [
+            ("sh", "-c", others),
             ("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"),
             ("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/var/log"),
             *(("mount", "--bind", self.directory / name, f"/var/lib/{name}") for name in OWN),
