@@ -1,4 +1,7 @@
-"""`make soak`: random examples of the model test, power cuts, thousands of cycles; and whether anything grows. Minutes as the argument (20)."""
+"""`make soak`: random examples of the model test, power cuts, thousands of cycles, and whether anything grows.
+
+Minutes as the argument (20). On top of them schedules live through ten minutes without the Kubernetes API.
+"""
 
 import json
 import os
@@ -15,18 +18,22 @@ from csi_driver.rpc.client import Client
 BLOCK = Capability("block", Mode.MULTI_WRITER)
 
 
+API_AWAY_SECONDS = 600
+
 MODEL_EXAMPLES = 12
 """Of each machine in one run of the model test: enough that all its steps are done."""
 
 
 def main() -> int:
-    """Run, about a third of the time each; the exit status is that of the tests, or 1 where something grew."""
+    """Run, about a third of the time for each of those that have no end of their own; the exit status is that of the tests, or 1 where something grew."""
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 20.0
     third = minutes * 20
     tests = {
         "model": again_and_again("tests/agent/test_model.py", third, TIDEMARK_MODEL_EXAMPLES=str(MODEL_EXAMPLES)),
         "power": again_and_again("tests/power", third),
     }
+    clock = "tests/cluster/test_schedule_clock.py::test_the_api_is_away"
+    tests["api away"] = again_and_again(clock, 0, TIDEMARK_API_AWAY_SECONDS=str(API_AWAY_SECONDS))
     row = cycles(time.monotonic() + third)
     print(json.dumps({"machine": machine(), "minutes": minutes, **tests, **row}, indent=2))
     grew = (

@@ -41,8 +41,10 @@ def apart_from(app: str) -> dict[str, Any]:
 def test_what_draws_a_pod_elsewhere_does_not_keep_it_from_running(
     cluster: Cluster, kubectl: Kubectl, home: Node
 ) -> None:
-    """Four pods that would rather be on the other node: no hand is needed for any of them."""
+    """Four pods that would rather be on the other node, where there is far more room: no hand is needed for any of them."""
     away = cluster.nodes[1].name
+    kubectl.apply(claim("large", "3Gi"), pod("large", ["large"], node=home.name))
+    kubectl.ready("large")
     kubectl.apply(
         *(claim("restored", snapshot="cut"), pod("preferring", {"/disk": "restored"}, **drawn_to(away))),
         *(claim("copy", clone="source"), pod("cloned", {"/disk": "copy"}, **drawn_to(away))),
