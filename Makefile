@@ -67,7 +67,7 @@ format: $(TEST_STAMP) ## Formats the code, and mends what the linter can mend by
 bench: system-test $(TEST_STAMP) ## Measures all that bench/ can measure, or what ARGS names
 	$(BIN)/python -m bench $(ARGS)
 
-soak: system-test $(TEST_STAMP) ## Works a pool hard for 20 minutes (ARGS=60: for 60) and schedules for ten, and looks whether anything grows
+soak: system-test system-cluster $(TEST_STAMP) ## Works a pool hard for 20 minutes (ARGS=60: for 60) and schedules for ten, and looks whether anything grows
 	$(BIN)/python -m bench.soak $(ARGS)
 
 image: system-image ## Builds the container image, from Debian's packages and PyPI alone; prints its name
