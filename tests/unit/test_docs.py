@@ -1,0 +1,55 @@
+"""The documentation as a reader walks it: links lead somewhere, every page can be reached, and names are those of the chart."""
+
+import re
+from pathlib import Path
+
+TREE = Path(__file__).resolve().parent.parent.parent
+START = TREE / "README.md"
+PAGES = [
+    START,
+    TREE / "CHANGELOG.md",
+    TREE / "charts" / "tidemark" / "README.md",
+    *sorted((TREE / "docs").rglob("*.md")),
+]
+
+
+def links(page: Path) -> list[tuple[Path, str]]:
+    """Where a page's links lead within the tree: a file or a directory, and the heading in it or nothing."""
+    found = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" not in target:
+            path, _, heading = target.partition("#")
+            found.append(((page.parent / path).resolve() if path else page, heading))
+    return found
+
+
+def headings(page: Path) -> set[str]:
+    """A page's headings as the ends of links: lower case, without punctuation, dashes for blanks."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_link_leads_somewhere() -> None:
+    for page in PAGES:
+        for target, heading in links(page):
+            assert target.exists(), f"{page.relative_to(TREE)} links to {target}, which is not there"
+            assert not heading or heading in headings(target), f"{page.relative_to(TREE)}: {target} has no #{heading}"
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    reached, todo = {START}, [START]
+    while todo:
+        for target, _ in links(todo.pop()):
+            for page in target.glob("*.md") if target.is_dir() else [target]:
+                if page.suffix == ".md" and page not in reached:
+                    reached.add(page)
+                    todo.append(page)
+    assert {page for page in PAGES if "docs" in page.parts} <= reached
+
+
+def test_every_alert_has_its_line_in_the_page_on_monitoring() -> None:
+    alerts = (TREE / "charts" / "tidemark" / "files" / "alerts.yaml").read_text()
+    page = (TREE / "docs" / "how-to" / "monitoring.md").read_text()
+    assert sorted(re.findall(r"^\| `(Tidemark\w+)` \|", page, re.MULTILINE)) == sorted(
+        re.findall(r"- alert: (\w+)", alerts)
+    )
