@@ -1,6 +1,6 @@
 """Channels from the controller to the agents: kept, re-used, found dead within seconds, replaced when certificates are.
 
-Reachability decides what a caller is told (design.md 12): nothing here waits for an agent to come back.
+Reachability decides what a caller is told: nothing here waits for an agent to come back.
 """
 
 import asyncio
