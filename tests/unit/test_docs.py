@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from csi_driver.domain import requests
+
 TREE = Path(__file__).resolve().parent.parent.parent
 START = TREE / "README.md"
 PAGES = [
@@ -53,3 +55,12 @@ def test_every_alert_has_its_line_in_the_page_on_monitoring() -> None:
     assert sorted(re.findall(r"^\| `(Tidemark\w+)` \|", page, re.MULTILINE)) == sorted(
         re.findall(r"- alert: (\w+)", alerts)
     )
+
+
+def test_the_mount_flags_of_the_reference_are_those_that_are_allowed() -> None:
+    page = (TREE / "docs" / "reference" / "parameters.md").read_text()
+    rows = {
+        name: set(re.findall(r"`(\w+)`", flags))
+        for name, flags in re.findall(r"^\| (every|ext4|xfs) \| (.*) \|$", page, re.MULTILINE)
+    }
+    assert rows == {"every": requests._FLAGS_FOR_ALL, **requests._FLAGS}
