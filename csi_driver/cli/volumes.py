@@ -51,7 +51,7 @@ def create(
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     as_json: Json = False,
 ) -> None:
-    """Make a disk, empty or from a snapshot.
+    """Make a disk, empty, or from a snapshot or another disk.
 
     $ tidemark volume create db --size 10Gi
     $ tidemark volume create db-test --from before-upgrade
