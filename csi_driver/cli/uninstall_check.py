@@ -15,13 +15,14 @@ SHOWN = 3
 """Names in the message: enough to recognise what they are; `kubectl get` has the rest."""
 
 RUNNING = {"WaitingForRelease", "SafetySnapshot", "RollingBack"}
-"""Phases of a VolumeRollback that holds its volume: without a controller nobody would release it."""
+"""Phases of a VolumeRollback that runs: without a controller nobody would end it."""
 
 
 async def strands(api: "Api", driver: str) -> list[str]:
     """What an uninstallation would strand, one phrase a kind with the count. Raises DriverError where the API cannot tell."""
     from csi_driver.domain.errors import NotFound
     from csi_driver.kube.kinds import ROLLBACKS, VOLUMES
+    from csi_driver.operator.rollback_wish import FINALIZER
 
     volumes = [
         volume["metadata"]["name"]
@@ -32,7 +33,9 @@ async def strands(api: "Api", driver: str) -> list[str]:
         rollbacks = [
             f"{rollback['metadata']['namespace']}/{rollback['metadata']['name']}"
             for rollback in await api.list(ROLLBACKS)
+            # Whatever the phase says, one with the finalizer may hold its volume, and nobody else would take that away.
             if (rollback.get("status") or {}).get("phase") in RUNNING
+            or FINALIZER in (rollback["metadata"].get("finalizers") or ())
         ]
     except NotFound:  # the definition is not installed: there can be none
         rollbacks = []

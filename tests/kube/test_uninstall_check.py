@@ -45,6 +45,14 @@ async def test_a_rollback_that_holds_its_volume_is_told(fake: FakeApi) -> None:
     ]
 
 
+@pytest.mark.parametrize("phase", ["Pending", "Failed"])
+async def test_a_rollback_that_may_hold_its_volume_is_told_whatever_its_phase(fake: FakeApi, phase: str) -> None:
+    """A held one is Pending again while its claim is away; one that has failed is released a moment later."""
+    meta = {"name": "undo", "finalizers": ["tidemark.dev/rollback"]}
+    fake.put(ROLLBACKS, {"metadata": meta, "spec": {}, "status": {"phase": phase}}, "shop")
+    assert await strands(await fake.connect(), OURS) == ["1 running VolumeRollback (shop/undo)"]
+
+
 async def test_without_the_definition_there_is_no_rollback() -> None:
     async with FakeApi(unserved=[ROLLBACKS]) as fake:
         assert await strands(await fake.connect(), OURS) == []
