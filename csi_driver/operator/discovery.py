@@ -117,7 +117,8 @@ class ClusterDiscovery:
 
     def forgotten(self, owner: str) -> bool:
         """See Discovery."""
-        return self.cluster().given_up(owner)
+        # The note may be read before the agents' pods: the one that came back would not be seen yet.
+        return self.known() and self.cluster().given_up(owner)
 
     def cluster(self) -> Cluster:
         """All that is known now."""

@@ -43,6 +43,12 @@ class Forwarding:
         assert isinstance(result, answer)
         return result
 
+    def _everyone(self) -> list[str]:
+        """All owners. Raises Unavailable before the list was read once: whoever is missing in it would be left out."""
+        if not self._agents.discovery.known():
+            raise Unavailable("this controller has not read the list of agents yet: the call succeeds in a moment")
+        return self._agents.discovery.owners()
+
     async def _delete(
         self, object_id: str, method: str, request: Message, answer: type[Answer], context: _Context
     ) -> Answer:
@@ -147,7 +153,7 @@ class RoutedController(Forwarding, NotOffered):
     async def ListVolumes(self, request: csi_pb2.ListVolumesRequest, context: _Context) -> csi_pb2.ListVolumesResponse:
         """One page over all agents, in the order of ids. One silent agent makes it UNAVAILABLE: never a shorter list."""
         entries, token = await self._pages(
-            request, self._agents.discovery.owners(), "csi.v1.Controller/ListVolumes", csi_pb2.ListVolumesResponse,
+            request, self._everyone(), "csi.v1.Controller/ListVolumes", csi_pb2.ListVolumesResponse,
             lambda entry: entry.volume.volume_id, context,
         )  # fmt: skip
         return csi_pb2.ListVolumesResponse(entries=entries, next_token=token)
@@ -161,7 +167,7 @@ class RoutedController(Forwarding, NotOffered):
         if len(owners) < len(filters):
             return csi_pb2.ListSnapshotsResponse()
         entries, token = await self._pages(
-            request, set(owners) or self._agents.discovery.owners(), "csi.v1.Controller/ListSnapshots",
+            request, set(owners) or self._everyone(), "csi.v1.Controller/ListSnapshots",
             csi_pb2.ListSnapshotsResponse, lambda entry: entry.snapshot.snapshot_id, context,
         )  # fmt: skip
         return csi_pb2.ListSnapshotsResponse(entries=entries, next_token=token)
@@ -174,7 +180,7 @@ class RoutedController(Forwarding, NotOffered):
             if owner_of(f"{asked}:p:{'0' * 32}") is None:
                 return kind(maximum_volume_size=Int64Value(value=0))  # a place that is none of ours has no room
             return await self._to(asked, method, request, kind, context)
-        found = [await self._to(owner, method, request, kind, context) for owner in self._agents.discovery.owners()]
+        found = [await self._to(owner, method, request, kind, context) for owner in self._everyone()]
         return kind(
             available_capacity=sum(one.available_capacity for one in found),
             maximum_volume_size=Int64Value(value=max((one.maximum_volume_size.value for one in found), default=0)),

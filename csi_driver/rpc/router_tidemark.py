@@ -38,7 +38,7 @@ class RoutedTidemark(Forwarding, tidemark_pb2_grpc.TidemarkServicer):
             owner = known_owner(request.volume_id, "volume")
             return await self._to(owner, method, request, kind, context)
         answer, missing = kind(), []
-        owners = sorted(self._agents.discovery.owners())
+        owners = sorted(self._everyone())
         for owner in owners:
             try:
                 part = await self._to(owner, method, request, kind, context)
@@ -57,7 +57,7 @@ class RoutedTidemark(Forwarding, tidemark_pb2_grpc.TidemarkServicer):
     ) -> tidemark_pb2.ListPoolsResponse:
         """From all."""
         answer = tidemark_pb2.ListPoolsResponse()
-        for owner in sorted(self._agents.discovery.owners()):
+        for owner in sorted(self._everyone()):
             kind = tidemark_pb2.ListPoolsResponse
             part = await self._to(owner, "tidemark.v1.Tidemark/ListPools", request, kind, context)
             answer.pools.extend(part.pools)

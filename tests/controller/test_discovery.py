@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 from controller_rig import DRIVER, NAMESPACE, agent_pod, node, volume
-from fake_api import FakeApi
+from fake_api import Call, FakeApi, Fault
 
 from csi_driver.domain.errors import NotFound, Precondition
 from csi_driver.domain.ids import owner_of_node
@@ -142,6 +142,28 @@ async def test_a_forgotten_node_that_is_back_is_asked_again(
         while discovery.forgotten("n"):
             await asyncio.sleep(0.005)
     assert discovery.owners() == ["n"]
+
+
+async def test_before_all_is_read_nobody_is_taken_for_given_up(fake: FakeApi, api: Api) -> None:
+    """The note is there, and the pod of the agent that came back is not seen yet: its disks are not deleted by that."""
+    await forgotten.forget(api, OURS, "n", NOW, force=True)
+    fake.put(NODES, node("n"))
+    fake.put(PODS, agent_pod("a", "n", 1), NAMESPACE)
+
+    def pods_are_slow(call: Call) -> None:
+        if (call.kind, call.verb) == (PODS, "list"):
+            raise Fault(503, "ServiceUnavailable", "try again")
+
+    fake.hooks.append(pods_are_slow)
+    mirrors = Mirrors(api)
+    discovery = ClusterDiscovery(mirrors, OURS)
+    try:
+        async with asyncio.timeout(20):
+            while discovery.unread() != [str(PODS)]:
+                await asyncio.sleep(0.005)
+        assert not discovery.forgotten("n")
+    finally:
+        await mirrors.stop()
 
 
 async def test_what_lives_is_not_forgotten_unless_forced(fake: FakeApi, api: Api) -> None:

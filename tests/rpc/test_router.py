@@ -253,6 +253,17 @@ async def test_a_silent_agent_is_named_and_never_left_out(cluster: Cluster) -> N
     await refused(to.ListVolumes(C.ListVolumesRequest()), CODE.UNAVAILABLE, "n-10")
 
 
+async def test_before_the_list_of_agents_is_read_nobody_is_left_out(cluster: Cluster) -> None:
+    cluster.discovery.read = False
+    cluster.discovery.places.clear()
+    to = cluster.controller
+    await refused(to.ListVolumes(C.ListVolumesRequest()), CODE.UNAVAILABLE, "not read")
+    await refused(to.ListSnapshots(C.ListSnapshotsRequest()), CODE.UNAVAILABLE, "not read")
+    await refused(to.GetCapacity(C.GetCapacityRequest()), CODE.UNAVAILABLE, "not read")
+    await refused(cluster.tidemark.GetTree(T.GetTreeRequest()), CODE.UNAVAILABLE, "not read")
+    await refused(cluster.tidemark.ListPools(T.ListPoolsRequest()), CODE.UNAVAILABLE, "not read")
+
+
 async def test_room_per_node_and_in_all(cluster: Cluster) -> None:
     to = cluster.controller
     single = {}
