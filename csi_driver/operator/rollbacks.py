@@ -44,7 +44,6 @@ class Rollbacks:
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._changed = asyncio.Event()
         self._wakes: dict[tuple[str, str], asyncio.Event] = {}
-        mirror.subscribe(self._notice)
 
     def phases(self) -> dict[str, int]:
         """How many VolumeRollbacks are in each phase."""
@@ -54,6 +53,7 @@ class Rollbacks:
     async def run(self) -> None:
         """Follow all of them. Until cancelled."""
         await self._mirror.wait_synced()
+        unsubscribe = self._mirror.subscribe(self._notice)
         try:
             async with asyncio.TaskGroup() as tasks:
                 while True:
@@ -65,6 +65,7 @@ class Rollbacks:
                             tasks.create_task(self._follow(*key), name=f"rollback {'/'.join(key)}")
                     await _wait(self._changed, RESYNC_SECONDS)
         finally:
+            unsubscribe()  # the mirror outlives this leader, and there is a new one with each lease
             self._wakes.clear()
 
     async def _follow(self, namespace: str, name: str) -> None:

@@ -248,6 +248,8 @@ class View:
             for owner in obj["metadata"].get("ownerReferences") or []:
                 if owner.get("kind") == "VolumeGroupSnapshot":
                     _index(self._members[owner["uid"]], place[1], value)
+                    if not self._members[owner["uid"]]:
+                        del self._members[owner["uid"]]
         self._note_unready(SNAPSHOTS, place, new)
         self._tell_schedule_of(new or old, place[0])
 
@@ -264,10 +266,10 @@ class View:
             if obj is None or (obj.get("spec") or {}).get("driver") != self._driver:
                 continue
             for index, handle in ((self._contents, _source(obj)), (self._of_handle, _snapshot_handle(obj))):
-                if handle:
-                    index[handle].add(obj["metadata"]["name"]) if add else index[handle].discard(
-                        obj["metadata"]["name"]
-                    )
+                if handle and add:
+                    index[handle].add(obj["metadata"]["name"])
+                elif handle:
+                    _discard(index, handle, obj["metadata"]["name"])
         namespace, name = _bound(new or old or {})
         if (snapshot := self._mirrors[SNAPSHOTS].get(name, namespace)) is not None:
             self._tell_schedule_of(snapshot, namespace)
@@ -303,6 +305,14 @@ def _index(index: dict[Any, Any], key: Any, value: Any) -> None:
         index.pop(key, None)
     else:
         index[key] = value
+
+
+def _discard(index: dict[str, set[str]], key: str, name: str) -> None:
+    """Take a name away, and with the last one its key: handles and UIDs never come again, and would pile up."""
+    found = index.get(key, set())
+    found.discard(name)
+    if not found:
+        index.pop(key, None)
 
 
 def _place(obj: Object | None) -> Place:

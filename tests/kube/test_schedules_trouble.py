@@ -345,3 +345,24 @@ async def test_the_reconciler_wakes_by_the_clock_and_by_changes(world: World) ->
         await running
     assert len(created(world)) >= 4
     assert set(created(world).values()) == {1}
+
+
+async def test_what_is_gone_is_forgotten(world: World, operator: Operator) -> None:
+    """Handles and UIDs never come again: an index that kept one for each that ever was would grow until the process ends."""
+    two_runs(world, grouped=False)
+    world.schedule("pairs", grouped=True, retention={"keepLast": 1})
+    for hour in range(13, 17):
+        world.pass_to(17, hour)
+        await operator.settle("s")
+        await operator.settle("pairs")
+    world.snapshotter()
+    await operator.see()
+    view, there = operator.looks.view, len(world.fake.all(SNAPSHOTS))
+    assert there == 6, "three single ones and three members of two groups"
+    assert (len(view._of_handle), len(view._members)) == (6, 2)
+    for kind in (SCHEDULES, GROUP_SNAPSHOTS, SNAPSHOTS):
+        for obj in world.fake.all(kind):
+            world.fake.remove(kind, obj["metadata"]["name"])
+    world.snapshotter()
+    await operator.see()
+    assert (view._of_handle, view._contents, view._members) == ({}, {}, {})

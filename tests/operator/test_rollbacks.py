@@ -104,3 +104,10 @@ async def test_one_that_cannot_be_read_keeps_no_other_from_going_on(world: World
         world.ask()
         await until(lambda: ended(world, "back"))
     assert world.status()["phase"] == "Completed"
+
+
+async def test_a_leader_that_has_ended_is_told_nothing_any_more(world: World) -> None:
+    """The mirror stays for the next one: whatever still hung on it would pile up with each lease."""
+    async with reconciling(world) as made:
+        await until(lambda: bool(made._mirror._subscribers))
+    assert made._mirror._subscribers == []
