@@ -79,14 +79,14 @@ class Acts:
         self._assumed = assumed
 
     async def carry_out(self, spec: Spec, decision: Decision, schedule: Object) -> Mapping[str, Any]:
-        """Label, make, delete; the status to write then. What the API refuses stays to be done; Unavailable is raised."""
-        for make in decision.makes:
+        """Label, make, delete; the status to write then. What the API refuses is told and stays to be done; Unavailable is
+        raised.
+        """
+        refused = await self._unlabelled(spec, decision, schedule)
+        left = [make for make in decision.makes if make not in refused]
+        for make in left:
             self._assumed.add(spec.namespace, make)
-        refused: list[Make] = []
-        left = list(decision.makes)
         try:
-            for label in decision.labels:
-                await self._label(spec, label)
             while left:
                 make = left[0]
                 try:
@@ -100,7 +100,10 @@ class Acts:
             for make in left:
                 self._assumed.drop(spec.namespace, make)
         for removal in decision.removals:
-            await self._remove(spec, removal)
+            try:
+                await self._remove(spec, removal)
+            except Refused as error:
+                await self._events.emit(schedule, "Warning", "NotDeleted", f"{removal.name}: {error}")
         return still_waiting(decision.status, refused)
 
     async def write(self, schedule: Object, status: Mapping[str, Any]) -> Object:
@@ -120,6 +123,19 @@ class Acts:
             await self._api.patch(CLAIMS, claim, {"metadata": {"labels": dict.fromkeys(labels)}}, namespace)
         except NotFound:
             return
+
+    async def _unlabelled(self, spec: Spec, decision: Decision, schedule: Object) -> list[Make]:
+        """Label; returns the groups that must not be made now: a claim would be missing in it, or be in it by mistake."""
+        groups = [make for make in decision.makes if make.kind == "group"]
+        wrong: set[str] = set()
+        for label in decision.labels:
+            try:
+                await self._label(spec, label)
+            except Refused as error:
+                # Which group a label that stays belongs to is not known here: none is made then.
+                wrong |= {label.node} if label.node else {make.node for make in groups}
+                await self._events.emit(schedule, "Warning", "NotLabelled", f"{label.claim}: {error}")
+        return [make for make in groups if make.node in wrong]
 
     async def _label(self, spec: Spec, label: Label) -> None:
         if not label.node:

@@ -16,7 +16,7 @@ from schedule_rig import DRIVER, START, Counts, Killed, Operator, World, until_d
 from csi_driver.domain.errors import DriverError
 from csi_driver.domain.instants import format_instant
 from csi_driver.kube.events import Events
-from csi_driver.kube.kinds import GROUP_SNAPSHOTS, SCHEDULES, SNAPSHOTS
+from csi_driver.kube.kinds import CLAIMS, GROUP_SNAPSHOTS, SCHEDULES, SNAPSHOTS
 from csi_driver.operator.schedules import Schedules
 
 HOUR = 3600
@@ -366,3 +366,35 @@ async def test_what_is_gone_is_forgotten(world: World, operator: Operator) -> No
     world.snapshotter()
     await operator.see()
     assert (view._of_handle, view._contents, view._members) == ({}, {}, {})
+
+
+async def test_a_deletion_that_is_refused_stops_nothing_else_and_is_told(world: World, operator: Operator) -> None:
+    """By an admission policy, say: the run is complete all the same, and the schedule's events say what stays, and why."""
+
+    def policy(call: Call) -> None:
+        if (call.verb, call.kind) == ("delete", SNAPSHOTS) and call.name.startswith("a-"):
+            raise Fault(403, "Forbidden", "denied by policy")
+
+    world.fake.hooks.append(policy)
+    two_runs(world, grouped=False)
+    for hour in (13, 14):
+        world.pass_to(17, hour)
+        await operator.settle()
+    assert world.snapshots() == [("a", "06-17T13:00"), ("a", "06-17T14:00"), ("b", "06-17T14:00"), ("c", "06-17T14:00")]
+    assert world.status()["lastSuccessful"] == "2026-06-17T14:00:00Z"
+    assert "NotDeleted" in world.reasons()
+
+
+async def test_a_label_that_is_refused_keeps_its_group_alone_from_being_made(world: World, operator: Operator) -> None:
+    def policy(call: Call) -> None:
+        if (call.verb, call.kind, call.name) == ("patch", CLAIMS, "a"):
+            raise Fault(403, "Forbidden", "denied by policy")
+
+    world.fake.hooks.append(policy)
+    two_runs(world, grouped=True)
+    world.pass_to(17, 13)
+    await operator.settle()
+    (group,) = world.fake.all(GROUP_SNAPSHOTS)
+    assert group["metadata"]["annotations"]["tidemark.dev/node"] == "n2"
+    assert world.status()["run"]["waiting"] == ["a", "b"]
+    assert "NotLabelled" in world.reasons()
