@@ -35,6 +35,9 @@ class Nodes:
             if reason:
                 raise Precondition(f"{volume_id} cannot be staged so: {reason}")
             before = await self._refuse_other_stage(pool, volume, staging)
+            if volume.hold is not None:
+                # It has lapsed. A clock that is set back must not make it stand again: from now on somebody may write.
+                volume = await self._save(pool, replace(volume, hold=None))
             access = pool.backend.access
             try:
                 if capability.access == "block":

@@ -266,6 +266,25 @@ async def test_a_hold_lapses(world: World) -> None:
         await world.hold(v, "me")
 
 
+async def test_a_clock_that_is_set_back_makes_no_lapsed_hold_stand_again(world: World) -> None:
+    """Somebody has written since: what the safety snapshot of that hold does not have would be lost."""
+    v = await world.volume("v")
+    s = await world.snapshot("s", v)
+    world.clock.go_back(3 * HOLD_SECONDS)
+    first = await world.hold(v, "me")
+    mine = await world.snapshot("mine", v)
+    world.clock.forward(HOLD_SECONDS + 30)
+    await world.stage(v)
+    await world.unstage(v)
+    await world.write(v, piece(0, "b"))
+    world.clock.go_back(world.clock.behind + 60)
+    assert world.clock() < first.expires
+    with pytest.raises(Precondition, match="lapsed"):
+        await world.roll_back(v, s, "r", "me", safety=str(mine.id))
+    assert await world.read(v) == filled("b")
+    assert (await world.hold(v, "me")).since > first.since, "another hold, and not the one that was unbroken"
+
+
 async def test_after_a_lapse_the_hold_is_a_new_one(world: World) -> None:
     v = await world.volume("v")
     s = await world.snapshot("s", v)
