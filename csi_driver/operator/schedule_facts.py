@@ -93,6 +93,11 @@ def node_of(handle: str) -> str:
     return parsed.owner if parsed else ""
 
 
+def source_of(content: Object | None) -> str:
+    """The handle of the disk that a VolumeSnapshotContent was cut of; empty for one that was imported."""
+    return str((((content or {}).get("spec") or {}).get("source") or {}).get("volumeHandle") or "")
+
+
 def read_snapshot(snapshot: Object, content: Object | None, schedule: str, in_use: frozenset[str]) -> Made | None:
     """A VolumeSnapshot that the named schedule made, or None: labels alone are easily copied, the name tells as well."""
     meta = snapshot["metadata"]
@@ -102,6 +107,9 @@ def read_snapshot(snapshot: Object, content: Object | None, schedule: str, in_us
         return None
     status = snapshot.get("status") or {}
     state = _state(status, _annotated(content, SNAPSHOT_IN_CREATION))
+    # Whose disk it is, its content says, once there is one: the claim may have been replaced before it was bound. One that
+    # is ready, and whose content is not seen yet, is nobody's: it neither goes nor lets another go.
+    handle = source_of(content) or ("" if state == "ready" and content is None else handle)
     unit = Unit(
         meta["name"],
         instant,

@@ -30,7 +30,7 @@ def status_of(spec: Spec, schedule: Mapping[str, Any], state: State, found: Find
     """The whole status."""
     kept, failed = Counter[str](), Counter[str]()
     for one in found.made:
-        for _, handle in one.disks:
+        for handle in filter(None, (handle for _, handle in one.disks)):
             kept[handle] += one.unit.ready
             failed[handle] += one.unit.failed
     status: dict[str, Any] = {

@@ -17,7 +17,7 @@ from csi_driver.kube.kinds import (
 )
 from csi_driver.kube.mirror import Mirror
 from csi_driver.operator import schedule_keep as keep
-from csi_driver.operator.schedule_facts import Claim, Made, read_claim, read_group, read_snapshot
+from csi_driver.operator.schedule_facts import Claim, Made, read_claim, read_group, read_snapshot, source_of
 from csi_driver.operator.schedule_names import GROUP, SCHEDULE
 from csi_driver.operator.schedule_spec import Spec
 from csi_driver.operator.selectors import selects
@@ -190,7 +190,7 @@ class View:
         name = (group.get("status") or {}).get("boundVolumeGroupSnapshotContentName")
         content = self._mirrors[GROUP_CONTENTS].get(name) if name else None
         members = [
-            (obj, _source(self._content_of(obj)))
+            (obj, source_of(self._content_of(obj)))
             for obj in self._members.get(group["metadata"].get("uid", ""), {}).values()
         ]
         return read_group(group, content, members, schedule, in_use)
@@ -265,7 +265,7 @@ class View:
         for obj, add in ((old, False), (new, True)):
             if obj is None or (obj.get("spec") or {}).get("driver") != self._driver:
                 continue
-            for index, handle in ((self._contents, _source(obj)), (self._of_handle, _snapshot_handle(obj))):
+            for index, handle in ((self._contents, source_of(obj)), (self._of_handle, _snapshot_handle(obj))):
                 if handle and add:
                     index[handle].add(obj["metadata"]["name"])
                 elif handle:
@@ -335,10 +335,6 @@ def _restored_from(claim: Object | None) -> str | None:
         if source and source.get("kind") == "VolumeSnapshot":
             return str(source.get("name", ""))
     return None
-
-
-def _source(content: Object | None) -> str:
-    return str((((content or {}).get("spec") or {}).get("source") or {}).get("volumeHandle") or "")
 
 
 def _snapshot_handle(content: Object) -> str:

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from csi_driver.app.schedules import Figures, readable
 from csi_driver.controller_telemetry import ControllerTelemetry
 from csi_driver.kube.kinds import GROUP_SNAPSHOTS, SCHEDULES
-from csi_driver.operator.schedule_names import group_name, schedule_label, snapshot_name
+from csi_driver.operator.schedule_facts import read_snapshot
+from csi_driver.operator.schedule_names import (
+    CLAIM,
+    SCHEDULE,
+    SCHEDULED_FOR,
+    VOLUME,
+    group_name,
+    schedule_label,
+    snapshot_name,
+)
 from csi_driver.operator.selectors import selects
 
 NAMES = st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,250}[a-z0-9])?", fullmatch=True)
@@ -55,6 +64,24 @@ def test_names_tell_apart_what_is_apart() -> None:
 )
 def test_selectors(selector: Any, matches: bool) -> None:
     assert selects(selector, {"app": "db", "tier": "1"}) is matches
+
+
+def test_whose_disk_a_snapshot_is_of_is_told_by_its_content() -> None:
+    meta = {"name": snapshot_name("s", "a", 0), "namespace": "ns", "labels": {SCHEDULE: schedule_label("ns", "s")}}
+    said = {SCHEDULE: "s", CLAIM: "a", VOLUME: "meant", SCHEDULED_FOR: "1970-01-01T00:00:00Z"}
+    content = {"spec": {"source": {"volumeHandle": "cut"}}}
+
+    def disk(ready: bool, content: Any) -> str:
+        snapshot = {"metadata": meta | {"annotations": said}, "status": {"readyToUse": ready}}
+        made = read_snapshot(snapshot, content, "s", frozenset())
+        assert made is not None
+        assert made.unit.series == {handle for _, handle in made.disks if handle}
+        return made.disks[0][1]
+
+    assert disk(ready=False, content=None) == "meant"
+    assert disk(ready=True, content=None) == "", "nothing is concluded before it is seen"
+    assert disk(ready=True, content=content) == disk(ready=False, content=content) == "cut"
+    assert disk(ready=True, content={"spec": {"source": {"snapshotHandle": "imported"}}}) == "meant"
 
 
 def test_figures() -> None:

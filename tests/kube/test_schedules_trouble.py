@@ -16,7 +16,7 @@ from schedule_rig import DRIVER, START, Counts, Killed, Operator, World, until_d
 from csi_driver.domain.errors import DriverError
 from csi_driver.domain.instants import format_instant
 from csi_driver.kube.events import Events
-from csi_driver.kube.kinds import CLAIMS, GROUP_SNAPSHOTS, SCHEDULES, SNAPSHOTS
+from csi_driver.kube.kinds import CLAIMS, GROUP_SNAPSHOTS, SCHEDULES, SNAPSHOTS, VOLUMES
 from csi_driver.operator.schedules import Schedules
 
 HOUR = 3600
@@ -398,3 +398,21 @@ async def test_a_label_that_is_refused_keeps_its_group_alone_from_being_made(wor
     assert group["metadata"]["annotations"]["tidemark.dev/node"] == "n2"
     assert world.status()["run"]["waiting"] == ["a", "b"]
     assert "NotLabelled" in world.reasons()
+
+
+async def test_a_claim_that_is_replaced_before_its_snapshot_is_bound(world: World, operator: Operator) -> None:
+    """The snapshot is the new disk's, whatever was meant: it counts for that one, and stays as long as that one lives."""
+    world.claim("a", disk="first")
+    world.schedule(retention={"keepLast": 1}, deleteWithClaim=True)
+    world.pass_to(17, 13)
+    await operator.settle()
+    world.slow = True
+    world.pass_to(17, 14)
+    await operator.look()
+    world.fake.remove(VOLUMES, "first")
+    world.claim("a", disk="second")
+    world.slow = False
+    await operator.settle()
+    assert world.snapshots() == [("a", "06-17T14:00")], "the first disk's is gone with it, by deleteWithClaim"
+    (said,) = world.status()["claims"]
+    assert (said["kept"], world.status()["withoutClaim"]) == (1, 0)
