@@ -43,6 +43,7 @@ class Steps:
     ) -> None:
         self._api = api
         self._disks = disks
+        self._events = events
         self._driver = driver
         self._others = others
         self._now = now
@@ -76,6 +77,9 @@ class Steps:
         except (Conflict, NotFound):
             return 0.1  # changed since it was read: look again
         except DriverError as error:
+            if isinstance(error, Refused) and uid not in self._failures:
+                # A right that is missing, a policy: its status may be just what cannot be written, and only people can help.
+                await self._events.emit(rollback, "Warning", "Refused", f"the API refuses what comes next: {error}")
             return self._again(uid, key, error)
         self._failures.pop(uid, None)
         if isinstance(action, Tidy):

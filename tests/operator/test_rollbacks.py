@@ -7,7 +7,7 @@ from fake_api import Call, Fault
 from rollback_world import NAMESPACE, World, reconciling, until
 
 from csi_driver.kube import mirror as mirror_module
-from csi_driver.kube.kinds import ROLLBACKS
+from csi_driver.kube.kinds import EVENTS, ROLLBACKS, SNAPSHOTS
 from csi_driver.operator import rollback_step
 
 
@@ -111,3 +111,24 @@ async def test_a_leader_that_has_ended_is_told_nothing_any_more(world: World) ->
     async with reconciling(world) as made:
         await until(lambda: bool(made._mirror._subscribers))
     assert made._mirror._subscribers == []
+
+
+async def test_what_the_api_refuses_is_told_once_and_tried_again(world: World) -> None:
+    """The right to read snapshots is missing, say: without an event nobody but the log would know why nothing happens."""
+
+    def forbid(call: Call) -> None:
+        if (call.verb, call.kind) == ("get", SNAPSHOTS):
+            raise Fault(403, "Forbidden", "volumesnapshots is forbidden")
+
+    await world.disk()
+    await world.cut("s1")
+    world.ask()
+    world.fake.hooks.append(forbid)
+    for _ in range(3):
+        await world.step()
+    (event,) = [event for event in world.fake.all(EVENTS) if event["reason"] == "Refused"]
+    assert "volumesnapshots is forbidden" in event["message"]
+    assert event["count"] == 1
+    world.fake.hooks.remove(forbid)
+    await world.run()
+    assert world.status()["phase"] == "Completed"
