@@ -188,8 +188,10 @@ class Acts:
         for name, handle in removal.disks:
             claim = await self._api.get(CLAIMS, name, spec.namespace)
             volume = ((claim or {}).get("spec") or {}).get("volumeName") or ""
-            if claim is None or not volume:
+            if claim is None:
                 continue
+            if not volume:
+                return True  # which disk it gets is not known yet: perhaps this one again
             found = await self._api.get(VOLUMES, volume)
             if found is None or ((found.get("spec") or {}).get("csi") or {}).get("volumeHandle") == handle:
                 return True
