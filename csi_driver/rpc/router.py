@@ -164,7 +164,7 @@ class RoutedController(Forwarding, NotOffered):
         """As ListVolumes. A filter by id asks that id's agent alone; an id of nobody's matches nothing."""
         filters = [text for text in (request.snapshot_id, request.source_volume_id) if text]
         owners = [owner for owner in map(owner_of, filters) if owner is not None]
-        if len(owners) < len(filters):
+        if len(owners) < len(filters) or len(set(owners)) > 1:  # a snapshot lies where its volume does
             return csi_pb2.ListSnapshotsResponse()
         entries, token = await self._pages(
             request, set(owners) or self._everyone(), "csi.v1.Controller/ListSnapshots",

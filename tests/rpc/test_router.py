@@ -97,6 +97,13 @@ async def test_an_id_of_nobody(cluster: Cluster, odd: str) -> None:
     assert all(agent.seen.calls == [] for agent in cluster.agents.values())
 
 
+async def test_a_snapshot_of_one_node_and_a_volume_of_another_match_nothing(cluster: Cluster) -> None:
+    cut = await snapshot(cluster, await volume(cluster, "v", "n-1"))
+    other = await volume(cluster, "w", "n-10")
+    asked = C.ListSnapshotsRequest(snapshot_id=cut, source_volume_id=other)
+    assert not (await cluster.controller.ListSnapshots(asked)).entries
+
+
 async def test_missing_fields_are_refused_here(cluster: Cluster) -> None:
     to = cluster.controller
     await refused(to.CreateVolume(create_volume("")), CODE.INVALID_ARGUMENT, "name")
