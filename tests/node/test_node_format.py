@@ -46,7 +46,13 @@ async def test_formatted_once_in_a_lifetime(rig: Rig, monkeypatch: pytest.Monkey
     volume = await rig.volume("v", fs_type)
     assert formats_of(rig, volume) == "blank"
     seen: list[tuple[str, str]] = []
-    jobs = log_jobs(rig, monkeypatch, lambda job: seen.append((job, formats_of(rig, volume))))
+
+    def look(job: str) -> None:
+        # Others are about what the machine has, such as somebody else's loop devices, and come before the pool is open.
+        if job in ("make_file_system", "mount"):
+            seen.append((job, formats_of(rig, volume)))
+
+    jobs = log_jobs(rig, monkeypatch, look)
     await rig.stage(volume)
     order = dict(seen)
     assert order["make_file_system"] == f"formatting({fs_type})"

@@ -18,6 +18,8 @@ from csi_driver._pb import pluginregistration_pb2_grpc as pb_grpc
 _CREATE, _MOVED_TO, _DELETE, _MOVED_FROM = 0x100, 0x80, 0x200, 0x40
 _HEAD = struct.Struct("iIII")
 _libc = ctypes.CDLL(None, use_errno=True)
+_OWN = (("grpc.use_local_subchannel_pool", 1),)
+"""Channels of one path else share a connection, and with it the pause after one that a dead socket refused."""
 
 
 class Kubelet:
@@ -84,7 +86,7 @@ class Kubelet:
         call.add_done_callback(self._calls.discard)
 
     async def _register(self, name: str) -> None:
-        async with grpc.aio.insecure_channel(f"unix://{self.directory}/{name}") as channel:
+        async with grpc.aio.insecure_channel(f"unix://{self.directory}/{name}", options=_OWN) as channel:
             plugin = pb_grpc.RegistrationStub(channel)
             try:
                 info = await plugin.GetInfo(pb.InfoRequest(), timeout=10)
@@ -104,7 +106,7 @@ class Kubelet:
     async def _take_on(self, info: pb.PluginInfo) -> str:
         if info.type != "CSIPlugin" or not any(v.startswith("1.") for v in info.supported_versions):
             return f"no CSI driver of a known version: {info}"
-        async with grpc.aio.insecure_channel(f"unix://{info.endpoint}") as channel:
+        async with grpc.aio.insecure_channel(f"unix://{info.endpoint}", options=_OWN) as channel:
             try:
                 node = await csi_pb2_grpc.NodeStub(channel).NodeGetInfo(csi_pb2.NodeGetInfoRequest(), timeout=10)
             except grpc.aio.AioRpcError as error:
