@@ -83,11 +83,13 @@ def test_a_rule_that_excludes_the_node_is_told_and_is_only_a_delay(kubectl: Kube
         assert kubectl.sh(name, "cat /disk/file") == "content"
 
 
+@pytest.mark.timeout(600)
 def test_a_restore_waits_for_the_node_of_its_snapshot(cluster: Cluster, kubectl: Kubectl, home: Node) -> None:
     home.power_off()
     try:
         kubectl.apply(claim("restored", snapshot="cut"), pod("waiting", {"/disk": "restored"}))
-        tells(kubectl, "restored", home.name)
+        # Both controllers may have been there: others begin once the node is known to be away.
+        tells(kubectl, "restored", home.name, seconds=200)
         assert kubectl.get("pod", "waiting")["status"]["phase"] == "Pending"
     finally:
         home.power_on()
@@ -99,10 +101,10 @@ def test_a_restore_waits_for_the_node_of_its_snapshot(cluster: Cluster, kubectl:
     cluster.wait_installed()
 
 
-def tells(kubectl: Kubectl, name: str, *words: str) -> None:
+def tells(kubectl: Kubectl, name: str, *words: str, seconds: float = 90) -> None:
     """Wait until one event of the claim has all these words."""
 
     def told(_: object) -> bool:
         return any(all(word in event for word in words) for event in kubectl.events(name))
 
-    kubectl.until(told, "pvc", name, seconds=90)
+    kubectl.until(told, "pvc", name, seconds=seconds)

@@ -108,28 +108,28 @@ def test_every_minute(kubectl: Kubectl) -> None:
     _both_disks_are_of_one_moment(kubectl)
     _nothing_is_made_up_for_after_a_suspension(kubectl)
     # Its snapshots outlive the schedule.
-    at_rest(kubectl, "single", 2)
+    at_rest(kubectl, "single", "volumesnapshot", 2)
     kept_on = times(kubectl, "single")
     kubectl.delete("snapshotschedule", "single")
     assert times(kubectl, "single") == kept_on
     assert len(kept_on) == 2
 
 
-def at_rest(kubectl: Kubectl, name: str, snapshots: int) -> None:
-    """Suspend a schedule, and wait until what it had begun is done."""
+def at_rest(kubectl: Kubectl, name: str, kind: str, count: int) -> None:
+    """Suspend a schedule, and wait until it has heard of that, ended its run, and retention has left so many."""
     kubectl("patch", "snapshotschedule", name, "--type=merge", '--patch={"spec": {"suspend": true}}')
-    kubectl.until(
-        lambda found: found["status"]["snapshots"] == snapshots and "run" not in found["status"],
-        "snapshotschedule",
-        name,
-        seconds=150,
-    )
+
+    def rests(found: dict[str, Any]) -> bool:
+        status = found["status"]
+        heard = status["conditions"][0]["reason"] == "Suspended" and "run" not in status
+        return heard and len(times(kubectl, name, kind)) == count
+
+    kubectl.until(rests, "snapshotschedule", name, seconds=150)
 
 
 def _both_disks_are_of_one_moment(kubectl: Kubectl) -> None:
     """One group is kept, and holds the two disks as of one moment; only groups were ever deleted, members went with them."""
-    at_rest(kubectl, "pair", 2)
-    kubectl.until(lambda _: len(times(kubectl, "pair", "volumegroupsnapshot")) == 1, "snapshotschedule", "pair")
+    at_rest(kubectl, "pair", "volumegroupsnapshot", 1)
     members = {
         each["spec"]["source"]["persistentVolumeClaimName"]: each["metadata"]["name"]
         for each in kubectl.items("volumesnapshot")

@@ -52,7 +52,8 @@ def without_rights() -> list[tuple[datetime, datetime]]:
         what = event["objectRef"]
         if what.get("resource") in BINDINGS and what.get("name", "").startswith("tidemark-"):
             if event["verb"] == "delete":
-                gone = gone or at(event)
+                # It is in force before it is answered.
+                gone = gone or datetime.fromisoformat(event["requestReceivedTimestamp"])
         elif event["verb"] == "create" and what.get("resource") in BINDINGS and gone:
             found.append((gone, at(event) + SETTLING))
             gone = None
