@@ -1,6 +1,7 @@
-"""The cluster from a command line: `python -m rig up|down|images`."""
+"""The cluster from a command line: `python -m rig prepare|up|down|images`."""
 
 import argparse
+import subprocess
 import sys
 import time
 
@@ -14,6 +15,7 @@ from rig.paths import CHART, KUBECONFIG, programs
 def main() -> None:
     parser = argparse.ArgumentParser(prog="rig", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("prepare", help="build the programs and images that are missing; once, it takes many minutes")
     up = commands.add_parser("up", help="bring the cluster up and install Tidemark; as it is, where it is up")
     up.add_argument("--nodes", type=int, default=2)
     up.add_argument("--bare", action="store_true", help="without Tidemark")
@@ -22,7 +24,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         run(arguments)
-    except RigError as error:
+    except (RigError, subprocess.CalledProcessError) as error:
         sys.exit(f"cluster: {error}")
 
 
@@ -32,6 +34,10 @@ def run(arguments: argparse.Namespace) -> None:
     def say(text: str) -> None:
         print(f"cluster: {time.monotonic() - began:5.1f} s  {text}", file=sys.stderr, flush=True)
 
+    if arguments.command == "prepare":
+        programs()
+        images.prepare()
+        return
     present = Cluster.present()
     if arguments.command == "down":
         (present or Cluster(0)).down()
