@@ -50,11 +50,13 @@ def without_rights() -> list[tuple[datetime, datetime]]:
     found, gone = [], None
     for event in events():
         what = event["objectRef"]
-        if what.get("resource") in BINDINGS and what.get("name", "").startswith("tidemark-"):
-            if event["verb"] == "delete":
-                # It is in force before it is answered.
-                gone = gone or datetime.fromisoformat(event["requestReceivedTimestamp"])
-        elif event["verb"] == "create" and what.get("resource") in BINDINGS and gone:
+        name = what.get("name", "")
+        if what.get("resource") not in BINDINGS or not name.startswith("tidemark-") or "uninstall" in name:
+            continue
+        if event["verb"] == "delete":
+            # It is in force before it is answered.
+            gone = gone or datetime.fromisoformat(event["requestReceivedTimestamp"])
+        elif event["verb"] == "create" and gone:
             found.append((gone, at(event) + SETTLING))
             gone = None
     return found
