@@ -6,45 +6,14 @@ Only the memory pool can be told to fail and to stand still; the services are th
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
 
 import pytest
 from contract_rig import SIZE, World, filled, piece
+from faulty_rig import Faulty, images, standing
 
-from csi_driver.backends.memory import Faults
-from csi_driver.backends.memory_faults import Pause
 from csi_driver.domain.errors import Busy, DriverError, OutOfSpace, Precondition, Unavailable
 from csi_driver.domain.space import Policy
-
-Faulty = tuple[World, Faults]
-
-
-async def images(world: World) -> int:
-    """How many memfds of the pool this process has open."""
-    return sum("/memfd:" in os.readlink(f"/proc/self/fd/{fd}") for fd in _open_files())
-
-
-def _open_files() -> list[str]:
-    found = []
-    for fd in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):
-            os.readlink(f"/proc/self/fd/{fd}")
-            found.append(fd)
-    return found
-
-
-@asynccontextmanager
-async def standing(faults: Faults, method: str, call: Awaitable[object]) -> AsyncIterator[Pause]:
-    """Run the block while `call` stands still in the middle of `method`; then let it end well."""
-    pause = faults.pause(method)
-    task = asyncio.ensure_future(call)
-    try:
-        await asyncio.wait_for(pause.reached.wait(), 30)
-        yield pause
-    finally:
-        pause.release()
-        await task
 
 
 @pytest.mark.parametrize(

@@ -1,47 +1,16 @@
 """The memory pool's own: what its images, links and faults promise besides the contract of all backends."""
 
-import asyncio
 import inspect
 import os
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager, suppress
 
 import pytest
 from contract_rig import MOUNTED, RAW_BLOCK, SIZE, World, filled, piece
+from faulty_rig import Faulty, images
 
 from csi_driver.backends.memory import Faults, MemoryBackend
-from csi_driver.backends.memory_faults import METHODS, Pause
+from csi_driver.backends.memory_faults import METHODS
 from csi_driver.domain.errors import Damaged, InvalidRequest, OutOfSpace, Precondition, Unavailable
 from csi_driver.domain.space import Policy
-
-Faulty = tuple[World, Faults]
-
-
-async def images(world: World) -> int:
-    """How many memfds of the pool this process has open."""
-    return sum("/memfd:" in os.readlink(f"/proc/self/fd/{fd}") for fd in _open_files())
-
-
-def _open_files() -> list[str]:
-    found = []
-    for fd in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):
-            os.readlink(f"/proc/self/fd/{fd}")
-            found.append(fd)
-    return found
-
-
-@asynccontextmanager
-async def standing(faults: Faults, method: str, call: Awaitable[object]) -> AsyncIterator[Pause]:
-    """Run the block while `call` stands still in the middle of `method`; then let it end well."""
-    pause = faults.pause(method)
-    task = asyncio.ensure_future(call)
-    try:
-        await asyncio.wait_for(pause.reached.wait(), 30)
-        yield pause
-    finally:
-        pause.release()
-        await task
 
 
 async def test_snapshots_are_sealed_by_the_kernel(faulty: Faulty) -> None:

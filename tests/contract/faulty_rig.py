@@ -1,0 +1,40 @@
+"""What the tests of the memory pool's faults, images and links share."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager, suppress
+
+from contract_rig import World
+
+from csi_driver.backends.memory import Faults
+from csi_driver.backends.memory_faults import Pause
+
+Faulty = tuple[World, Faults]
+
+
+async def images(world: World) -> int:
+    """How many memfds of the pool this process has open."""
+    return sum("/memfd:" in os.readlink(f"/proc/self/fd/{fd}") for fd in _open_files())
+
+
+def _open_files() -> list[str]:
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            os.readlink(f"/proc/self/fd/{fd}")
+            found.append(fd)
+    return found
+
+
+@asynccontextmanager
+async def standing(faults: Faults, method: str, call: Awaitable[object]) -> AsyncIterator[Pause]:
+    """Run the block while `call` stands still in the middle of `method`; then let it end well."""
+    pause = faults.pause(method)
+    task = asyncio.ensure_future(call)
+    try:
+        await asyncio.wait_for(pause.reached.wait(), 30)
+        yield pause
+    finally:
+        pause.release()
+        await task
