@@ -32,10 +32,7 @@ pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(200)]
 
 MIB = 1 << 20
 XFS = Capability("mount", Mode.MULTI_WRITER, "xfs")
-EXT4 = Capability("mount", Mode.MULTI_WRITER, "ext4")
 BLOCK = Capability("block", Mode.MULTI_WRITER)
-CANARY = "canary-5e8f1b"
-NOBODY = f"node1:default:{'0' * 32}"
 EXTENTS = 200_000
 
 

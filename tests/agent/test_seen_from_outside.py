@@ -37,7 +37,6 @@ EXT4 = Capability("mount", Mode.MULTI_WRITER, "ext4")
 BLOCK = Capability("block", Mode.MULTI_WRITER)
 CANARY = "canary-5e8f1b"
 NOBODY = f"node1:default:{'0' * 32}"
-EXTENTS = 200_000
 
 
 # ---- the log
