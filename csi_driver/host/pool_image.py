@@ -1,8 +1,11 @@
 """The image that holds a pool: a file with XFS in it, on a loop device, mounted. Run in children; what exists is never formatted."""
 
 import errno
+import fcntl
 import glob
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from csi_driver.host import container, files, filesystems, loop, mountinfo
@@ -16,14 +19,50 @@ KEEP_FREE = 0.15
 def make_pool_image(path: str, size: int, sparse: bool, token: str) -> None:
     """Make a file of `size` bytes with XFS in it: formatted through its loop device, under another name, renamed when done.
 
-    Raises OSError EEXIST where `path` exists by now; CommandError; ENOSPC, also where an image that is allocated in full
-    would leave its host too little. Nothing is left behind then.
+    Where another agent has made it in the meantime, nothing is done. Raises CommandError; OSError ENOSPC, also where an
+    image that is allocated in full would leave its host too little. Nothing is left behind then.
     """
-    for leftover in glob.glob(glob.escape(path) + ".new-" + "[0-9a-f]" * len(token)):
-        _discard(leftover)
-    if not sparse:
-        _spare_host(os.path.dirname(path), size)
-    temporary = f"{path}.new-{token}"
+    with _alone(path):
+        # Nobody else is at work here, so each draft is what a crash has left.
+        for leftover in glob.glob(glob.escape(path) + ".new-" + "[0-9a-f]" * len(token)):
+            _discard(leftover)
+        if os.path.lexists(path):
+            return
+        if not sparse:
+            _spare_host(os.path.dirname(path), size)
+        _make(path, f"{path}.new-{token}", size, sparse)
+
+
+def check_pool_place(path: str, point: str) -> None:
+    """Raise HostError where an image at `path`, or its mount at `point`, would not outlive this container."""
+    if why := container.why_lost(os.path.dirname(path)) or container.why_unseen(os.path.dirname(point)):
+        raise HostError(errno.EINVAL, why)
+
+
+def mount_pool_image(path: str, point: str) -> dict[str, Any]:
+    """Attach a pool's image (adopting the device that it has) and mount it at `point`, unless it is there already.
+
+    Never formats. Raises OSError: what lies there is damaged or not a pool's XFS; Mismatch: something else is mounted.
+    """
+    with _alone(path):
+        return _mount(path, point)
+
+
+@contextmanager
+def _alone(path: str) -> Iterator[None]:
+    """One child at a time makes or mounts the images of a directory: of two agents, the second finds what the first made.
+
+    The kernel lets go of the lock when its holder dies; who waits for ever is killed by its own time limit.
+    """
+    fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _make(path: str, temporary: str, size: int, sparse: bool) -> None:
     fd = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         os.ftruncate(fd, size)
@@ -47,17 +86,7 @@ def make_pool_image(path: str, size: int, sparse: bool, token: str) -> None:
         os.close(fd)
 
 
-def check_pool_place(path: str, point: str) -> None:
-    """Raise HostError where an image at `path`, or its mount at `point`, would not outlive this container."""
-    if why := container.why_lost(os.path.dirname(path)) or container.why_unseen(os.path.dirname(point)):
-        raise HostError(errno.EINVAL, why)
-
-
-def mount_pool_image(path: str, point: str) -> dict[str, Any]:
-    """Attach a pool's image (adopting the device that it has) and mount it at `point`, unless it is there already.
-
-    Never formats. Raises OSError: what lies there is damaged or not a pool's XFS; Mismatch: something else is mounted.
-    """
+def _mount(path: str, point: str) -> dict[str, Any]:
     device = loop.find(path, os.path.basename(path))
     fresh = device is None
     if device is None:
