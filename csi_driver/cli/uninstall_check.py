@@ -18,10 +18,13 @@ RUNNING = {"WaitingForRelease", "SafetySnapshot", "RollingBack"}
 """Phases of a VolumeRollback that runs: without a controller nobody would end it."""
 
 
-async def strands(api: "Api", driver: str) -> list[str]:
-    """What an uninstallation would strand, one phrase a kind with the count. Raises DriverError where the API cannot tell."""
+async def strands(api: "Api", driver: str, snapshots: bool = True) -> list[str]:
+    """What an uninstallation would strand, one phrase a kind with the count. Raises DriverError where the API cannot tell.
+
+    `snapshots`: whether this release serves snapshots, and so may see them.
+    """
     from csi_driver.domain.errors import NotFound
-    from csi_driver.kube.kinds import ROLLBACKS, VOLUMES
+    from csi_driver.kube.kinds import CONTENTS, ROLLBACKS, VOLUMES
     from csi_driver.operator.rollback_wish import FINALIZER
 
     volumes = [
@@ -30,6 +33,15 @@ async def strands(api: "Api", driver: str) -> list[str]:
         if (volume["spec"].get("csi") or {}).get("driver") == driver
     ]
     try:
+        # They outlive claims and volumes, and their finalizers are taken away by our snapshotter alone.
+        contents = [
+            content["metadata"]["name"]
+            for content in (await api.list(CONTENTS) if snapshots else [])
+            if content["spec"].get("driver") == driver
+        ]
+    except NotFound:  # the definition is not installed: there can be none
+        contents = []
+    try:
         rollbacks = [
             f"{rollback['metadata']['namespace']}/{rollback['metadata']['name']}"
             for rollback in await api.list(ROLLBACKS)
@@ -37,51 +49,51 @@ async def strands(api: "Api", driver: str) -> list[str]:
             if (rollback.get("status") or {}).get("phase") in RUNNING
             or FINALIZER in (rollback["metadata"].get("finalizers") or ())
         ]
-    except NotFound:  # the definition is not installed: there can be none
+    except NotFound:
         rollbacks = []
-    return [*_phrase(volumes, f"PersistentVolume of {driver}"), *_phrase(rollbacks, "running VolumeRollback")]
+    return [
+        *_phrase(volumes, "PersistentVolume", f" of {driver}"),
+        *_phrase(contents, "VolumeSnapshotContent", f" of {driver}"),
+        *_phrase(rollbacks, "running VolumeRollback"),
+    ]
 
 
-def _phrase(names: list[str], what: str) -> list[str]:
+def _phrase(names: list[str], kind: str, whose: str = "") -> list[str]:
     if not names:
         return []
     shown = ", ".join(sorted(names)[:SHOWN]) + (" ..." if len(names) > SHOWN else "")
-    what = (
-        what
-        if len(names) == 1
-        else what.replace("PersistentVolume", "PersistentVolumes").replace("VolumeRollback", "VolumeRollbacks")
-    )
-    return [f"{len(names)} {what} ({shown})"]
+    return [f"{len(names)} {kind}{'' if len(names) == 1 else 's'}{whose} ({shown})"]
 
 
 def uninstall_check(
     driver_name: Annotated[
         str, typer.Option(envvar="TIDEMARK_DRIVER_NAME", help="The CSI driver's name.")
     ] = DRIVER_NAME,
+    snapshots: Annotated[bool, typer.Option(help="Count snapshots too.")] = True,
     release: Annotated[str, typer.Option(help="Helm's release, for the next step.")] = "tidemark",
     namespace: Annotated[str, typer.Option(help="Its namespace.")] = "tidemark",
     revision: Annotated[int, typer.Option(help="Its revision.")] = 1,
     kubeconfig: Annotated[str, typer.Option(metavar="FILE", help="Outside a pod: how to reach the cluster.")] = "",
 ) -> None:
-    """Refuse to be uninstalled while volumes of this driver exist or a rollback runs. Changes nothing."""
+    """Refuse to be uninstalled while volumes or snapshots of this driver exist or a rollback runs. Changes nothing."""
     from csi_driver.domain.errors import DriverError
     from csi_driver.kube.api import Api
 
     async def look() -> list[str]:
         api = await Api.connect(kubeconfig)
         try:
-            return await strands(api, driver_name)
+            return await strands(api, driver_name, snapshots)
         finally:
             await api.close()
 
     try:
         found = asyncio.run(look())
     except DriverError as error:
-        raise Failure(f"whether volumes exist cannot be told, so nothing is uninstalled: {error}") from None
+        raise Failure(f"whether disks exist cannot be told, so nothing is uninstalled: {error}") from None
     if found:
         raise Failure(
-            f"not uninstalled: {' and '.join(found)} would be left with nobody to mount or delete them. Delete the claims first, "
+            f"not uninstalled: {' and '.join(found)} would be left with nobody to mount or delete them. Delete the claims and VolumeSnapshots first, "
             f"or `helm uninstall {release} --namespace {namespace} --no-hooks` to leave the disks where they are. To go on as "
             f"before, `helm rollback {release} {revision} --namespace {namespace}`: helm counts a refused uninstallation as begun"
         )
-    typer.echo(f"no volume of {driver_name} exists and no rollback runs: it may be uninstalled")
+    typer.echo(f"no volume and no snapshot of {driver_name} exists and no rollback runs: it may be uninstalled")

@@ -35,11 +35,16 @@ def agents(cluster: Cluster) -> set[str]:
     return {each["metadata"]["uid"] for each in release.items("pods", selector)}
 
 
-def restored(kubectl: Kubectl, name: str) -> None:
-    """A snapshot of the disk as it is now, and a new disk from it, which holds what was there."""
+def cut(kubectl: Kubectl, name: str) -> int:
+    """A snapshot of the disk as it is now; how many lines were there before it at least."""
     had = lines(kubectl)[-1]
     kubectl.apply(snapshot(name, "disk"))
     kubectl.until(is_ready, "volumesnapshot", name)
+    return had
+
+
+def restored(kubectl: Kubectl, name: str, had: int) -> None:
+    """A new disk from that snapshot holds what was there."""
     kubectl.apply(claim(f"of-{name}", snapshot=name), pod(f"reads-{name}", {"/disk": f"of-{name}"}))
     kubectl.ready(f"reads-{name}")
     found = [int(line) for line in kubectl.sh(f"reads-{name}", "cat /disk/log").split()]
@@ -61,12 +66,12 @@ def test_an_upgrade_and_the_way_back_disturb_nothing(cluster: Cluster, kubectl: 
     upgraded = agents(cluster)
     assert not before & upgraded, "the upgrade has replaced the agents"
     goes_on(kubectl)
-    restored(kubectl, "upgraded")
+    restored(kubectl, "upgraded", cut(kubectl, "upgraded"))
     cluster.helm("rollback", RELEASE)
     cluster.wait_installed()
     assert not upgraded & agents(cluster)
     goes_on(kubectl)
-    restored(kubectl, "rolled-back")
+    restored(kubectl, "rolled-back", cut(kubectl, "rolled-back"))
 
 
 @pytest.mark.timeout(600)
@@ -75,8 +80,10 @@ def test_an_uninstallation_is_refused_or_forced_and_the_next_one_finds_the_disks
 ) -> None:
     kubectl.apply(claim("disk"), pod("writer", ["disk"], script=COUNT))
     kubectl.ready("writer")
+    kept = cut(kubectl, "kept")
     before = agents(cluster)
-    with pytest.raises(RigError, match=r"\d+ PersistentVolumes? of csi\.tidemark\.dev") as refused:
+    named = r"(?s)\d+ PersistentVolumes? of csi\.tidemark\.dev.*\d+ VolumeSnapshotContents? of csi\.tidemark\.dev"
+    with pytest.raises(RigError, match=named) as refused:
         cluster.helm("uninstall", RELEASE)
     assert agents(cluster) == before, "a refused uninstallation has removed nothing"
     goes_on(kubectl)
@@ -90,7 +97,8 @@ def test_an_uninstallation_is_refused_or_forced_and_the_next_one_finds_the_disks
     goes_on(kubectl)
     cluster.install()
     goes_on(kubectl)
-    restored(kubectl, "installed-again")
+    restored(kubectl, "kept", kept)
+    restored(kubectl, "installed-again", cut(kubectl, "installed-again"))
 
     # The pod goes and comes back: its disk is mounted by agents that did not know it.
     kubectl.delete("pod", "writer")

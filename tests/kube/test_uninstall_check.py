@@ -7,13 +7,17 @@ from fake_api import Call, FakeApi, Fault
 
 from csi_driver.cli.uninstall_check import strands
 from csi_driver.domain.errors import Unavailable
-from csi_driver.kube.kinds import ROLLBACKS, VOLUMES
+from csi_driver.kube.kinds import CONTENTS, ROLLBACKS, VOLUMES
 
 OURS = "csi.tidemark.dev"
 
 
 def volume(fake: FakeApi, name: str, driver: str = OURS) -> None:
     fake.put(VOLUMES, {"metadata": {"name": name}, "spec": {"csi": {"driver": driver, "volumeHandle": name}}})
+
+
+def content(fake: FakeApi, name: str, driver: str = OURS) -> None:
+    fake.put(CONTENTS, {"metadata": {"name": name}, "spec": {"driver": driver, "deletionPolicy": "Delete"}})
 
 
 def rollback(fake: FakeApi, name: str, phase: str) -> None:
@@ -23,6 +27,7 @@ def rollback(fake: FakeApi, name: str, phase: str) -> None:
 async def test_nothing_of_ours_strands_nothing(fake: FakeApi) -> None:
     volume(fake, "pvc-1", "ebs.csi.aws.com")
     fake.put(VOLUMES, {"metadata": {"name": "local"}, "spec": {"hostPath": {"path": "/srv"}}})
+    content(fake, "snapcontent-1", "ebs.csi.aws.com")
     rollback(fake, "over", "Completed")
     rollback(fake, "failed", "Failed")
     assert await strands(await fake.connect(), OURS) == []
@@ -33,6 +38,22 @@ async def test_volumes_are_counted_and_some_are_named(fake: FakeApi) -> None:
         volume(fake, f"pvc-{number:02}")
     (told,) = await strands(await fake.connect(), OURS)
     assert told == f"12 PersistentVolumes of {OURS} (pvc-00, pvc-01, pvc-02 ...)"
+
+
+async def test_snapshots_that_have_outlived_their_volumes_are_counted(fake: FakeApi) -> None:
+    """Nobody else would take their finalizers away: their VolumeSnapshots could never be deleted."""
+    content(fake, "snapcontent-1")
+    assert await strands(await fake.connect(), OURS) == [f"1 VolumeSnapshotContent of {OURS} (snapcontent-1)"]
+    content(fake, "snapcontent-2")
+    assert await strands(await fake.connect(), OURS) == [
+        f"2 VolumeSnapshotContents of {OURS} (snapcontent-1, snapcontent-2)"
+    ]
+
+
+async def test_a_release_without_snapshots_has_no_right_to_look_for_them(fake: FakeApi) -> None:
+    content(fake, "snapcontent-1")
+    assert await strands(await fake.connect(), OURS, snapshots=False) == []
+    assert CONTENTS not in {call.kind for call in fake.calls}
 
 
 async def test_a_rollback_that_holds_its_volume_is_told(fake: FakeApi) -> None:
@@ -53,8 +74,8 @@ async def test_a_rollback_that_may_hold_its_volume_is_told_whatever_its_phase(fa
     assert await strands(await fake.connect(), OURS) == ["1 running VolumeRollback (shop/undo)"]
 
 
-async def test_without_the_definition_there_is_no_rollback() -> None:
-    async with FakeApi(unserved=[ROLLBACKS]) as fake:
+async def test_without_the_definitions_there_is_no_rollback_and_no_snapshot() -> None:
+    async with FakeApi(unserved=[ROLLBACKS, CONTENTS]) as fake:
         assert await strands(await fake.connect(), OURS) == []
 
 
