@@ -39,7 +39,7 @@ _FILE_SYSTEMS = {
 def reflink(src_fd: int, dst_fd: int) -> None:
     """Make the file `dst_fd` share all data of `src_fd` (FICLONE): one point in time.
 
-    Takes 20-50 us an extent, at any size; writers of the source wait meanwhile. Raises OSError: EOPNOTSUPP or EINVAL
+    Takes 5-50 us an extent, by the machine, at any size; writers of the source wait meanwhile. Raises OSError: EOPNOTSUPP or EINVAL
     where the file system cannot, EXDEV, ENOSPC, EIO.
     """
     # An int argument, unlike a large buffer, lets fcntl.ioctl release the interpreter's lock.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from rig.cluster import NAMESPACE, Cluster
-from rig.kubectl import Kubectl, is_ready
+from rig.kubectl import Document, Kubectl, is_ready
 from rig.node import Node
 from rig.objects import claim, pod, snapshot
 from rig.paths import KUBECONFIG
@@ -25,6 +25,24 @@ def in_agent(cluster: Cluster, node: Node, *words: str) -> str:
     agents = release.items("pods", "--selector=app.kubernetes.io/component=agent")
     name = next(each["metadata"]["name"] for each in agents if each["spec"]["nodeName"] == node.name)
     return release("exec", name, "--container=agent", "--", "tidemark", *words)
+
+
+def read_by_hand(kubectl: Kubectl, spec: Document) -> str:
+    """What an orphan holds, through a PersistentVolume that is made for it as the one that is gone was."""
+    kept = {key: spec[key] for key in ("capacity", "accessModes", "storageClassName", "nodeAffinity")}
+    disk = {key: spec["csi"][key] for key in ("driver", "volumeHandle", "fsType")}
+    by_hand = kept | {"csi": disk, "persistentVolumeReclaimPolicy": "Retain"}
+    name = f"{kubectl.namespace}-orphan"
+    kubectl.create({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": by_hand})
+    found = claim("orphan")
+    found["spec"]["volumeName"] = name
+    kubectl.apply(found, pod("reader", {"/disk": "orphan"}))
+    kubectl.ready("reader")
+    content = kubectl.sh("reader", "cat /disk/file")
+    kubectl.delete("pod", "reader")
+    kubectl.delete("pvc", "orphan")
+    kubectl.delete("pv", name)
+    return content
 
 
 @pytest.fixture
@@ -47,7 +65,8 @@ def test_a_lost_node_is_forgotten_and_comes_back(cluster: Cluster, kubectl: Kube
     kubectl.apply(snapshot("cut", "data"))
     kubectl.until(is_ready, "volumesnapshot", "cut")
     volume = kubectl.get("pvc", "data")["spec"]["volumeName"]
-    handle = kubectl.get("pv", volume)["spec"]["csi"]["volumeHandle"]
+    spec = kubectl.get("pv", volume)["spec"]
+    handle = spec["csi"]["volumeHandle"]
     content = kubectl.get("volumesnapshot", "cut")["status"]["boundVolumeSnapshotContentName"]
     cut = kubectl.get("volumesnapshotcontent", content)["status"]["snapshotHandle"]
 
@@ -78,5 +97,6 @@ def test_a_lost_node_is_forgotten_and_comes_back(cluster: Cluster, kubectl: Kube
     kubectl.apply(claim("new"), pod("again", {"/disk": "new"}, node=lost.name))
     kubectl.ready("again", seconds=120)
     assert tidemark("unforget", lost.name).returncode == 0
+    assert read_by_hand(kubectl, spec) == "content\n"
     in_agent(cluster, lost, "snapshot", "delete", cut)
     in_agent(cluster, lost, "volume", "delete", handle)

@@ -53,9 +53,14 @@ def disk(place: Path) -> Disk:
 
 
 async def open_pool(
-    children_: Children, path: Path, name: str = POOL, owner: str = OWNER, init: bool = False
+    children_: Children,
+    path: Path,
+    name: str = POOL,
+    owner: str = OWNER,
+    init: bool = False,
+    in_container: bool = False,
 ) -> ReflinkBackend:
-    backend = ReflinkBackend(ReflinkOptions(name, owner, str(path), init=init), children_)
+    backend = ReflinkBackend(ReflinkOptions(name, owner, str(path), init=init, in_container=in_container), children_)
     async with asyncio.timeout(PATIENCE):
         try:
             await backend.open()
@@ -123,6 +128,28 @@ async def test_an_empty_directory_that_is_no_mount_point(disk: Disk) -> None:
         made = await open_pool(agents, inside, init=True)
         await made.close()
         await (await open_pool(agents, inside)).close()
+
+
+async def test_a_directory_of_the_host_whose_disk_failed_to_mount(disk: Disk, place: Path) -> None:
+    """In a pod it is a mount point all the same: of a part of the host's root. The disk, mounted late, shows through."""
+    host, seen = disk.point / "srv", place / "seen"
+    for directory in (host, seen):
+        directory.mkdir()
+    mounts.bind(host, seen, read_only=False)
+    late = make_disk(place, GIB, "late")
+    async with children() as agents:
+        for _ in range(2):
+            with pytest.raises(Unavailable, match=r"no mount point of its own.*poolInit"):
+                await open_pool(agents, seen, in_container=True)
+            assert os.listdir(host) == []
+        mounts.mount(late.device.path, host, "xfs")
+        await (await open_pool(agents, seen, in_container=True)).close()
+        assert "pool.json" in os.listdir(late.point)
+        mounts.umount(host)
+        with pytest.raises(Unavailable, match="no mount point of its own"):
+            await open_pool(agents, seen, in_container=True)
+        await (await open_pool(agents, seen, init=True, in_container=True)).close()
+    assert "pool.json" in os.listdir(host)
 
 
 @pytest.mark.parametrize("init", [False, True])

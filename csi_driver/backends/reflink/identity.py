@@ -9,7 +9,7 @@ from typing import Any
 
 from csi_driver.backends.reflink.layout import Layout
 from csi_driver.domain.errors import Precondition, Unavailable
-from csi_driver.host import container, files
+from csi_driver.host import container, files, mountinfo
 
 FORMAT = 1
 """Of the directory's layout. A pool of a newer format is never opened."""
@@ -32,7 +32,7 @@ def take(layout: Layout, owner: str, init: bool, in_container: bool = False) -> 
     if in_container and (why := container.why_lost(root)):
         raise Precondition(f"pool {layout.name}: {why}")
     if not layout.identity.exists() and not init:
-        _refuse_shadow(layout)
+        _refuse_shadow(layout, in_container)
     _check_file_system(layout)
     if not layout.identity.exists():
         _make(layout, owner)
@@ -70,13 +70,21 @@ def _supports_reflink(layout: Layout) -> bool:
         raise
 
 
-def _refuse_shadow(layout: Layout) -> None:
+def _refuse_shadow(layout: Layout, in_container: bool) -> None:
     """A disk that failed to mount must not get a shadow pool in its empty mount point, whatever that lies on."""
-    if not os.path.ismount(layout.root) and not _content(layout):
+    if not _has_own_disk(layout.root, in_container) and not _content(layout):
         raise Unavailable(
             f"pool {layout.name}: {layout.root} is empty and no mount point of its own: if its disk failed to mount, mount "
-            f"it; if a new pool is wanted right there, say --pool-init{_WAY_OUT}"
+            f"it; if a new pool is wanted right there, say --pool-init (in the chart: poolInit){_WAY_OUT}"
         )
+
+
+def _has_own_disk(root: Path, in_container: bool) -> bool:
+    """Whether a disk is mounted right there. In a container each directory of the host is a mount point, of a part of its disk."""
+    if not in_container:
+        return os.path.ismount(root)
+    mount = mountinfo.at(root.resolve())
+    return mount is not None and mount.root == "/"
 
 
 def _content(layout: Layout) -> list[str]:
