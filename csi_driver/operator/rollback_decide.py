@@ -5,7 +5,8 @@ killed, nor that two of them may be at work for a moment: what was done is seen,
 Two rules keep newer data safe:
 
 - Rollback is sent only after the status says RollingBack, and only under the object's own unbroken hold. Whoever
-  released the disk, or found the hold lapsed, thereby stopped every Rollback that is still under way.
+  released the disk, or found the hold lapsed, thereby stopped every Rollback that is still under way: no hold lapses
+  under one that has begun (service.context).
 - From RollingBack on, what the record on the node says is the outcome. Nothing else ends that phase.
 """
 

@@ -2,15 +2,19 @@
 
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from csi_driver.backends.base import CutReport
-from csi_driver.domain.errors import InUse
-from csi_driver.domain.model import Snapshot, Volume
+from csi_driver.domain.errors import DriverError, InUse
+from csi_driver.domain.model import Hold, Snapshot, Volume
 from csi_driver.domain.pages import read_token, token_after
-from csi_driver.service.pools import Pools
+from csi_driver.service.pools import Pool, Pools
+
+HOLD_SECONDS = 300
+"""After this a hold lapses that nobody renews."""
 
 Item = TypeVar("Item", Volume, Snapshot)
 
@@ -38,11 +42,39 @@ class Context:
     now: Callable[[], int] = time.time_ns
     new_uid: Callable[[], str] = lambda: uuid.uuid4().hex
     observer: Observer = field(default_factory=Unobserved)
+    _outlasting: set[str] = field(default_factory=set)
+    """Volumes at work whose hold stood when that began."""
 
     def holder_of(self, volume: Volume) -> str:
         """Who holds the volume now; empty where nobody does or the hold has lapsed."""
         hold = volume.hold
-        return hold.holder if hold and hold.expires > self.now() else ""
+        stands = hold and (hold.expires > self.now() or volume.id.hash in self._outlasting)
+        return hold.holder if hold and stands else ""
+
+    def held(self, holder: str, since: int) -> Hold:
+        """A hold that is made or renewed now."""
+        return Hold(holder, self.now() + HOLD_SECONDS * 1_000_000_000, since)
+
+    @asynccontextmanager
+    async def outlasted(self, pool: Pool, volumes: Iterable[Volume]) -> AsyncIterator[None]:
+        """Let no hold that stands lapse while its volume is locked for work that may take longer than a hold lasts.
+
+        Its holder cannot renew it meanwhile, and would take a lapse for the proof that the work was never begun. When the
+        work ends, however it ends, the holder has time again to renew it.
+        """
+        held = {volume.id.hash for volume in volumes if self.holder_of(volume)}
+        self._outlasting.update(held)
+        try:
+            yield
+        finally:
+            for digest in held:
+                volume = pool.volumes.get(digest)
+                if volume and volume.hold and volume.hold.expires < self.now() + HOLD_SECONDS * 500_000_000:
+                    renewed = replace(volume, hold=self.held(volume.hold.holder, volume.hold.since))
+                    with suppress(DriverError):  # it lapses then, which its holder sees
+                        await pool.backend.save_volume(renewed)
+                        pool.put_volume(renewed)
+                self._outlasting.discard(digest)
 
     def refuse_held(self, volume: Volume, doing: str) -> None:
         """Raise InUse while somebody holds the volume."""

@@ -51,7 +51,8 @@ class Groups:
                 ),
                 labels=labels,
             )
-            group, report = await pool.backend.create_group(planned, volumes)
+            async with self._context.outlasted(pool, volumes):
+                group, report = await pool.backend.create_group(planned, volumes)
             pool.put_group(group)
             self._context.observer.cut(pool.name, report)
             return group

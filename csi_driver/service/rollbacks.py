@@ -11,7 +11,6 @@ from csi_driver.service.context import Context
 from csi_driver.service.pools import Pool
 from csi_driver.service.snapshots import Snapshots
 
-HOLD_SECONDS = 300
 REMEMBERED = 16
 """How many rollbacks a volume remembers by name, so that a retry does not roll newer data away."""
 
@@ -43,9 +42,8 @@ class Rollbacks:
         with self._pools.locks.hold(f"Hold of {volume_id}", [volume.id.hash]):
             self._refuse_other(volume, holder)
             await self._refuse_used(pool, volume)
-            now = self._context.now()
             unbroken = volume.hold if self._context.holder_of(volume) else None
-            hold = Hold(holder, now + HOLD_SECONDS * 1_000_000_000, unbroken.since if unbroken else now)
+            hold = self._context.held(holder, unbroken.since if unbroken else self._context.now())
             await self._save(pool, replace(volume, hold=hold))
             return hold
 
@@ -88,14 +86,18 @@ class Rollbacks:
             pool, volume = self._pools.volume(request.volume_id)
             snapshot = self._own(volume, request.snapshot_id)
             self._check_hold(volume, request.holder)
-            await self._refuse_used(pool, volume)
-            await pool.backend.access.detach(volume)
-            safety = await self._safety(pool, volume, request)
-            rolled = Rolled(request.name, request.snapshot_id, self._context.now(), safety)
-            back = replace(volume, format=snapshot.format, rollbacks=(*volume.rollbacks, rolled)[-REMEMBERED:])
-            await pool.backend.roll_back(back, snapshot)
-            pool.put_volume(back)
-            return rolled, False
+            async with self._context.outlasted(pool, [volume]):
+                return await self._exchange(pool, volume, snapshot, request), False
+
+    async def _exchange(self, pool: Pool, volume: Volume, snapshot: Snapshot, request: RollbackRequest) -> Rolled:
+        await self._refuse_used(pool, volume)
+        await pool.backend.access.detach(volume)
+        safety = await self._safety(pool, volume, request)
+        rolled = Rolled(request.name, request.snapshot_id, self._context.now(), safety)
+        back = replace(volume, format=snapshot.format, rollbacks=(*volume.rollbacks, rolled)[-REMEMBERED:])
+        await pool.backend.roll_back(back, snapshot)
+        pool.put_volume(back)
+        return rolled
 
     def _done(self, volume: Volume, request: RollbackRequest) -> Rolled | None:
         for rolled in volume.rollbacks:

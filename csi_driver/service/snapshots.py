@@ -41,7 +41,8 @@ class Snapshots:
         pool, volume = self._pools.volume(request.source_id)
         with self._pools.locks.hold(f"CreateSnapshot {request.name!r} of {volume.id}", [digest, volume.id.hash]):
             pool, volume = self._pools.volume(request.source_id)
-            return await self.cut(pool, volume, request.name, labels)
+            async with self._context.outlasted(pool, [volume]):
+                return await self.cut(pool, volume, request.name, labels)
 
     async def cut(self, pool: Pool, volume: Volume, name: str, labels: Mapping[str, str]) -> Snapshot:
         """Cut a volume that the caller holds alone, inside the limits. Raises Precondition, OutOfSpace, Busy."""

@@ -56,8 +56,10 @@ class Volumes:
             source = self._unchanged(source)
             _check_source_format(request, source)
             volume = self._plan(pool, digest, request, source)
-            with _promise(pool, volume.size, volume.thick):
-                report = await pool.backend.create_volume(volume, source)
+            at_work = [source] if isinstance(source, Volume) else []
+            async with self._context.outlasted(pool, at_work):
+                with _promise(pool, volume.size, volume.thick):
+                    report = await pool.backend.create_volume(volume, source)
             pool.put_volume(volume)
             if isinstance(source, Volume):
                 self._context.observer.cut(pool.name, report)

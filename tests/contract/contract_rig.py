@@ -182,7 +182,7 @@ class World:
         self.pool = Pool(self.backend, policy or Policy(reserve=0))
         await self.pool.open()
         self.pools = Pools(OWNER, [self.pool])
-        context = Context(self.pools, now=self.clock)
+        self.context = context = Context(self.pools, now=self.clock)
         self.volumes = Volumes(context)
         self.snapshots = Snapshots(context)
         self.groups = Groups(context)

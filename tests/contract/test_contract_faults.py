@@ -7,13 +7,15 @@ import asyncio
 import errno
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 
 import pytest
 from contract_rig import SIZE, World, filled, piece
 from faulty_rig import Faulty, images, standing
 
-from csi_driver.domain.errors import Busy, DriverError, OutOfSpace, Precondition, Unavailable
+from csi_driver.domain.errors import Busy, DriverError, InUse, OutOfSpace, Precondition, Unavailable
 from csi_driver.domain.space import Policy
+from csi_driver.service.context import HOLD_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -326,3 +328,42 @@ async def test_who_gives_up_waiting_leaves_nothing(faulty: Faulty) -> None:
     assert await images(world) == count - 1
     assert world.snapshots.list() == ([], "")
     await world.snapshot("s", v)
+
+
+@pytest.mark.parametrize("ends", ["well", "badly"])
+@pytest.mark.parametrize("method", ["create_snapshot", "create_group", "create_volume", "roll_back"])
+async def test_work_that_takes_longer_than_a_hold_lasts(faulty: Faulty, method: str, ends: str) -> None:
+    """Nobody can renew the hold meanwhile: it must not look lapsed, which proves that a rollback was not begun."""
+    world, faults = faulty
+    v, w = await world.volume("v"), await world.volume("w")
+    s = await world.snapshot("s", v)
+    world.clock.go_back(5 * HOLD_SECONDS)
+    hold = await world.hold(v, "me")
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "create_snapshot": lambda: world.snapshot("t", v),
+        "create_group": lambda: world.group("g", v, w),
+        "create_volume": lambda: world.volume("copy", 0, source=v),
+        "roll_back": lambda: world.roll_back(v, s, "r", "me"),
+    }
+    if ends == "badly":
+        faults.fail(method, Precondition("as it is"), "half")
+
+    async def call() -> None:
+        with nullcontext() if ends == "well" else pytest.raises(Precondition):
+            await calls[method]()
+
+    async with standing(faults, method, call()):
+        world.clock.forward(2 * HOLD_SECONDS)
+        with pytest.raises(Busy):
+            await world.hold(v, "me")
+        assert world.context.holder_of(world.now(v)) == "me"
+    with pytest.raises(InUse, match="me"):
+        await world.stage(v)
+    now = world.now(v).hold
+    assert now is not None
+    assert now.since == hold.since, "one unbroken hold"
+    await world.reopen()
+    assert world.now(v).hold == now, "kept"
+    world.clock.forward(HOLD_SECONDS + 30)
+    await world.stage(v)
+    await world.unstage(v)

@@ -8,7 +8,8 @@ from contract_rig import RAW_BLOCK, SIZE, World, filled, piece
 from csi_driver.domain.errors import AlreadyExists, InUse, InvalidRequest, NotFound, Precondition
 from csi_driver.domain.model import SizeRange
 from csi_driver.domain.records import dump_volume
-from csi_driver.service.rollbacks import HOLD_SECONDS, REMEMBERED, RollbackRequest
+from csi_driver.service.context import HOLD_SECONDS
+from csi_driver.service.rollbacks import REMEMBERED, RollbackRequest
 
 
 async def test_back_to_older_then_newer(world: World) -> None:

@@ -11,7 +11,7 @@ from rollback_world import World
 
 from csi_driver.kube.kinds import PODS, ROLLBACKS, SNAPSHOTS, VOLUMES
 from csi_driver.operator.rollback_spent import read_spent
-from csi_driver.service.rollbacks import HOLD_SECONDS
+from csi_driver.service.context import HOLD_SECONDS
 
 
 async def prepared(world: World) -> None:

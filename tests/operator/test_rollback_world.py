@@ -7,7 +7,7 @@ from rollback_world import NAMESPACE, World
 
 from csi_driver.kube.kinds import CLAIMS, CONTENTS, EVENTS, ROLLBACKS, SNAPSHOT_CLASSES, SNAPSHOTS, VOLUMES
 from csi_driver.operator.rollback_wish import FINALIZER
-from csi_driver.service.rollbacks import HOLD_SECONDS
+from csi_driver.service.context import HOLD_SECONDS
 from csi_driver.service.snapshots import SnapshotRequest
 from csi_driver.service.volumes import Volumes
 
