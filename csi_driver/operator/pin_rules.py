@@ -7,6 +7,11 @@ LONGEST_PAUSE = 300.0
 its own there: putting it back at once would be a hot loop."""
 
 
+def pause(tries: int, longest: float) -> float:
+    """Seconds after so many tries: 1, 2, 4 and so on, up to `longest`. Some claims wait for weeks."""
+    return min(2.0 ** min(max(tries, 1) - 1, 30), longest)
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """A node."""
@@ -26,7 +31,7 @@ class Tries:
     @property
     def next(self) -> float:
         """When it may be pinned again: after 1 s, 2 s, 4 s, and so on to 5 minutes."""
-        return self.last + min(2.0 ** (self.pins - 1), LONGEST_PAUSE) if self.pins else float("-inf")
+        return self.last + pause(self.pins, LONGEST_PAUSE) if self.pins else float("-inf")
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from csi_driver.operator.certificates import Teller
 from csi_driver.operator.names import SELECTED_NODE
 from csi_driver.operator.nodes import node_of
 from csi_driver.operator.pin_hazards import Anchor, Homeless, notices
-from csi_driver.operator.pin_rules import Ask, Pin, Silent, Site, Tell, Tries, Waiting, decide
+from csi_driver.operator.pin_rules import Ask, Pin, Silent, Site, Tell, Tries, Waiting, decide, pause
 from csi_driver.operator.pin_source import Sources, Spot, source_of
 from csi_driver.service.rooms import Rooms
 
@@ -153,8 +153,8 @@ class Pins:
             if found is not None and found.pool and found.owner != "*":
                 known.spot = found
             else:
-                known.search_at = self._clock() + min(2.0**known.searches, LONGEST_SEARCH)
                 known.searches += 1
+                known.search_at = self._clock() + pause(known.searches, LONGEST_SEARCH)
         return known.spot
 
     async def _room(self, spot: Spot, parameters: dict[str, str]) -> int | Silent:

@@ -49,6 +49,7 @@ def test_a_cordoned_node_can_still_make_the_disk() -> None:
 
 
 def test_pins_come_after_longer_and_longer_pauses() -> None:
+    assert Tries(5000, 1000.0).next == 1300.0, "after days"
     pauses = [Tries(pins, 1000.0).next - 1000.0 for pins in range(1, 14)]
     assert pauses == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300, 300]
     claim = replace(WAITING, room=10)
