@@ -1,19 +1,18 @@
 """What is there now for one VolumeRollback: read from the API, never from a copy, and then from the disk's agent."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from csi_driver.domain.errors import DriverError, NotFound
 from csi_driver.kube.api import Api, Object
 from csi_driver.kube.api import Objects as Listed
-from csi_driver.kube.kinds import CLAIMS, CONTENTS, PODS, SNAPSHOT_CLASSES, SNAPSHOTS, VOLUMES, Kind
+from csi_driver.kube.kinds import CLAIMS, CONTENTS, PODS, ROLLBACKS, SNAPSHOT_CLASSES, SNAPSHOTS, VOLUMES, Kind
 from csi_driver.operator.rollback_actions import Seen
 from csi_driver.operator.rollback_safety import SAFETY_LABEL, own
 from csi_driver.operator.rollback_spent import Spent, read_spent
 from csi_driver.operator.rollback_users import users
 from csi_driver.operator.rollback_who import Objects, Target, Trouble, disk_of, resolve
-from csi_driver.operator.rollback_wish import Progress, Wish, read_progress, read_wish
+from csi_driver.operator.rollback_wish import Phase, Progress, Wish, read_progress, read_wish, unfinished
 from csi_driver.service.disks import Disk, Disks
 
 
@@ -21,13 +20,11 @@ from csi_driver.service.disks import Disk, Disks
 class Memory:
     """What one process knows beside: never needed, but it saves calls and tells a refusal.
 
-    `renewed`: seconds since it renewed the hold. `refused`: the agent's final no to Rollback. `needed`: names of
-    VolumeSnapshots to which rollbacks in progress go back.
+    `renewed`: seconds since it renewed the hold. `refused`: the agent's final no to Rollback.
     """
 
     renewed: float = float("inf")
     refused: DriverError | None = None
-    needed: Collection[str] = ()
 
 
 async def look(api: Api, disks: Disks, rollback: Object, driver: str, now: float, memory: Memory) -> Seen:
@@ -57,7 +54,7 @@ async def look(api: Api, disks: Disks, rollback: Object, driver: str, now: float
         classes=await _list(api, SNAPSHOT_CLASSES) if wish.safety else [],
         safeties=safeties,
         handles=await _handles(api, wish, safeties),
-        needed=memory.needed,
+        needed=await _needed(api, wish) if progress.phase is Phase.COMPLETED and progress.guarded else (),
         refused=memory.refused,
         renewed=memory.renewed,
     )
@@ -103,6 +100,16 @@ async def _disk(disks: Disks, progress: Progress, target: Target | Trouble) -> D
         return await disks.look(volume_id)
     except DriverError as error:
         return error
+
+
+async def _needed(api: Api, wish: Wish) -> set[str]:
+    """Names of the VolumeSnapshots that other rollbacks, not ended yet, go back to or have had made."""
+    names: set[str] = set()
+    for other in await _list(api, ROLLBACKS, wish.namespace):
+        if other["metadata"]["uid"] != wish.uid and unfinished(other):
+            spec, status = other.get("spec") or {}, other.get("status") or {}
+            names |= {spec.get("snapshotName", ""), status.get("safetySnapshotName", "")}
+    return names
 
 
 async def _handles(api: Api, wish: Wish, safeties: Listed) -> dict[str, str]:

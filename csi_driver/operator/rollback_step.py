@@ -1,7 +1,7 @@
 """One step of one VolumeRollback: look, decide, act. A step may be cut off anywhere, and the next one goes on."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import structlog
 
@@ -14,7 +14,7 @@ from csi_driver.operator.rollback_act import Acts, Refusal
 from csi_driver.operator.rollback_actions import Action, Done, MakeSafety, Say, Seen, Tidy
 from csi_driver.operator.rollback_decide import decide
 from csi_driver.operator.rollback_look import Memory, look
-from csi_driver.operator.rollback_wish import Phase, unfinished
+from csi_driver.operator.rollback_wish import Phase
 from csi_driver.service.disks import Disks
 
 AGAIN_SECONDS = 0.5
@@ -28,7 +28,7 @@ log = structlog.get_logger()
 class Steps:
     """Takes steps. What is kept between them spares calls; a new process does without it.
 
-    `now` gives seconds since the epoch, `clock` seconds that never go back. `others` gives all VolumeRollbacks.
+    `now` gives seconds since the epoch, `clock` seconds that never go back.
     """
 
     def __init__(
@@ -37,7 +37,6 @@ class Steps:
         disks: Disks,
         events: Events,
         driver: str,
-        others: Callable[[], Iterable[Object]] = tuple,
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -45,7 +44,6 @@ class Steps:
         self._disks = disks
         self._events = events
         self._driver = driver
-        self._others = others
         self._now = now
         self._clock = clock
         self._acts = Acts(api, disks, events, self._renew)
@@ -65,7 +63,7 @@ class Steps:
             return None
         uid = rollback["metadata"]["uid"]
         try:
-            seen = await look(self._api, self._disks, rollback, self._driver, self._now(), self._memory(rollback))
+            seen = await look(self._api, self._disks, rollback, self._driver, self._now(), self._memory(uid))
             action = decide(seen)
             if isinstance(action, Done):
                 self._forget(uid)
@@ -95,16 +93,8 @@ class Steps:
             say = Say(Phase.SAFETY, "SafetySnapshotRefused", f"the safety snapshot cannot be made: {error}", 3)
             return await self._acts.act(say, seen, rollback)
 
-    def _memory(self, rollback: Object) -> Memory:
-        meta = rollback["metadata"]
-        needed: set[str] = set()
-        for other in self._others():
-            same = other["metadata"]["namespace"] == meta["namespace"] and other["metadata"]["uid"] != meta["uid"]
-            if same and unfinished(other):
-                spec, status = other.get("spec") or {}, other.get("status") or {}
-                needed |= {spec.get("snapshotName", ""), status.get("safetySnapshotName", "")}
-        renewed = self._clock() - self._renewed.get(meta["uid"], float("-inf"))
-        return Memory(renewed, self._refused.get(meta["uid"]), needed)
+    def _memory(self, uid: str) -> Memory:
+        return Memory(self._clock() - self._renewed.get(uid, float("-inf")), self._refused.get(uid))
 
     def _renew(self, uid: str) -> None:
         self._renewed[uid] = self._clock()

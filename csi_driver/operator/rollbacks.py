@@ -40,7 +40,7 @@ class Rollbacks:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._mirror = mirror
-        self._steps = Steps(api, disks, events, driver, mirror.all, now)
+        self._steps = Steps(api, disks, events, driver, now)
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._changed = asyncio.Event()
         self._wakes: dict[tuple[str, str], asyncio.Event] = {}

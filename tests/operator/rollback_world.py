@@ -103,7 +103,7 @@ class World:
         disks = Mortal(self, AgentDisks(self.cluster.channels))
         api: Any = Mortal(self, self.api)
         events = Events(api, "tidemark")
-        self.steps = Steps(api, disks, events, DRIVER, lambda: self.fake.all(ROLLBACKS), self.now, self.now)  # type: ignore[arg-type]
+        self.steps = Steps(api, disks, events, DRIVER, self.now, self.now)  # type: ignore[arg-type]
 
     # ---- the cluster's objects
 

@@ -104,6 +104,21 @@ async def test_safety_snapshots_stay_as_many_as_are_asked_for(world: World) -> N
     assert left == set(names[-2:])
 
 
+async def test_a_safety_snapshot_that_somebody_has_just_asked_to_go_back_to_stays(world: World) -> None:
+    """The other rollback was applied a moment ago, and no controller has looked at it yet."""
+    await world.disk()
+    await world.cut("s1")
+    first = (await completed(world, "one", "s1"))["safetySnapshotName"]
+    made = world.got(SNAPSHOTS, first)
+    made["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
+    world.fake.put(SNAPSHOTS, made)
+    world.ask("later", first)
+    await completed(world, "two", "s1", keepSafety=1)
+    assert world.fake.get(SNAPSHOTS, first, NAMESPACE) is not None
+    await world.run("later")
+    assert world.status("later")["phase"] == "Completed"
+
+
 # ---- waiting
 
 
