@@ -219,11 +219,13 @@ def _finish(seen: Seen, at: float) -> Action:
 def _fail(seen: Seen, reason: str, message: str) -> Action:
     """Release first. Once a Rollback may have been sent, only the record tells that it was not made."""
     disk, progress = seen.disk, seen.progress
+    if progress.rolling and isinstance(disk, NotFound):
+        return Say(Phase.FAILED, reason, f"{message}: whether the disk had gone back before, nobody can tell any more")
     say = Say(Phase.FAILED, reason, f"{message}. The disk was not touched; another VolumeRollback may follow")
     if isinstance(disk, Disk):
         mine = disk.held is not None and disk.held.holder == seen.wish.holder
         return Release(disk.id) if mine else say
-    if progress.rolling and not isinstance(disk, NotFound):
+    if progress.rolling:
         return Say(
             progress.phase or Phase.ROLLING, "OutcomeUnknown", f"{message}; what became of it is asked for: {disk}", 3
         )

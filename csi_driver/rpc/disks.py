@@ -5,7 +5,7 @@ from typing import Any
 import grpc
 
 from csi_driver._pb import tidemark_pb2
-from csi_driver.domain.errors import Damaged
+from csi_driver.domain.errors import Damaged, NotFound, Unavailable
 from csi_driver.domain.routing import known_owner
 from csi_driver.rpc.agents import Agents
 from csi_driver.rpc.errors import refusal
@@ -25,9 +25,15 @@ class AgentDisks:
         self._agents = agents
 
     async def look(self, volume_id: str) -> Disk:
-        """See Disks."""
+        """See Disks. A disk on a node that a person has given up is gone with it, as for the deletes of the router."""
         request = tidemark_pb2.GetTreeRequest(volume_id=volume_id)
-        tree = await self._call("GetTree", volume_id, request, tidemark_pb2.GetTreeResponse, QUICK_SECONDS)
+        try:
+            tree = await self._call("GetTree", volume_id, request, tidemark_pb2.GetTreeResponse, QUICK_SECONDS)
+        except Unavailable as error:
+            owner = known_owner(volume_id, "volume")
+            if not self._agents.discovery.forgotten(owner):
+                raise
+            raise NotFound(f"{volume_id} was lost with node {owner}, which was forgotten") from error
         volume = next((node for node in tree.nodes if node.id == volume_id and node.kind == node.VOLUME), None)
         if volume is None:
             raise Damaged(f"the agent's answer about {volume_id} leaves that disk out: report this")

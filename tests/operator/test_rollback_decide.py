@@ -161,6 +161,15 @@ def test_a_disk_that_its_agent_does_not_know_is_refused() -> None:
     failed(next_of(READY, disk=NotFound("n-1:default:aaaa does not exist")), "DiskNotFound", "shop/v1", "aaaa")
 
 
+def test_a_disk_that_is_lost_while_it_goes_back_ends_it_without_a_word_of_what_it_held() -> None:
+    lost = NotFound("n-1:default:aaaa was lost with node n-1, which was forgotten")
+    said = next_of(ROLLING, disk=lost)
+    assert isinstance(said, Say)
+    assert (said.phase, said.reason) == (Phase.FAILED, "DiskNotFound")
+    assert "lost with node n-1" in said.message
+    assert "not touched" not in said.message
+
+
 def test_a_claim_that_has_come_to_mean_another_disk_is_refused_after_the_release() -> None:
     changed = {"target": TARGET.__class__("n-2:default:zzzz", "n-2:default:yyyy", "pvc-2")}
     assert next_of(HELD, **changed) == Release(TARGET.volume_id)

@@ -100,3 +100,14 @@ async def test_a_silent_agent_is_named(cluster: Cluster, disks: AgentDisks) -> N
     for call in (disks.look(made), disks.hold(made, "me"), disks.release(made, "me")):
         with pytest.raises(Unavailable, match="n-1"):
             await call
+
+
+async def test_a_disk_is_gone_with_a_forgotten_node_unless_its_agent_answers(
+    cluster: Cluster, disks: AgentDisks
+) -> None:
+    made = await volume(cluster)
+    cluster.discovery.given_up.add("n-1")
+    assert (await disks.look(made)).id == made
+    await cluster.agents["n-1"].server.stop(0)
+    with pytest.raises(NotFound, match="lost with node n-1, which was forgotten"):
+        await disks.look(made)
