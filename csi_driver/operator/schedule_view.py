@@ -59,9 +59,10 @@ class View:
         self._changed = changed
         self._schedules: dict[str, dict[str, Object]] = defaultdict(dict)
         self._claims: dict[str, dict[str, Object]] = defaultdict(dict)
-        self._snapshots: dict[str, dict[str, Object]] = defaultdict(dict)
-        self._groups: dict[str, dict[str, Object]] = defaultdict(dict)
-        self._members: dict[str, dict[str, Object]] = defaultdict(dict)
+        # By namespace first, and label or UID then: a manifest that is copied to another namespace says the same of itself.
+        self._snapshots: dict[tuple[str, str], dict[str, Object]] = defaultdict(dict)
+        self._groups: dict[tuple[str, str], dict[str, Object]] = defaultdict(dict)
+        self._members: dict[tuple[str, str], dict[str, Object]] = defaultdict(dict)
         self._contents: dict[str, set[str]] = defaultdict(set)
         self._of_handle: dict[str, set[str]] = defaultdict(set)
         self._reads: dict[str, dict[str, str]] = defaultdict(dict)
@@ -114,12 +115,12 @@ class View:
 
     def made(self, spec: Spec) -> list[Made]:
         """What the schedule has made and is still there."""
-        in_use = self._in_use(spec.namespace)
+        in_use, label = self._in_use(spec.namespace), (spec.namespace, spec.label)
         found = [
             read_snapshot(obj, self._content_of(obj), spec.name, in_use)
-            for obj in self._snapshots.get(spec.label, {}).values()
+            for obj in self._snapshots.get(label, {}).values()
         ]
-        found += [self._read_group(obj, spec.name, in_use) for obj in self._groups.get(spec.label, {}).values()]
+        found += [self._read_group(obj, spec.name, in_use) for obj in self._groups.get(label, {}).values()]
         return [one for one in found if one is not None]
 
     def used(self, handle: str) -> int:
@@ -189,10 +190,8 @@ class View:
     def _read_group(self, group: Object, schedule: str, in_use: frozenset[str]) -> Made | None:
         name = (group.get("status") or {}).get("boundVolumeGroupSnapshotContentName")
         content = self._mirrors[GROUP_CONTENTS].get(name) if name else None
-        members = [
-            (obj, source_of(self._content_of(obj)))
-            for obj in self._members.get(group["metadata"].get("uid", ""), {}).values()
-        ]
+        namespace, uid = _place(group)[0], group["metadata"].get("uid", "")
+        members = [(obj, source_of(self._content_of(obj))) for obj in self._members.get((namespace, uid), {}).values()]
         return read_group(group, content, members, schedule, in_use)
 
     def _in_use(self, namespace: str) -> frozenset[str]:
@@ -239,27 +238,28 @@ class View:
             self._changed_in(owner["namespace"])
 
     def _snapshot(self, old: Object | None, new: Object | None) -> None:
-        place = _place(new or old)
+        namespace, name = _place(new or old)
         for obj, value in ((old, None), (new, new)):
             if obj is None:
                 continue
             if label := (obj["metadata"].get("labels") or {}).get(SCHEDULE):
-                _index(self._snapshots[label], place[1], value)
+                _index(self._snapshots[namespace, label], name, value)
             for owner in obj["metadata"].get("ownerReferences") or []:
                 if owner.get("kind") == "VolumeGroupSnapshot":
-                    _index(self._members[owner["uid"]], place[1], value)
-                    if not self._members[owner["uid"]]:
-                        del self._members[owner["uid"]]
-        self._note_unready(SNAPSHOTS, place, new)
-        self._tell_schedule_of(new or old, place[0])
+                    group = (namespace, owner["uid"])
+                    _index(self._members[group], name, value)
+                    if not self._members[group]:
+                        del self._members[group]
+        self._note_unready(SNAPSHOTS, (namespace, name), new)
+        self._tell_schedule_of(new or old, namespace)
 
     def _group(self, old: Object | None, new: Object | None) -> None:
-        place = _place(new or old)
+        namespace, name = _place(new or old)
         for obj, value in ((old, None), (new, new)):
             if obj is not None and (label := (obj["metadata"].get("labels") or {}).get(SCHEDULE)):
-                _index(self._groups[label], place[1], value)
-        self._note_unready(GROUP_SNAPSHOTS, place, new)
-        self._tell_schedule_of(new or old, place[0])
+                _index(self._groups[namespace, label], name, value)
+        self._note_unready(GROUP_SNAPSHOTS, (namespace, name), new)
+        self._tell_schedule_of(new or old, namespace)
 
     def _content(self, old: Object | None, new: Object | None) -> None:
         for obj, add in ((old, False), (new, True)):
