@@ -86,33 +86,35 @@ def decide(spec: Spec, seen: Seen, now: int) -> Decision:
     """Decide about a schedule whose spec can be followed."""
     alive = [one for one in seen.made if not one.going]
     due = look_at_the_clock(spec, read_state(seen.schedule.get("status") or {}), seen.claims, seen.made, now)
-    events = _events(due)
     if due.begun:
         # Written down before anything is made: whoever goes on from here knows which claims matched.
-        return Decision(_status(spec, seen, due.state, Steps(), now), begins=True, events=events, wake=now)
+        return Decision(_status(spec, seen, due.state, Steps(), now), begins=True, events=_events(due), wake=now)
     state, steps = due.state, Steps()
+    complete: list[Event] = []
+    current = spec.plan.latest(now)
     if state.run is not None:
         run = _progress(state.run, seen)
+        if run.waiting and current is not None and current.nominal > run.instant:
+            # The next time has come and no run began for it: it was missed, or is nobody's wish since the times were changed.
+            # That ends this run all the same: what it made now would bear the name of a time that is long past.
+            due = replace(due, cut_short=run.waiting)
+            run = replace(run, waiting=(), cut_short=True)
         waiting = [claim for name in run.waiting for claim in seen.claims if claim.name == name]
         room = Room(seen.limit, seen.flying, seen.used, busy_disks(alive) | seen.assumed_disks)
         steps = next_steps(spec, run, waiting, room, seen.labelled)
         started = {claim for make in steps.makes for claim in make.claims}
-        run = Run(
-            run.instant,
-            tuple(name for name in run.waiting if name not in started),
-            tuple(sorted({*run.making, *(make.name for make in steps.makes)})),
+        run = replace(
+            run,
+            waiting=tuple(name for name in run.waiting if name not in started),
+            making=tuple(sorted({*run.making, *(make.name for make in steps.makes)})),
         )
-        state = replace(state, run=run)
-        if run.complete:
-            state = replace(state, run=None, successful=run.instant)
-            events = [
-                *events,
-                Event("Normal", "Complete", f"every snapshot for {format_instant(run.instant)} is ready"),
-            ]
+        state = replace(state, run=None if run.over else run)
+        if run.over and not run.cut_short:
+            state = replace(state, successful=run.instant)
+            complete = [Event("Normal", "Complete", f"every snapshot for {format_instant(run.instant)} is ready")]
     if not spec.grouped:
         steps.labels += [Label(name, "") for name in sorted(seen.labelled)]
     following = spec.plan.following(now) if not spec.suspend else None
-    current = spec.plan.latest(now)
     wakes = [occasion.fires for occasion in (following,) if occasion is not None]
     if current is not None and not spec.suspend:
         # A time that has come, but whose jitter has not passed.
@@ -123,7 +125,7 @@ def decide(spec: Spec, seen: Seen, now: int) -> Decision:
         labels=steps.labels,
         makes=steps.makes,
         removals=_removals(spec, seen, alive),
-        events=events,
+        events=[*_events(due), *complete],
         wake=min(wakes, default=None),
         late=late_since(spec, state, seen.made, now),
     )
@@ -137,10 +139,10 @@ def _progress(run: Run, seen: Seen) -> Run:
     state = {one.name: one for one in of_this}
     making = {name for name in run.making if name in seen.assumed and name not in state}
     making |= {one.name for one in of_this if not one.unit.ready and not one.going}
-    return Run(
-        run.instant,
-        tuple(name for name in run.waiting if name in eligible and name not in there),
-        tuple(sorted(making)),
+    return replace(
+        run,
+        waiting=tuple(name for name in run.waiting if name in eligible and name not in there),
+        making=tuple(sorted(making)),
     )
 
 

@@ -9,14 +9,18 @@ from csi_driver.domain.instants import parse_instant
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run that is not complete. `waiting` are claims whose snapshot is not made; `making` are names not ready yet."""
+    """A run that is not over. `waiting` are claims whose snapshot is not made; `making` are names not ready yet.
+
+    `cut_short`: a later time came before all claims were reached. What is being made is waited for, and it is no success.
+    """
 
     instant: int
     waiting: tuple[str, ...] = ()
     making: tuple[str, ...] = ()
+    cut_short: bool = False
 
     @property
-    def complete(self) -> bool:
+    def over(self) -> bool:
         """Whether nothing is left to do or to wait for."""
         return not self.waiting and not self.making
 
@@ -52,4 +56,4 @@ def _run(said: Mapping[str, Any]) -> Run | None:
     instant = parse_instant(said.get("scheduledFor"))
     if instant is None:
         return None
-    return Run(instant, tuple(said.get("waiting") or ()), tuple(said.get("making") or ()))
+    return Run(instant, tuple(said.get("waiting") or ()), tuple(said.get("making") or ()), said.get("cutShort") is True)

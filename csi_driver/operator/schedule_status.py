@@ -51,6 +51,7 @@ def status_of(spec: Spec, schedule: Mapping[str, Any], state: State, found: Find
             "scheduledFor": format_instant(state.run.instant),
             "waiting": list(state.run.waiting),
             "making": list(state.run.making),
+            "cutShort": state.run.cut_short,  # false is written, too: a patch leaves what it does not name as it was
         }
     verdicts = {"Ready": _ready(spec), "Covered": _covered(found), "Complete": _complete(state, found)}
     status["conditions"] = _conditions(schedule, verdicts, now)
