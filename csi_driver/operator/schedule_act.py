@@ -1,7 +1,7 @@
 """What a decision about a schedule does in the cluster. Every step may be repeated: names are derived, changes conditional."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from csi_driver.domain.errors import AlreadyExists, NotFound
@@ -10,6 +10,7 @@ from csi_driver.kube.errors import Conflict, Refused
 from csi_driver.kube.events import Events
 from csi_driver.kube.kinds import CLAIMS, GROUP_SNAPSHOTS, SCHEDULES, SNAPSHOTS, VOLUMES, Kind
 from csi_driver.operator.schedule_decide import Decision, Remove
+from csi_driver.operator.schedule_facts import READERS
 from csi_driver.operator.schedule_make import Label, Make
 from csi_driver.operator.schedule_names import GROUP, KEEP, SCHEDULE
 from csi_driver.operator.schedule_spec import Spec
@@ -17,6 +18,9 @@ from csi_driver.operator.schedule_spec import Spec
 Object = dict[str, Any]
 
 KINDS: Mapping[str, Kind] = {"snapshot": SNAPSHOTS, "group": GROUP_SNAPSHOTS}
+
+Kept = Callable[[Spec, Collection[str]], Collection[str]]
+"""What must stay of a schedule's own while the snapshots of these names are being read."""
 
 ASSUMED_SECONDS = 60.0
 """For which what was created is taken to be there, although no watch has shown it yet."""
@@ -70,17 +74,25 @@ class Assumed:
 
 
 class Acts:
-    """The few lines that change the cluster."""
+    """The few lines that change the cluster, which has these `kinds`."""
 
-    def __init__(self, api: Api, events: Events, observer: ScheduleObserver, assumed: Assumed) -> None:
+    def __init__(
+        self,
+        api: Api,
+        kinds: Collection[Kind],
+        events: Events,
+        observer: ScheduleObserver,
+        assumed: Assumed,
+    ) -> None:
         self._api = api
+        self._readers = {kind: read for kind, read in READERS.items() if kind in kinds}
         self._events = events
         self._observer = observer
         self._assumed = assumed
 
-    async def carry_out(self, spec: Spec, decision: Decision, schedule: Object) -> Mapping[str, Any]:
+    async def carry_out(self, spec: Spec, decision: Decision, schedule: Object, kept: Kept) -> Mapping[str, Any]:
         """Label, make, delete; the status to write then. What the API refuses is told and stays to be done; Unavailable is
-        raised.
+        raised, and Conflict where something was to be deleted for a schedule that has changed.
         """
         refused = await self._unlabelled(spec, decision, schedule)
         left = [make for make in decision.makes if make not in refused]
@@ -99,7 +111,7 @@ class Acts:
         finally:
             for make in left:
                 self._assumed.drop(spec.namespace, make)
-        for removal in decision.removals:
+        for removal in await self._confirmed(spec, decision.removals, schedule, kept):
             try:
                 await self._remove(spec, removal)
             except Refused as error:
@@ -160,6 +172,29 @@ class Acts:
             return
         self._observer.made(spec.namespace, spec.name)
 
+    async def _confirmed(
+        self, spec: Spec, removals: Sequence[Remove], schedule: Object, kept: Kept
+    ) -> Sequence[Remove]:
+        """What of this may go by what the API itself says now. The preconditions of a deletion cover the snapshot alone:
+        neither what its schedule has come to want, nor who has begun to read it.
+        """
+        if not removals:
+            return ()
+        try:
+            found = await self._api.get(SCHEDULES, spec.name, spec.namespace)
+            if found is None or _wish(found) != _wish(schedule):
+                raise Conflict(f"schedule {spec.namespace}/{spec.name} has changed since its removals were decided on")
+            read: set[str] = set()
+            for kind, snapshot_of in self._readers.items():
+                read |= {name for obj in await self._api.list(kind, spec.namespace) if (name := snapshot_of(obj))}
+        except (Refused, NotFound) as error:
+            await self._events.emit(schedule, "Warning", "NotDeleted", f"what is in use cannot be asked: {error}")
+            return ()
+        if found["metadata"].get("deletionTimestamp"):
+            return ()  # what it has made outlives it, and a finalizer may keep it for long
+        stays = kept(spec, read)
+        return [removal for removal in removals if removal.name not in stays]
+
     async def _remove(self, spec: Spec, removal: Remove) -> None:
         if removal.kind == "group" and await self._any_member_kept(spec, removal):
             return
@@ -196,6 +231,12 @@ class Acts:
             if found is None or ((found.get("spec") or {}).get("csi") or {}).get("volumeHandle") == handle:
                 return True
         return False
+
+
+def _wish(schedule: Object) -> tuple[Any, ...]:
+    """Which schedule it is and what it wants; not its status, which is written here."""
+    meta = schedule["metadata"]
+    return meta.get("uid"), meta.get("generation"), bool(meta.get("deletionTimestamp"))
 
 
 def still_waiting(status: Mapping[str, Any], refused: Sequence[Make]) -> Mapping[str, Any]:

@@ -1,13 +1,14 @@
 """What was observed, read from the API's documents once, as values that decisions are made of."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from csi_driver.domain.ids import parse
 from csi_driver.domain.instants import parse_instant
 from csi_driver.domain.retention import Unit
+from csi_driver.kube.kinds import CLAIMS, ROLLBACKS, Kind
 from csi_driver.operator.schedule_names import (
     CLAIM,
     KEEP,
@@ -27,6 +28,9 @@ SNAPSHOT_IN_CREATION = "snapshot.storage.kubernetes.io/volumesnapshot-being-crea
 GROUP_IN_CREATION = "groupsnapshot.storage.kubernetes.io/volumegroupsnapshot-being-created"
 """Annotations of the snapshotter on a content, from before it asks the driver until a final answer: while one is there, an
 error in the status is not the last word, and the snapshot may yet be made."""
+
+OVER = ("Completed", "Failed")
+"""Phases of a VolumeRollback that reads its snapshot no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +160,28 @@ def read_group(
         kept=kept or KEEP in (meta.get("labels") or {}),
     )
     return _made("group", meta, unit, disks, node, state, status)
+
+
+def restored_from(claim: Object) -> str | None:
+    """The snapshot that a claim which is not bound yet is to be made from."""
+    if (claim.get("status") or {}).get("phase") == "Bound":
+        return None
+    spec = claim.get("spec") or {}
+    for source in (spec.get("dataSourceRef"), spec.get("dataSource")):
+        if source and source.get("kind") == "VolumeSnapshot":
+            return str(source.get("name", ""))
+    return None
+
+
+def rolled_back_to(rollback: Object) -> str | None:
+    """The snapshot that a VolumeRollback which is not over goes back to."""
+    if (rollback.get("status") or {}).get("phase") in OVER:
+        return None
+    return (rollback.get("spec") or {}).get("snapshotName")
+
+
+READERS: Mapping[Kind, Callable[[Object], str | None]] = {CLAIMS: restored_from, ROLLBACKS: rolled_back_to}
+"""What reads a snapshot of its namespace, and how the snapshot's name is read from it."""
 
 
 def _made(

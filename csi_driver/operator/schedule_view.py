@@ -17,7 +17,15 @@ from csi_driver.kube.kinds import (
 )
 from csi_driver.kube.mirror import Mirror
 from csi_driver.operator import schedule_keep as keep
-from csi_driver.operator.schedule_facts import Claim, Made, read_claim, read_group, read_snapshot, source_of
+from csi_driver.operator.schedule_facts import (
+    READERS,
+    Claim,
+    Made,
+    read_claim,
+    read_group,
+    read_snapshot,
+    source_of,
+)
 from csi_driver.operator.schedule_names import GROUP, SCHEDULE
 from csi_driver.operator.schedule_spec import Spec
 from csi_driver.operator.selectors import selects
@@ -28,9 +36,6 @@ Key = tuple[str, str]
 
 Place = tuple[str, str]
 """Namespace and name of anything else."""
-
-OVER = ("Completed", "Failed")
-"""Phases of a VolumeRollback that reads its snapshot no more."""
 
 KEPT: dict[Kind, Callable[[Object], Object]] = {
     SCHEDULES: lambda schedule: schedule,
@@ -65,7 +70,7 @@ class View:
         self._members: dict[tuple[str, str], dict[str, Object]] = defaultdict(dict)
         self._contents: dict[str, set[str]] = defaultdict(set)
         self._of_handle: dict[str, set[str]] = defaultdict(set)
-        self._reads: dict[str, dict[str, str]] = defaultdict(dict)
+        self._reads: dict[str, dict[tuple[Kind, str], str]] = defaultdict(dict)
         self._living: dict[str, frozenset[str]] = {}
         self._unready: dict[tuple[Kind, Place], Object] = {}
         indexes: dict[Kind, Callable[[Object | None, Object | None], None]] = {
@@ -113,15 +118,19 @@ class View:
         claims = self._claims.get(namespace, {})
         return frozenset(name for name, obj in claims.items() if not self._handle(obj))
 
-    def made(self, spec: Spec) -> list[Made]:
-        """What the schedule has made and is still there."""
-        in_use, label = self._in_use(spec.namespace), (spec.namespace, spec.label)
+    def made(self, spec: Spec, read: Iterable[str] = ()) -> list[Made]:
+        """What the schedule has made and is still there. `read`: snapshots in use of which the mirrors may not know yet."""
+        in_use, label = self._in_use(spec.namespace, read), (spec.namespace, spec.label)
         found = [
             read_snapshot(obj, self._content_of(obj), spec.name, in_use)
             for obj in self._snapshots.get(label, {}).values()
         ]
         found += [self._read_group(obj, spec.name, in_use) for obj in self._groups.get(label, {}).values()]
         return [one for one in found if one is not None]
+
+    def kept(self, spec: Spec, read: Iterable[str]) -> frozenset[str]:
+        """What must stay of it, whatever the rules say; see `made`."""
+        return frozenset(one.name for one in self.made(spec, read) if one.unit.kept)
 
     def used(self, handle: str) -> int:
         """How many snapshots there are of a disk, whoever made them."""
@@ -194,9 +203,9 @@ class View:
         members = [(obj, source_of(self._content_of(obj))) for obj in self._members.get((namespace, uid), {}).values()]
         return read_group(group, content, members, schedule, in_use)
 
-    def _in_use(self, namespace: str) -> frozenset[str]:
+    def _in_use(self, namespace: str, read: Iterable[str]) -> frozenset[str]:
         """Names of the snapshots that a restore or a rollback is reading, by whatever name it knows them."""
-        names = set(self._reads.get(namespace, {}).values())
+        names = {*self._reads.get(namespace, {}).values(), *read}
         for name in list(names):
             for handle in self._handles(namespace, name):
                 names |= {
@@ -222,15 +231,16 @@ class View:
     def _claim(self, old: Object | None, new: Object | None) -> None:
         namespace, name = _place(new or old)
         _index(self._claims[namespace], name, new)
-        _index(self._reads[namespace], f"claim/{name}", _restored_from(new))
+        self._reader(CLAIMS, namespace, name, new)
         self._changed_in(namespace)
 
     def _rollback(self, old: Object | None, new: Object | None) -> None:
         namespace, name = _place(new or old)
-        running = new is not None and (new.get("status") or {}).get("phase") not in OVER
-        snapshot = (new or {}).get("spec", {}).get("snapshotName") if running else None
-        _index(self._reads[namespace], f"rollback/{name}", snapshot)
+        self._reader(ROLLBACKS, namespace, name, new)
         self._changed_in(namespace)
+
+    def _reader(self, kind: Kind, namespace: str, name: str, new: Object | None) -> None:
+        _index(self._reads[namespace], (kind, name), READERS[kind](new) if new is not None else None)
 
     def _volume(self, old: Object | None, new: Object | None) -> None:
         owner = ((new or old or {}).get("spec") or {}).get("claimRef") or {}
@@ -324,17 +334,6 @@ def _asked(schedule: Object) -> tuple[Any, ...]:
     """What of a schedule is not written by ourselves."""
     meta = schedule["metadata"]
     return meta.get("uid"), meta.get("generation"), schedule.get("spec")
-
-
-def _restored_from(claim: Object | None) -> str | None:
-    """The snapshot that a claim which is not bound yet is to be made from."""
-    if claim is None or (claim.get("status") or {}).get("phase") == "Bound":
-        return None
-    spec = claim.get("spec") or {}
-    for source in (spec.get("dataSourceRef"), spec.get("dataSource")):
-        if source and source.get("kind") == "VolumeSnapshot":
-            return str(source.get("name", ""))
-    return None
 
 
 def _snapshot_handle(content: Object) -> str:

@@ -56,7 +56,7 @@ class Looks:
         changed: Callable[[Iterable[Key]], None] = lambda _: None,
     ) -> None:
         self._assumed = Assumed()
-        self._acts = Acts(api, events, observer, self._assumed)
+        self._acts = Acts(api, mirrors.keys(), events, observer, self._assumed)
         self._events = events
         self._observer = observer
         self._mirrors = mirrors
@@ -89,7 +89,7 @@ class Looks:
                 schedule = await self._write(key, schedule, decision.status)
                 await self._tell(schedule, decision)
                 continue
-            status = await self._acts.carry_out(spec, decision, schedule)
+            status = await self._acts.carry_out(spec, decision, schedule, self.view.kept)
             await self._write(key, schedule, status)
             await self._tell(schedule, decision)
             self._observer.late(*key, decision.late)
