@@ -58,9 +58,14 @@ class Account:
         return max(0, int(self.space.total * self.policy.overcommit) - self.committed)
 
     @property
+    def unpromised(self) -> int:
+        """Real free bytes that nobody was promised and that are not kept in reserve."""
+        return max(0, self.space.free - self.reserve - self.promised)
+
+    @property
     def available_thick(self) -> int:
-        """The largest thick volume: real free bytes that nobody was promised, inside the thin bound as well."""
-        return max(0, min(self.available, self.space.free - self.reserve - self.promised))
+        """The largest thick volume: real bytes for all of it, inside the thin bound as well."""
+        return min(self.available, self.unpromised)
 
     @property
     def ceiling(self) -> int:

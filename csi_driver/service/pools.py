@@ -22,7 +22,7 @@ class Pool:
         self.pending = 0
         """Bytes of volumes being made or grown now: promised, though not yet in the index."""
         self.pending_thick = 0
-        """Those of them that were promised real space."""
+        """Real space that was promised to work under way on thick volumes, see promises.py."""
         self.refusal: DriverError | None = Unavailable(f"pool {self.name} is not open yet: try again")
         self._committed = 0
         self._snapshots_of: dict[str, set[str]] = {}

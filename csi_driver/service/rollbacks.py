@@ -9,6 +9,7 @@ from csi_driver.domain.model import Hold, Rolled, Snapshot, Volume
 from csi_driver.domain.requests import check_name
 from csi_driver.service.context import Context
 from csi_driver.service.pools import Pool
+from csi_driver.service.promises import promised, taken
 from csi_driver.service.snapshots import Snapshots
 
 REMEMBERED = 16
@@ -91,13 +92,16 @@ class Rollbacks:
 
     async def _exchange(self, pool: Pool, volume: Volume, snapshot: Snapshot, request: RollbackRequest) -> Rolled:
         await self._refuse_used(pool, volume)
-        await pool.backend.access.detach(volume)
-        safety = await self._safety(pool, volume, request)
-        rolled = Rolled(request.name, request.snapshot_id, self._context.now(), safety)
-        back = replace(volume, format=snapshot.format, rollbacks=(*volume.rollbacks, rolled)[-REMEMBERED:])
-        await pool.backend.roll_back(back, snapshot)
-        pool.put_volume(back)
-        return rolled
+        # The old content stays until the new one is whole. What a safety cut takes comes on top, and is no longer promised
+        # but gone once it is made; so it asks for itself, while the room for the exchange is kept, and nothing is cut in vain.
+        with promised(pool, "a rollback of a thick volume", taken(pool, made=volume)):
+            await pool.backend.access.detach(volume)
+            safety = await self._safety(pool, volume, request)
+            rolled = Rolled(request.name, request.snapshot_id, self._context.now(), safety)
+            back = replace(volume, format=snapshot.format, rollbacks=(*volume.rollbacks, rolled)[-REMEMBERED:])
+            await pool.backend.roll_back(back, snapshot)
+            pool.put_volume(back)
+            return rolled
 
     def _done(self, volume: Volume, request: RollbackRequest) -> Rolled | None:
         for rolled in volume.rollbacks:

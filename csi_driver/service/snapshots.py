@@ -9,6 +9,7 @@ from csi_driver.domain.model import Snapshot, Volume
 from csi_driver.domain.requests import check_name, refuse_parameters, split_labels
 from csi_driver.service.context import Context, page
 from csi_driver.service.pools import Pool
+from csi_driver.service.promises import promised, taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,8 @@ class Snapshots:
         """Cut a volume that the caller holds alone, inside the limits. Raises Precondition, OutOfSpace, Busy."""
         check_room(pool, [volume])
         planned = plan(self._context, pool, volume, name, labels)
-        snapshot, report = await pool.backend.create_snapshot(planned, volume)
+        with promised(pool, "a snapshot of a thick volume", taken(pool, cut=[volume])):
+            snapshot, report = await pool.backend.create_snapshot(planned, volume)
         pool.put_snapshot(snapshot)
         self._context.observer.cut(pool.name, report)
         return snapshot
@@ -140,18 +142,9 @@ def check_room(pool: Pool, volumes: list[Volume]) -> None:
             f"pool {pool.name} has {account.space.free} bytes free and keeps {account.reserve} in reserve: "
             "delete something before taking a snapshot"
         )
-    needed = 0
     for volume in volumes:
         count = len(pool.snapshots_of(volume.uid))
         if count >= pool.policy.max_snapshots:
             raise Precondition(
                 f"volume {volume.id} has {count} snapshots and the cap is {pool.policy.max_snapshots}: delete some first"
             )
-        if volume.thick:
-            # The snapshot keeps the blocks that are there; the volume is given as many again, which it may overwrite.
-            needed += pool.backend.allocated(volume)
-    if needed > account.space.free - account.reserve - account.promised:
-        raise OutOfSpace(
-            f"a snapshot of thick volumes must set aside {needed} bytes for overwriting, and pool {pool.name} has fewer: "
-            "delete something first"
-        )

@@ -1,7 +1,6 @@
 """Disks: created empty or from a source, listed, grown, deleted. Every call may be repeated and answers the same."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from csi_driver.domain.errors import AlreadyExists, Damaged, InUse, InvalidRequest, OutOfRange, OutOfSpace
@@ -20,6 +19,7 @@ from csi_driver.domain.requests import (
 from csi_driver.domain.sizes import check_range, choose, expanded, smallest, within
 from csi_driver.service.context import Context, page
 from csi_driver.service.pools import Pool
+from csi_driver.service.promises import promised, taken
 
 Topologies = Sequence[str]
 """Owners that the caller could use; empty where it did not say."""
@@ -57,8 +57,9 @@ class Volumes:
             _check_source_format(request, source)
             volume = self._plan(pool, digest, request, source)
             at_work = [source] if isinstance(source, Volume) else []
-            async with self._context.outlasted(pool, at_work):
-                with _promise(pool, volume.size, volume.thick):
+            # What a thick source is given again counts also where the copy is thin.
+            with promised(pool, "a copy of a thick volume", taken(pool, at_work, volume), volume.size):
+                async with self._context.outlasted(pool, at_work):
                     report = await pool.backend.create_volume(volume, source)
             pool.put_volume(volume)
             if isinstance(source, Volume):
@@ -98,7 +99,7 @@ class Volumes:
                         f"pool {pool.name} has room for {room} more bytes, {growth} are needed: ask for less"
                     )
             grown = replace(volume, size=size)
-            with _promise(pool, growth, volume.thick):
+            with promised(pool, "the growth of a thick volume", growth * volume.thick, growth):
                 await pool.backend.expand_volume(grown)
             # Known from here on, whatever becomes of the device: it is what the next start would find.
             pool.put_volume(grown)
@@ -260,18 +261,6 @@ def _check_source_format(request: VolumeRequest, source: Volume | Snapshot | Non
                 f"the source {source.id} holds {source.format}, {capability.fs_type} was asked for: a copy keeps its "
                 f"source's file system; ask for {source.format} or leave it out"
             )
-
-
-@contextmanager
-def _promise(pool: Pool, size: int, thick: bool) -> Iterator[None]:
-    """Count bytes as committed while they are being made, so that two callers are not promised the same room."""
-    pool.pending += size
-    pool.pending_thick += size * thick
-    try:
-        yield
-    finally:
-        pool.pending -= size
-        pool.pending_thick -= size * thick
 
 
 def _said(wanted: SizeRange) -> str:

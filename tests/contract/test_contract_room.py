@@ -1,0 +1,194 @@
+"""Room for thick volumes: whoever needs more than there is, is refused before he takes any; nobody is refused for less."""
+
+import errno
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
+
+import pytest
+from contract_rig import World, filled, piece
+from faulty_rig import Faulty, images, standing
+
+from csi_driver.domain.errors import OutOfRange, OutOfSpace, Unavailable
+from csi_driver.domain.model import Snapshot, Volume
+from csi_driver.domain.space import Policy
+
+MEGA = 1 << 20
+THICK = 4 * MEGA
+LARGE = 32 * MEGA
+
+
+def leave(world: World, room: int) -> None:
+    """Let thick volumes have so much from now on."""
+    world.pool.policy = Policy(overcommit=100.0, reserve=world.backend.space().free - room)
+
+
+def room(world: World) -> int:
+    return world.volumes.capacity({"provisioning": "thick"}, [])[0]
+
+
+def seen(world: World) -> object:
+    return world.volumes.list(), world.snapshots.list(), dict(world.pool.groups), room(world)
+
+
+async def test_a_thin_copy_of_a_thick_volume_is_not_begun_without_room_for_its_source(world: World) -> None:
+    """The source is given blocks of its own again, as after a snapshot; the copy itself takes none."""
+    v = await world.volume("v", LARGE, provisioning="thick")
+    await world.write(v, piece(0, "a"))
+    leave(world, LARGE // 2)
+    with pytest.raises(OutOfSpace, match=r"copy of a thick volume must set aside \d+ bytes.* delete something first"):
+        await world.volume("copy", 0, source=v)
+    assert world.volumes.list() == ([world.now(v)], "")
+    leave(world, LARGE + LARGE // 2)
+    copy = await world.volume("copy", 0, source=v)
+    assert not copy.thick
+    assert await world.read(copy) == filled("a", size=LARGE)
+
+
+async def test_a_rollback_of_a_thick_volume_is_not_begun_without_room_for_it(world: World) -> None:
+    """Old and new content are there at the same time, and a safety snapshot comes on top of both."""
+    v = await world.volume("v", LARGE, provisioning="thick")
+    await world.write(v, piece(0, "a"))
+    s = await world.snapshot("s", v)
+    await world.write(v, piece(0, "b"))
+    leave(world, LARGE // 2)
+    for safety in (None, ""):
+        with pytest.raises(OutOfSpace, match=r"rollback of a thick volume must set aside \d+ bytes"):
+            await world.roll_back(v, s, "r", safety=safety)
+    leave(world, LARGE + LARGE // 2)
+    with pytest.raises(OutOfSpace, match=r"snapshot of a thick volume must set aside \d+ bytes"):
+        await world.roll_back(v, s, "r", safety="")
+    assert world.snapshots.list() == ([s], ""), "no safety snapshot for nothing"
+    assert world.now(v).rollbacks == ()
+    assert await world.read(v) == filled("b", size=LARGE)
+    await world.roll_back(v, s, "r")
+    assert await world.read(v) == filled("a", size=LARGE)
+    leave(world, 2 * LARGE + LARGE // 2)
+    await world.roll_back(v, s, "with a safety snapshot", safety="")
+
+
+class Disks:
+    """Two thick volumes and a thin one, all written in full since each was cut."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def make(self) -> "Disks":
+        self.v, self.vs = await self._pair("v", provisioning="thick")
+        self.w, self.ws = await self._pair("w", provisioning="thick")
+        self.thin, self.thin_s = await self._pair("thin")
+        return self
+
+    async def _pair(self, name: str, **parameters: str) -> tuple[Volume, Snapshot]:
+        volume = await self.world.volume(name, THICK, **parameters)
+        snapshot = await self.world.snapshot(f"{name}-s", volume)
+        await self.world.write(volume, (0, b"b" * THICK))
+        return self.world.now(volume), snapshot
+
+
+Call = Callable[[World, Disks], Awaitable[object]]
+
+NEEDED: dict[str, tuple[int, Call]] = {
+    "creation": (THICK, lambda world, d: world.volume("new", THICK, provisioning="thick")),
+    "growth": (THICK, lambda world, d: world.expand(d.v, 2 * THICK)),
+    "snapshot": (THICK, lambda world, d: world.snapshot("new", d.v)),
+    "group": (2 * THICK, lambda world, d: world.group("new", d.v, d.w)),
+    "group of both kinds": (THICK, lambda world, d: world.group("new", d.v, d.thin)),
+    "thin copy": (THICK, lambda world, d: world.volume("new", 2 * THICK, source=d.v)),
+    "thick copy": (THICK, lambda world, d: world.volume("new", 0, source=d.v, provisioning="thick")),
+    "larger copy": (2 * THICK, lambda world, d: world.volume("new", 2 * THICK, source=d.v, provisioning="thick")),
+    "thick copy of thin": (THICK, lambda world, d: world.volume("new", 0, source=d.thin, provisioning="thick")),
+    "thick from snapshot": (THICK, lambda world, d: world.volume("new", 0, source=d.vs, provisioning="thick")),
+    "rollback": (THICK, lambda world, d: world.roll_back(d.v, d.vs, "r")),
+    "rollback with safety": (2 * THICK, lambda world, d: world.roll_back(d.v, d.vs, "r", safety="")),
+}
+
+
+@pytest.mark.parametrize("name", NEEDED)
+async def test_just_enough_is_enough_and_a_byte_less_is_not(faulty: Faulty, name: str) -> None:
+    world, _ = faulty
+    disks = await Disks(world).make()
+    needed, call = NEEDED[name]
+    leave(world, needed - 1)
+    before, count = seen(world), await images(world)
+    with pytest.raises((OutOfSpace, OutOfRange)):
+        await call(world, disks)
+    assert (seen(world), await images(world)) == (before, count)
+    assert await world.read(disks.v) == b"b" * THICK
+    leave(world, needed)
+    await call(world, disks)
+    assert (world.pool.pending, world.pool.pending_thick) == (0, 0)
+
+
+THIN: list[Call] = [
+    lambda world, d: world.volume("thin new"),
+    lambda world, d: world.snapshot("thin new", d.thin),
+    lambda world, d: world.group("thin new", d.thin),
+    lambda world, d: world.volume("thin copy", 0, source=d.thin),
+    lambda world, d: world.volume("thin from thick snapshot", 0, source=d.vs),
+    lambda world, d: world.roll_back(d.thin, d.thin_s, "thin r", safety=""),
+    lambda world, d: world.expand(d.thin, 2 * THICK),
+]
+
+
+async def test_thin_volumes_need_no_room_for_thick_ones(faulty: Faulty) -> None:
+    """Not even where thick volumes were promised more than there is."""
+    world, _ = faulty
+    disks = await Disks(world).make()
+    leave(world, 16 * THICK)
+    world.pool.pending_thick += 32 * THICK
+    for call in THIN:
+        await call(world, disks)
+
+
+@pytest.mark.parametrize("ends", ["well", "badly"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("creation", "create_volume"),
+        ("snapshot", "create_snapshot"),
+        ("group of both kinds", "create_group"),
+        ("thin copy", "create_volume"),
+        ("rollback", "roll_back"),
+        ("rollback with safety", "create_snapshot"),
+    ],
+)
+async def test_the_same_room_is_not_promised_to_two(faulty: Faulty, name: str, method: str, ends: str) -> None:
+    """One stands still and has not taken any yet: all that is there is his, until his call ends."""
+    world, faults = faulty
+    disks = await Disks(world).make()
+    needed, call = NEEDED[name]
+    leave(world, needed + THICK // 2)
+    before = room(world)
+    if ends == "badly":
+        faults.fail(method, OSError(errno.EIO, "broken"), "half")
+
+    async def work() -> None:
+        with nullcontext() if ends == "well" else pytest.raises(Unavailable):
+            await call(world, disks)
+
+    async with standing(faults, method, work()):
+        for wanted in (
+            world.volume("more", THICK, provisioning="thick"),
+            world.snapshot("more", disks.w),
+            world.group("more", disks.w),
+            world.volume("more", 0, source=disks.w),
+            world.roll_back(disks.w, disks.ws, "more"),
+            world.expand(disks.w, 2 * THICK),
+        ):
+            with pytest.raises((OutOfSpace, OutOfRange)):
+                await wanted
+        assert room(world) == THICK // 2
+    assert (world.pool.pending, world.pool.pending_thick) == (0, 0)
+    if ends == "badly":
+        assert room(world) == before
+        await call(world, disks)
+
+
+async def test_a_safety_snapshot_that_was_made_is_promised_no_more(faulty: Faulty) -> None:
+    """Its bytes are taken: counted as promised too, they would keep others from what is there."""
+    world, faults = faulty
+    disks = await Disks(world).make()
+    leave(world, 3 * THICK)
+    async with standing(faults, "roll_back", world.roll_back(disks.v, disks.vs, "r", safety="")):
+        assert room(world) == THICK
+        await world.snapshot("of another", disks.w)
