@@ -33,12 +33,15 @@ class Groups:
         asked, labels = split_labels(parameters, "parameters")
         refuse_parameters(asked, "group snapshots")
         digest = name_hash("group", name)
+        # Before the look-up: a group that is being deleted is no answer.
+        self._pools.locks.settled(digest)
         existing = self._existing(digest, name, source_ids)
         if existing is not None:
             return existing
         pool, volumes = self._sources(source_ids)
-        locked = [digest, *(v.id.hash for v in volumes)]
-        with self._pools.locks.hold(f"CreateVolumeGroupSnapshot {name!r}", locked):
+        cut = [v.id.hash for v in volumes]
+        made = [digest, *(name_hash("snapshot", member_name(name, str(v.id))) for v in volumes)]
+        with self._pools.locks.hold(f"CreateVolumeGroupSnapshot {name!r}", cut, existence=made):
             pool, volumes = self._sources(source_ids)
             check_room(pool, volumes)
             planned = Group(
@@ -61,15 +64,19 @@ class Groups:
 
     async def delete(self, group_id: str, snapshot_ids: Sequence[str]) -> None:
         """Delete a group and its members at once; unknown is fine. `snapshot_ids` must be its members, if given."""
-        found = self._find(group_id)
-        if found is None:
+        place = self._pools.locate(group_id)
+        if place is None:
             return
-        pool, group = found
-        _check_members(group, snapshot_ids)
-        locked = [group.id.hash, *(m.id.hash for m in group.members)]
-        with self._pools.locks.hold(f"DeleteVolumeGroupSnapshot of {group_id}", locked):
+        pool, digest = place
+        group = pool.groups.get(digest)
+        locked = [digest, *(m.id.hash for m in group.members)] if group else [digest]
+        with self._pools.locks.hold(f"DeleteVolumeGroupSnapshot of {group_id}", existence=locked):
+            # Not before: what is being made now is not indexed yet, and would be there after all.
+            if group is None:
+                return
+            _check_members(group, snapshot_ids)
             await pool.backend.delete_group(group)
-            pool.drop_group(group.id.hash)
+            pool.drop_group(digest)
 
     def get(self, group_id: str, snapshot_ids: Sequence[str]) -> Group:
         """One group. Raises NotFound before anything else, InvalidRequest where the members given are not its own."""

@@ -51,11 +51,15 @@ class Rollbacks:
     async def release(self, volume_id: str, holder: str) -> None:
         """Let a volume go; fine where it is not held, or gone. Raises InUse where another holds it."""
         check_name(holder, "the holder's name")
-        found = self._pools.find_volume(volume_id)
-        if found is None or found[1].hold is None:
+        place = self._pools.locate(volume_id)
+        if place is None:
             return
-        pool, volume = found
-        with self._pools.locks.hold(f"Release of {volume_id}", [volume.id.hash]):
+        pool, digest = place
+        with self._pools.locks.hold(f"Release of {volume_id}", [digest]):
+            # Not before: a hold that is being made now is not indexed yet, and would stay.
+            volume = pool.volumes.get(digest)
+            if volume is None or volume.hold is None:
+                return
             self._refuse_other(volume, holder)
             await self._save(pool, replace(volume, hold=None))
 
@@ -74,16 +78,16 @@ class Rollbacks:
             return done, True
         locked = self._pools.snapshot(request.snapshot_id)[1].id.hash
         doing = f"Rollback of {request.volume_id}"
-        exclusive = [volume.id.hash]
+        made: list[str] = []
         if not request.skip_safety and not request.safety:
             # An earlier try may have left the safety snapshot: it is deleted and made again below.
-            exclusive.append(name_hash("snapshot", _safety_name(volume, request)))
-            if locked == exclusive[-1]:
+            made.append(name_hash("snapshot", _safety_name(volume, request)))
+            if locked in made:
                 raise AlreadyExists(
                     f"{request.snapshot_id} is the safety snapshot of an earlier try of rollback {request.name!r}, which a "
                     "new try replaces: use another name to go back to it"
                 )
-        with self._pools.locks.hold(doing, exclusive, [locked]):
+        with self._pools.locks.hold(doing, [volume.id.hash], [locked], existence=made):
             pool, volume = self._pools.volume(request.volume_id)
             snapshot = self._own(volume, request.snapshot_id)
             self._check_hold(volume, request.holder)

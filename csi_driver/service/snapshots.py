@@ -36,11 +36,14 @@ class Snapshots:
         parameters, labels = split_labels(request.parameters, "parameters")
         refuse_parameters(parameters, "snapshots")
         digest = name_hash("snapshot", request.name)
+        # Before the look-up: a snapshot that is being deleted is no answer.
+        self._pools.locks.settled(digest)
         existing = self._existing(digest, request)
         if existing is not None:
             return existing
         pool, volume = self._pools.volume(request.source_id)
-        with self._pools.locks.hold(f"CreateSnapshot {request.name!r} of {volume.id}", [digest, volume.id.hash]):
+        doing = f"CreateSnapshot {request.name!r} of {volume.id}"
+        with self._pools.locks.hold(doing, [volume.id.hash], existence=[digest]):
             pool, volume = self._pools.volume(request.source_id)
             async with self._context.outlasted(pool, [volume]):
                 return await self.cut(pool, volume, request.name, labels)
@@ -57,18 +60,22 @@ class Snapshots:
 
     async def delete(self, snapshot_id: str) -> None:
         """Delete a snapshot; unknown is fine. Volumes made from it, or rolled back to it, stay as they are."""
-        found = self._pools.find_snapshot(snapshot_id)
-        if found is None:
+        place = self._pools.locate(snapshot_id)
+        if place is None:
             return
-        pool, snapshot = found
-        if snapshot.group:
-            raise InvalidRequest(
-                f"snapshot {snapshot_id} is a member of group {ObjectId(snapshot.id.owner, snapshot.id.pool, snapshot.group)} "
-                "and cannot be deleted alone: delete the group"
-            )
-        with self._pools.locks.hold(f"DeleteSnapshot of {snapshot_id}", [snapshot.id.hash]):
+        pool, digest = place
+        with self._pools.locks.hold(f"DeleteSnapshot of {snapshot_id}", existence=[digest]):
+            # Not before: what is being made now is not indexed yet, and would be there after all.
+            snapshot = pool.snapshots.get(digest)
+            if snapshot is None:
+                return
+            if snapshot.group:
+                group = ObjectId(snapshot.id.owner, snapshot.id.pool, snapshot.group)
+                raise InvalidRequest(
+                    f"snapshot {snapshot_id} is a member of group {group} and cannot be deleted alone: delete the group"
+                )
             await pool.backend.delete_snapshot(snapshot)
-            pool.drop_snapshot(snapshot.id.hash)
+            pool.drop_snapshot(digest)
 
     def get(self, snapshot_id: str) -> Snapshot:
         """One snapshot. Raises NotFound."""

@@ -37,6 +37,8 @@ class Volumes:
         check_volume_request(request)
         check_range(request.range)
         digest = name_hash("volume", request.name)
+        # Before the look-up: a volume that is being deleted is no answer.
+        self._pools.locks.settled(digest)
         existing = self._existing(digest, request)
         if existing is not None:
             return existing
@@ -48,11 +50,9 @@ class Volumes:
         pool = self._place(request, found[0] if found else None)
         source = found[1] if found else None
         # A volume may be mounted and is then frozen while it is copied, so it is held alone; a snapshot is only read.
-        exclusive: list[str] = [digest]
-        shared: list[str] = []
-        if source is not None:
-            (exclusive if isinstance(source, Volume) else shared).append(source.id.hash)
-        with self._pools.locks.hold(f"CreateVolume of {request.name!r}", exclusive, shared):
+        exclusive = [source.id.hash] if isinstance(source, Volume) else []
+        shared = [source.id.hash] if isinstance(source, Snapshot) else []
+        with self._pools.locks.hold(f"CreateVolume of {request.name!r}", exclusive, shared, existence=[digest]):
             source = self._unchanged(source)
             _check_source_format(request, source)
             volume = self._plan(pool, digest, request, source)
@@ -68,18 +68,22 @@ class Volumes:
 
     async def delete(self, volume_id: str) -> None:
         """Delete a volume that nobody uses; unknown is fine. Its snapshots and copies stay. Raises InUse."""
-        found = self._pools.find_volume(volume_id)
-        if found is None:
+        place = self._pools.locate(volume_id)
+        if place is None:
             return
-        pool, volume = found
-        with self._pools.locks.hold(f"DeleteVolume of {volume_id}", [volume.id.hash]):
+        pool, digest = place
+        with self._pools.locks.hold(f"DeleteVolume of {volume_id}", existence=[digest]):
+            # Not before: what is being made now is not indexed yet, and would be there after all.
+            volume = pool.volumes.get(digest)
+            if volume is None:
+                return
             self._context.refuse_held(volume, "deletion")
             use = await pool.backend.access.use(volume)
             if use.paths:
                 raise InUse(f"volume {volume_id} is in use at {', '.join(use.paths)}: unpublish and unstage it first")
             await pool.backend.access.detach(volume)
             await pool.backend.delete_volume(volume)
-            pool.drop_volume(volume.id.hash)
+            pool.drop_volume(digest)
 
     async def expand(self, volume_id: str, wanted: SizeRange) -> Volume:
         """Grow a volume, in use or not. What does not fit is OutOfRange, so that a caller may ask for less."""

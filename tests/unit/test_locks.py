@@ -21,6 +21,14 @@ def free(locks: Locks) -> bool:
         return False
 
 
+def settled(locks: Locks, key: str) -> bool:
+    try:
+        locks.settled(key)
+    except Busy:
+        return False
+    return True
+
+
 def test_exclusive_and_shared() -> None:
     locks = Locks()
     with locks.hold("first", ["a"], ["b"]):
@@ -46,6 +54,18 @@ def test_who_is_refused_is_told_by_whom() -> None:
         pass
 
 
+def test_what_is_made_or_deleted_is_held_alone_and_not_settled() -> None:
+    locks = Locks()
+    with locks.hold("DeleteVolume of v", ["b"], ["c"], existence=["a"]):
+        with pytest.raises(Busy, match=r"DeleteVolume of v is in progress"):
+            locks.settled("a")
+        for other in "bc":
+            locks.settled(other)
+        with pytest.raises(Busy, match=r"DeleteVolume of v is in progress"), locks.hold("y", [], ["a"]):
+            pass
+    locks.settled("a")
+
+
 def test_a_key_may_be_named_twice() -> None:
     locks = Locks()
     with locks.hold("x", ["a", "a"], ["a", "b", "b"]):
@@ -59,30 +79,32 @@ def test_a_key_may_be_named_twice() -> None:
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, GeneratorExit])
 def test_given_back_whatever_happens(error: type[BaseException]) -> None:
     locks = Locks()
-    with pytest.raises(error), locks.hold("x", ["a"], ["b"]):
+    with pytest.raises(error), locks.hold("x", ["a"], ["b"], ["c"]):
         raise error
     assert free(locks)
+    assert settled(locks, "c")
 
 
-@given(st.lists(st.tuples(KEYS, KEYS, st.booleans()), max_size=12))
-def test_against_a_model(wanted: list[tuple[set[str], set[str], bool]]) -> None:
+@given(st.lists(st.tuples(KEYS, KEYS, KEYS, st.booleans()), max_size=12))
+def test_against_a_model(wanted: list[tuple[set[str], set[str], set[str], bool]]) -> None:
     """Each of many comes, is let in or not, and may leave again, in any order."""
     locks = Locks()
-    inside: list[tuple[set[str], set[str], Callable[[], object]]] = []
-    for exclusive, shared, leave in wanted:
-        readers = shared - exclusive
-        taken = [(e, s) for e, s, _ in inside]
-        clash = any(exclusive & (e | s) or readers & e for e, s in taken)
+    inside: list[tuple[set[str], set[str], set[str], Callable[[], object]]] = []
+    for exclusive, shared, existence, leave in wanted:
+        mine = exclusive | existence
+        readers = shared - mine
+        clash = any(mine & (e | s) or readers & e for e, s, _, _ in inside)
         stack = ExitStack()
         try:
-            stack.enter_context(locks.hold("x", exclusive, shared))
+            stack.enter_context(locks.hold("x", exclusive, shared, existence))
         except Busy:
             assert clash
         else:
             assert not clash
-            inside.append((exclusive, readers, stack.close))
+            inside.append((mine, readers, existence, stack.close))
         if leave and inside:
-            inside.pop(0)[2]()
-    for _, _, close in inside:
+            inside.pop(0)[3]()
+        assert {key for key in "abcd" if not settled(locks, key)} == {k for _, _, made, _ in inside for k in made}
+    for _, _, _, close in inside:
         close()
     assert free(locks)
