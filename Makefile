@@ -43,7 +43,7 @@ demo: system-run $(RUN_STAMP) ## Shows disks, their snapshots and the way back, 
 test: system-test $(TEST_STAMP) check ## Runs the checks, then every test that this machine can run
 	@sh tests/tools/csi-sanity.sh >/dev/null || [ -z "$$CI" ]
 	@sh tests/tools/kubernetes.sh helm >/dev/null || [ -z "$$CI" ]
-	$(BIN)/python -m pytest $(ARGS)
+	$(if $(ARGS),,sh tests/tools/meanwhile.sh) $(BIN)/python -m pytest $(ARGS)
 	@[ -n "$(ARGS)" ] || $(MAKE) --no-print-directory test-cluster
 
 test-cluster: system-cluster $(TEST_STAMP) ## Runs the scenarios on a Kubernetes cluster; it is made, and removed, unless it is up
