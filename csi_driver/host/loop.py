@@ -346,6 +346,8 @@ def tune(device: LoopDevice) -> None:
     Settings that this kernel does not have are left out: speed is no reason to fail. Raises Mismatch.
     """
     with loopctl.held(device):
-        for name, value in (("scheduler", "none"), ("wbt_lat_usec", "0")):
+        for name, value, shown in (("scheduler", "none", "[none]"), ("wbt_lat_usec", "0", "0")):
+            # A write holds the queue still, and whoever uses the device already would wait for that.
             with suppress(OSError):
-                loopctl.write_sysfs(device.number, f"queue/{name}", value)
+                if not loopctl.shows(device.number, f"queue/{name}", shown):
+                    loopctl.write_sysfs(device.number, f"queue/{name}", value)

@@ -95,6 +95,13 @@ def sysfs(number: int, name: str) -> str | None:
         raise
 
 
+def shows(number: int, name: str, word: str) -> bool:
+    """Whether a file below /sys/block/loopN has this word. One that cannot be read has none."""
+    with suppress(OSError):  # EINVAL: so the kernel says that a setting was never made
+        return word in (sysfs(number, name) or "").split()
+    return False
+
+
 def write_sysfs(number: int, name: str, value: str) -> None:
     """Write a setting below /sys/block/loopN. Raises OSError."""
     fd = os.open(f"/sys/block/loop{number}/{name}", os.O_WRONLY | os.O_CLOEXEC)

@@ -41,8 +41,8 @@ def loop_identities(numbers: Sequence[int]) -> dict[str, tuple[int, int]]:
 def loop_attach(path: str, thick: bool) -> dict[str, Any]:
     """Attach an image, or adopt the device that it has: direct I/O in 4096-byte blocks, at the image's size.
 
-    `thick`: the device is to refuse discards, so that what is allocated stays so. Raises Mismatch for a device that
-    somebody attached otherwise; OSError.
+    `thick`: the device is to refuse discards, so that what is allocated stays so. An adopted one may be what an attach left
+    that ended half-way, so it is set as a new one is. Raises Mismatch for a device that somebody attached otherwise; OSError.
     """
     device = loop.find(path)
     fresh = device is None
@@ -52,14 +52,14 @@ def loop_attach(path: str, thick: bool) -> dict[str, Any]:
         _check_adopted(device)
         if loop.size(device) != os.stat(path).st_size:
             loop.resize(device)
-    if fresh:
-        loop.tune(device)
-        if thick:
-            try:
-                loop.refuse_discard(device)
-            except BaseException:
+    loop.tune(device)
+    if thick:
+        try:
+            loop.refuse_discard(device)
+        except BaseException:
+            if fresh:
                 loop.detach(device)
-                raise
+            raise
     return _described(device) | {"fresh": fresh}
 
 

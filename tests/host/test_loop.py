@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.host import extents, files, loop, loopctl, loopusers, mountinfo, mounts
+from csi_driver.host import extents, files, loop, loopctl, loopusers, mountinfo, mounts, volume_jobs
 from csi_driver.host.commands import run
 from csi_driver.host.errors import Busy, HostError, Mismatch
 from csi_driver.host.filesystems import mkfs_argv, mount_options
@@ -342,6 +342,16 @@ def test_tune(image: Image) -> None:
     loop.tune(device)
     assert "[none]" in (sysfs(device, "queue/scheduler") or "")
     assert sysfs(device, "queue/wbt_lat_usec") in ("0", None)
+
+
+def test_a_device_in_use_is_adopted_without_a_write_to_its_queue(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each write would hold its user's I/O up, and a volume is attached again at each of its growths."""
+    path = str(image())
+    first = volume_jobs.loop_attach(path, thick=True)
+    written: list[str] = []
+    monkeypatch.setattr(loopctl, "write_sysfs", lambda _number, name, _value: written.append(name))
+    assert volume_jobs.loop_attach(path, thick=True) == first | {"fresh": False}
+    assert written == []
 
 
 @pytest.mark.parametrize("fs_type", ["ext4", "xfs"])

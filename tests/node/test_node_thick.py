@@ -11,7 +11,7 @@ from node_rig import Rig, mounted
 
 from csi_driver.domain.errors import OutOfSpace
 from csi_driver.domain.model import SizeRange
-from csi_driver.host import extents
+from csi_driver.host import extents, loop, loopctl
 from csi_driver.host.commands import run
 
 SIZE = 320 * MIB
@@ -51,6 +51,20 @@ async def test_its_space_is_taken_and_stays_taken(rig: Rig, fs_type: str) -> Non
     assert allocated(image) >= SIZE
     await rig.stage(volume, how)
     assert allocated(image) >= SIZE
+
+
+async def test_a_device_that_an_attach_left_half_way_is_adopted_and_refuses_discard(rig: Rig) -> None:
+    """The first stage ended right after the device was bound; the next one finds it."""
+    volume = await rig.volume("v", "ext4", SIZE, thick=True)
+    device = loop.attach(rig.image(volume))
+    assert loopctl.sysfs(device.number, "queue/discard_max_bytes") != "0"
+    staging = await rig.stage(volume)
+    assert rig.device(volume) == device
+    assert loopctl.sysfs(device.number, "queue/discard_max_bytes") == "0"
+    assert loopctl.shows(device.number, "queue/scheduler", "[none]")
+    with pytest.raises(OSError, match=r"not supported|fstrim"):
+        run(("fstrim", staging), 30)
+    assert allocated(rig.image(volume)) >= SIZE
 
 
 async def test_thin_takes_what_is_written_and_trim_gives_it_back(rig: Rig) -> None:
