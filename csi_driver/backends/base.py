@@ -99,8 +99,11 @@ class Access(Protocol):
         """Make the attached device visible inside the staging directory, so that the kernel remembers the stage."""
         ...
 
-    async def unmount(self, volume: Volume | None, path: str) -> None:
-        """Remove whatever this pool's node shows at `path`; fine if nothing. Leaves the (empty) path to the caller."""
+    async def unmount(self, volume: Volume | None, path: str, its_own: bool = False) -> None:
+        """Remove whatever this pool's node shows at `path`; fine if nothing. Leaves the (empty) path to the caller.
+
+        `its_own`: only what shows this very volume now.
+        """
         ...
 
     async def clear(self, digest: str, path: str, last: bool) -> None:

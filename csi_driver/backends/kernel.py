@@ -216,14 +216,14 @@ class KernelAccess:
         )
         await self._verify(volume, device, target)
 
-    async def unmount(self, volume: Volume | None, path: str) -> None:
+    async def unmount(self, volume: Volume | None, path: str, its_own: bool = False) -> None:
         """See Access."""
         device = await self._devices.find(volume) if volume is not None else None
         for point in (os.path.join(path, STAGED_NODE), path):
             # The same path may have been mounted over more than once.
             while (mount := mountinfo.at(point)) is not None:
                 mine = device is not None and _holds(mount, device)
-                if not mine and not await self._devices.is_ours(mount, volume):
+                if not mine and (its_own or not await self._devices.is_ours(mount, volume)):
                     raise Precondition(
                         f"{point} shows {mount.source}, not {volume.id if volume else 'a volume that is gone'}: unmount it "
                         "by hand"

@@ -97,9 +97,11 @@ class MemoryAccess:
         self._show(volume, target)
 
     @faulty
-    async def unmount(self, volume: Volume | None, path: str) -> None:  # noqa: ARG002
+    async def unmount(self, volume: Volume | None, path: str, its_own: bool = False) -> None:
         """See Access."""
         for link in (os.path.join(path, STAGED_NODE), path):
+            if its_own and volume and not self._shows(link, self._image(volume)):
+                continue
             if _is_ours(link):
                 os.unlink(link)
                 for links in self._links.values():

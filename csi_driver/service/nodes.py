@@ -191,9 +191,10 @@ class Nodes:
 
     async def _undo_stage(self, pool: Pool, volume: Volume, staging: str, device: str) -> None:
         """Take away what a stage made, but for a device that was there before: it is somebody's."""
-        # The first error is the one to be told; what cannot be taken away is found again at the next stage.
+        # The first error is the one to be told; what cannot be taken away is found again at the next stage. Another volume
+        # that is staged there, perhaps the very reason of the refusal, stays.
         with suppress(Exception):
-            await pool.backend.access.unmount(volume, staging)
+            await pool.backend.access.unmount(volume, staging, its_own=True)
         with suppress(Exception):
             if not device:
                 await pool.backend.access.detach(volume)

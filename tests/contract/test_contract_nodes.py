@@ -128,6 +128,7 @@ async def test_another_volume_takes_no_path_that_is_taken(world: World) -> None:
         await world.nodes.stage(str((await world.volume("x")).id), world.staging(v), RAW_BLOCK)
     assert read_all(target) == filled("v")
     assert (await world.backend.access.use(await world.volume("x"))).device == "", "nothing half-staged stays"
+    assert len((await world.backend.access.use(v)).paths) == 2, "both of its places stay"
 
 
 async def test_what_is_shown_survives_a_restart(world: World) -> None:

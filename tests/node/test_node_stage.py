@@ -333,6 +333,18 @@ async def test_another_volumes_place_is_not_taken_away(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+async def test_a_refused_stage_leaves_the_device_that_is_staged_there(rig: Rig, kind: str) -> None:
+    """A node's bind does not tell whose it was once, so nothing but the refused volume's own is undone."""
+    staged, refused = await rig.volume("v", "block"), await rig.volume("w", kind)
+    path = await rig.stage(staged)
+    with pytest.raises(AlreadyExists, match=r"taken by a mount|as a block device"):
+        await rig.stage(refused, path=path)
+    assert rig.device(refused) is None
+    assert (await rig.access.use(staged)).paths == (f"{path}/device",)
+    await rig.publish(staged)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 async def test_directories_reached_through_a_link(rig: Rig, kind: str) -> None:
     """/var/lib/kubelet is often a link; the kernel shows every mount under its real name."""
     real, link = rig.place / "real", rig.place / "link"
