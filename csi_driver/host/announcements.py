@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from contextlib import suppress
 
 from csi_driver.host.files import fsync_directory
 
@@ -28,16 +29,22 @@ def announce(directory: str, key: str, facts: object) -> None:
     """Write durably that a freeze is about to be made; when this returns, a power cut cannot take it back.
 
     `key`: letters, digits, `.`, `_`, `-`, at most 200, no dot first (ValueError); an older announcement of the same key is
-    replaced. `facts`: JSON; for a group a list, made at once (one fsync for all members). Raises OSError: do not freeze then.
+    replaced, so a cut takes one that no other has. `facts`: JSON; for a group a list, made at once (one fsync for all
+    members). Raises OSError: do not freeze then.
     """
     path = _announcement(directory, key)
     temporary = f"{path}.new"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with open(fd, "w", encoding="utf-8") as file:
-        json.dump(facts, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(temporary, path)
+    try:
+        with open(fd, "w", encoding="utf-8") as file:
+            json.dump(facts, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
     fsync_directory(directory)
 
 
@@ -50,6 +57,16 @@ def withdraw(directory: str, key: str) -> None:
         os.unlink(_announcement(directory, key))
     except FileNotFoundError:
         return
+
+
+def drop(directory: str, key: str, fact: object) -> None:
+    """Take one fact of an announcement that is a list back; without any it goes. One caller at a time. Raises OSError."""
+    facts = announced(directory).get(key)
+    left = [other for other in facts if other != fact] if isinstance(facts, list) else []
+    if left:
+        announce(directory, key, left)
+    else:
+        withdraw(directory, key)
 
 
 def announced(directory: str) -> dict[str, object]:

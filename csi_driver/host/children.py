@@ -203,7 +203,7 @@ class Children:
             await self.run("thaw", _THAW_TIMEOUT, mounts=run.args["mounts"])
         except (JobFailed, JobStuck) as error:
             _LOG.error("a cut died with its watchdog, and its file systems may be frozen: %s", error)
-            run.fail("StillFrozen", f"the cut died with its watchdog: {error}")
+            run.leave_frozen(f"the cut died with its watchdog: {error}")
         self._end(run)
 
     async def stop(self) -> None:
@@ -268,7 +268,7 @@ class Children:
             self._read(run)  # all that the child said is here by now
             status = message["status"]
             if not message["thawed"]:
-                run.fail("StillFrozen", f"a file system may still be frozen after the cut's end ({_ending(status)})")
+                run.leave_frozen(f"a file system may still be frozen after the cut's end ({_ending(status)})")
             run.fail("Crashed", f"the child ended without an answer ({_ending(status)})")
             self._end(run)
 
@@ -438,7 +438,7 @@ class Children:
                 run.buffer.clear()
 
     def _end(self, run: Run, *, gone: bool = True) -> None:
-        """Forget a job. `gone`: it has no process any more, and froze nothing that is still frozen."""
+        """Forget a job. `gone`: it has no process any more, and what it froze is thawed or given up."""
         if self._runs.pop(run.number, None) is None:
             return
         if run.open:

@@ -9,13 +9,20 @@ from collections import deque
 from typing import Any
 
 
+class Gone(asyncio.Event):
+    """Set once no process works on a job any more, and every freeze of it is undone or given up."""
+
+    frozen = False
+    """Whether a freeze was given up: its file system may be frozen still, and nobody tries any more."""
+
+
 class JobFailed(Exception):
     """A job ended with an error, or could not be run.
 
     `type`: the kind or class of the error inside the job (FreezeError's kinds for a cut); or, from this side: Crashed (the
     child died without an answer), ForkFailed, TooLarge, NoServer, ServerDied, Busy (no slot in time), Stopped,
-    TooManyStuck, StillFrozen (given up by the watchdog). `errno`: 0 where no system call failed. `gone` is set once no
-    process works on the job any more and every freeze of it is undone; nearly always it is so already.
+    TooManyStuck, StillFrozen (given up by the watchdog). `errno`: 0 where no system call failed. `gone` is nearly always
+    set already.
     """
 
     def __init__(
@@ -25,7 +32,7 @@ class JobFailed(Exception):
         message: str,
         type_: str,
         details: dict[str, Any] | None = None,
-        gone: asyncio.Event | None = None,
+        gone: Gone | None = None,
     ) -> None:
         super().__init__(f"{job}: {message}")
         self.job, self.errno, self.message, self.type = job, errno_, message, type_
@@ -39,7 +46,7 @@ class JobStuck(Exception):
     Until `gone` is set the caller must treat what the job worked on as still being worked on (keep its lock).
     """
 
-    def __init__(self, job: str, timeout: float, gone: asyncio.Event) -> None:
+    def __init__(self, job: str, timeout: float, gone: Gone) -> None:
         fate = "killed" if gone.is_set() else "killed, but it hangs in the kernel"
         super().__init__(f"{job}: no answer within {timeout:g} s; {fate}")
         self.job, self.timeout, self.gone = job, timeout, gone
@@ -60,7 +67,7 @@ class Run:
         self.written_off = False
         self.holds_slot = True
         self.answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self.gone = asyncio.Event()
+        self.gone = Gone()
 
     def resolve(self, message: dict[str, Any]) -> None:
         """Take the first answer; later ones are not heard."""
@@ -70,6 +77,11 @@ class Run:
     def fail(self, type_: str, message: str, code: int = 0) -> None:
         """Answer with an error of this side's own."""
         self.resolve({"error": {"type": type_, "errno": code, "message": message, "details": {}}})
+
+    def leave_frozen(self, message: str) -> None:
+        """Note that a freeze of this job was given up, whatever it has answered."""
+        self.gone.frozen = True
+        self.fail("StillFrozen", message)
 
 
 class Server:
@@ -84,7 +96,7 @@ class Server:
         self.pidfd = os.pidfd_open(process.pid)
 
 
-def _set_event() -> asyncio.Event:
-    event = asyncio.Event()
+def _set_event() -> Gone:
+    event = Gone()
     event.set()
     return event

@@ -260,6 +260,10 @@ def test_announcements_are_files_that_survive(tmp_path: Path) -> None:
     announcements.withdraw(directory, "a-1")
     announcements.withdraw(directory, "a-1")
     assert set(announcements.announced(directory)) == {"b", "d"}
+    announcements.announce(directory, "group", [{"x": 1}, {"x": 2}])
+    for fact, left in (({"x": 3}, [{"x": 1}, {"x": 2}]), ({"x": 1}, [{"x": 2}]), ({"x": 2}, None), ({"x": 2}, None)):
+        announcements.drop(directory, "group", fact)
+        assert announcements.announced(directory).get("group") == left
     for key in ("", ".", "..", "a/b", "../x", "a\n", "x" * 201, "ä"):
         with pytest.raises(ValueError, match="not a key"):
             announcements.announce(directory, key, {})

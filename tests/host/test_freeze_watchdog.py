@@ -74,6 +74,16 @@ async def test_a_cut_past_the_agents_own_deadline_is_thawed(children: Children, 
     disk.takes_writes()
 
 
+async def test_a_freeze_that_the_watchdog_gave_up_is_told_from_one_that_it_undid(children: Children) -> None:
+    """Whatever the job has answered before: what it froze must stay announced."""
+    task = asyncio.create_task(children.run("ping", 30, pause=30))
+    await until(lambda: children._runs)
+    (run,) = children._runs.values()
+    children._hear(children._server, {"gone": run.number, "status": 1, "thawed": False})  # type: ignore[arg-type]
+    error = await fails(task)
+    assert (error.type, error.gone.is_set(), error.gone.frozen) == ("StillFrozen", True, True)
+
+
 async def test_stop_thaws_a_running_cut(pool: Pool) -> None:
     children = Children()
     await children.start()

@@ -19,6 +19,7 @@ from csi_driver.domain.model import SizeRange, Snapshot, Volume
 from csi_driver.host import loop, mountinfo, mounts
 from csi_driver.host.children import JobStuck
 from csi_driver.host.commands import run
+from csi_driver.host.runs import Gone
 
 WRITER = """
 import os, sys
@@ -450,7 +451,7 @@ async def test_a_cut_that_cannot_be_killed(rig: Rig, monkeypatch: pytest.MonkeyP
     volume, other = await rig.volume("v"), await rig.volume("w")
     await rig.show(volume)
     await rig.show(other)
-    real, gone = rig.children.run, asyncio.Event()
+    real, gone = rig.children.run, Gone()
 
     async def run_(job: str, timeout: float, **args: Any) -> Any:
         if job == "cut" and not gone.is_set():

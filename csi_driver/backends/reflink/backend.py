@@ -67,11 +67,12 @@ class ReflinkBackend:
         return self._devices.count()
 
     async def open(self) -> Contents:
-        """See Backend. Order matters: thaw what a crash left frozen before anything may wait for it."""
+        """See Backend. Order matters: what was left frozen is thawed before anything may wait for it, or refuse the pool."""
         try:
             with self.layout.translated("opening"):
-                contents = await self._in_thread(self._take)
+                await self._in_thread(self._take)
                 await self._cutter.thaw_announced()
+                contents = await self._in_thread(self._read)
                 await self._devices.sweep()
         except BaseException:
             self._unlock()  # or the next try would find the pool locked, by this one
@@ -229,11 +230,13 @@ class ReflinkBackend:
     def _place(self, volume: Volume) -> Path:
         return self.layout.volumes / volume.id.hash
 
-    def _take(self) -> Contents:
+    def _take(self) -> None:
         uuid, self._lock = identity.take(
             self.layout, self._options.owner, self._options.init, self._options.in_container
         )
         self.identity = replace(self.identity, uuid=uuid)
+
+    def _read(self) -> Contents:
         self.layout.make_directories()
         status = os.stat(self.layout.identity)
         self._known = (status.st_dev, status.st_ino)

@@ -1,6 +1,7 @@
 """The cut: several images cloned at one moment, their file systems frozen for it, and thawed whatever happens."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 from csi_driver.backends.base import CutReport
 from csi_driver.backends.jobs import to_its_end, translate
-from csi_driver.backends.kernel import SLOW, BlockDevice
+from csi_driver.backends.kernel import QUICK, SLOW, BlockDevice
 from csi_driver.backends.reflink.layout import Layout
 from csi_driver.backends.reflink.loops import LoopDevices
 from csi_driver.domain.errors import Busy, DriverError, Precondition
@@ -56,21 +57,24 @@ class Cutter:
         self._children = children
         self._deadline = deadline
         self._in_thread = in_thread
+        self._dropping = asyncio.Lock()  # members of a group may take their parts of its announcement back at once
 
     async def cut(self, clones: Sequence[Clone]) -> Moment:
         """Clone all at one moment. Raises Busy past the deadline, Precondition where it cannot be one moment."""
         mounts: list[dict[str, object]] = []
         raw: list[tuple[Volume, BlockDevice]] = []
+        held: dict[tuple[int, int], Volume] = {}
         in_use = ""
         for clone in clones:
             device = await self._devices.find(clone.volume)
             if device is None:
                 continue
+            status = await self._in_thread(clone.source.stat)
+            backing = (status.st_dev, status.st_ino)
+            held[backing] = clone.volume
             shown = mountinfo.mounts_of(device.major, device.minor, device.name)
             mounted = [m for m in shown if (m.major, m.minor) == (device.major, device.minor)]
             if mounted:
-                status = await self._in_thread(clone.source.stat)
-                backing = (status.st_dev, status.st_ino)
                 mounts.append(announcements.freeze_facts(mounted[0].point, device.major, device.minor, backing))
             else:
                 # A device that is shown nowhere is only left over; what was written through it counts all the same.
@@ -81,6 +85,7 @@ class Cutter:
                 f"{in_use} is in use as a raw block device, which cannot be held still: such a volume can be cut alone, "
                 "or in a group while it is not staged"
             )
+        await self._thaw_left(held)
         for volume, device in raw:
             await self._devices.jobs.run(volume, "sync_device", SLOW, device=device.path)
         if not mounts:
@@ -91,12 +96,13 @@ class Cutter:
         return await self._frozen(clones, mounts)
 
     async def _frozen(self, clones: Sequence[Clone], mounts: list[dict[str, object]]) -> Moment:
-        key = clones[0].volume.id.hash
+        # Of this cut alone: what an earlier one announced and may have left frozen must outlast it.
+        key = f"{clones[0].volume.id.hash}-{secrets.token_hex(4)}"
         for clone in clones:
             self._devices.jobs.refuse_hanging(clone.volume)
         # Announced durably before it is made: the kernel does not tell whether a file system is frozen.
         try:
-            await self._in_thread(announcements.announce, str(self._layout.freezes), key, mounts)
+            await self._announce(key, mounts)
             self._layout.crash_point("freeze announced")
             result = await to_its_end(
                 self._children.run(
@@ -114,12 +120,19 @@ class Cutter:
         except (JobFailed, JobStuck) as error:
             for clone in clones:
                 await self._devices.jobs.remember(clone.volume, "cut", error.gone)
-            if error.gone.is_set() and getattr(error, "type", "") not in {"StillFrozen", "ThawFailed"}:
+            if error.gone.is_set() and not error.gone.frozen:
                 await self._withdraw(key)
             raise await self._refusal(clones, error) from error
         self._layout.crash_point("thawed")
         await self._withdraw(key)
         return Moment(int(result["moment"]), CutReport(float(result["frozen_seconds"]), float(result["clone_seconds"])))
+
+    async def _announce(self, key: str, mounts: list[dict[str, object]]) -> None:
+        try:
+            await self._in_thread(announcements.announce, str(self._layout.freezes), key, mounts)
+        except OSError:
+            await self._withdraw(key)  # it may be there, though not durably, and nothing is frozen
+            raise
 
     async def _withdraw(self, key: str) -> None:
         await self._in_thread(announcements.withdraw, str(self._layout.freezes), key)
@@ -143,18 +156,40 @@ class Cutter:
         await asyncio.wait({counting}, timeout=_COUNT_SECONDS)
         return str(counting.result()) if counting.done() and not counting.exception() else "an unknown number of"
 
+    async def _thaw_left(self, held: dict[tuple[int, int], Volume]) -> None:
+        """Thaw what an earlier cut of these volumes, by their images, left frozen: it is announced, so it is ours.
+
+        Nothing else of that announcement: another volume may be in a cut of its own now. Raises Busy where it stays frozen.
+        """
+        directory = str(self._layout.freezes)
+        standing = await self._in_thread(announcements.announced, directory) if held else {}
+        for key, facts in standing.items():
+            for fact in _of_this_boot(facts):
+                volume = held.get(tuple(fact["backing"]))
+                if volume is None:
+                    continue
+                try:
+                    await self._devices.jobs.run(volume, "thaw", QUICK, mounts=[fact])
+                except DriverError as error:
+                    raise Busy(f"an earlier cut of {volume.id} may have left it frozen: {error}") from error
+                async with self._dropping:
+                    await self._in_thread(announcements.drop, directory, key, fact)
+
     async def thaw_announced(self) -> None:
         """At start: thaw exactly what an earlier agent announced and cannot have thawed, of this boot of the kernel."""
-        directory = str(self._layout.freezes)
-        for key, facts in announcements.announced(directory).items():
-            mounts = [f for f in facts if f.get("boot") == announcements.boot_id()] if isinstance(facts, list) else []
+        for key, facts in (await self._in_thread(announcements.announced, str(self._layout.freezes))).items():
+            mounts = _of_this_boot(facts)
             if mounts:
                 try:
                     await self._children.run("thaw", SLOW, mounts=mounts)
                 except (JobFailed, JobStuck):
                     # It stays announced, and its volume answers for itself; the others are served.
                     continue
-            announcements.withdraw(directory, key)
+            await self._withdraw(key)
+
+
+def _of_this_boot(facts: object) -> list[dict[str, Any]]:
+    return [f for f in facts if f.get("boot") == announcements.boot_id()] if isinstance(facts, list) else []
 
 
 def _clone_all(clones: Sequence[Clone]) -> None:

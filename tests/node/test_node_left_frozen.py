@@ -1,0 +1,129 @@
+"""What a cut left frozen is ours: it stays announced, whatever comes, until it is known to be thawed."""
+
+import errno
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from node_host import freeze, is_frozen, write_file
+from node_rig import Rig
+
+from csi_driver.domain.errors import Busy, Damaged
+from csi_driver.host import announcements
+from csi_driver.host.children import JobFailed
+from csi_driver.host.runs import Gone
+
+Run = Callable[..., Any]
+
+
+def answering(rig: Rig, monkeypatch: pytest.MonkeyPatch, job: str, answer: Callable[..., Any]) -> None:
+    """Let one job be answered by the test, and all others by the children."""
+    real = rig.children.run
+
+    async def run_(name: str, timeout: float, **args: Any) -> Any:
+        return answer(**args) if name == job else await real(name, timeout, **args)
+
+    monkeypatch.setattr(rig.children, "run", run_)
+
+
+def left_frozen(kind: str = "StillFrozen") -> Run:
+    """A cut that freezes and does not thaw, and whose watchdog gives up as well."""
+
+    def cut(mounts: list[dict[str, Any]], **_: object) -> None:
+        for mount in mounts:
+            freeze(mount["point"])
+        gone = Gone()
+        gone.frozen = True
+        gone.set()
+        raise JobFailed("cut", errno.EIO, "the thaw failed", kind, gone=gone)
+
+    return cut
+
+
+def announced(rig: Rig) -> list[str]:
+    """The mount points in all announcements."""
+    found: dict[str, Any] = announcements.announced(str(rig.layout.freezes))
+    return sorted(fact["point"] for facts in found.values() for fact in facts)
+
+
+@pytest.mark.parametrize("answered", ["StillFrozen", "Deadline"])
+@pytest.mark.parametrize("fs_type", ["ext4", "xfs"])
+async def test_the_next_try_thaws_first(rig: Rig, monkeypatch: pytest.MonkeyPatch, fs_type: str, answered: str) -> None:
+    """The watchdog gives up after the answer: what was answered says nothing about the thaw."""
+    volume, other = await rig.volume("v", fs_type), await rig.volume("w")
+    target, _ = await rig.show(volume), await rig.show(other)
+    with monkeypatch.context() as patch:
+        answering(rig, patch, "cut", left_frozen(answered))
+        with pytest.raises(Busy):
+            await rig.snapshot("s", volume)
+    assert is_frozen(target)
+    await rig.snapshot("w", other)
+    assert announced(rig) == [rig.staging(volume)], "another volume's cut leaves it alone"
+    await rig.snapshot("s", volume)
+    assert not is_frozen(target)
+    assert rig.left_inside() == []
+    write_file(f"{target}/data", b"1")
+
+
+async def test_a_member_of_a_group_takes_its_own_part_back(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    volumes = [await rig.volume(name) for name in "vwx"]
+    targets = [await rig.show(volume) for volume in volumes]
+    with monkeypatch.context() as patch:
+        answering(rig, patch, "cut", left_frozen())
+        with pytest.raises(Busy):
+            await rig.group("g", *volumes)
+    for index, volume in enumerate(volumes[:2]):
+        await rig.snapshot(volume.name, volume)
+        assert [is_frozen(target) for target in targets] == [False] * (index + 1) + [True] * (2 - index)
+        assert announced(rig) == sorted(rig.staging(volume) for volume in volumes[index + 1 :])
+    await rig.reopen()
+    assert not is_frozen(targets[2])
+    assert rig.left_inside() == []
+
+
+async def test_what_cannot_be_thawed_is_busy_and_stays_announced(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume, other = await rig.volume("v"), await rig.volume("w")
+    target = await rig.show(volume)
+    await rig.show(other)
+
+    def thaw(**_: object) -> None:
+        raise JobFailed("thaw", errno.EIO, "may still be frozen", "ThawFailed")
+
+    with monkeypatch.context() as patch:
+        answering(rig, patch, "cut", left_frozen())
+        with pytest.raises(Busy):
+            await rig.snapshot("s", volume)
+    with monkeypatch.context() as patch:
+        answering(rig, patch, "thaw", thaw)
+        for call in (rig.snapshot("s", volume), rig.group("g", other, volume)):
+            with pytest.raises(Busy, match=r"an earlier cut of .* may have left it frozen"):
+                await call
+        await rig.snapshot("w", other)
+        await rig.reopen()
+    assert is_frozen(target)
+    assert announced(rig) == [rig.staging(volume)]
+    await rig.unpublish(volume)
+    await rig.snapshot("s", volume)
+    assert rig.left_inside() == []
+    write_file(f"{await rig.publish(volume)}/data", b"1")
+
+
+async def test_a_pool_that_is_refused_keeps_nothing_frozen(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged record is repaired by hand, some day; the pods do not wait for that."""
+    volume = await rig.volume("v")
+    target = await rig.show(volume)
+    with monkeypatch.context() as patch:
+        answering(rig, patch, "cut", left_frozen())
+        with pytest.raises(Busy):
+            await rig.snapshot("s", volume)
+    await rig.close()
+    record = rig.image(volume).parent / "record.json"
+    kept = record.read_bytes()
+    record.write_bytes(b"{")
+    with pytest.raises(Damaged):
+        await rig.open()
+    await rig.close()
+    assert not is_frozen(target)
+    assert rig.left_inside() == []
+    record.write_bytes(kept)
+    await rig.open()
