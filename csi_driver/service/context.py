@@ -16,6 +16,9 @@ from csi_driver.service.pools import Pool, Pools
 HOLD_SECONDS = 300
 """After this a hold lapses that nobody renews."""
 
+SHORT_SECONDS = 5
+"""Work that takes no longer is not worth giving back to a hold."""
+
 Item = TypeVar("Item", Volume, Snapshot)
 
 
@@ -60,20 +63,23 @@ class Context:
         """Let no hold that stands lapse while its volume is locked for work that may take longer than a hold lasts.
 
         Its holder cannot renew it meanwhile, and would take a lapse for the proof that the work was never begun. When the
-        work ends, however it ends, the holder has time again to renew it.
+        work ends, however it ends, the hold has as long to go as it had before: work of others renews it for nobody.
         """
+        began = self.now()
         held = {volume.id.hash for volume in volumes if self.holder_of(volume)}
         self._outlasting.update(held)
         try:
             yield
         finally:
+            took = self.now() - began
             for digest in held:
                 volume = pool.volumes.get(digest)
-                if volume and volume.hold and volume.hold.expires < self.now() + HOLD_SECONDS * 500_000_000:
-                    renewed = replace(volume, hold=self.held(volume.hold.holder, volume.hold.since))
+                # Most work takes no time, and a record takes a log flush.
+                if volume and volume.hold and took > SHORT_SECONDS * 1_000_000_000:
+                    longer = replace(volume, hold=replace(volume.hold, expires=volume.hold.expires + took))
                     with suppress(DriverError):  # it lapses then, which its holder sees
-                        await pool.backend.save_volume(renewed)
-                        pool.put_volume(renewed)
+                        await pool.backend.save_volume(longer)
+                        pool.put_volume(longer)
                 self._outlasting.discard(digest)
 
     def refuse_held(self, volume: Volume, doing: str) -> None:

@@ -362,6 +362,7 @@ async def test_work_that_takes_longer_than_a_hold_lasts(faulty: Faulty, method: 
     now = world.now(v).hold
     assert now is not None
     assert now.since == hold.since, "one unbroken hold"
+    assert now.expires == pytest.approx(hold.expires + 2 * HOLD_SECONDS * 1e9, abs=20e9), "it has lost no time"
     await world.reopen()
     assert world.now(v).hold == now, "kept"
     world.clock.forward(HOLD_SECONDS + 30)

@@ -267,6 +267,20 @@ async def test_a_hold_lapses(world: World) -> None:
         await world.hold(v, "me")
 
 
+async def test_what_others_do_renews_no_hold(world: World) -> None:
+    """Nobody is there any more to release it, while the volume is cut again and again."""
+    v = await world.volume("v")
+    world.clock.go_back(3 * HOLD_SECONDS)
+    hold = await world.hold(v, "me")
+    for number in range(3):
+        world.clock.forward(HOLD_SECONDS / 3 - 5)
+        await world.snapshot(f"s{number}", v)
+    assert world.now(v).hold == hold
+    world.clock.forward(30)
+    await world.stage(v)
+    await world.unstage(v)
+
+
 async def test_a_clock_that_is_set_back_makes_no_lapsed_hold_stand_again(world: World) -> None:
     """Somebody has written since: what the safety snapshot of that hold does not have would be lost."""
     v = await world.volume("v")

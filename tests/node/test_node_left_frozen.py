@@ -1,14 +1,15 @@
 """What a cut left frozen is ours: it stays announced, whatever comes, until it is known to be thawed."""
 
+import asyncio
 import errno
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from node_host import freeze, is_frozen, write_file
+from node_host import freeze, is_frozen, thaw, write_file
 from node_rig import Rig
 
-from csi_driver.domain.errors import Busy, Damaged
+from csi_driver.domain.errors import Busy, Damaged, Precondition
 from csi_driver.host import announcements
 from csi_driver.host.children import JobFailed
 from csi_driver.host.runs import Gone
@@ -127,3 +128,32 @@ async def test_a_pool_that_is_refused_keeps_nothing_frozen(rig: Rig, monkeypatch
     assert rig.left_inside() == []
     record.write_bytes(kept)
     await rig.open()
+
+
+async def test_a_cut_that_ended_well_after_its_answer_leaves_nothing_to_thaw(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is frozen since is somebody else's, and stays so."""
+    volume = await rig.volume("v")
+    target = await rig.show(volume)
+    gone = Gone()
+
+    def hanging(**_: object) -> None:
+        raise JobFailed("cut", errno.ETIMEDOUT, "no sync in time", "SyncTimeout", gone=gone)
+
+    with monkeypatch.context() as patch:
+        answering(rig, patch, "cut", hanging)
+        with pytest.raises(Busy):
+            await rig.snapshot("s", volume)
+    assert announced(rig) == [rig.staging(volume)], "until it is known how it ended"
+    gone.set()
+    await asyncio.sleep(0)
+    freeze(target)
+    try:
+        with pytest.raises(Precondition, match="frozen"):
+            await rig.snapshot("s", volume)
+        assert is_frozen(target)
+    finally:
+        thaw(target)
+    assert announced(rig) == []
+    await rig.snapshot("s", volume)

@@ -17,6 +17,7 @@ from csi_driver.domain.errors import Busy, DriverError, Precondition
 from csi_driver.domain.model import Volume
 from csi_driver.host import announcements, extents, files, mountinfo
 from csi_driver.host.children import Children, JobFailed, JobStuck
+from csi_driver.host.runs import Gone
 
 _SYNC_SECONDS = 30.0
 _COUNT_SECONDS = 2.0
@@ -57,6 +58,8 @@ class Cutter:
         self._children = children
         self._deadline = deadline
         self._in_thread = in_thread
+        self._unended: dict[str, Gone] = {}
+        """Cuts that were still at work when they were answered, by their announcements."""
         self._dropping = asyncio.Lock()  # members of a group may take their parts of its announcement back at once
 
     async def cut(self, clones: Sequence[Clone]) -> Moment:
@@ -120,7 +123,9 @@ class Cutter:
         except (JobFailed, JobStuck) as error:
             for clone in clones:
                 await self._devices.jobs.remember(clone.volume, "cut", error.gone)
-            if error.gone.is_set() and not error.gone.frozen:
+            if not error.gone.is_set():
+                self._unended[key] = error.gone
+            elif not error.gone.frozen:
                 await self._withdraw(key)
             raise await self._refusal(clones, error) from error
         self._layout.crash_point("thawed")
@@ -164,6 +169,12 @@ class Cutter:
         directory = str(self._layout.freezes)
         standing = await self._in_thread(announcements.announced, directory) if held else {}
         for key, facts in standing.items():
+            gone = self._unended.get(key)
+            if gone is not None and gone.is_set() and not gone.frozen:
+                # It ended well after all. Whoever froze it since is somebody else.
+                del self._unended[key]
+                await self._withdraw(key)
+                continue
             for fact in _of_this_boot(facts):
                 volume = held.get(tuple(fact["backing"]))
                 if volume is None:
