@@ -97,6 +97,6 @@ def test_a_lost_node_is_forgotten_and_comes_back(cluster: Cluster, kubectl: Kube
     kubectl.apply(claim("new"), pod("again", {"/disk": "new"}, node=lost.name))
     kubectl.ready("again", seconds=120)
     assert tidemark("unforget", lost.name).returncode == 0
-    assert read_by_hand(kubectl, spec) == "content\n"
+    assert read_by_hand(kubectl, spec) == "content"
     in_agent(cluster, lost, "snapshot", "delete", cut)
     in_agent(cluster, lost, "volume", "delete", handle)
