@@ -23,7 +23,6 @@ async def strands(api: "Api", driver: str, snapshots: bool = True) -> list[str]:
 
     `snapshots`: whether this release serves snapshots, and so may see them.
     """
-    from csi_driver.domain.errors import NotFound
     from csi_driver.kube.kinds import CONTENTS, ROLLBACKS, VOLUMES
     from csi_driver.operator.rollback_wish import FINALIZER
 
@@ -32,25 +31,19 @@ async def strands(api: "Api", driver: str, snapshots: bool = True) -> list[str]:
         for volume in await api.list(VOLUMES)
         if (volume["spec"].get("csi") or {}).get("driver") == driver
     ]
-    try:
-        # They outlive claims and volumes, and their finalizers are taken away by our snapshotter alone.
-        contents = [
-            content["metadata"]["name"]
-            for content in (await api.list(CONTENTS) if snapshots else [])
-            if content["spec"].get("driver") == driver
-        ]
-    except NotFound:  # the definition is not installed: there can be none
-        contents = []
-    try:
-        rollbacks = [
-            f"{rollback['metadata']['namespace']}/{rollback['metadata']['name']}"
-            for rollback in await api.list(ROLLBACKS)
-            # Whatever the phase says, one with the finalizer may hold its volume, and nobody else would take that away.
-            if (rollback.get("status") or {}).get("phase") in RUNNING
-            or FINALIZER in (rollback["metadata"].get("finalizers") or ())
-        ]
-    except NotFound:
-        rollbacks = []
+    # They outlive claims and volumes, and their finalizers are taken away by our snapshotter alone.
+    contents = [
+        content["metadata"]["name"]
+        for content in (await api.list_served(CONTENTS) if snapshots else [])
+        if content["spec"].get("driver") == driver
+    ]
+    rollbacks = [
+        f"{rollback['metadata']['namespace']}/{rollback['metadata']['name']}"
+        for rollback in await api.list_served(ROLLBACKS)
+        # Whatever the phase says, one with the finalizer may hold its volume, and nobody else would take that away.
+        if (rollback.get("status") or {}).get("phase") in RUNNING
+        or FINALIZER in (rollback["metadata"].get("finalizers") or ())
+    ]
     return [
         *_phrase(volumes, "PersistentVolume", f" of {driver}"),
         *_phrase(contents, "VolumeSnapshotContent", f" of {driver}"),

@@ -3,9 +3,8 @@
 import json
 import os
 import re
-from contextlib import suppress
 
-from csi_driver.host.files import fsync_directory
+from csi_driver.host.files import write_durably
 
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 _SUFFIX = ".frozen.json"
@@ -32,20 +31,7 @@ def announce(directory: str, key: str, facts: object) -> None:
     replaced, so a cut takes one that no other has. `facts`: JSON; for a group a list, made at once (one fsync for all
     members). Raises OSError: do not freeze then.
     """
-    path = _announcement(directory, key)
-    temporary = f"{path}.new"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        with open(fd, "w", encoding="utf-8") as file:
-            json.dump(facts, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
-    fsync_directory(directory)
+    write_durably(_announcement(directory, key), json.dumps(facts).encode())
 
 
 def withdraw(directory: str, key: str) -> None:

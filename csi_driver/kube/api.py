@@ -84,6 +84,13 @@ class Api:
             found.extend(items)
         return found
 
+    async def list_served(self, kind: Kind, namespace: str = "", labels: str = "") -> Objects:
+        """The same; none where the cluster does not know the kind, because its definition is not installed."""
+        try:
+            return await self.list(kind, namespace, labels)
+        except NotFound:
+            return []
+
     async def pages(
         self, kind: Kind, namespace: str = "", labels: str = "", fields: str = ""
     ) -> AsyncIterator[tuple[Objects, str]]:

@@ -6,7 +6,7 @@ from typing import Any
 from csi_driver.domain.errors import DriverError, NotFound
 from csi_driver.kube.api import Api, Object
 from csi_driver.kube.api import Objects as Listed
-from csi_driver.kube.kinds import CLAIMS, CONTENTS, PODS, ROLLBACKS, SNAPSHOT_CLASSES, SNAPSHOTS, VOLUMES, Kind
+from csi_driver.kube.kinds import CLAIMS, CONTENTS, PODS, ROLLBACKS, SNAPSHOT_CLASSES, SNAPSHOTS, VOLUMES
 from csi_driver.operator.rollback_actions import Seen
 from csi_driver.operator.rollback_safety import SAFETY_LABEL, own
 from csi_driver.operator.rollback_spent import Spent, read_spent
@@ -36,11 +36,11 @@ async def look(api: Api, disks: Disks, rollback: Object, driver: str, now: float
     objects = await _objects(api, wish)
     target = resolve(wish, objects, driver)
     volume, spent = await _volume(api, wish, progress, objects, driver)
-    safeties = await _list(api, SNAPSHOTS, wish.namespace, SAFETY_LABEL)
+    safeties = await api.list_served(SNAPSHOTS, wish.namespace, SAFETY_LABEL)
     disk = await _disk(disks, progress, target)
     held = isinstance(disk, Disk) and disk.held is not None and disk.held.holder == wish.holder
     waits = isinstance(target, Target) and not held
-    pods = users(await _list(api, PODS, wish.namespace), wish.claim) if waits else []
+    pods = users(await api.list_served(PODS, wish.namespace), wish.claim) if waits else []
     return Seen(
         wish=wish,
         progress=progress,
@@ -51,7 +51,7 @@ async def look(api: Api, disks: Disks, rollback: Object, driver: str, now: float
         disk=disk,
         volume=volume,
         pods=pods,
-        classes=await _list(api, SNAPSHOT_CLASSES) if wish.safety else [],
+        classes=await api.list_served(SNAPSHOT_CLASSES) if wish.safety else [],
         safeties=safeties,
         handles=await _handles(api, wish, safeties),
         needed=await _needed(api, wish) if progress.phase is Phase.COMPLETED and progress.guarded else (),
@@ -105,7 +105,7 @@ async def _disk(disks: Disks, progress: Progress, target: Target | Trouble) -> D
 async def _needed(api: Api, wish: Wish) -> set[str]:
     """Names of the VolumeSnapshots that other rollbacks, not ended yet, go back to or have had made."""
     names: set[str] = set()
-    for other in await _list(api, ROLLBACKS, wish.namespace):
+    for other in await api.list_served(ROLLBACKS, wish.namespace):
         if other["metadata"]["uid"] != wish.uid and unfinished(other):
             spec, status = other.get("spec") or {}, other.get("status") or {}
             names |= {spec.get("snapshotName", ""), status.get("safetySnapshotName", "")}
@@ -123,13 +123,6 @@ async def _handles(api: Api, wish: Wish, safeties: Listed) -> dict[str, str]:
         if handle and ref.get("uid") == snapshot["metadata"]["uid"]:
             handles[snapshot["metadata"]["name"]] = handle
     return handles
-
-
-async def _list(api: Api, kind: Kind, namespace: str = "", labels: str = "") -> Listed:
-    try:
-        return await api.list(kind, namespace, labels)
-    except NotFound:  # a cluster without snapshots
-        return []
 
 
 def _bound(snapshot: Any) -> str:

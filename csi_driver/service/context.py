@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 from csi_driver.backends.base import CutReport
 from csi_driver.domain.errors import DriverError, InUse
-from csi_driver.domain.model import Hold, Snapshot, Volume
+from csi_driver.domain.model import Snapshot, Volume
 from csi_driver.domain.pages import read_token, token_after
 from csi_driver.service.pools import Pool, Pools
 
@@ -53,10 +53,6 @@ class Context:
         hold = volume.hold
         stands = hold and (hold.expires > self.now() or volume.id.hash in self._outlasting)
         return hold.holder if hold and stands else ""
-
-    def held(self, holder: str, since: int) -> Hold:
-        """A hold that is made or renewed now."""
-        return Hold(holder, self.now() + HOLD_SECONDS * 1_000_000_000, since)
 
     @asynccontextmanager
     async def outlasted(self, pool: Pool, volumes: Iterable[Volume]) -> AsyncIterator[None]:

@@ -7,7 +7,7 @@ from csi_driver.domain.errors import AlreadyExists, InUse, InvalidRequest, Preco
 from csi_driver.domain.ids import name_hash
 from csi_driver.domain.model import Hold, Rolled, Snapshot, Volume
 from csi_driver.domain.requests import check_name
-from csi_driver.service.context import Context
+from csi_driver.service.context import HOLD_SECONDS, Context
 from csi_driver.service.pools import Pool
 from csi_driver.service.promises import promised, taken
 from csi_driver.service.snapshots import Snapshots
@@ -44,7 +44,8 @@ class Rollbacks:
             self._refuse_other(volume, holder)
             await self._refuse_used(pool, volume)
             unbroken = volume.hold if self._context.holder_of(volume) else None
-            hold = self._context.held(holder, unbroken.since if unbroken else self._context.now())
+            now = self._context.now()
+            hold = Hold(holder, now + HOLD_SECONDS * 1_000_000_000, unbroken.since if unbroken else now)
             await self._save(pool, replace(volume, hold=hold))
             return hold
 

@@ -1,14 +1,18 @@
 """What the tests of the memory pool's faults, images and links share."""
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 
+import pytest
 from contract_rig import World
 
 from csi_driver.backends.memory import Faults
 from csi_driver.backends.memory_faults import Pause
+from csi_driver.domain.errors import Unavailable
+from csi_driver.domain.model import Snapshot, Volume
 
 Faulty = tuple[World, Faults]
 
@@ -38,3 +42,11 @@ async def standing(faults: Faults, method: str, call: Awaitable[object]) -> Asyn
     finally:
         pause.release()
         await task
+
+
+async def safety_of_a_failed_try(world: World, faults: Faults, volume: Volume, snapshot: Snapshot) -> Snapshot:
+    """Roll back under the name `r`, which fails after the safety snapshot was made; that snapshot."""
+    faults.fail("roll_back", OSError(errno.EIO, "broken"))
+    with pytest.raises(Unavailable):
+        await world.roll_back(volume, snapshot, "r", safety="")
+    return next(found for found in world.snapshots.list()[0] if found != snapshot)

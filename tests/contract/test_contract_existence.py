@@ -11,7 +11,7 @@ from typing import Literal
 
 import pytest
 from contract_rig import OWNER, POOL, World
-from faulty_rig import Faulty, standing
+from faulty_rig import Faulty, safety_of_a_failed_try, standing
 
 from csi_driver.domain.errors import Busy, InvalidRequest, Unavailable
 from csi_driver.domain.ids import ObjectId, member_name, name_hash
@@ -131,10 +131,7 @@ async def test_a_safety_snapshot_that_is_being_replaced_is_no_answer(faulty: Fau
     world, faults = faulty
     v = await world.volume("v")
     s = await world.snapshot("s", v)
-    faults.fail("roll_back", OSError(errno.EIO, "broken"))
-    with pytest.raises(Unavailable):
-        await world.roll_back(v, s, "r", safety="")
-    safety = next(found for found in world.snapshots.list()[0] if found != s)
+    safety = await safety_of_a_failed_try(world, faults, v, s)
     async with standing(faults, "delete_snapshot", world.roll_back(v, s, "r", safety="")):
         with pytest.raises(Busy, match="Rollback"):
             await world.snapshot(safety.name, v)

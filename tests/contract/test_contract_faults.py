@@ -11,7 +11,7 @@ from contextlib import nullcontext
 
 import pytest
 from contract_rig import SIZE, World, filled, piece
-from faulty_rig import Faulty, images, standing
+from faulty_rig import Faulty, images, safety_of_a_failed_try, standing
 
 from csi_driver.domain.errors import Busy, DriverError, InUse, OutOfSpace, Precondition, Unavailable
 from csi_driver.domain.space import Policy
@@ -280,10 +280,7 @@ async def test_a_safety_snapshot_is_not_replaced_under_its_reader(faulty: Faulty
     world, faults = faulty
     v = await world.volume("v")
     s = await world.snapshot("s", v)
-    faults.fail("roll_back", OSError(errno.EIO, "broken"))
-    with pytest.raises(Unavailable):
-        await world.roll_back(v, s, "r", safety="")
-    safety = next(found for found in world.snapshots.list()[0] if found != s)
+    safety = await safety_of_a_failed_try(world, faults, v, s)
     async with standing(faults, "create_volume", world.volume("copy", 0, source=safety)):
         with pytest.raises(Busy):
             await world.roll_back(v, s, "r", safety="")
