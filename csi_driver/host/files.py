@@ -89,6 +89,11 @@ def fsync_directory(path: StrPath) -> None:
         os.close(fd)
 
 
+def draft(name: str) -> str:
+    """Tell how the names begin of the files that a crash of `write_durably` may leave where `name` was to be written."""
+    return f".{name}."
+
+
 def write_durably(path: StrPath, data: bytes, mode: int = 0o600) -> None:
     """Replace the file `path` by `data` in one step.
 
@@ -97,7 +102,7 @@ def write_durably(path: StrPath, data: bytes, mode: int = 0o600) -> None:
     """
     target = os.fspath(path)
     directory, name = os.path.split(target)
-    fd, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=directory or ".")
+    fd, temporary = tempfile.mkstemp(prefix=draft(name), dir=directory or ".")
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(data)

@@ -86,7 +86,7 @@ async def leftovers(rig: Rig) -> None:
     (rig.image(find(rig, "v")).parent / ".record.json.abcdefgh").write_bytes(b"{")
     facts = announcements.freeze_facts("/nowhere", 7, 1 << 19, (1, 2)) | {"boot": "before"}
     announcements.announce(str(root / ".freeze"), "0" * 32, [facts])
-    (root / ".freeze" / ("1" * 32 + ".frozen.json.new")).write_bytes(b"[")
+    (root / ".freeze" / ("." + "1" * 32 + ".frozen.json.abcdefgh")).write_bytes(b"[")
 
 
 async def ext4_volume(rig: Rig) -> None:

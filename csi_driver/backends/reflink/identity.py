@@ -14,8 +14,7 @@ from csi_driver.host import container, files, mountinfo
 FORMAT = 1
 """Of the directory's layout. A pool of a newer format is never opened."""
 
-_DRAFT = ".pool.json."
-"""How the name of a file begins that was to become `pool.json` (files.write_durably)."""
+_DRAFT = files.draft("pool.json")
 _WAY_OUT = "; or let the driver make a pool for you: --pool-image FILE --pool-size 20G"
 
 

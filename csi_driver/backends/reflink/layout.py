@@ -177,7 +177,7 @@ class Layout:
         """Remove what a crash left half-made: drafts, none of which was ever shown, and files that replaced nothing."""
         for leftover in self.new.iterdir():
             os.rename(leftover, self.trash / f"{leftover.name}-{secrets.token_hex(4)}")
-        for leftover in (*self.volumes.glob(f"*/.{RECORD}.*"), *self.freezes.glob("*.new")):
+        for leftover in (*self.volumes.glob(f"*/{files.draft(RECORD)}*"), *self.freezes.glob(f"{files.draft('*')}*")):
             leftover.unlink()
 
     def empty_trash(self) -> None:
