@@ -9,7 +9,7 @@ import structlog
 from csi_driver.domain.errors import DriverError
 from csi_driver.kube.api import Api
 from csi_driver.kube.errors import Refused
-from csi_driver.kube.kinds import CONTENTS, SCHEDULES, SNAPSHOTS, Kind
+from csi_driver.kube.kinds import CONTENTS, ROLLBACKS, SCHEDULES, SNAPSHOTS, Kind
 from csi_driver.operator.schedule_view import KEPT, OPTIONAL
 from csi_driver.operator.schedules import Schedules
 
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 UNSERVED_SECONDS = 30.0
 """Between looks for the definitions of schedules and snapshots, where the cluster has none."""
 
-NEEDED = (SCHEDULES, SNAPSHOTS, CONTENTS)
-"""Without these there is nothing to do; the other custom kinds may be missing, and the core's never are."""
+NEEDED = (SCHEDULES, SNAPSHOTS, CONTENTS, ROLLBACKS)
+"""Without the first there is nothing to do, and without rollbacks nobody knows which snapshots one wants: that the chart brings
+them is worth waiting for. The other custom kinds may be missing, and the core's never are."""
 
 log = structlog.get_logger()
 
@@ -31,9 +32,9 @@ class _Reconciler:
         self._room = room
 
     async def run(self) -> None:
-        """Reconcile as soon as the cluster knows schedules and snapshots. Until cancelled."""
+        """Reconcile as soon as the cluster knows schedules, snapshots and rollbacks. Until cancelled."""
         room, settings = self._room, self._room.settings
-        await _until_served(room.api)
+        await until_served(room.api)
         optional = {kind for kind in OPTIONAL if await readable(room.api, kind)}
         kinds = [kind for kind in KEPT if kind not in OPTIONAL or kind in optional]
         mirrors = {kind: room.mirrors.of(kind, keep=KEPT[kind]) for kind in kinds}
@@ -48,7 +49,7 @@ class _Reconciler:
 
 
 class Figures:
-    """See operator.schedule_act.ScheduleObserver."""
+    """See operator.schedule_observer.ScheduleObserver."""
 
     def __init__(self, telemetry: "ControllerTelemetry") -> None:
         self._late = telemetry.schedule_late
@@ -96,8 +97,8 @@ async def readable(api: Api, kind: Kind) -> bool:
     return True
 
 
-async def _until_served(api: Api) -> None:
-    """Wait for the kinds that are needed; before, their mirrors would only fail."""
+async def until_served(api: Api) -> None:
+    """Wait for the kinds that are needed, and say which are missing."""
     while True:
         try:
             missing = [str(kind) for kind in NEEDED if not await readable(api, kind)]

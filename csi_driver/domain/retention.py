@@ -98,6 +98,12 @@ def surplus(units: Sequence[Unit], rules: Rules) -> list[Unit]:
     return sorted((u for u in ready if not u.kept and u.series and u.name not in wanted), key=lambda unit: unit.age)
 
 
+def youngest_ready(units: Iterable[Unit]) -> dict[str, Unit]:
+    """The youngest ready unit of each series: never surplus, whatever the rules say."""
+    ready = _by_series(unit for unit in units if unit.ready)
+    return {name: max(series, key=lambda unit: unit.age) for name, series in ready.items()}
+
+
 def _kept(series: list[Unit], rules: Rules) -> Iterable[Unit]:
     """What the rules keep of one series."""
     youngest_first = sorted(series, key=lambda unit: unit.age, reverse=True)

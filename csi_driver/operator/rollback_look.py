@@ -13,6 +13,7 @@ from csi_driver.operator.rollback_spent import Spent, read_spent
 from csi_driver.operator.rollback_users import users
 from csi_driver.operator.rollback_who import Objects, Target, Trouble, disk_of, resolve
 from csi_driver.operator.rollback_wish import Phase, Progress, Wish, read_progress, read_wish, unfinished
+from csi_driver.operator.schedule_facts import restored_from
 from csi_driver.service.disks import Disk, Disks
 
 
@@ -103,8 +104,8 @@ async def _disk(disks: Disks, progress: Progress, target: Target | Trouble) -> D
 
 
 async def _needed(api: Api, wish: Wish) -> set[str]:
-    """Names of the VolumeSnapshots that other rollbacks, not ended yet, go back to or have had made."""
-    names: set[str] = set()
+    """Names of the VolumeSnapshots that other rollbacks, not ended yet, go back to or have had made, or a restore reads."""
+    names = {name for claim in await api.list(CLAIMS, wish.namespace) if (name := restored_from(claim))}
     for other in await api.list_served(ROLLBACKS, wish.namespace):
         if other["metadata"]["uid"] != wish.uid and unfinished(other):
             spec, status = other.get("spec") or {}, other.get("status") or {}

@@ -87,7 +87,8 @@ def surplus(wish: Wish, volume_id: str, safeties: Iterable[Object], needed: Coll
     """The safety snapshots of a disk beyond the newest `keep`; the newest is never among them.
 
     Only ready ones are counted; one that never became ready goes once a newer one is ready. Left alone: those that a
-    rollback in progress goes back to or made (`needed`, by name), those labelled to be kept, those on their way out.
+    rollback in progress goes back to or made, or a restore reads (`needed`, by name), those labelled to be kept, those on
+    their way out.
     """
     of_disk = [
         s

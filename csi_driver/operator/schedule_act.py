@@ -1,53 +1,26 @@
 """What a decision about a schedule does in the cluster. Every step may be repeated: names are derived, changes conditional."""
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from csi_driver.domain.errors import AlreadyExists, NotFound
 from csi_driver.kube.api import Api
-from csi_driver.kube.errors import Conflict, Refused
+from csi_driver.kube.errors import Refused
 from csi_driver.kube.events import Events
-from csi_driver.kube.kinds import CLAIMS, GROUP_SNAPSHOTS, SCHEDULES, SNAPSHOTS, VOLUMES, Kind
-from csi_driver.operator.schedule_decide import Decision, Remove
-from csi_driver.operator.schedule_facts import READERS
+from csi_driver.kube.kinds import CLAIMS, SCHEDULES, Kind
+from csi_driver.operator.schedule_decide import Decision
+from csi_driver.operator.schedule_facts import KINDS
 from csi_driver.operator.schedule_make import Label, Make
-from csi_driver.operator.schedule_names import GROUP, KEEP, SCHEDULE
+from csi_driver.operator.schedule_names import GROUP, SCHEDULE
+from csi_driver.operator.schedule_observer import ScheduleObserver
+from csi_driver.operator.schedule_remove import Removals
 from csi_driver.operator.schedule_spec import Spec
 
 Object = dict[str, Any]
 
-KINDS: Mapping[str, Kind] = {"snapshot": SNAPSHOTS, "group": GROUP_SNAPSHOTS}
-
-Kept = Callable[[Spec, Collection[str]], Collection[str]]
-"""What must stay of a schedule's own while the snapshots of these names are being read."""
-
 ASSUMED_SECONDS = 60.0
 """For which what was created is taken to be there, although no watch has shown it yet."""
-
-
-class ScheduleObserver(Protocol):
-    """Figures of schedules, each by namespace and name."""
-
-    def made(self, namespace: str, name: str) -> None:
-        """A snapshot or a group was created."""
-        ...
-
-    def failed(self, namespace: str, name: str) -> None:
-        """One was found to have failed."""
-        ...
-
-    def deleted(self, namespace: str, name: str) -> None:
-        """One was deleted."""
-        ...
-
-    def late(self, namespace: str, name: str, since: int | None) -> None:
-        """Since when a run is missing (Unix time); None where none is."""
-        ...
-
-    def gone(self, namespace: str, name: str) -> None:
-        """The schedule is not there any more."""
-        ...
 
 
 class Assumed:
@@ -74,23 +47,18 @@ class Assumed:
 
 
 class Acts:
-    """The few lines that change the cluster, which has these `kinds`."""
+    """The few lines that change the cluster."""
 
     def __init__(
-        self,
-        api: Api,
-        kinds: Collection[Kind],
-        events: Events,
-        observer: ScheduleObserver,
-        assumed: Assumed,
+        self, api: Api, events: Events, observer: ScheduleObserver, assumed: Assumed, removals: Removals
     ) -> None:
         self._api = api
-        self._readers = {kind: read for kind, read in READERS.items() if kind in kinds}
         self._events = events
         self._observer = observer
         self._assumed = assumed
+        self._removals = removals
 
-    async def carry_out(self, spec: Spec, decision: Decision, schedule: Object, kept: Kept) -> Mapping[str, Any]:
+    async def carry_out(self, spec: Spec, decision: Decision, schedule: Object) -> Mapping[str, Any]:
         """Label, make, delete; the status to write then. What the API refuses is told and stays to be done; Unavailable is
         raised, and Conflict where something was to be deleted for a schedule that has changed.
         """
@@ -111,11 +79,7 @@ class Acts:
         finally:
             for make in left:
                 self._assumed.drop(spec.namespace, make)
-        for removal in await self._confirmed(spec, decision.removals, schedule, kept):
-            try:
-                await self._remove(spec, removal)
-            except Refused as error:
-                await self._events.emit(schedule, "Warning", "NotDeleted", f"{removal.name}: {error}")
+        await self._removals.carry_out(spec, decision.removals, schedule)
         return still_waiting(decision.status, refused)
 
     async def write(self, schedule: Object, status: Mapping[str, Any]) -> Object:
@@ -171,72 +135,6 @@ class Acts:
                 )
             return
         self._observer.made(spec.namespace, spec.name)
-
-    async def _confirmed(
-        self, spec: Spec, removals: Sequence[Remove], schedule: Object, kept: Kept
-    ) -> Sequence[Remove]:
-        """What of this may go by what the API itself says now. The preconditions of a deletion cover the snapshot alone:
-        neither what its schedule has come to want, nor who has begun to read it.
-        """
-        if not removals:
-            return ()
-        try:
-            found = await self._api.get(SCHEDULES, spec.name, spec.namespace)
-            if found is None or _wish(found) != _wish(schedule):
-                raise Conflict(f"schedule {spec.namespace}/{spec.name} has changed since its removals were decided on")
-            read: set[str] = set()
-            for kind, snapshot_of in self._readers.items():
-                read |= {name for obj in await self._api.list(kind, spec.namespace) if (name := snapshot_of(obj))}
-        except (Refused, NotFound) as error:
-            await self._events.emit(schedule, "Warning", "NotDeleted", f"what is in use cannot be asked: {error}")
-            return ()
-        if found["metadata"].get("deletionTimestamp"):
-            return ()  # what it has made outlives it, and a finalizer may keep it for long
-        stays = kept(spec, read)
-        return [removal for removal in removals if removal.name not in stays]
-
-    async def _remove(self, spec: Spec, removal: Remove) -> None:
-        if removal.kind == "group" and await self._any_member_kept(spec, removal):
-            return
-        if removal.why == "claim" and await self._any_claim_lives(spec, removal):
-            return
-        try:
-            there = await self._api.delete(
-                KINDS[removal.kind], removal.name, spec.namespace, removal.uid, removal.version
-            )
-        except Conflict:
-            return  # it has changed: whether it goes is decided anew
-        if there:
-            self._observer.deleted(spec.namespace, spec.name)
-
-    async def _any_member_kept(self, spec: Spec, removal: Remove) -> bool:
-        """A label on a member does not change the group, so that no precondition covers it: look once more."""
-        kept = await self._api.list(SNAPSHOTS, spec.namespace, labels=KEEP)
-        return any(
-            owner.get("uid") == removal.uid
-            for snapshot in kept
-            for owner in snapshot["metadata"].get("ownerReferences") or []
-        )
-
-    async def _any_claim_lives(self, spec: Spec, removal: Remove) -> bool:
-        """That a claim is gone is asked of the API itself: a copy that lags must not cost a disk all its snapshots."""
-        for name, handle in removal.disks:
-            claim = await self._api.get(CLAIMS, name, spec.namespace)
-            volume = ((claim or {}).get("spec") or {}).get("volumeName") or ""
-            if claim is None:
-                continue
-            if not volume:
-                return True  # which disk it gets is not known yet: perhaps this one again
-            found = await self._api.get(VOLUMES, volume)
-            if found is None or ((found.get("spec") or {}).get("csi") or {}).get("volumeHandle") == handle:
-                return True
-        return False
-
-
-def _wish(schedule: Object) -> tuple[Any, ...]:
-    """Which schedule it is and what it wants; not its status, which is written here."""
-    meta = schedule["metadata"]
-    return meta.get("uid"), meta.get("generation"), bool(meta.get("deletionTimestamp"))
 
 
 def still_waiting(status: Mapping[str, Any], refused: Sequence[Make]) -> Mapping[str, Any]:

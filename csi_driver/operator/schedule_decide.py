@@ -1,11 +1,11 @@
 """One look at one schedule: from what was observed to what is to be done. No clock, no API, nothing remembered."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from csi_driver.domain.instants import format_instant
-from csi_driver.domain.retention import failures_to_remove, surplus
+from csi_driver.domain.retention import failures_to_remove, surplus, youngest_ready
 from csi_driver.operator.schedule_due import Due, late_since, look_at_the_clock
 from csi_driver.operator.schedule_facts import Claim, Made
 from csi_driver.operator.schedule_make import Label, Make, Room, Steps, busy_disks, next_steps
@@ -38,6 +38,15 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
+class Stay:
+    """An object that must still be there when others go for it."""
+
+    kind: Literal["snapshot", "group"]
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
 class Remove:
     """An object to delete, if it is still this very one and unchanged."""
 
@@ -48,6 +57,8 @@ class Remove:
     why: Literal["retention", "failed", "claim"]
     disks: Sequence[tuple[str, str]] = ()
     """Claims and handles: what must be gone where that is why."""
+    stays: frozenset[Stay] = frozenset()
+    """The youngest ready ones of its disks, where the rules of retention are why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +147,15 @@ def _progress(run: Run, seen: Seen) -> Run:
     of_this = [one for one in seen.made if one.instant == run.instant]
     there = {claim for one in of_this for claim, _ in one.disks}
     eligible = {claim.name for claim in seen.claims if not claim.refusal}
-    state = {one.name: one for one in of_this}
+    state = {one.name: one for one in of_this if not one.going}
     making = {name for name in run.making if name in seen.assumed and name not in state}
-    making |= {one.name for one in of_this if not one.unit.ready and not one.going}
+    making |= {one.name for one in state.values() if not one.unit.ready}
     return replace(
         run,
         waiting=tuple(name for name in run.waiting if name in eligible and name not in there),
         making=tuple(sorted(making)),
+        # Somebody deleted what was not ready yet: it is not made again, and that it is gone is no success.
+        cut_short=run.cut_short or any(name not in making and name not in state for name in run.making),
     )
 
 
@@ -159,13 +172,19 @@ def _removals(spec: Spec, seen: Seen, alive: Sequence[Made]) -> list[Remove]:
     units = [one.unit for one in alive]
     for unit in failures_to_remove(units):
         gone.setdefault(unit.name, _remove(by_name[unit.name], "failed"))
+    youngest = {disk: _stay(by_name[unit.name]) for disk, unit in youngest_ready(units).items()}
     for unit in surplus(units, spec.rules):
-        gone.setdefault(unit.name, _remove(by_name[unit.name], "retention"))
+        stays = [youngest[disk] for disk in unit.series]
+        gone.setdefault(unit.name, _remove(by_name[unit.name], "retention", stays))
     return list(gone.values())
 
 
-def _remove(one: Made, why: Literal["retention", "failed", "claim"]) -> Remove:
-    return Remove(one.kind, one.name, one.uid, one.version, why, one.disks)
+def _remove(one: Made, why: Literal["retention", "failed", "claim"], stays: Iterable[Stay] = ()) -> Remove:
+    return Remove(one.kind, one.name, one.uid, one.version, why, one.disks, frozenset(stays))
+
+
+def _stay(one: Made) -> Stay:
+    return Stay(one.kind, one.name, one.uid)
 
 
 def _status(spec: Spec, seen: Seen, state: State, steps: Steps, now: int) -> dict[str, Any]:

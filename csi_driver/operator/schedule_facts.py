@@ -8,7 +8,7 @@ from typing import Any, Literal
 from csi_driver.domain.ids import parse
 from csi_driver.domain.instants import parse_instant
 from csi_driver.domain.retention import Unit
-from csi_driver.kube.kinds import CLAIMS, ROLLBACKS, Kind
+from csi_driver.kube.kinds import CLAIMS, GROUP_SNAPSHOTS, ROLLBACKS, SNAPSHOTS, Kind
 from csi_driver.operator.schedule_names import (
     CLAIM,
     KEEP,
@@ -23,6 +23,12 @@ from csi_driver.operator.schedule_names import (
 )
 
 Object = Mapping[str, Any]
+
+Place = tuple[str, str]
+"""Namespace and name of an object."""
+
+KINDS: Mapping[str, Kind] = {"snapshot": SNAPSHOTS, "group": GROUP_SNAPSHOTS}
+"""What a schedule makes."""
 
 SNAPSHOT_IN_CREATION = "snapshot.storage.kubernetes.io/volumesnapshot-being-created"
 GROUP_IN_CREATION = "groupsnapshot.storage.kubernetes.io/volumegroupsnapshot-being-created"

@@ -11,7 +11,8 @@ from csi_driver.domain.instants import parse_instant
 class Run:
     """A run that is not over. `waiting` are claims whose snapshot is not made; `making` are names not ready yet.
 
-    `cut_short`: a later time came before all claims were reached. What is being made is waited for, and it is no success.
+    `cut_short`: a later time came before all claims were reached, or a snapshot was deleted before it was ready. What is
+    being made is waited for, and the run is no success.
     """
 
     instant: int

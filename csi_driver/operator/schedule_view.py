@@ -1,7 +1,7 @@
 """The cluster as schedules see it: copies of its objects, indexed so that a look at one schedule reads only its own."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from csi_driver.kube.kinds import (
@@ -21,6 +21,7 @@ from csi_driver.operator.schedule_facts import (
     READERS,
     Claim,
     Made,
+    Place,
     read_claim,
     read_group,
     read_snapshot,
@@ -34,9 +35,6 @@ Object = dict[str, Any]
 Key = tuple[str, str]
 """Namespace and name of a schedule."""
 
-Place = tuple[str, str]
-"""Namespace and name of anything else."""
-
 KEPT: dict[Kind, Callable[[Object], Object]] = {
     SCHEDULES: lambda schedule: schedule,
     CLAIMS: keep.keep_claim,
@@ -49,7 +47,7 @@ KEPT: dict[Kind, Callable[[Object], Object]] = {
 }
 """What a mirror for a View must keep of each kind."""
 
-OPTIONAL = (GROUP_SNAPSHOTS, GROUP_CONTENTS, ROLLBACKS)
+OPTIONAL = (GROUP_SNAPSHOTS, GROUP_CONTENTS)
 """Kinds that a cluster may not serve."""
 
 
@@ -118,7 +116,7 @@ class View:
         claims = self._claims.get(namespace, {})
         return frozenset(name for name, obj in claims.items() if not self._handle(obj))
 
-    def made(self, spec: Spec, read: Iterable[str] = ()) -> list[Made]:
+    def made(self, spec: Spec, read: Iterable[Place] = ()) -> list[Made]:
         """What the schedule has made and is still there. `read`: snapshots in use of which the mirrors may not know yet."""
         in_use, label = self._in_use(spec.namespace, read), (spec.namespace, spec.label)
         found = [
@@ -128,9 +126,22 @@ class View:
         found += [self._read_group(obj, spec.name, in_use) for obj in self._groups.get(label, {}).values()]
         return [one for one in found if one is not None]
 
-    def kept(self, spec: Spec, read: Iterable[str]) -> frozenset[str]:
+    def kept(self, spec: Spec, read: Iterable[Place]) -> frozenset[str]:
         """What must stay of it, whatever the rules say; see `made`."""
         return frozenset(one.name for one in self.made(spec, read) if one.unit.kept)
+
+    def readers_of(self, spec: Spec, names: Collection[str]) -> frozenset[str]:
+        """The namespaces from which some of what it has made may be read: its own, and where it has another name."""
+        own = spec.namespace
+        members = [
+            name
+            for obj in self._groups.get((own, spec.label), {}).values()
+            if obj["metadata"]["name"] in names
+            for name in self._members.get((own, obj["metadata"].get("uid", "")), {})
+        ]
+        return frozenset(
+            {own, *(namespace for name in [*names, *members] for namespace, _ in self._aliases(own, name))}
+        )
 
     def used(self, handle: str) -> int:
         """How many snapshots there are of a disk, whoever made them."""
@@ -203,17 +214,21 @@ class View:
         members = [(obj, source_of(self._content_of(obj))) for obj in self._members.get((namespace, uid), {}).values()]
         return read_group(group, content, members, schedule, in_use)
 
-    def _in_use(self, namespace: str, read: Iterable[str]) -> frozenset[str]:
-        """Names of the snapshots that a restore or a rollback is reading, by whatever name it knows them."""
-        names = {*self._reads.get(namespace, {}).values(), *read}
-        for name in list(names):
-            for handle in self._handles(namespace, name):
-                names |= {
-                    _bound(content)[1]
-                    for other in self._of_handle.get(handle, ())
-                    if (content := self._mirrors[CONTENTS].get(other)) and _bound(content)[0] == namespace
-                }
-        return frozenset(names)
+    def _in_use(self, namespace: str, read: Iterable[Place]) -> frozenset[str]:
+        """Names of a namespace's snapshots that a restore or a rollback anywhere is reading, by whatever name it knows them."""
+        reads = {(where, name) for where, names in self._reads.items() for name in names.values()}
+        return frozenset(
+            name for place in reads.union(read) for where, name in self._aliases(*place) if where == namespace
+        )
+
+    def _aliases(self, namespace: str, snapshot: str) -> set[Place]:
+        """All VolumeSnapshots of what one is a name of, in any namespace, and that one."""
+        contents = (
+            self._mirrors[CONTENTS].get(name)
+            for handle in self._handles(namespace, snapshot)
+            for name in self._of_handle.get(handle, ())
+        )
+        return {(namespace, snapshot), *(_bound(content) for content in contents if content)}
 
     def _handles(self, namespace: str, snapshot: str) -> list[str]:
         obj = self._mirrors[SNAPSHOTS].get(snapshot, namespace)

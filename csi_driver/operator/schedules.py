@@ -13,9 +13,11 @@ from csi_driver.kube.errors import Conflict
 from csi_driver.kube.events import Events
 from csi_driver.kube.kinds import Kind
 from csi_driver.kube.mirror import Mirror
-from csi_driver.operator.schedule_act import Acts, Assumed, ScheduleObserver
+from csi_driver.operator.schedule_act import Acts, Assumed
 from csi_driver.operator.schedule_decide import Decision, Seen, decide, refuse
 from csi_driver.operator.schedule_facts import Made
+from csi_driver.operator.schedule_observer import ScheduleObserver
+from csi_driver.operator.schedule_remove import Removals
 from csi_driver.operator.schedule_spec import LEAST_PERIOD, Spec, Unacceptable, read_spec
 from csi_driver.operator.schedule_view import Key, View, flying_by_node
 
@@ -56,7 +58,6 @@ class Looks:
         changed: Callable[[Iterable[Key]], None] = lambda _: None,
     ) -> None:
         self._assumed = Assumed()
-        self._acts = Acts(api, mirrors.keys(), events, observer, self._assumed)
         self._events = events
         self._observer = observer
         self._mirrors = mirrors
@@ -66,6 +67,7 @@ class Looks:
         self._written: dict[Key, tuple[set[str], Object]] = {}
         self._failures: dict[Key, set[str]] = {}
         self.view = View(mirrors, driver, changed)
+        self._acts = Acts(api, events, observer, self._assumed, Removals(api, events, observer, self.view))
 
     async def look(self, key: Key) -> Decision | None:
         """Look once and do what is to be done; None where the schedule is gone. Raises DriverError: look again later."""
@@ -89,7 +91,7 @@ class Looks:
                 schedule = await self._write(key, schedule, decision.status)
                 await self._tell(schedule, decision)
                 continue
-            status = await self._acts.carry_out(spec, decision, schedule, self.view.kept)
+            status = await self._acts.carry_out(spec, decision, schedule)
             await self._write(key, schedule, status)
             await self._tell(schedule, decision)
             self._observer.late(*key, decision.late)

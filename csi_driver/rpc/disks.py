@@ -25,13 +25,16 @@ class AgentDisks:
         self._agents = agents
 
     async def look(self, volume_id: str) -> Disk:
-        """See Disks. A disk on a node that a person has given up is gone with it, as for the deletes of the router."""
+        """See Disks. A disk on a node that a person has given up is gone with it, as for the deletes of the router; but not
+        while the cluster knows the node, or an agent there: what became of the disk can be asked again.
+        """
         request = tidemark_pb2.GetTreeRequest(volume_id=volume_id)
         try:
             tree = await self._call("GetTree", volume_id, request, tidemark_pb2.GetTreeResponse, QUICK_SECONDS)
         except Unavailable as error:
             owner = known_owner(volume_id, "volume")
-            if not self._agents.discovery.forgotten(owner):
+            discovery = self._agents.discovery
+            if not discovery.forgotten(owner) or discovery.place(owner) is not None:
                 raise
             raise NotFound(f"{volume_id} was lost with node {owner}, which was forgotten") from error
         volume = next((node for node in tree.nodes if node.id == volume_id and node.kind == node.VOLUME), None)

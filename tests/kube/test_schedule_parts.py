@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 from fake_api import Call, FakeApi, Fault
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
+from csi_driver.app import schedules
 from csi_driver.app.schedules import Figures, readable
 from csi_driver.controller_telemetry import ControllerTelemetry
-from csi_driver.kube.kinds import GROUP_SNAPSHOTS, SCHEDULES
+from csi_driver.kube.kinds import GROUP_SNAPSHOTS, ROLLBACKS, SCHEDULES
 from csi_driver.operator.schedule_facts import read_snapshot
 from csi_driver.operator.schedule_names import (
     CLAIM,
@@ -98,6 +101,21 @@ def test_figures() -> None:
     assert 'schedule="s"' not in telemetry.text().decode()
     figures.clear()
     assert 'schedule="t"' not in telemetry.text().decode()
+
+
+async def test_schedules_wait_for_rollbacks_to_be_readable(fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else retention would delete what a rollback wants, for as long as the controller runs."""
+    monkeypatch.setattr(schedules, "UNSERVED_SECONDS", 0.01)
+    api = await fake.connect()
+    fake.unserved.add(ROLLBACKS)
+    waiting = asyncio.create_task(schedules.until_served(api))
+    with capture_logs() as logs:
+        while len(logs) < 3:
+            await asyncio.sleep(0.01)
+    assert not waiting.done()
+    assert {"volumerollbacks" in log["why"] for log in logs} == {True}
+    fake.unserved.remove(ROLLBACKS)
+    await asyncio.wait_for(waiting, 30)
 
 
 async def test_kinds_that_are_not_there_or_not_allowed(fake: FakeApi) -> None:

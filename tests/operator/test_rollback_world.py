@@ -119,6 +119,25 @@ async def test_a_safety_snapshot_that_somebody_has_just_asked_to_go_back_to_stay
     assert world.status("later")["phase"] == "Completed"
 
 
+async def test_a_safety_snapshot_that_a_restore_waits_to_read_stays(world: World) -> None:
+    await world.disk()
+    await world.cut("s1")
+    first = (await completed(world, "one", "s1"))["safetySnapshotName"]
+    made = world.got(SNAPSHOTS, first)
+    made["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
+    world.fake.put(SNAPSHOTS, made)
+    source = {"kind": "VolumeSnapshot", "apiGroup": "snapshot.storage.k8s.io", "name": first}
+    claim = {"metadata": {"name": "restored", "namespace": NAMESPACE}, "spec": {"dataSource": source}}
+    world.fake.put(CLAIMS, claim | {"status": {"phase": "Pending"}})
+    second = (await completed(world, "two", "s1", keepSafety=1))["safetySnapshotName"]
+    assert world.fake.get(SNAPSHOTS, first, NAMESPACE) is not None
+    world.fake.change(CLAIMS, "restored", {"status": {"phase": "Bound"}}, NAMESPACE)
+    await completed(world, "three", "s1", keepSafety=1)
+    left = {s["metadata"]["name"] for s in world.fake.all(SNAPSHOTS)}
+    assert first not in left
+    assert len(left - {"s1", second}) == 1
+
+
 # ---- waiting
 
 

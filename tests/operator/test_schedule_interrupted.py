@@ -8,7 +8,7 @@ import pytest
 from fake_api import FakeApi
 from schedule_rig import Operator, World
 
-from csi_driver.kube.kinds import EVENTS, SCHEDULES
+from csi_driver.kube.kinds import EVENTS, SCHEDULES, SNAPSHOTS
 
 
 @pytest.fixture
@@ -131,3 +131,23 @@ async def test_a_node_that_comes_back_late_has_the_last_time_made(world: World) 
     await (await world.operator()).settle()
     assert [when for claim, when in world.snapshots() if claim == "far"] == ["06-18T00:00", "06-19T00:00"]
     assert world.condition("Complete")["status"] == "True"
+
+
+async def test_what_was_deleted_before_it_was_ready_is_no_success_and_not_made_again(world: World) -> None:
+    """The node of a disk is away, and somebody deletes the snapshot that hangs."""
+    world.slow = True
+    world.pass_to(18, 0, 10)
+    operator = await world.operator()
+    await operator.look()
+    hanging = next(s["metadata"]["name"] for s in world.fake.all(SNAPSHOTS) if "b" in s["spec"]["source"].values())
+    await operator.look()
+    world.slow = False
+    world.fake.remove(SNAPSHOTS, hanging)
+    await operator.settle()
+    assert world.snapshots() == [("a", "06-18T00:00")]
+    assert "lastSuccessful" not in world.status()
+    assert world.condition("Complete")["reason"] == "Ended"
+    assert "Complete" not in world.reasons()
+    world.pass_to(19)
+    await operator.settle()
+    assert world.status()["lastSuccessful"] == "2026-06-19T00:00:00Z"

@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 from fake_api import Call, FakeApi, Fault
-from schedule_rig import Operator, World
+from schedule_rig import START, Operator, World
 
 from csi_driver.domain.errors import Unavailable
 from csi_driver.kube.errors import Conflict
 from csi_driver.kube.kinds import CLAIMS, CONTENTS, GROUP_SNAPSHOTS, ROLLBACKS, SCHEDULES, SNAPSHOTS
+from csi_driver.operator.schedule_names import SCHEDULED_FOR
+from csi_driver.operator.schedule_remove import AT_ONCE
 
 KEY = ("default", "s")
+TERMINATING = {"deletionTimestamp": "2026-06-17T14:00:00Z", "finalizers": ["example.com/hold"]}
 SPARED = [("a", "06-17T13:00"), ("a", "06-17T14:00")]
 GONE = [("a", "06-17T14:00")]
 
@@ -40,6 +43,10 @@ async def about_to_delete(world: World, **spec: Any) -> tuple[Operator, str]:
     assert not world.fake.asked("get", SCHEDULES), "where nothing is to go, nothing is asked"
     world.fake.silent = True
     return operator, first["metadata"]["name"]
+
+
+def age(snapshot: dict[str, Any]) -> str:
+    return str(snapshot["metadata"]["annotations"][SCHEDULED_FOR])
 
 
 def rollback(world: World, snapshot: str, phase: str = "Pending") -> None:
@@ -154,14 +161,108 @@ async def test_an_api_that_cannot_say_what_is_in_use_costs_nothing(world: World,
     assert world.status()["lastSuccessful"] == "2026-06-17T14:00:00Z"
 
 
-async def test_without_rollbacks_in_the_cluster(fake: FakeApi, world: World) -> None:
-    fake.unserved.add(ROLLBACKS)
-    operator = Operator(world, *[await fake.connect()] * 2, 4)
-    del operator.mirrors[ROLLBACKS]
-    await operator.start()
-    world.schedule(retention={"keepLast": 1})
-    for hour in (13, 14):
-        world.pass_to(17, hour)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda world, name: world.fake.remove(SNAPSHOTS, name),
+        lambda world, name: world.fake.change(SNAPSHOTS, name, {"metadata": TERMINATING}),
+        lambda world, name: world.fake.change(SNAPSHOTS, name, {"metadata": {"uid": "another of its name"}}),
+    ],
+    ids=["gone", "terminating", "made again"],
+)
+async def test_an_older_one_stays_where_the_younger_one_went(
+    world: World, change: Callable[[World, str], object]
+) -> None:
+    """A person deletes the younger one, and the operator does not see it yet: else the disk would have none at all."""
+    operator, first = await about_to_delete(world)
+    (younger,) = [obj["metadata"]["name"] for obj in world.fake.all(SNAPSHOTS) if obj["metadata"]["name"] != first]
+    change(world, younger)
+    with pytest.raises(Conflict):
+        await operator.looks.look(KEY)
+    assert world.fake.get(SNAPSHOTS, first)
+
+
+async def test_a_group_stays_where_the_younger_one_went(world: World) -> None:
+    operator, _ = await about_to_delete(world, grouped=True)
+    younger = max(world.fake.all(GROUP_SNAPSHOTS), key=lambda group: str(group["metadata"]["name"]))
+    world.fake.remove(GROUP_SNAPSHOTS, younger["metadata"]["name"])
+    with pytest.raises(Conflict):
+        await operator.looks.look(KEY)
+    assert len(world.fake.all(GROUP_SNAPSHOTS)) == 1
+
+
+def lend(world: World, snapshot: str, phase: str) -> None:
+    """What a snapshot holds under a name of another namespace, by a content made by hand; and a claim there that reads it."""
+    own = world.fake.get(SNAPSHOTS, snapshot)
+    assert own is not None
+    content = world.fake.get(CONTENTS, own["status"]["boundVolumeSnapshotContentName"])
+    assert content is not None
+    bound = {
+        "volumeSnapshotRef": {"namespace": "elsewhere", "name": "lent"},
+        "source": {"snapshotHandle": content["status"]["snapshotHandle"]},
+    }
+    world.fake.put(CONTENTS, content | {"metadata": {"name": "of-lent"}, "spec": content["spec"] | bound})
+    meta = {"name": "lent", "namespace": "elsewhere"}
+    status = {"boundVolumeSnapshotContentName": "of-lent", "readyToUse": True}
+    world.fake.put(SNAPSHOTS, {"metadata": meta, "spec": {}, "status": status})
+    if phase:
+        source = {"kind": "VolumeSnapshot", "apiGroup": "snapshot.storage.k8s.io", "name": "lent"}
+        meta = {"name": "restored", "namespace": "elsewhere"}
+        world.fake.put(CLAIMS, {"metadata": meta, "spec": {"dataSource": source}, "status": {"phase": phase}})
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["just now", "for long"])
+@pytest.mark.parametrize("over", [False, True], ids=["in use", "over"])
+async def test_what_is_read_from_another_namespace_stays(world: World, known: bool, over: bool) -> None:
+    operator, first = await about_to_delete(world)
+    phase = "Bound" if over else "Pending"
+    world.fake.silent = False
+    lend(world, first, phase if known else "")
+    await operator.see()
+    world.fake.silent = True
+    if not known:
+        lend(world, first, phase)
+    await operator.looks.look(KEY)
+    assert bool(world.fake.get(SNAPSHOTS, first)) is not over
+
+
+async def test_of_many_that_are_to_go_a_change_of_mind_spares_the_rest(world: World) -> None:
+    """Somebody lowers keepLast by mistake, and takes it back while the first ones go."""
+    hours = AT_ONCE + 20
+    world.schedule(every="1h")
+    operator = await world.operator()
+    for hour in range(1, hours + 1):
+        world.now = START + hour * 3600 + 1
         await operator.settle()
-    assert world.snapshots() == GONE
-    await operator.stop()
+    assert len(world.snapshots()) == hours
+    asked = {"spec": {"retention": {"keepLast": 1}}, "metadata": {"generation": 2}}
+    world.fake.change(SCHEDULES, "s", asked)
+    await operator.look()
+    assert len(world.snapshots()) == hours - AT_ONCE, "the first ones go"
+    asked = {"spec": {"retention": {"keepLast": hours}}, "metadata": {"generation": 3}}
+    world.fake.change(SCHEDULES, "s", asked)
+    await operator.settle()
+    assert len(world.snapshots()) == hours - AT_ONCE
+    asked = {"spec": {"retention": {"keepLast": 2}}, "metadata": {"generation": 4}}
+    world.fake.change(SCHEDULES, "s", asked)
+    await operator.settle()
+    assert len(world.snapshots()) == 2, "what is left of many goes in the looks after"
+
+
+async def test_those_that_the_api_refuses_keep_no_others_from_going(world: World) -> None:
+    """A webhook may forbid some for ever."""
+    world.schedule(every="1h")
+    operator = await world.operator()
+    for hour in range(1, AT_ONCE + 4):
+        world.now = START + hour * 3600 + 1
+        await operator.settle()
+    oldest = {snapshot["metadata"]["name"] for snapshot in sorted(world.fake.all(SNAPSHOTS), key=age)[:AT_ONCE]}
+
+    def forbid(call: Call) -> None:
+        if call.verb == "delete" and call.name in oldest:
+            raise Fault(403, "Forbidden", "not this one")
+
+    world.fake.hooks.append(forbid)
+    world.fake.change(SCHEDULES, "s", {"spec": {"retention": {"keepLast": 1}}, "metadata": {"generation": 2}})
+    await operator.look()
+    assert len(world.snapshots()) == AT_ONCE + 1
