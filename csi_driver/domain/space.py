@@ -33,12 +33,17 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """The sums behind every answer about capacity. `promised`: what thick volumes may still have to take."""
+    """The sums behind every answer about capacity.
+
+    `promised`: what thick volumes may still have to take; of that, `under_way` to calls that have not ended, and may have taken
+    some of it already, or give it back.
+    """
 
     space: Space
     policy: Policy
     committed: int
     promised: int
+    under_way: int = 0
 
     @property
     def reserve(self) -> int:
@@ -63,9 +68,19 @@ class Account:
         return max(0, self.space.free - self.reserve - self.promised)
 
     @property
+    def unpromised_later(self) -> int:
+        """What `unpromised` may be at most once the calls under way have ended."""
+        return max(0, self.space.free - self.reserve - self.promised + self.under_way)
+
+    @property
     def available_thick(self) -> int:
         """The largest thick volume: real bytes for all of it, inside the thin bound as well."""
         return min(self.available, self.unpromised)
+
+    @property
+    def available_thick_later(self) -> int:
+        """The largest thick volume that waiting for the calls under way can make room for."""
+        return min(self.available, self.unpromised_later)
 
     @property
     def ceiling(self) -> int:

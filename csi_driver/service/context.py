@@ -68,15 +68,17 @@ class Context:
             yield
         finally:
             took = self.now() - began
-            for digest in held:
-                volume = pool.volumes.get(digest)
-                # Most work takes no time, and a record takes a log flush.
-                if volume and volume.hold and took > SHORT_SECONDS * 1_000_000_000:
-                    longer = replace(volume, hold=replace(volume.hold, expires=volume.hold.expires + took))
-                    with suppress(DriverError):  # it lapses then, which its holder sees
-                        await pool.backend.save_volume(longer)
-                        pool.put_volume(longer)
-                self._outlasting.discard(digest)
+            try:
+                for digest in held:
+                    volume = pool.volumes.get(digest)
+                    # Most work takes no time, and a record takes a log flush.
+                    if volume and volume.hold and took > SHORT_SECONDS * 1_000_000_000:
+                        longer = replace(volume, hold=replace(volume.hold, expires=volume.hold.expires + took))
+                        with suppress(DriverError):  # it lapses then, which its holder sees
+                            await pool.backend.save_volume(longer)
+                            pool.put_volume(longer)
+            finally:
+                self._outlasting.difference_update(held)
 
     def refuse_held(self, volume: Volume, doing: str) -> None:
         """Raise InUse while somebody holds the volume."""

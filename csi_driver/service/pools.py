@@ -63,6 +63,7 @@ class Pool:
             self.policy,
             self._committed + self.pending,
             promised_to_thick(thick, allocated) + self.pending_thick,
+            self.pending_thick,
         )
 
     def put_volume(self, volume: Volume) -> None:

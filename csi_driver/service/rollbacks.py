@@ -99,9 +99,10 @@ class Rollbacks:
         await self._refuse_used(pool, volume)
         # The old content stays until the new one is whole. What a safety cut takes comes on top, and is no longer promised
         # but gone once it is made; so it asks for itself, while the room for the exchange is kept, and nothing is cut in vain.
-        with promised(pool, "a rollback of a thick volume", taken(pool, made=volume)):
+        needed = taken(pool, made=volume)
+        with promised(pool, "a rollback of a thick volume", needed):
             await pool.backend.access.detach(volume)
-            safety = await self._safety(pool, volume, request)
+            safety = await self._safety(pool, volume, request, needed)
             rolled = Rolled(request.name, request.snapshot_id, self._context.now(), safety)
             back = replace(volume, format=snapshot.format, rollbacks=(*volume.rollbacks, rolled)[-REMEMBERED:])
             await pool.backend.roll_back(back, snapshot)
@@ -146,7 +147,7 @@ class Rollbacks:
                 f"{volume.id} is in use at {', '.join(use.paths)}: stop what uses it, unpublish and unstage it first"
             )
 
-    async def _safety(self, pool: Pool, volume: Volume, request: RollbackRequest) -> str:
+    async def _safety(self, pool: Pool, volume: Volume, request: RollbackRequest, before: int) -> str:
         if request.skip_safety:
             return ""
         if request.safety:
@@ -161,7 +162,7 @@ class Rollbacks:
                     return str(made.id)
                 await pool.backend.delete_snapshot(made)
                 pool.drop_snapshot(made.id.hash)
-        return str((await self._snapshots.cut(pool, volume, name, {})).id)
+        return str((await self._snapshots.cut(pool, volume, name, {}, before)).id)
 
     def _check_safety(self, volume: Volume, snapshot_id: str) -> None:
         safety = self._own(volume, snapshot_id)

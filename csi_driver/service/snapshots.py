@@ -48,11 +48,16 @@ class Snapshots:
             async with self._context.outlasted(pool, [volume]):
                 return await self.cut(pool, volume, request.name, labels)
 
-    async def cut(self, pool: Pool, volume: Volume, name: str, labels: Mapping[str, str]) -> Snapshot:
-        """Cut a volume that the caller holds alone, inside the limits. Raises Precondition, OutOfSpace, Busy."""
+    async def cut(
+        self, pool: Pool, volume: Volume, name: str, labels: Mapping[str, str], promised_before: int = 0
+    ) -> Snapshot:
+        """Cut a volume that the caller holds alone, inside the limits. Raises Precondition, OutOfSpace, Busy.
+
+        `promised_before`: bytes that the same call was promised for something else.
+        """
         check_room(pool, [volume])
         planned = plan(self._context, pool, volume, name, labels)
-        with promised(pool, "a snapshot of a thick volume", taken(pool, cut=[volume])):
+        with promised(pool, "a snapshot of a thick volume", taken(pool, cut=[volume]), own=promised_before):
             snapshot, report = await pool.backend.create_snapshot(planned, volume)
         pool.put_snapshot(snapshot)
         self._context.observer.cut(pool.name, report)

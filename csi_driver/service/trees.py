@@ -1,6 +1,6 @@
 """Who comes from whom: disks, their snapshots, and what was made from them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from csi_driver.domain.errors import Busy, DriverError, NotFound
 from csi_driver.domain.ids import ObjectId
@@ -57,7 +57,7 @@ class Trees:
                     if _is_there(pool, item):
                         raise
                     # Deleted while the others were looked at: it is no part of the tree any more.
-        return _parents_first(nodes)
+        return _parents_first([_by_now(node) for node in nodes])
 
     def pools(self) -> list[tuple[Pool, Account]]:
         """Every pool with its sums."""
@@ -79,6 +79,12 @@ class Trees:
             use = Use(device="unknown, look at the node's kernel log")
         parent = item.request.source.id if item.request.source else ""
         return Node(pool, item, parent, _parent_uid(pool, item), use, usage)
+
+
+def _by_now(node: Node) -> Node:
+    """A volume as its record is when the answer is put together: holds and rollbacks are told as of one moment."""
+    now = node.pool.volumes.get(node.item.id.hash) if isinstance(node.item, Volume) else None
+    return replace(node, item=now) if now is not None and now.uid == node.item.uid else node
 
 
 def _is_there(pool: Pool, item: Volume | Snapshot | Group) -> bool:

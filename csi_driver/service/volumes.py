@@ -58,7 +58,8 @@ class Volumes:
             volume = self._plan(pool, digest, request, source)
             at_work = [source] if isinstance(source, Volume) else []
             # What a thick source is given again counts also where the copy is thin.
-            with promised(pool, "a copy of a thick volume", taken(pool, at_work, volume), volume.size):
+            doing = "a copy of a thick volume" if at_work else "a thick volume"
+            with promised(pool, doing, taken(pool, at_work, volume), volume.size):
                 async with self._context.outlasted(pool, at_work):
                     report = await pool.backend.create_volume(volume, source)
             pool.put_volume(volume)
@@ -97,7 +98,7 @@ class Volumes:
             growth = size - volume.size
             if growth:
                 account = pool.account()
-                room = account.available_thick if volume.thick else account.available
+                room = account.available_thick_later if volume.thick else account.available
                 if growth > room:
                     raise OutOfRange(
                         f"pool {pool.name} has room for {room} more bytes, {growth} are needed: ask for less"
@@ -212,7 +213,7 @@ class Volumes:
         size = choose(request.range, least, source.size if source else 0)
         thick = request.parameters.get("provisioning") == "thick"
         account = pool.account()
-        room = account.available_thick if thick else account.available
+        room = account.available_thick_later if thick else account.available
         if size > account.ceiling:
             raise OutOfRange(f"pool {pool.name} can never hold {size} bytes, at most {account.ceiling}: ask for less")
         if account.below_reserve or size > room:

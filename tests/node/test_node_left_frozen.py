@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -147,7 +148,6 @@ async def test_a_cut_that_ended_well_after_its_answer_leaves_nothing_to_thaw(
             await rig.snapshot("s", volume)
     assert announced(rig) == [rig.staging(volume)], "until it is known how it ended"
     gone.set()
-    await asyncio.sleep(0)
     freeze(target)
     try:
         with pytest.raises(Precondition, match="frozen"):
@@ -157,3 +157,53 @@ async def test_a_cut_that_ended_well_after_its_answer_leaves_nothing_to_thaw(
         thaw(target)
     assert announced(rig) == []
     await rig.snapshot("s", volume)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["well", "frozen"])
+async def test_what_a_cut_announced_goes_when_it_has_ended_well(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, frozen: bool
+) -> None:
+    """Without another cut: the next start would thaw what a backup tool has frozen since."""
+    volume = await rig.volume("v")
+    target = await rig.show(volume)
+    gone = Gone()
+
+    def hanging(**_: object) -> None:
+        raise JobFailed("cut", errno.ETIMEDOUT, "no sync in time", "SyncTimeout", gone=gone)
+
+    with monkeypatch.context() as patch:
+        answering(rig, patch, "cut", hanging)
+        with pytest.raises(Busy):
+            await rig.snapshot("s", volume)
+    gone.frozen = frozen
+    gone.set()
+    until = time.monotonic() + (0.5 if frozen else 30)
+    while announced(rig) and time.monotonic() < until:
+        await asyncio.sleep(0.01)
+    assert bool(announced(rig)) is frozen
+    freeze(target)
+    try:
+        await rig.close()
+        await rig.open()
+        assert is_frozen(target) is not frozen
+    finally:
+        if not frozen:
+            thaw(target)
+
+
+async def test_a_pool_closes_while_a_cut_has_not_ended(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays announced: the next start looks at it."""
+    volume = await rig.volume("v")
+    await rig.show(volume)
+
+    def hanging(**_: object) -> None:
+        raise JobFailed("cut", errno.ETIMEDOUT, "no sync in time", "SyncTimeout", gone=Gone())
+
+    with monkeypatch.context() as patch:
+        answering(rig, patch, "cut", hanging)
+        with pytest.raises(Busy):
+            await rig.snapshot("s", volume)
+    await rig.close()
+    assert announced(rig) == [rig.staging(volume)]
+    await rig.open()
+    assert announced(rig) == []

@@ -82,6 +82,7 @@ class ReflinkBackend:
 
     async def close(self) -> None:
         """See Backend."""
+        await self._cutter.close()
         self._janitor.shutdown(wait=False, cancel_futures=True)
         # What it removes now has a directory of the pool open, which would keep the pool's disk from being unmounted.
         with suppress(TimeoutError):

@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ class Cutter:
         self._in_thread = in_thread
         self._unended: dict[str, Gone] = {}
         """Cuts that were still at work when they were answered, by their announcements."""
+        self._ends: set[asyncio.Task[None]] = set()
         self._dropping = asyncio.Lock()  # members of a group may take their parts of its announcement back at once
 
     async def cut(self, clones: Sequence[Clone]) -> Moment:
@@ -125,6 +127,9 @@ class Cutter:
                 await self._devices.jobs.remember(clone.volume, "cut", error.gone)
             if not error.gone.is_set():
                 self._unended[key] = error.gone
+                end = asyncio.create_task(self._end(key, error.gone), name=f"end of the cut {key}")
+                self._ends.add(end)
+                end.add_done_callback(self._ends.discard)
             elif not error.gone.frozen:
                 await self._withdraw(key)
             raise await self._refusal(clones, error) from error
@@ -141,6 +146,20 @@ class Cutter:
 
     async def _withdraw(self, key: str) -> None:
         await self._in_thread(announcements.withdraw, str(self._layout.freezes), key)
+
+    async def _end(self, key: str, gone: Gone) -> None:
+        """Take back what a cut announced that ends after its answer, if it ends well: whoever freezes then is somebody else."""
+        await gone.wait()
+        if not gone.frozen:
+            with suppress(OSError):  # a pool in trouble: it stays announced
+                await self._withdraw(key)
+        del self._unended[key]
+
+    async def close(self) -> None:
+        """Wait for no cut any more. What is announced stays so: the next start looks at it."""
+        for end in self._ends:
+            end.cancel()
+        await asyncio.gather(*self._ends, return_exceptions=True)
 
     async def _refusal(self, clones: Sequence[Clone], error: JobFailed | JobStuck) -> DriverError:
         if isinstance(error, JobStuck) or error.type in {"Deadline", "SyncTimeout", "StillFrozen", "ThawFailed"}:
@@ -167,14 +186,12 @@ class Cutter:
         Nothing else of that announcement: another volume may be in a cut of its own now. Raises Busy where it stays frozen.
         """
         directory = str(self._layout.freezes)
+        unended = dict(self._unended)
         standing = await self._in_thread(announcements.announced, directory) if held else {}
         for key, facts in standing.items():
-            gone = self._unended.get(key)
+            gone = unended.get(key)
             if gone is not None and gone.is_set() and not gone.frozen:
-                # It ended well after all. Whoever froze it since is somebody else.
-                del self._unended[key]
-                await self._withdraw(key)
-                continue
+                continue  # it has ended well, and is being taken back
             for fact in _of_this_boot(facts):
                 volume = held.get(tuple(fact["backing"]))
                 if volume is None:
