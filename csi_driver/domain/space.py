@@ -67,10 +67,12 @@ class Account:
         """Real free bytes that nobody was promised and that are not kept in reserve."""
         return max(0, self.space.free - self.reserve - self.promised)
 
-    @property
-    def unpromised_later(self) -> int:
-        """What `unpromised` may be at most once the calls under way have ended."""
-        return max(0, self.space.free - self.reserve - self.promised + self.under_way)
+    def unpromised_later(self, own: int = 0) -> int:
+        """What `unpromised` may be at most when the calls under way have ended, but for the one that was promised `own` of that.
+
+        Each may have taken all that it was promised, so that it counts twice now, and give it back.
+        """
+        return max(0, self.space.free - self.reserve - self.promised + 2 * (self.under_way - own))
 
     @property
     def available_thick(self) -> int:
@@ -80,7 +82,7 @@ class Account:
     @property
     def available_thick_later(self) -> int:
         """The largest thick volume that waiting for the calls under way can make room for."""
-        return min(self.available, self.unpromised_later)
+        return min(self.available, self.unpromised_later())
 
     @property
     def ceiling(self) -> int:

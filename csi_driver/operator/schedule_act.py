@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from csi_driver.domain.errors import AlreadyExists, NotFound
-from csi_driver.kube.api import Api
+from csi_driver.kube.api import QUIET_SECONDS, Api
 from csi_driver.kube.errors import Refused
 from csi_driver.kube.events import Events
 from csi_driver.kube.kinds import CLAIMS, SCHEDULES, Kind
@@ -19,8 +19,8 @@ from csi_driver.operator.schedule_spec import Spec
 
 Object = dict[str, Any]
 
-ASSUMED_SECONDS = 60.0
-"""For which what was created is taken to be there, although no watch has shown it yet."""
+ASSUMED_SECONDS = 2 * QUIET_SECONDS
+"""For which what was created is taken to be there, although no watch has shown it yet: one that died quietly is noticed by then."""
 
 
 class Assumed:

@@ -31,7 +31,7 @@ def promised(pool: Pool, doing: str, needed: int, size: int = 0, own: int = 0) -
     """
     account = pool.account() if needed else None
     if account is not None and needed > account.unpromised:
-        if needed <= account.unpromised_later - own:
+        if needed <= account.unpromised_later(own):
             raise Busy(
                 f"{doing} must set aside {needed} bytes, and pool {pool.name} has room for {account.unpromised} while other thick "
                 f"volumes are worked on, for which {account.under_way - own} are promised: try again"

@@ -213,7 +213,9 @@ class Volumes:
         size = choose(request.range, least, source.size if source else 0)
         thick = request.parameters.get("provisioning") == "thick"
         account = pool.account()
-        room = account.available_thick_later if thick else account.available
+        # An empty volume may as well be made elsewhere; a copy waits here for those that have the room now.
+        real = account.available_thick if source is None else account.available_thick_later
+        room = real if thick else account.available
         if size > account.ceiling:
             raise OutOfRange(f"pool {pool.name} can never hold {size} bytes, at most {account.ceiling}: ask for less")
         if account.below_reserve or size > room:

@@ -10,7 +10,7 @@ from faulty_rig import Faulty, images, standing
 
 from csi_driver.domain.errors import Busy, OutOfRange, OutOfSpace, Unavailable
 from csi_driver.domain.model import Snapshot, Volume
-from csi_driver.domain.space import Policy
+from csi_driver.domain.space import Policy, Space
 
 MEGA = 1 << 20
 THICK = 4 * MEGA
@@ -140,6 +140,7 @@ async def test_thin_volumes_need_no_room_for_thick_ones(faulty: Faulty) -> None:
         await call(world, disks)
 
 
+@pytest.mark.parametrize("took", [False, True], ids=["has taken none", "has taken all"])
 @pytest.mark.parametrize("ends", ["well", "badly"])
 @pytest.mark.parametrize(
     ("name", "method"),
@@ -152,8 +153,10 @@ async def test_thin_volumes_need_no_room_for_thick_ones(faulty: Faulty) -> None:
         ("rollback with safety", "create_snapshot"),
     ],
 )
-async def test_the_same_room_is_not_promised_to_two(faulty: Faulty, name: str, method: str, ends: str) -> None:
-    """One stands still and has not taken any yet: all that is there is his, until his call ends."""
+async def test_the_same_room_is_not_promised_to_two(
+    faulty: Faulty, monkeypatch: pytest.MonkeyPatch, name: str, method: str, ends: str, took: bool
+) -> None:
+    """One stands still, and all that is there is his, until his call ends."""
     world, faults = faulty
     disks = await Disks(world).make()
     needed, call = NEEDED[name]
@@ -166,9 +169,13 @@ async def test_the_same_room_is_not_promised_to_two(faulty: Faulty, name: str, m
         with nullcontext() if ends == "well" else pytest.raises(Unavailable):
             await call(world, disks)
 
+    free = world.backend.space().free
     async with standing(faults, method, work()):
+        if took:
+            monkeypatch.setattr(world.backend, "space", lambda: Space(1 << 40, free - needed))
+        with pytest.raises(OutOfSpace):  # final: the scheduler tries another node
+            await world.volume("more", THICK, provisioning="thick")
         for wanted in (
-            world.volume("more", THICK, provisioning="thick"),
             world.snapshot("more", disks.w),
             world.group("more", disks.w),
             world.volume("more", 0, source=disks.w),
@@ -179,10 +186,11 @@ async def test_the_same_room_is_not_promised_to_two(faulty: Faulty, name: str, m
             with pytest.raises(Busy, match="try again"):
                 await wanted
         with pytest.raises(OutOfSpace):  # there is no room for this one even if all is given back
-            await world.volume("too much", needed + THICK, provisioning="thick")
+            await world.volume("too much", 3 * needed, source=disks.ws, provisioning="thick")
         with pytest.raises(OutOfRange):
-            await world.expand(disks.w, needed + 2 * THICK)
-        assert room(world) == THICK // 2
+            await world.expand(disks.w, THICK + 3 * needed)
+        assert room(world) == (0 if took else THICK // 2)
+        monkeypatch.undo()
     assert (world.pool.pending, world.pool.pending_thick) == (0, 0)
     if ends == "badly":
         assert room(world) == before

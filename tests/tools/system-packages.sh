@@ -50,6 +50,7 @@ need_group() {
             need btrfs-progs mkfs.btrfs
             need curl curl
             need fio fio
+            need kmod insmod
             need postgresql '/usr/lib/postgresql/*/bin/initdb'
             need procps ps
             need strace strace

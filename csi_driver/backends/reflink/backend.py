@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,8 @@ _THREADS = 16
 """Enough that the syncs of many callers meet in one write of the log."""
 _CLOSE_SECONDS = 5.0
 """For the removal of deleted files that is going on at a close: most take milliseconds, a very fragmented one seconds."""
+_TRASH_SECONDS = 30.0
+"""For that of what a rollback of a thick volume leaves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +200,10 @@ class ReflinkBackend:
         """See Backend."""
         with self.layout.translated(f"rollback of {volume.id}"):
             await self._in_thread(self._exchange, volume, self.image(snapshot))
-        self._empty_trash()
+        emptied = self._empty_trash()
+        if volume.thick and emptied is not None:
+            # When this returns, the room is no longer promised: it should be there for who waits for it.
+            await asyncio.wait({asyncio.wrap_future(emptied)}, timeout=_TRASH_SECONDS)
 
     def stamp(self, item: Volume | Snapshot) -> str:
         """See Backend."""
@@ -311,9 +316,10 @@ class ReflinkBackend:
             await self._in_thread(self.layout.discard, place)
         self._empty_trash()
 
-    def _empty_trash(self) -> None:
+    def _empty_trash(self) -> Future[None] | None:
         with suppress(RuntimeError):  # closing: the next start empties it
-            self._janitor.submit(self.layout.empty_trash)
+            return self._janitor.submit(self.layout.empty_trash)
+        return None
 
     async def _in_thread(self, function: Callable[..., _T], *args: object) -> _T:
         return await to_its_end(asyncio.get_running_loop().run_in_executor(self._threads, function, *args))

@@ -22,6 +22,7 @@ from csi_driver.host.runs import Gone
 
 _SYNC_SECONDS = 30.0
 _COUNT_SECONDS = 2.0
+_CLOSE_SECONDS = 5.0
 _SPARE = 10.0
 """Seconds beyond its own limits after which a cut that does not answer is given up."""
 
@@ -159,7 +160,8 @@ class Cutter:
         """Wait for no cut any more. What is announced stays so: the next start looks at it."""
         for end in self._ends:
             end.cancel()
-        await asyncio.gather(*self._ends, return_exceptions=True)
+        if self._ends:
+            await asyncio.wait(self._ends, timeout=_CLOSE_SECONDS)
 
     async def _refusal(self, clones: Sequence[Clone], error: JobFailed | JobStuck) -> DriverError:
         if isinstance(error, JobStuck) or error.type in {"Deadline", "SyncTimeout", "StillFrozen", "ThawFailed"}:
