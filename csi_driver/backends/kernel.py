@@ -66,8 +66,16 @@ class Devices(Protocol):
         """Whether what is mounted is the node of a device that holds nothing."""
         ...
 
-    async def reclaim(self, mount: mountinfo.Mount) -> None:
-        """Take away the device that was behind a mount of a volume that is no longer known."""
+    def holding(self, mount: mountinfo.Mount) -> str:
+        """What tells the device behind a mount, as it is bound now, from the next owner of its number. Empty: it holds nothing."""
+        ...
+
+    async def reclaim(self, mount: mountinfo.Mount, held: str) -> None:
+        """Take away the device that was behind a mount of a volume that is no longer known, if it still is what was `held`."""
+        ...
+
+    def backing(self, volume: Volume) -> str:
+        """The path of the file that the volume's device holds; empty where devices hold no files."""
         ...
 
     async def shown(self, digest: str) -> list[mountinfo.Mount]:
@@ -127,7 +135,8 @@ class KernelAccess:
     async def make_file_system(self, volume: Volume, fs_type: str) -> None:
         """See Access."""
         device = await self._attached(volume)
-        await self._jobs.run(volume, "make_file_system", SLOW, device=device.path, fs_type=fs_type)
+        backing = self._devices.backing(volume)
+        await self._jobs.run(volume, "make_file_system", SLOW, device=device.path, fs_type=fs_type, backing=backing)
         await self._devices.settle(volume)
 
     async def mount(self, volume: Volume, point: str, fs_type: str, flags: Sequence[str]) -> None:
@@ -198,7 +207,8 @@ class KernelAccess:
             await self._settle_mode(volume, device, source, target, read_only)
             await self._show_node(volume, target)
             return
-        if mountinfo.at(source) is None:
+        staged = mountinfo.at(source)
+        if staged is None:
             raise AlreadyExists(
                 f"{volume.id} is staged at {source} as a block device, not as a file system: unstage it first"
             )
@@ -206,7 +216,8 @@ class KernelAccess:
         if present is not None:
             if not _holds(present, device) or _is_node(present, device):
                 raise AlreadyExists(f"{target} is taken by a mount of {present.source}: unpublish or unmount it first")
-            if present.read_only != read_only:
+            # What is staged may be read-only itself: by a mount option, or since the file system met an error.
+            if present.read_only != (read_only or staged.read_only):
                 now = "read-only" if present.read_only else "writable"
                 raise AlreadyExists(f"{volume.id} is published at {target} {now}: unpublish it there first")
             return
@@ -228,9 +239,10 @@ class KernelAccess:
                         f"{point} shows {mount.source}, not {volume.id if volume else 'a volume that is gone'}: unmount it "
                         "by hand"
                     )
-                await self._jobs.run(volume, "umount", SLOW, point=point)
+                held = self._devices.holding(mount)
+                await self._unmounted(volume, mount)
                 if device is None:
-                    await self._devices.reclaim(mount)
+                    await self._devices.reclaim(mount, held)
         _remove_file(os.path.join(path, STAGED_NODE))
 
     async def clear(self, digest: str, path: str, last: bool) -> None:
@@ -245,10 +257,18 @@ class KernelAccess:
                     raise Precondition(
                         f"{point} shows {mount.source}, which is not known to be this volume: unmount it by hand"
                     )
-                await self._jobs.run(None, "umount", SLOW, point=point)
+                await self._unmounted(None, mount)
         _remove_file(points[0])
         if last:
             await self._devices.abandon(digest)
+
+    async def _unmounted(self, volume: Volume | None, mount: mountinfo.Mount) -> None:
+        await self._jobs.run(volume, "umount", SLOW, point=mount.point)
+        if any(left.id == mount.id and left.point == mount.point for left in mountinfo.read()):
+            raise Precondition(
+                f"{mount.point} is mounted and cannot be reached: something was mounted over a directory above it later; "
+                "unmount that first"
+            )
 
     async def stats(self, volume: Volume, path: str) -> FileSystemStats:
         """See Access."""

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ BLOCK_SIZE = 4096
 IMAGE_NAME = "disk.img"
 _ATTACH_TRIES = 64
 _MAJOR = 7
+_VOLUME = re.compile(r"/volumes/([0-9a-f]{32})/disk\.img$")
 _WAIT_TRIES, _WAIT_SECONDS = 50, 0.01
 
 
@@ -41,7 +43,7 @@ def attach(path: StrPath, *, read_only: bool = False) -> LoopDevice:
         status = os.fstat(file_fd)
         if not stat.S_ISREG(status.st_mode) or not status.st_size or status.st_size % BLOCK_SIZE:
             raise HostError(errno.EINVAL, f"{os.fspath(path)} is not a file of a multiple of {BLOCK_SIZE} bytes")
-        present = find(status, os.path.basename(os.fspath(path)))
+        present = find(status, os.path.basename(os.fspath(path)), os.fspath(path))
         if present:
             raise Busy(f"{os.fspath(path)} is attached already, as {present.path}")
         return _bind(file_fd, status, os.fsencode(path), read_only=read_only)
@@ -135,11 +137,13 @@ def scan(basename: str | None = None) -> list[LoopDevice]:
     return _scan(basename, {errno.ENXIO})
 
 
-def _scan(basename: str | None, left_out: set[int]) -> list[LoopDevice]:
+def _scan(basename: str | None, left_out: set[int], target: str = "") -> list[LoopDevice]:
     found = []
     for number in loopctl.numbers():
         backing = loopctl.sysfs(number, "loop/backing_file")
         if backing is None or (basename and os.path.basename(backing.removesuffix(" (deleted)")) != basename):
+            continue
+        if target and _is_anothers(backing.removesuffix(" (deleted)"), target):
             continue
         try:
             with loopctl.opened(number, os.O_RDONLY) as fd:
@@ -153,21 +157,32 @@ def _scan(basename: str | None, left_out: set[int]) -> list[LoopDevice]:
     return found
 
 
-def find(target: StrPath | os.stat_result, basename: str | None = IMAGE_NAME) -> LoopDevice | None:
+def find(target: StrPath | os.stat_result, basename: str | None = IMAGE_NAME, path: str = "") -> LoopDevice | None:
     """Find the device that holds the file `target`, by device and inode of the file; None: it is not attached.
 
-    `basename`: the file's name, None to look at every loop device. Raises HostError EUCLEAN where the file has more
+    `basename`: the file's name, None to look at every loop device. `path`: the file's, where `target` is not one. Raises HostError EUCLEAN where the file has more
     than one, which corrupts it sooner or later: somebody must look. OSError otherwise.
     """
     status = target if isinstance(target, os.stat_result) else os.stat(target, follow_symlinks=False)
     # EIO: the file system of a device's file is dead. The target's is not, so that it is another one: a dead pool must not
     # keep the volumes of others from their devices.
-    living = _scan(basename, {errno.ENXIO, errno.EIO})
+    path = path if isinstance(target, os.stat_result) else os.fspath(target)
+    living = _scan(basename, {errno.ENXIO, errno.EIO}, path)
     found = [device for device in living if device.backing == (status.st_dev, status.st_ino)]
     if len(found) > 1:
         names = " and ".join(device.path for device in found)
         raise HostError(errno.EUCLEAN, f"one file is attached more than once: {names}")
     return found[0] if found else None
+
+
+def _is_anothers(backing: str, target: str) -> bool:
+    """Whether a device's file is surely another volume's than `target`, so that nobody need ask the device.
+
+    One that hangs does not answer, and must not keep the others from theirs. Where the path begins depends on who opened the file;
+    its end, volumes/HASH/disk.img, does not.
+    """
+    theirs, ours = _VOLUME.findall(backing), _VOLUME.findall(target)
+    return bool(theirs and ours) and theirs != ours
 
 
 def detach(device: LoopDevice, mounted: Callable[[LoopDevice], Sequence[str]] = places_of) -> None:

@@ -103,10 +103,18 @@ def set_read_only(device: str, read_only: bool) -> None:
     loop.set_read_only(_bound(device), read_only)
 
 
-def make_file_system(device: str, fs_type: str) -> None:
-    """Format a device that reads as zeroes, and write everything back. Raises CommandError, OSError."""
-    filesystems.run(filesystems.mkfs_argv(fs_type, device), _MKFS_SECONDS)
-    loop.sync(_bound(device))
+def make_file_system(device: str, fs_type: str, backing: str) -> None:
+    """Format a device that reads as zeroes and holds the file `backing`, and write everything back.
+
+    Raises Mismatch where it holds another one, CommandError, OSError.
+    """
+    # Open until the end: the number stays bound to what was looked at, whoever detaches it meanwhile.
+    with loopctl.opened(int(device.removeprefix("/dev/loop")), os.O_RDONLY) as fd:
+        present, status = loopctl.describe(fd, int(device.removeprefix("/dev/loop"))), os.stat(backing)
+        if present is None or present.backing != (status.st_dev, status.st_ino):
+            raise Mismatch(errno.ESTALE, f"{device} does not hold {backing} any more")
+        filesystems.run(filesystems.mkfs_argv(fs_type, device), _MKFS_SECONDS)
+        loop.sync(present)
 
 
 def mount(device: str, point: str, fs_type: str, options: Sequence[str], device_number: Sequence[int]) -> None:

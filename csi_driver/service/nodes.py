@@ -99,7 +99,9 @@ class Nodes:
             use = await pool.backend.access.use(volume)
             if not any(_is_stage(path, staging) for path in use.paths):
                 raise Precondition(f"{volume_id} is not staged at {staging}: stage it there first")
-            others = [path for path in use.paths if not _is_stage(path, staging) and path != target]
+            # The kubelet binds what is published to places of its own (raw blocks, subPath), and publishes again when it
+            # starts: where the target has the volume already, this is no second place.
+            others = [path for path in use.paths if not _is_stage(path, staging)] if target not in use.paths else []
             if others and capability.mode is not Mode.MULTI_WRITER:
                 raise Precondition(
                     f"{volume_id} is published at {', '.join(others)} and access mode {capability.mode.value} allows one "

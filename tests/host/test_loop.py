@@ -175,6 +175,42 @@ def test_the_device_is_found_by_its_file_whatever_it_is_called(image: Image) -> 
     assert loop.find(status) == second  # its path ends in " (deleted)" now
 
 
+def test_the_devices_of_other_volumes_are_not_asked(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that hangs in the kernel does not answer, and must not keep the others from their own."""
+    path = image()
+    pool = path.parent.parent / "volumes"
+    places = [pool / (digit * 32) / loop.IMAGE_NAME for digit in "ab"]
+    for place in places:
+        place.parent.mkdir(parents=True)
+        run(("cp", "--sparse=always", str(path), str(place)), 10)
+    ours, others = (loop.attach(place) for place in places)
+    asked: list[int] = []
+    real = loopctl.opened
+
+    def opened(number: int, flags: int) -> object:
+        asked.append(number)
+        return real(number, flags)
+
+    monkeypatch.setattr(loopctl, "opened", opened)
+    assert loop.find(places[0]) == ours
+    assert ours.number in asked
+    assert others.number not in asked
+
+
+@pytest.mark.parametrize("fs_type", ["ext4", "xfs"])
+def test_only_the_file_that_is_meant_is_formatted(image: Image, fs_type: str) -> None:
+    """The number may be another volume's by now, and that one full of data."""
+    meant, other = image("meant"), image("other")
+    device = loop.attach(other)
+    use_all(device, MIB)
+    before = other.stat().st_blocks, other.read_bytes()[:MIB]
+    with pytest.raises(Mismatch, match="does not hold"):
+        volume_jobs.make_file_system(device.path, fs_type, str(meant))
+    assert (other.stat().st_blocks, other.read_bytes()[:MIB]) == before
+    volume_jobs.make_file_system(device.path, fs_type, str(other))
+    assert other.read_bytes()[:MIB] != before[1]
+
+
 def test_a_number_that_holds_another_file_by_now_is_left_alone(image: Image) -> None:
     gone = image("gone")
     earlier = loop.attach(gone)

@@ -266,3 +266,28 @@ async def test_what_is_shown_is_asked_of_the_kernel_each_time(rig: Rig) -> None:
 def test_the_access_port_is_the_kernels() -> None:
     """These tests reach into `_devices`: a change of that name must fail here, not silently test nothing."""
     assert "_devices" in KernelAccess.__init__.__code__.co_names
+
+
+async def test_a_number_that_comes_free_and_is_given_on_is_not_taken_away(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the unmount of a stale bind and the look at what was behind it, the number goes to a volume that is staged now."""
+    old, new = await rig.volume("old", "block"), await rig.volume("new", "block")
+    _, number = await stale_bind(rig, old)
+    real = rig.children.run
+
+    async def run_(job: str, timeout: float, **args: object) -> object:
+        answer = await real(job, timeout, **args)
+        if job == "umount" and rig.device(new) is None:
+            await attach_at(rig, new, number)
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.children, "run", run_)
+        await rig.unpublish(old)
+    device = rig.device(new)
+    assert device is not None
+    assert device.number == number
+    await rig.unstage(old)
+    await rig.stage(new)
+    assert rig.device(new) == device

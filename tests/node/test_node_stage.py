@@ -11,6 +11,7 @@ from node_rig import SMALL, Rig, block, capability_of, mounted
 from csi_driver.domain.errors import AlreadyExists, InUse, InvalidRequest, NotFound, Precondition, Unavailable
 from csi_driver.domain.model import Mode, SizeRange
 from csi_driver.host import loop, loopctl, mountinfo, mounts
+from csi_driver.host.commands import run
 
 KINDS = ["ext4", "xfs", "block"]
 MISSING = "node-1:default:" + "0" * 32
@@ -486,3 +487,57 @@ async def test_ten_volumes_at_once(rig: Rig) -> None:
         assert loop.find(rig.image(volume)) is not None
     await asyncio.gather(*(rig.hide(v) for v in volumes))
     assert rig.devices() == []
+
+
+@pytest.mark.parametrize("access", ["mount", "block"])
+async def test_what_the_kubelet_binds_of_a_publish_is_no_second_place(rig: Rig, access: str) -> None:
+    """A raw block goes on to volumeDevices, a subPath to volume-subpaths; and after its restart the kubelet publishes again."""
+    how = mounted("ext4", mode=Mode.SINGLE_WRITER) if access == "mount" else block(Mode.SINGLE_WRITER)
+    volume = await rig.volume("v", capabilities=(how,))
+    await rig.stage(volume, how)
+    target = await rig.publish(volume, "a", how)
+    own = rig.place / "kubelets-own"
+    if access == "mount":
+        own.mkdir()
+        Path(target, "sub").mkdir()
+        mounts.bind(f"{target}/sub", own, False)
+    else:
+        own.touch()
+        mounts.bind(target, own, False)
+    try:
+        await rig.publish(volume, "a", how)
+        with pytest.raises(Precondition, match="allows one place only"):
+            await rig.publish(volume, "b", how)
+    finally:
+        mounts.umount(own)
+
+
+@pytest.mark.parametrize("fs_type", ["ext4", "xfs"])
+async def test_what_is_staged_read_only_may_be_published_again(rig: Rig, fs_type: str) -> None:
+    how = mounted(fs_type, "ro")
+    volume = await rig.volume("v", fs_type, capabilities=(how,))
+    async with rig.shown(volume):
+        pass  # formatted
+    await rig.stage(volume, how)
+    for _ in range(2):
+        target = await rig.publish(volume, "a", how)
+    with pytest.raises(OSError, match="Read-only"):
+        Path(target, "data").touch()
+    await rig.publish(volume, "a", how, read_only=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_publish_that_is_covered_from_above_is_an_error_not_a_hang(rig: Rig, kind: str) -> None:
+    """Somebody mounts a disk over a directory above it: no path leads to it any more, though it is mounted."""
+    volume = await rig.volume("v", kind)
+    target = await rig.show(volume)
+    above = Path(target).parent
+    run(("mount", "-t", "tmpfs", "cover", str(above)), 10)
+    try:
+        with pytest.raises(Precondition, match="cannot be reached: something was mounted over a directory above it"):
+            await rig.unpublish(volume)
+    finally:
+        mounts.umount(above)
+    await rig.unpublish(volume)
+    await rig.unstage(volume)
+    assert rig.device(volume) is None

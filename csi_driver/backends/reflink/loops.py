@@ -132,11 +132,20 @@ class LoopDevices:
         number = _node_number(mount)
         return number is not None and loopctl.sysfs(number, "loop/backing_file") is None
 
-    async def reclaim(self, mount: mountinfo.Mount) -> None:
+    def holding(self, mount: mountinfo.Mount) -> str:
         """See Devices."""
         number = _loop_number(mount)
-        if number is not None:
-            await self._let_go(number)
+        return "" if number is None else _attachment(number)
+
+    async def reclaim(self, mount: mountinfo.Mount, held: str) -> None:
+        """See Devices."""
+        number = _loop_number(mount)
+        if number is not None and held:
+            await self._let_go(number, held)
+
+    def backing(self, volume: Volume) -> str:
+        """See Devices."""
+        return str(self._image(volume))
 
     async def shown(self, digest: str) -> list[mountinfo.Mount]:
         """See Devices."""
@@ -171,15 +180,18 @@ class LoopDevices:
         await self._held(bound)  # all at once
         for number in bound:
             with suppress(DriverError):  # somebody has it open: it is found again at the next stage
-                await self._let_go(number)
+                await self._let_go(number, _attachment(number))
 
-    async def _let_go(self, number: int) -> None:
-        """Detach a device that holds a file of this pool, unless it is shown somewhere."""
+    async def _let_go(self, number: int, attachment: str) -> None:
+        """Detach a device that holds a file of this pool, unless it is shown somewhere or holds another one by now.
+
+        A number that comes free is given to the next volume at once, which is shown nowhere until it is formatted and mounted.
+        """
         backing = loopctl.sysfs(number, "loop/backing_file")
         if backing is None or mountinfo.mounts_of(_LOOP, number, f"loop{number}"):
             return
         held = (await self._held([number]))[number]
-        if self._lies_in_pool(held, backing):
+        if self._lies_in_pool(held, backing) and _attachment(number) == attachment:
             await self.jobs.run(None, "loop_detach_held", SLOW, number=number, backing=held)
 
     def _lies_in_pool(self, held: tuple[int, int], backing: str) -> bool:
@@ -236,6 +248,12 @@ def _hash(backing: str) -> str:
 def _named(digest: str) -> dict[int, str]:
     """The loop devices whose file's path names a volume, with that path."""
     return {number: backing for number, backing in _bound().items() if _hash(backing) == digest}
+
+
+def _attachment(number: int) -> str:
+    """Which attachment of a loop device this is: none comes twice while the kernel runs. Empty: it holds nothing."""
+    bound = loopctl.sysfs(number, "loop/backing_file") is not None
+    return f"{number}/{loopctl.sysfs(number, 'diskseq')}" if bound else ""
 
 
 def _loop_number(mount: mountinfo.Mount) -> int | None:
