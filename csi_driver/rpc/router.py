@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import Int64Value
 
 from csi_driver._pb import csi_pb2, csi_pb2_grpc
-from csi_driver.domain.errors import InvalidRequest, OutOfSpace, Unavailable
+from csi_driver.domain.errors import InvalidRequest, OutOfRange, OutOfSpace, Unavailable
 from csi_driver.domain.pages import token_after
 from csi_driver.domain.requests import split_labels
 from csi_driver.domain.routing import in_page_order, known_owner, one_owner, owner_of
@@ -83,8 +83,9 @@ class RoutedController(Forwarding, NotOffered):
             try:
                 return await self._to(owner, "csi.v1.Controller/CreateVolume", request, kind, context)
             except grpc.aio.AioRpcError as error:
-                if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-                    raise OutOfSpace(error.details() or f"no room on node {owner}") from error
+                final = {grpc.StatusCode.RESOURCE_EXHAUSTED: OutOfSpace, grpc.StatusCode.OUT_OF_RANGE: OutOfRange}
+                if error.code() in final:
+                    raise final[error.code()](error.details() or f"no room on node {owner}") from error
                 raise
 
         source = translate.source(request)

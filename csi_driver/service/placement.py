@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
-from csi_driver.domain.errors import OutOfSpace, Unavailable
+from csi_driver.domain.errors import OutOfRange, OutOfSpace, Unavailable
 from csi_driver.service.discovery import Discovery
 
 Made = TypeVar("Made")
@@ -71,9 +71,9 @@ class Placement:
         """Make an empty volume at one of the owners, `preferred` in order, by `create(owner)`.
 
         One name, one volume: where the choice is ours, the choice is written on the claim before the first call, and is
-        kept until that agent's final no. Only OutOfSpace is final and moves on; every other error leaves the choice,
-        because the volume may have been made. Raises OutOfSpace so that the scheduler chooses again, Unavailable to
-        have the same call repeated.
+        kept until that agent's final no. Only OutOfSpace and OutOfRange are final and move on; every other error leaves
+        the choice, because the volume may have been made. Raises OutOfSpace so that the scheduler chooses again,
+        OutOfRange where no pool could ever hold it, Unavailable to have the same call repeated.
         """
         claim = await self._claims.find(volume, labels)
         selected = claim.selected
@@ -82,10 +82,10 @@ class Placement:
             selected = preferred[0]
         if selected is not None:
             return await self._at_selected(selected, create)
-        full: list[str] = []
+        full: list[OutOfSpace | OutOfRange] = []
         away: list[str] = []
         for owner in self._candidates(claim, list(preferred) or sorted(self._discovery.owners())):
-            if owner != claim.placed:
+            if owner != claim.placed or self._discovery.forgotten(owner):
                 # Nothing was asked of it yet. Once it is written down, only its own no takes it back, so a node that is
                 # known to be away is not begun with.
                 if not self._alive(owner):
@@ -94,15 +94,17 @@ class Placement:
                 claim = await self._claims.place(claim, owner)
             try:
                 return await create(owner)
-            except OutOfSpace as error:
-                full.append(str(error))
+            except (OutOfSpace, OutOfRange) as error:
+                full.append(error)
         if not full:
             named = ", ".join(away) or "none is known"
             raise Unavailable(
                 f"no node that may have the volume is ready ({named}): look at the nodes and the agents' pods"
             )
         waiting = f"; not ready: {', '.join(away)}" if away else ""
-        raise OutOfSpace("no node has room for the volume: " + "; ".join(full) + waiting)
+        for_ever = not away and all(isinstance(error, OutOfRange) for error in full)
+        no = OutOfRange if for_ever else OutOfSpace
+        raise no("no node has room for the volume: " + "; ".join(map(str, full)) + waiting)
 
     def _candidates(self, claim: Claim, owners: Sequence[str]) -> list[str]:
         """The one that was written down comes first, until a person has said that it will not come back."""

@@ -113,6 +113,22 @@ def test_upgrade_and_rollback_leave_the_authority_of_the_webhook(release: Releas
     assert webhook(kubectl) == (2, _base64(authority))
 
 
+def test_a_second_operator_is_refused(release: Release) -> None:
+    """It would call a run over, and a rollback failed, in which its own driver has no part."""
+    with pytest.raises(RigError, match=r"release tidemark in namespace \S+ reconciles .* controller\.operator=false"):
+        release("install", "lab", CHART, release.values(controller={**NOWHERE["controller"], "operator": True}))
+
+
+def test_the_pool_image_is_not_begun_anew_elsewhere(release: Release) -> None:
+    """There every disk would be missing, and every deletion would succeed."""
+    release.install()
+    elsewhere = {"poolImage": {"directory": "/srv/elsewhere"}}
+    with pytest.raises(RigError, match=r"poolImage\.directory .* cannot be changed .* /srv/elsewhere/pool\.img"):
+        release.upgrade(**elsewhere)
+    release.upgrade(webhook={"timeoutSeconds": 3})
+    assert release.status() == ("deployed", 2)
+
+
 def test_an_uninstallation_is_refused_while_volumes_exist_and_can_be_forced(release: Release, kubectl: Kubectl) -> None:
     release.install()
     kubectl.create(volume("lab-1"), volume("lab-2"))

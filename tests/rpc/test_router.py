@@ -12,6 +12,7 @@ from rpc_rig import CODE, GIB, MIB, create_volume, from_snapshot, from_volume, p
 
 from csi_driver._pb import csi_pb2 as C
 from csi_driver._pb import tidemark_pb2 as T
+from csi_driver.domain.space import Policy
 from csi_driver.service.discovery import Place
 
 
@@ -175,6 +176,26 @@ async def test_no_room_anywhere(cluster: Cluster) -> None:
         agent.faults.fail("create_volume", OSError(errno.ENOSPC, "full"))
     request = create_volume("v", accessibility_requirements=places("n-1", "n-10"))
     await refused(cluster.controller.CreateVolume(request), CODE.RESOURCE_EXHAUSTED, "no node has room")
+
+
+async def test_immediate_binding_walks_on_where_a_pool_is_too_small_for_ever(cluster: Cluster) -> None:
+    """Nodes differ: what the first one's pool could never hold may fit into the next one's."""
+    small, large = cluster.agents["n-10"].pool, cluster.agents["n-1"].pool
+    total = large.backend.space().total
+    small.policy, large.policy = Policy(overcommit=0.25, reserve=0), Policy(overcommit=2.0, reserve=0)
+    wanted = places("n-10", "n-1")
+    request = create_volume("v", accessibility_requirements=wanted)
+    request.capacity_range.required_bytes = total
+    for _ in range(2):
+        got = (await cluster.controller.CreateVolume(request)).volume.volume_id
+        assert got.startswith("n-1:")
+    assert cluster.claim.written == ["n-10", "n-1"]
+    request = create_volume("w", accessibility_requirements=wanted)
+    request.capacity_range.required_bytes = 2 * total
+    await refused(cluster.controller.CreateVolume(request), CODE.RESOURCE_EXHAUSTED, "no node has room")
+    request.name = "larger than any pool"
+    request.capacity_range.required_bytes = 3 * total
+    await refused(cluster.controller.CreateVolume(request), CODE.OUT_OF_RANGE, "can never hold")
 
 
 async def test_an_empty_volume_for_a_chosen_node(cluster: Cluster) -> None:

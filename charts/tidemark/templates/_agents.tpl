@@ -15,6 +15,9 @@ group does not say is said by the chart's values.
 {{- range $part := list $values.poolImage (default dict $group.poolImage) }}
 {{- range $key, $value := $part }}{{ $_ := set $image $key $value }}{{ end }}
 {{- end }}
+{{- if not $pools }}
+{{- include "tidemark.sameImage" (list $root (printf "%s-agent%s" $full (ternary "" (printf "-%s" $name) (eq $name "default"))) (printf "%s/pool.img" $image.directory)) }}
+{{- end }}
 {{- $poolInit := ternary $group.poolInit $values.poolInit (hasKey $group "poolInit") }}
 {{- $tolerations := ternary $group.tolerations $values.agent.tolerations (hasKey $group "tolerations") }}
 {{- $resources := default $values.agent.resources $group.resources }}
