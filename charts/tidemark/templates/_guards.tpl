@@ -9,7 +9,7 @@ nothing here.
 {{- $labels := default dict .metadata.labels }}{{ $namespace := .metadata.namespace -}}
 {{- $own := and (eq .metadata.namespace $.Release.Namespace) (eq (get $labels "app.kubernetes.io/instance") $.Release.Name) -}}
 {{- if and (eq (get $labels "app.kubernetes.io/name") $.Chart.Name) (eq (get $labels "app.kubernetes.io/component") "controller") (not $own) -}}
-{{- range .spec.template.spec.containers -}}
+{{- range concat (default list .spec.template.spec.initContainers) .spec.template.spec.containers -}}
 {{- if and (eq .name "controller") (not (has "--no-operator" (default list .args))) -}}
 {{- fail (printf "release %s in namespace %s reconciles the VolumeRollbacks and SnapshotSchedules of this cluster: only one release may. Set controller.operator=false for one of the two; rollbacks and schedules work for the driver of the other" (get $labels "app.kubernetes.io/instance") $namespace) -}}
 {{- end -}}
