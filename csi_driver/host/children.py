@@ -340,13 +340,13 @@ class Children:
         stuck = self.stuck_jobs
         if len(stuck) > self._stuck_limit:
             message = f"{len(stuck)} jobs hang in the kernel, and no more are started: {', '.join(stuck)}"
-            raise JobFailed(job, errno.EBUSY, message, "TooManyStuck")
+            raise JobFailed(job, errno.EAGAIN, message, "TooManyStuck")
         try:
             async with asyncio.timeout(timeout):
                 await self._slots.acquire()
         except TimeoutError:
             message = f"no free place among the running jobs within {timeout:g} s"
-            raise JobFailed(job, errno.EBUSY, message, "Busy") from None
+            raise JobFailed(job, errno.EAGAIN, message, "Busy") from None
 
     async def _submit(self, job: str, timeout: float, args: dict[str, Any], *, holds_slot: bool) -> Run:
         if self._stopping or (self._server is None and self._restart is None):

@@ -33,6 +33,14 @@ class FreezeError(Exception):
         self.kind, self.errno, self.details = kind, code, details
 
 
+def living(name: str) -> str:
+    """The type of the file system of ours (ext4, xfs) that is alive on the block device `name`, in whatever namespace it is mounted.
+
+    Empty where there is none. A frozen one outlives its last mount.
+    """
+    return next((fs_type for fs_type in ("xfs", "ext4") if os.path.isdir(f"/sys/fs/{fs_type}/{name}")), "")
+
+
 def describe_error(error: BaseException) -> dict[str, object]:
     """Put an exception into the JSON form {"type", "errno", "message", "details"} in which it crosses to the agent."""
     details: dict[str, object] = dict(getattr(error, "details", None) or {})

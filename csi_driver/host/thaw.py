@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 
 from csi_driver.host import libc
-from csi_driver.host.frozen import FITHAW, FREEZING, FROZEN, THAWED, FreezeError, numbers, open_mount
+from csi_driver.host.frozen import FITHAW, FREEZING, FROZEN, THAWED, FreezeError, living, numbers, open_mount
 
 _LOOP_GET_STATUS64 = 0x4C05
 _LOOP_MAJOR = 7
@@ -64,12 +64,9 @@ def _thaw_one(mount: dict[str, object]) -> bool:
             return _fithaw(fd)
         finally:
             os.close(fd)
-    # A frozen file system outlives its last mount; these directories show whether it is alive at all.
     name = os.path.basename(os.path.realpath(f"/sys/dev/block/{major}:{minor}"))
-    for fs_type in ("xfs", "ext4"):
-        if os.path.isdir(f"/sys/fs/{fs_type}/{name}"):
-            return bool(thaw_device(f"/dev/{name}", fs_type)["thawed"])
-    return False
+    fs_type = living(name)
+    return bool(fs_type and thaw_device(f"/dev/{name}", fs_type)["thawed"])
 
 
 def _points(major: int, minor: int) -> list[str]:

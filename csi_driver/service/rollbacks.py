@@ -43,6 +43,8 @@ class Rollbacks:
         with self._pools.locks.hold(f"Hold of {volume_id}", [volume.id.hash]):
             self._refuse_other(volume, holder)
             await self._refuse_used(pool, volume)
+            # Also where nothing shows it: a mount in another namespace would go on writing under the hold.
+            await pool.backend.access.detach(volume)
             unbroken = volume.hold if self._context.holder_of(volume) else None
             now = self._context.now()
             hold = Hold(holder, now + HOLD_SECONDS * 1_000_000_000, unbroken.since if unbroken else now)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from csi_driver.backends.jobs import translate
+from csi_driver.domain import errors
 from csi_driver.host import loop
 from csi_driver.host.children import Children, JobFailed, JobStuck
 from csi_driver.host.errors import Busy
@@ -170,6 +172,7 @@ async def test_stuck_jobs_hold_no_place_until_there_are_too_many(frozen: Path) -
             stuck.append(caught.value)
         error = await fails(children.run("ping", 5))
         assert error.type == "TooManyStuck"
+        assert isinstance(translate(error), errors.Busy), "worth a retry"
         assert error.message.count("command") == 2
         assert "thawed" in await children.run("thaw", 5, mounts=[]), "a thaw is always possible"
         thaw(frozen)
@@ -187,6 +190,7 @@ async def test_jobs_are_bounded_and_wait_for_their_turn() -> None:
         await asyncio.sleep(0.1)
         error = await fails(children.run("ping", 0.1))
         assert error.type == "Busy"
+        assert isinstance(translate(error), errors.Busy), "worth a retry"
         waiting = asyncio.create_task(children.run("ping", 30))
         await asyncio.sleep(0.1)
         assert not waiting.done(), "there was no place"

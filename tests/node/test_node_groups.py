@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node_host import GIB, MIB, freeze, is_frozen, process, read_at, thaw, write_file
+from node_host import GIB, MIB, freeze, is_frozen, process, read_at, thaw, write_at, write_file
 from node_rig import Rig, mounted
 
 from csi_driver.domain.errors import Busy, DriverError, Precondition
@@ -109,6 +109,30 @@ async def test_a_raw_member_in_use_makes_it_a_precondition(rig: Rig) -> None:
     assert not is_frozen(target)
     await rig.hide(raw)
     assert len((await rig.group("g", volume, raw)).members) == 2
+
+
+async def test_members_that_nobody_uses_are_not_cloned_while_others_are_frozen(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large idle disk would hold up the writers of a busy one, and with enough extents past the deadline each time."""
+    busy, idle = await rig.volume("busy"), await rig.volume("idle", "block")
+    target = await rig.show(busy)
+    write_file(f"{target}/data", b"busy")
+    async with rig.shown(idle) as device:
+        write_at(device, 0, b"idle".ljust(4096))
+    real, cloned = rig.children.run, []
+
+    async def run(job: str, timeout: float, **args: Any) -> Any:
+        if job == "cut":
+            cloned.extend(clone["source"] for clone in args["clones"])
+        return await real(job, timeout, **args)
+
+    monkeypatch.setattr(rig.children, "run", run)
+    group = await rig.group("g", idle, busy)
+    assert cloned == [str(rig.image(busy))]
+    members = {member.source_id: member for member in group.members}
+    assert await rig.read(members[str(busy.id)]) == b"busy"
+    assert read_at(rig.image(members[str(idle.id)]), 0, 4) == b"idle"
 
 
 @pytest.mark.parametrize("kind", ["frozen elsewhere", "clone fails", "deadline", "publication fails"])

@@ -1,6 +1,7 @@
 """A pool in trouble: full, read-only, gone, dead. An error at once, never a hang, nothing half-made."""
 
 import asyncio
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -139,6 +140,29 @@ async def test_a_pool_that_is_read_only(rig: Rig) -> None:
     assert tree(rig) == before
     await rig.reopen()
     assert await rig.read(rig.snap) == b"1"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("what", ["volume", "snapshot", "group"])
+async def test_a_deletion_that_cannot_be_made_durable_is_not_begun(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """No descriptor is free just then: the object is there as before, and is deleted by the next call."""
+    volume = await rig.volume("v")
+    made = {"volume": volume, "snapshot": await rig.snapshot("s", volume), "group": await rig.group("g", volume)}[what]
+    real = os.open
+
+    def open_(path: Any, flags: int, *more: Any, **others: Any) -> int:
+        if flags & os.O_DIRECTORY and Path(path).name == f"{what}s":
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(path, flags, *more, **others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", open_)
+        with pytest.raises(DriverError):
+            await rig.delete(made)
+    assert len(os.listdir(getattr(rig.layout, f"{what}s"))) == 1
+    await rig.delete(made)
+    assert os.listdir(getattr(rig.layout, f"{what}s")) == []
 
 
 async def test_a_pool_that_is_gone(rig: Rig) -> None:

@@ -16,7 +16,7 @@ from csi_driver.backends.reflink.layout import Layout
 from csi_driver.backends.reflink.loops import LoopDevices
 from csi_driver.domain.errors import Busy, DriverError, Precondition
 from csi_driver.domain.model import Volume
-from csi_driver.host import announcements, extents, files, mountinfo
+from csi_driver.host import announcements, extents, files, frozen, mountinfo
 from csi_driver.host.children import Children, JobFailed, JobStuck
 from csi_driver.host.runs import Gone
 
@@ -68,9 +68,10 @@ class Cutter:
     async def cut(self, clones: Sequence[Clone]) -> Moment:
         """Clone all at one moment. Raises Busy past the deadline, Precondition where it cannot be one moment."""
         mounts: list[dict[str, object]] = []
+        mounted: list[Clone] = []
         raw: list[tuple[Volume, BlockDevice]] = []
+        unseen: list[tuple[Volume, BlockDevice]] = []
         held: dict[tuple[int, int], Volume] = {}
-        in_use = ""
         for clone in clones:
             device = await self._devices.find(clone.volume)
             if device is None:
@@ -79,27 +80,34 @@ class Cutter:
             backing = (status.st_dev, status.st_ino)
             held[backing] = clone.volume
             shown = mountinfo.mounts_of(device.major, device.minor, device.name)
-            mounted = [m for m in shown if (m.major, m.minor) == (device.major, device.minor)]
-            if mounted:
-                mounts.append(announcements.freeze_facts(mounted[0].point, device.major, device.minor, backing))
+            points = [m.point for m in shown if (m.major, m.minor) == (device.major, device.minor)]
+            if points:
+                mounts.append(announcements.freeze_facts(points[0], device.major, device.minor, backing))
+                mounted.append(clone)
             else:
                 # A device that is shown nowhere is only left over; what was written through it counts all the same.
-                raw.append((clone.volume, device))
-                in_use = in_use or (str(clone.volume.id) if shown else "")
-        if in_use and len(clones) > 1:
+                (raw if shown else unseen).append((clone.volume, device))
+        if raw and len(clones) > 1:
             raise Precondition(
-                f"{in_use} is in use as a raw block device, which cannot be held still: such a volume can be cut alone, "
+                f"{raw[0][0].id} is in use as a raw block device, which cannot be held still: such a volume can be cut alone, "
                 "or in a group while it is not staged"
             )
         await self._thaw_left(held)
-        for volume, device in raw:
+        for volume, device in unseen:
+            # What was written to it and is not on the device yet would be missing, and nobody here can hold it still.
+            if frozen.living(device.name):
+                raise Busy(
+                    f"{volume.id} is mounted where the agent does not see it, in another mount namespace: end what holds "
+                    f"{device.path} there (grep {device.name} /proc/*/mountinfo), then try again"
+                )
+        for volume, device in raw + unseen:
             await self._devices.jobs.run(volume, "sync_device", SLOW, device=device.path)
+        # What is mounted nowhere cannot change now: no writer waits for its clone.
+        started, moment = time.monotonic(), time.time_ns()
+        await self._in_thread(_clone_all, [clone for clone in clones if clone not in mounted])
         if not mounts:
-            started = time.monotonic()
-            moment = time.time_ns()
-            await self._in_thread(_clone_all, clones)
             return Moment(moment, CutReport(0.0, time.monotonic() - started))
-        return await self._frozen(clones, mounts)
+        return await self._frozen(mounted, mounts)
 
     async def _frozen(self, clones: Sequence[Clone], mounts: list[dict[str, object]]) -> Moment:
         # Of this cut alone: what an earlier one announced and may have left frozen must outlast it.

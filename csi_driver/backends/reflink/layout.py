@@ -163,9 +163,14 @@ class Layout:
 
     def discard(self, place: Path) -> None:
         """Make what lies at `place` disappear, durably; its space comes back when the trash is emptied."""
-        os.rename(place, self.trash / f"{place.name}-{secrets.token_hex(4)}")
-        self.crash_point("discarded")
-        files.fsync_directory(place.parent)
+        # Opened before: where that fails nothing has changed, and afterwards there is no way back out of the trash.
+        parent = os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.rename(place, self.trash / f"{place.name}-{secrets.token_hex(4)}")
+            self.crash_point("discarded")
+            os.fsync(parent)
+        finally:
+            os.close(parent)
         self.crash_point("discard durable")
 
     def rewrite(self, place: Path, record: bytes) -> None:
