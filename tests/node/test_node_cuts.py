@@ -422,7 +422,7 @@ async def test_what_is_mounted_in_another_namespace_is_in_use(rig: Rig, fs_type:
         for refused in (
             rig.snapshot("s", volume),
             rig.group("g", volume, other),
-            rig.volume("copy", source=volume),
+            rig.volume("copy", source=volume, capabilities=(mounted(""),)),
         ):
             with pytest.raises(Busy, match="in another mount namespace"):
                 await refused
