@@ -42,9 +42,10 @@ def use_of(event: dict[str, Any]) -> Use:
 
 
 def request_of(event: dict[str, Any]) -> tuple[str, ...]:
-    """Who wanted what of which object."""
+    """Who wanted what of which object. What is created has no name yet where it is refused, and no right is about that one."""
     what = event["objectRef"]
-    return event["user"]["username"], *use_of(event), what.get("namespace", ""), what.get("name", "")
+    name = "" if event["verb"] == "create" else what.get("name", "")
+    return event["user"]["username"], *use_of(event), what.get("namespace", ""), name
 
 
 def at(event: dict[str, Any]) -> datetime:
