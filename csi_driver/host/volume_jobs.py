@@ -109,8 +109,9 @@ def make_file_system(device: str, fs_type: str, backing: str) -> None:
     Raises Mismatch where it holds another one, CommandError, OSError.
     """
     # Open until the end: the number stays bound to what was looked at, whoever detaches it meanwhile.
-    with loopctl.opened(int(device.removeprefix("/dev/loop")), os.O_RDONLY) as fd:
-        present, status = loopctl.describe(fd, int(device.removeprefix("/dev/loop"))), os.stat(backing)
+    number = _loop_number(device)
+    with loopctl.opened(number, os.O_RDONLY) as fd:
+        present, status = loopctl.describe(fd, number), os.stat(backing)
         if present is None or present.backing != (status.st_dev, status.st_ino):
             raise Mismatch(errno.ESTALE, f"{device} does not hold {backing} any more")
         filesystems.run(filesystems.mkfs_argv(fs_type, device), _MKFS_SECONDS)
@@ -181,8 +182,12 @@ def _check_number(device: str, number: Sequence[int]) -> None:
         raise Mismatch(errno.ESTALE, f"{device} is not the device {number[0]}:{number[1]} any more")
 
 
+def _loop_number(path: str) -> int:
+    return int(path.removeprefix("/dev/loop"))
+
+
 def _bound(path: str) -> LoopDevice:
-    number = int(path.removeprefix("/dev/loop"))
+    number = _loop_number(path)
     with loopctl.opened(number, os.O_RDONLY) as fd:
         device = loopctl.describe(fd, number)
     if device is None:

@@ -11,6 +11,7 @@ from node_host import freeze, is_frozen, thaw, write_file
 from node_rig import Rig
 
 from csi_driver.domain.errors import Busy, Damaged, Precondition
+from csi_driver.domain.model import Volume
 from csi_driver.host import announcements
 from csi_driver.host.children import JobFailed
 from csi_driver.host.runs import Gone
@@ -131,12 +132,8 @@ async def test_a_pool_that_is_refused_keeps_nothing_frozen(rig: Rig, monkeypatch
     await rig.open()
 
 
-async def test_a_cut_that_ended_well_after_its_answer_leaves_nothing_to_thaw(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is frozen since is somebody else's, and stays so."""
-    volume = await rig.volume("v")
-    target = await rig.show(volume)
+async def cut_without_end(rig: Rig, monkeypatch: pytest.MonkeyPatch, volume: Volume) -> Gone:
+    """A cut that is given up while it is at work still; the event that tells its end."""
     gone = Gone()
 
     def hanging(**_: object) -> None:
@@ -146,6 +143,16 @@ async def test_a_cut_that_ended_well_after_its_answer_leaves_nothing_to_thaw(
         answering(rig, patch, "cut", hanging)
         with pytest.raises(Busy):
             await rig.snapshot("s", volume)
+    return gone
+
+
+async def test_a_cut_that_ended_well_after_its_answer_leaves_nothing_to_thaw(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is frozen since is somebody else's, and stays so."""
+    volume = await rig.volume("v")
+    target = await rig.show(volume)
+    gone = await cut_without_end(rig, monkeypatch, volume)
     assert announced(rig) == [rig.staging(volume)], "until it is known how it ended"
     gone.set()
     freeze(target)
@@ -166,15 +173,7 @@ async def test_what_a_cut_announced_goes_when_it_has_ended_well(
     """Without another cut: the next start would thaw what a backup tool has frozen since."""
     volume = await rig.volume("v")
     target = await rig.show(volume)
-    gone = Gone()
-
-    def hanging(**_: object) -> None:
-        raise JobFailed("cut", errno.ETIMEDOUT, "no sync in time", "SyncTimeout", gone=gone)
-
-    with monkeypatch.context() as patch:
-        answering(rig, patch, "cut", hanging)
-        with pytest.raises(Busy):
-            await rig.snapshot("s", volume)
+    gone = await cut_without_end(rig, monkeypatch, volume)
     gone.frozen = frozen
     gone.set()
     until = time.monotonic() + (0.5 if frozen else 30)
@@ -195,14 +194,7 @@ async def test_a_pool_closes_while_a_cut_has_not_ended(rig: Rig, monkeypatch: py
     """It stays announced: the next start looks at it."""
     volume = await rig.volume("v")
     await rig.show(volume)
-
-    def hanging(**_: object) -> None:
-        raise JobFailed("cut", errno.ETIMEDOUT, "no sync in time", "SyncTimeout", gone=Gone())
-
-    with monkeypatch.context() as patch:
-        answering(rig, patch, "cut", hanging)
-        with pytest.raises(Busy):
-            await rig.snapshot("s", volume)
+    await cut_without_end(rig, monkeypatch, volume)
     await rig.close()
     assert announced(rig) == [rig.staging(volume)]
     await rig.open()

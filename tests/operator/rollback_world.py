@@ -280,3 +280,19 @@ async def until(what: Callable[[], object]) -> None:
     async with asyncio.timeout(30):
         while not what():
             await asyncio.sleep(0.02)
+
+
+def nothing_left(world: World, name: str = "back") -> None:
+    """No hold, no finalizer, nothing more to do."""
+    assert world.holder == ""
+    if world.there(name):
+        assert not world.got(ROLLBACKS, name)["metadata"].get("finalizers")
+
+
+async def completed(world: World, name: str, to: str, **spec: object) -> dict[str, object]:
+    world.ask(name, to, **spec)
+    await world.run(name)
+    status = world.status(name)
+    assert (status["phase"], status["reason"]) == ("Completed", "RolledBack"), status
+    nothing_left(world, name)
+    return status

@@ -58,11 +58,11 @@ class LoopDevices:
 
         Each attachment is asked once: the kernel's number of it (diskseq) is never used again.
         """
-        sequence = {number: f"{number}/{loopctl.sysfs(number, 'diskseq')}" for number in numbers}
+        sequence = {number: _sequence(number) for number in numbers}
         unknown = [number for number, key in sequence.items() if key not in self._seen]
         if unknown:
             told = await self.jobs.run(None, "loop_identities", QUICK, numbers=unknown)
-            bound = {f"{number}/{loopctl.sysfs(number, 'diskseq')}" for number in loopctl.numbers()}
+            bound = {_sequence(number) for number in loopctl.numbers()}
             self._seen = {key: seen for key, seen in self._seen.items() if key in bound}
             self._seen |= {sequence[number]: tuple(told[str(number)]) for number in unknown}
         return {number: self._seen.get(key, _DEAD) for number, key in sequence.items()}
@@ -250,10 +250,15 @@ def _named(digest: str) -> dict[int, str]:
     return {number: backing for number, backing in _bound().items() if _hash(backing) == digest}
 
 
+def _sequence(number: int) -> str:
+    """What is another one after each attachment of a loop device."""
+    return f"{number}/{loopctl.sysfs(number, 'diskseq')}"
+
+
 def _attachment(number: int) -> str:
     """Which attachment of a loop device this is: none comes twice while the kernel runs. Empty: it holds nothing."""
     bound = loopctl.sysfs(number, "loop/backing_file") is not None
-    return f"{number}/{loopctl.sysfs(number, 'diskseq')}" if bound else ""
+    return _sequence(number) if bound else ""
 
 
 def _loop_number(mount: mountinfo.Mount) -> int | None:
