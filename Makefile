@@ -5,13 +5,17 @@
 #
 #   PYTHON=...   the Python from 3.11 on that makes the virtual environment (python3)
 #   VENV=...     where that environment lies (.venv)
-#   ARGS=...     more arguments for what the task runs, as in: make test ARGS='-k snapshot'
+#   ARGS=...     what the task is to run, and how. One test, or a few, at once and with nothing else:
+#                make test ARGS=tests/host/test_files.py::test_a_name        make test ARGS='-k snapshot -x'
+#                make test-cluster ARGS='-k landing'                         (on the cluster of `make cluster-up`)
+#   WORKERS=4    how many processes run tests side by side
 #   CI=true      what cannot be installed is an error, not a reason to do less
 
 SHELL := /bin/sh
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+WORKERS ?= 4
 
 export PYTHON
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -19,6 +23,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet
 SYSTEM := sh tests/tools/system-packages.sh
+STAGE := sh tests/tools/stage.sh
+PYTEST := $(BIN)/python -m pytest
+# Each test goes to the next free process; those of one group, with what they share, to one.
+SIDE_BY_SIDE := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+# What each test took, for docs/testing.md: $TIDEMARK_REPORTS is the directory for it.
+report = $(if $(TIDEMARK_REPORTS),--junitxml=$(TIDEMARK_REPORTS)/$(1).xml)
 RIG := PYTHONPATH=tests/cluster $(BIN)/python -m rig
 
 # What an installation of this tree follows from. The environment's stamps are older than a change of one of these, and
@@ -30,7 +40,7 @@ TEST_STAMP := $(VENV)/.tidemark-test
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test check format bench soak image gen clean always system-run system-test system-image \
-    cluster-up cluster-down test-cluster system-cluster
+    cluster-up cluster-down test-cluster system-cluster test-all test-tools test-side-by-side test-alone scenarios
 
 help: ## Shows this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -40,15 +50,43 @@ help: ## Shows this list
 demo: system-run $(RUN_STAMP) ## Shows disks, their snapshots and the way back, on this machine, in a pool of its own
 	@$(BIN)/tidemark demo $(ARGS)
 
-test: system-test $(TEST_STAMP) check ## Runs the checks, then every test that this machine can run
+ifneq ($(ARGS),)
+test: system-test $(TEST_STAMP)
+	$(PYTEST) $(ARGS)
+else
+test: ## Runs the checks, then every test that this machine can run; with ARGS only what that names, at once
+	@$(STAGE) 'packages and environment' $(MAKE) --no-print-directory system-cluster $(TEST_STAMP)
+	@$(STAGE) 'checks' $(MAKE) --no-print-directory check
+	@$(STAGE) 'csi-sanity and helm' $(MAKE) --no-print-directory test-tools
+	@$(STAGE) 'tests side by side' sh tests/tools/meanwhile.sh $(MAKE) --no-print-directory test-side-by-side
+	@$(STAGE) 'tests one by one' $(MAKE) --no-print-directory test-alone
+	@$(MAKE) --no-print-directory test-cluster
+endif
+
+test-tools:
 	@sh tests/tools/csi-sanity.sh >/dev/null || [ -z "$$CI" ]
 	@sh tests/tools/kubernetes.sh helm >/dev/null || [ -z "$$CI" ]
-	$(if $(ARGS),,sh tests/tools/meanwhile.sh) $(BIN)/python -m pytest $(ARGS)
-	@[ -n "$(ARGS)" ] || $(MAKE) --no-print-directory test-cluster
 
-test-cluster: system-cluster $(TEST_STAMP) ## Runs the scenarios on a Kubernetes cluster; it is made, and removed, unless it is up
-	@$(RIG) prepare || [ -z "$$CI" ]
-	$(BIN)/python -m pytest tests/cluster $(ARGS)
+test-side-by-side:
+	$(PYTEST) $(SIDE_BY_SIDE) -m 'not alone' $(call report,side-by-side)
+
+test-alone:
+	$(PYTEST) -m alone $(call report,alone)
+
+ifneq ($(ARGS),)
+test-cluster: system-cluster $(TEST_STAMP)
+	$(PYTEST) tests/cluster $(ARGS)
+else
+test-cluster: system-cluster $(TEST_STAMP) ## Runs the scenarios on Kubernetes clusters; those that are not up are made, and removed
+	@$(STAGE) 'programs and images of the cluster' $(RIG) prepare || [ -z "$$CI" ]
+	@sh tests/tools/clusters.sh $(BIN)/python $(MAKE) --no-print-directory scenarios
+endif
+
+# $TIDEMARK_CLUSTERS is how many clusters are up: each takes its share of the processes.
+scenarios:
+	@$(STAGE) 'scenarios side by side' $(PYTEST) tests/cluster $(SIDE_BY_SIDE) -m 'not disturbs and not alone' $(call report,scenarios-side-by-side)
+	@$(STAGE) 'scenarios that disturb their cluster' $(PYTEST) tests/cluster $(SIDE_BY_SIDE) -n $${TIDEMARK_CLUSTERS:-1} -m disturbs $(call report,scenarios-that-disturb)
+	@$(STAGE) 'rights' $(PYTEST) tests/cluster -m alone $(call report,rights)
 
 cluster-up: system-cluster $(TEST_STAMP) ## Brings up that cluster here, Tidemark installed; says how to talk to it
 	@$(RIG) up $(ARGS)

@@ -30,7 +30,7 @@ def main() -> int:
     third = minutes * 20
     tests = {
         "model": again_and_again("tests/agent/test_model.py", third, TIDEMARK_MODEL_EXAMPLES=str(MODEL_EXAMPLES)),
-        "power": again_and_again("tests/power", third),
+        "power": again_and_again("tests/power", third, TIDEMARK_POWER_CUTS="5"),
     }
     clock = "tests/cluster/test_schedule_clock.py::test_the_api_is_away"
     tests["api away"] = again_and_again(clock, 0, TIDEMARK_API_AWAY_SECONDS=str(API_AWAY_SECONDS))

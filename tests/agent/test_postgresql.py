@@ -21,7 +21,7 @@ from postgres_rig import why_not as why_no_database
 from csi_driver.domain.model import Capability, Mode, SizeRange, Source
 from csi_driver.rpc.client import Client
 
-pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.root, pytest.mark.slow(seconds=25), pytest.mark.timeout(400)]
 
 CUTS = 10
 SCALE = 3

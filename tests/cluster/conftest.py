@@ -1,4 +1,4 @@
-"""Fixtures of the scenarios: one cluster for all, and a namespace for each test."""
+"""Fixtures of the scenarios: one cluster for all that run in a process, and a namespace for each test."""
 
 import os
 import re
@@ -9,6 +9,7 @@ import pytest
 from rig.cluster import Cluster, why_not
 from rig.kubectl import Kubectl
 from rig.objects import storage_class
+from rig.paths import RAN, STATE, WORKER
 
 HERE = Path(__file__).resolve().parent
 _FAILED = pytest.StashKey[bool]()
@@ -35,6 +36,8 @@ def cluster() -> Iterator[Cluster]:
     if present := Cluster.present():
         yield present
         return
+    if WORKER:
+        pytest.fail(f"side by side, scenarios want clusters that are up: {STATE} has none")
     made = Cluster()
     try:
         made.up(print)
@@ -47,16 +50,20 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def xfs(cluster: Cluster) -> Iterator[str]:
     """A StorageClass whose disks have XFS, which grows while it is mounted, whatever this machine's root may do."""
-    cluster.kubectl.apply(storage_class("test-xfs", parameters={"csi.storage.k8s.io/fstype": "xfs"}))
-    yield "test-xfs"
-    cluster.kubectl.delete("storageclass", "test-xfs")
+    name = f"test-xfs-{WORKER or 'alone'}"
+    cluster.kubectl.apply(storage_class(name, parameters={"csi.storage.k8s.io/fstype": "xfs"}))
+    yield name
+    cluster.kubectl.delete("storageclass", name)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = yield
-    if report.failed and report.when == "call":
-        item.stash[_FAILED] = True
+    if report.when == "call":
+        item.stash[_FAILED] = report.failed
+        if STATE.exists():
+            with RAN.open("a") as ran:
+                ran.write(f"{item.path.name}\n")
     return report
 
 

@@ -8,10 +8,10 @@ import json
 import sys
 from typing import Any
 
-from rig import network
+from rig import network, shared
 from rig.cluster import NAMESPACE, Cluster
 from rig.kubectl import KubectlError
-from rig.paths import CHART, NUMBER, STATE, programs
+from rig.paths import CHART, NUMBER, programs
 
 
 def seen(cluster: Cluster) -> dict[str, Any]:
@@ -53,8 +53,7 @@ def main() -> None:
     cluster = Cluster(0)
     cluster.down()
     try:
-        STATE.mkdir(mode=0o700, parents=True)
-        (STATE / "cluster.json").write_text(json.dumps({"nodes": 0, "mount_points": [], "netns": True}))
+        shared.note(0)
         network.make_bridge()
         cluster.control_plane.up()
         json.dump(stages(cluster), sys.stdout)

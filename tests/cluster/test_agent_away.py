@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 from rig.cluster import NAMESPACE, Cluster
 from rig.kubectl import Kubectl
 from rig.objects import claim, pod
@@ -37,6 +38,8 @@ def drivers(kubectl: Kubectl, node: str) -> list[str]:
     return [driver["name"] for driver in kubectl.get("csinode", node)["spec"]["drivers"] or []]
 
 
+@pytest.mark.slow(seconds=60)
+@pytest.mark.disturbs
 def test_what_runs_goes_on_without_an_agent(cluster: Cluster, kubectl: Kubectl) -> None:
     node, release = cluster.nodes[0].name, cluster.kubectl.within(NAMESPACE)
     kubectl.apply(claim("written"), claim("left"))

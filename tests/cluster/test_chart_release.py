@@ -16,6 +16,8 @@ from rig.cluster import VALUES, Cluster, RigError
 from rig.kubectl import Kubectl
 from rig.paths import CHART, TREE
 
+pytestmark = pytest.mark.xdist_group("release lab")  # what it has in the whole cluster is there once
+
 DRIVER = "lab.example.org"
 NOT_SERVED = {"ServiceMonitor", "PrometheusRule", "Certificate"}
 """Kinds of projects that this cluster does not have."""

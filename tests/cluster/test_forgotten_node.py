@@ -57,6 +57,8 @@ def lost(cluster: Cluster) -> Iterator[Node]:
     cluster.wait_installed()
 
 
+@pytest.mark.slow(seconds=120)
+@pytest.mark.disturbs
 @pytest.mark.timeout(600)
 def test_a_lost_node_is_forgotten_and_comes_back(cluster: Cluster, kubectl: Kubectl, lost: Node) -> None:
     kubectl.apply(claim("data"), pod("writer", {"/disk": "data"}, node=lost.name))

@@ -46,6 +46,8 @@ KILLS: dict[str, Callable[[Cluster, Node], None]] = {
 }
 
 
+@pytest.mark.slow(seconds=240)
+@pytest.mark.disturbs
 @pytest.mark.timeout(900)
 def test_fifty_operations_and_five_kills_in_their_middle(cluster: Cluster, kubectl: Kubectl, xfs: str) -> None:
     """Ten at a time: disks made, cut, restored, cloned, grown and deleted."""
@@ -125,7 +127,7 @@ def wait_done(kubectl: Kubectl, now: str, before: str) -> None:
             except KubectlError as error:
                 # The API itself was away for a moment.
                 if time.monotonic() > deadline or not re.search(
-                    "refused|reset|EOF|handshake|shutting down", str(error)
+                    "refused|reset|EOF|handshake|shutting down|watch has ended", str(error)
                 ):
                     raise
                 time.sleep(0.5)

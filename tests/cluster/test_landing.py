@@ -9,6 +9,8 @@ from rig.kubectl import Kubectl, is_ready
 from rig.node import Node
 from rig.objects import claim, pod, snapshot
 
+pytestmark = pytest.mark.disturbs  # a node is full, cordoned, off
+
 
 @pytest.fixture
 def home(cluster: Cluster, kubectl: Kubectl) -> Iterator[Node]:
@@ -83,6 +85,7 @@ def test_a_rule_that_excludes_the_node_is_told_and_is_only_a_delay(kubectl: Kube
         assert kubectl.sh(name, "cat /disk/file") == "content"
 
 
+@pytest.mark.slow(seconds=150)
 @pytest.mark.timeout(600)
 def test_a_restore_waits_for_the_node_of_its_snapshot(cluster: Cluster, kubectl: Kubectl, home: Node) -> None:
     home.power_off()

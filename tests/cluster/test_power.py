@@ -43,6 +43,8 @@ def written(kubectl: Kubectl, name: str) -> int:
     return len(found)
 
 
+@pytest.mark.slow(seconds=120)
+@pytest.mark.disturbs
 @pytest.mark.timeout(600)
 def test_power_off_and_on_again(cluster: Cluster, kubectl: Kubectl, last: Node) -> None:
     other = cluster.nodes[0]

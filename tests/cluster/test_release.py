@@ -57,6 +57,8 @@ def upgrade(cluster: Cluster, values: dict[str, Any]) -> None:
     cluster.wait_installed()
 
 
+@pytest.mark.slow(seconds=120)
+@pytest.mark.disturbs
 @pytest.mark.timeout(600)
 def test_an_upgrade_and_the_way_back_disturb_nothing(cluster: Cluster, kubectl: Kubectl) -> None:
     kubectl.apply(claim("disk"), pod("writer", ["disk"], script=COUNT))
@@ -74,6 +76,8 @@ def test_an_upgrade_and_the_way_back_disturb_nothing(cluster: Cluster, kubectl: 
     restored(kubectl, "rolled-back", cut(kubectl, "rolled-back"))
 
 
+@pytest.mark.slow(seconds=120)
+@pytest.mark.disturbs
 @pytest.mark.timeout(600)
 def test_an_uninstallation_is_refused_or_forced_and_the_next_one_finds_the_disks(
     cluster: Cluster, kubectl: Kubectl

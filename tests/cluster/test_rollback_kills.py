@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 from rig.cluster import Cluster
@@ -13,6 +14,13 @@ from rig.objects import claim, pod
 from rollback_rig import ask, cut, ended, make, phase_of, read, reason_of, using, write
 
 PHASES = ("WaitingForRelease", "SafetySnapshot", "RollingBack")
+KILLS = (
+    ("controller", "WaitingForRelease"),
+    ("agent", "SafetySnapshot"),
+    ("controller", "RollingBack"),
+    ("agent", "RollingBack"),
+)
+"""Each phase, and each victim in the last one. tests/operator ends the operator before and after each of its calls."""
 
 
 def node_of(cluster: Cluster, kubectl: Kubectl, of: str = "v1") -> Node:
@@ -26,12 +34,9 @@ def when(kubectl: Kubectl, name: str, phase: str, do: Callable[[], None]) -> thr
     past = (*PHASES[PHASES.index(phase) :], "Completed", "Failed")
 
     def wait() -> None:
-        while True:
-            found = kubectl.find("volumerollback", name)
-            if found and phase_of(found) in past:
-                do()
-                return
-            time.sleep(0.02)
+        with closing(kubectl.watched("volumerollback", name)) as states:
+            next(found for found in states if found and phase_of(found) in past)
+        do()
 
     thread = threading.Thread(target=wait)
     thread.start()
@@ -50,6 +55,8 @@ def patient(kubectl: Kubectl, name: str) -> dict[str, object]:
             time.sleep(1)
 
 
+@pytest.mark.slow(seconds=200)
+@pytest.mark.disturbs
 @pytest.mark.timeout(900)
 def test_controller_and_agent_killed_in_each_phase(cluster: Cluster, kubectl: Kubectl) -> None:
     make(kubectl)
@@ -60,25 +67,26 @@ def test_controller_and_agent_killed_in_each_phase(cluster: Cluster, kubectl: Ku
         "controller": lambda: kill_containers(cluster, reconciling(cluster)),
         "agent": lambda: kill_containers(cluster, agent_on(cluster, node)),
     }
-    for victim, kill in kills.items():
-        for phase in PHASES:
-            name = f"{victim}-{phase.lower()}"
-            with using(kubectl) as writer:
-                kubectl.sh(writer, f"echo {name} >/v1/a; sync")
-                ask(kubectl, name, "s1")
-                kubectl.until(lambda made: reason_of(made) == "DiskInUse", "volumerollback", name)
-                killer = when(kubectl, name, phase, kill)
-                if phase == "WaitingForRelease":
-                    killer.join()
-            killer.join()
-            status = patient(kubectl, name)
-            assert (status["phase"], status["reason"]) == ("Completed", "RolledBack"), status
-            cluster.wait_installed()
-            kubectl.apply(claim(f"kept-{name}", snapshot=str(status["safetySnapshotName"])))
-            assert read(kubectl) == {"a": "old"}
-            assert read(kubectl, f"kept-{name}") == {"a": name}, "what was there before is kept"
+    for victim, phase in KILLS:
+        name = f"{victim}-{phase.lower()}"
+        with using(kubectl) as writer:
+            kubectl.sh(writer, f"echo {name} >/v1/a; sync")
+            ask(kubectl, name, "s1")
+            kubectl.until(lambda made: reason_of(made) == "DiskInUse", "volumerollback", name)
+            killer = when(kubectl, name, phase, kills[victim])
+            if phase == "WaitingForRelease":
+                killer.join()
+        killer.join()
+        status = patient(kubectl, name)
+        assert (status["phase"], status["reason"]) == ("Completed", "RolledBack"), status
+        cluster.wait_installed()
+        kubectl.apply(claim(f"kept-{name}", snapshot=str(status["safetySnapshotName"])))
+        assert read(kubectl) == {"a": "old"}
+        assert read(kubectl, f"kept-{name}") == {"a": name}, "what was there before is kept"
 
 
+@pytest.mark.slow(seconds=120)
+@pytest.mark.disturbs
 @pytest.mark.timeout(600)
 def test_a_node_that_is_off_while_the_disk_is_waited_for(cluster: Cluster, kubectl: Kubectl) -> None:
     node = cluster.nodes[-1]
@@ -104,6 +112,8 @@ def test_a_node_that_is_off_while_the_disk_is_waited_for(cluster: Cluster, kubec
     assert read(kubectl, "kept") == {"a": "new"}
 
 
+@pytest.mark.slow(seconds=120)
+@pytest.mark.disturbs
 @pytest.mark.timeout(600)
 def test_a_node_that_loses_its_power_during_the_rollback(cluster: Cluster, kubectl: Kubectl) -> None:
     """Whether the exchange was made by then is found in the pool when the node is back."""

@@ -56,6 +56,7 @@ def ran(kubectl: Kubectl, name: str, more: int, seconds: float = 200.0) -> str:
     return last
 
 
+@pytest.mark.slow(seconds=420)
 @pytest.mark.timeout(600)
 def test_every_minute(kubectl: Kubectl) -> None:
     kubectl.apply(
@@ -180,6 +181,8 @@ def test_a_spec_that_the_api_refuses(kubectl: Kubectl, spec: dict[str, Any], why
         kubectl.create(schedule("bad", {"app": "x"}, **spec))
 
 
+@pytest.mark.slow(seconds=400)
+@pytest.mark.disturbs
 @pytest.mark.timeout(600)
 def test_a_node_that_is_away_holds_up_nobody_else(cluster: Cluster, kubectl: Kubectl) -> None:
     """And the operator's process is killed on the way: the next one goes on, and nothing is made twice."""

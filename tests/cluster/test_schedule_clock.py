@@ -27,6 +27,8 @@ from csi_driver.kube.mirror import Mirror
 from csi_driver.operator.schedule_view import KEPT
 from csi_driver.operator.schedules import Schedules
 
+pytestmark = [pytest.mark.slow(seconds=120), pytest.mark.xdist_group("schedule clock")]
+
 DRIVER = "csi.tidemark.dev"
 PERIOD = 10
 CLAIM_NAMES = ("a", "b", "c")

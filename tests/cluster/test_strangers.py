@@ -126,6 +126,8 @@ def test_nobody_but_a_controller_talks_to_an_agent(cluster: Cluster, kubectl: Ku
     }
 
 
+@pytest.mark.slow(seconds=240)
+@pytest.mark.disturbs
 @pytest.mark.timeout(600)
 def test_the_authority_is_replaced_and_no_call_is_lost(cluster: Cluster) -> None:
     release = cluster.kubectl.within(NAMESPACE)

@@ -27,7 +27,12 @@ SPECS = 77
 """Of 96 in csi-sanity v5.5.0: those for capabilities that the agent does not claim are skipped."""
 COMMANDS = ("debootstrap", "buildah", "unshare", "nsenter", "losetup")
 
-pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.slow(seconds=120),
+    pytest.mark.timeout(900),
+    pytest.mark.xdist_group("image"),
+]
 
 MOST_BYTES = 420_000_000
 """Of all files in the image, as they lie on a disk."""

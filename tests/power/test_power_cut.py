@@ -17,7 +17,7 @@ import pytest
 from power_machine import PowerMachine, why_not
 from power_model import Model
 
-CUTS = int(os.environ.get("TIDEMARK_POWER_CUTS", "5"))
+CUTS = int(os.environ.get("TIDEMARK_POWER_CUTS", "3"))
 Line = dict[str, Any]
 
 
@@ -35,7 +35,7 @@ def machine(tmp_path: Path) -> Iterator[PowerMachine]:
         made.cut()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=150)
 @pytest.mark.timeout(900)
 def test_what_was_answered_survives_a_power_cut(machine: PowerMachine) -> None:
     seed = random.SystemRandom().randrange(1 << 32)

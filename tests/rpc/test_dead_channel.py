@@ -68,7 +68,7 @@ async def unavailable(call: object, owner: str) -> None:
     assert owner in (caught.value.details() or "")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=20)
 async def test_a_peer_that_falls_silent_is_given_up_and_found_again(cluster: Cluster) -> None:
     """In the middle of a call without a deadline, and for the calls after it; other nodes' calls go on meanwhile."""
     async with relayed(cluster, "n-1") as relay:

@@ -1,4 +1,4 @@
-"""The cluster from a command line: `python -m rig prepare|up|down|images`."""
+"""The cluster from a command line: `python -m rig prepare|up|present|down|images`."""
 
 import argparse
 import subprocess
@@ -9,7 +9,7 @@ from rig import images
 from rig.cluster import Cluster
 from rig.machine import RigError
 from rig.node import Node
-from rig.paths import CHART, KUBECONFIG, programs
+from rig.paths import CHART, KUBECONFIG, NAME, programs
 
 
 def main() -> None:
@@ -19,6 +19,7 @@ def main() -> None:
     up = commands.add_parser("up", help="bring the cluster up and install Tidemark; as it is, where it is up")
     up.add_argument("--nodes", type=int, default=2)
     up.add_argument("--bare", action="store_true", help="without Tidemark")
+    commands.add_parser("present", help="succeed where the cluster is up")
     commands.add_parser("down", help="remove the cluster and all that it had on this machine")
     commands.add_parser("images", help="build our image again, and import it on every node")
     arguments = parser.parse_args()
@@ -32,13 +33,15 @@ def run(arguments: argparse.Namespace) -> None:
     began = time.monotonic()
 
     def say(text: str) -> None:
-        print(f"cluster: {time.monotonic() - began:5.1f} s  {text}", file=sys.stderr, flush=True)
+        print(f"{NAME}: {time.monotonic() - began:5.1f} s  {text}", file=sys.stderr, flush=True)
 
     if arguments.command == "prepare":
         programs()
         images.prepare()
         return
     present = Cluster.present()
+    if arguments.command == "present":
+        sys.exit(present is None)
     if arguments.command == "down":
         (present or Cluster(0)).down()
     elif arguments.command == "images":

@@ -7,15 +7,14 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rig import addons, cgroups, images, network
+from rig import addons, cgroups, images, network, shared
 from rig.control_plane import ControlPlane
 from rig.kubectl import Kubectl, KubectlError
 from rig.machine import RigError, until
-from rig.node import CNI_PLUGINS, OWN, Node
+from rig.node import CNI_PLUGINS, Node
 from rig.paths import CHART, KUBECONFIG, STATE, programs
 
 NAMESPACE = RELEASE = "tidemark"
@@ -68,11 +67,7 @@ class Cluster:
     @classmethod
     def present(cls) -> "Cluster | None":
         """The cluster of this machine, if one is up."""
-        try:
-            count = json.loads((STATE / "cluster.json").read_text())["nodes"]
-        except FileNotFoundError:
-            return None
-        found = cls(count)
+        found = cls(shared.nodes())
         return found if found.control_plane.running() else None
 
     def up(self, say: Callable[[str], None] = lambda _: None) -> None:
@@ -80,13 +75,7 @@ class Cluster:
         if reason := why_not():
             raise RigError(reason)
         self.down()
-        STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # They are the machine's: another cluster finds them, and leaves them.
-        mine = [str(point) for point in map(Path, (f"/var/lib/{name}" for name in OWN)) if not point.exists()]
-        found = {"nodes": len(self.nodes), "mount_points": mine, "netns": network.namespaces_are_mounted()}
-        (STATE / "cluster.json").write_text(json.dumps(found))
-        for point in mine:
-            Path(point).mkdir()
+        shared.note(len(self.nodes))
         network.make_bridge()
         with ThreadPoolExecutor() as pool:
             built = pool.submit(images.tidemark_archive)
@@ -109,21 +98,13 @@ class Cluster:
 
     def down(self) -> None:
         """Remove it, and all that it had on this machine, also of one that came up in part."""
-        noted = STATE / "cluster.json"
-        state = json.loads(noted.read_text()) if noted.exists() else {"nodes": 0, "mount_points": [], "netns": True}
+        count = shared.nodes()
         with ThreadPoolExecutor() as pool:
-            _all(pool.map(Node.down, [Node(index, state["nodes"]) for index in range(1, state["nodes"] + 1)]))
+            _all(pool.map(Node.down, [Node(index, count) for index in range(1, count + 1)]))
         self.control_plane.cut()
         network.remove_bridge()
-        if not state["netns"]:
-            network.unmount_namespaces()
         cgroups.remove()
-        shutil.rmtree(STATE, ignore_errors=True)
-        # Without its directory another cluster's mount would be gone too.
-        if not list(STATE.parent.glob("tidemark-cluster*")):
-            for point in state["mount_points"]:
-                with suppress(FileNotFoundError):
-                    Path(point).rmdir()
+        shared.forget()
 
     def node(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)

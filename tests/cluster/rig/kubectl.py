@@ -1,10 +1,14 @@
 """kubectl, from Python: documents are dicts, answers are JSON, and what fails says what kubectl said."""
 
 import json
+import queue
 import subprocess
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from typing import IO, Any
 
 from rig.paths import KUBECONFIG, programs
 
@@ -74,15 +78,52 @@ class Kubectl:
     def until(self, holds: Callable[[Document], object], kind: str, name: str, seconds: float = 90.0) -> Document:
         """Wait until something holds of one object, which may not exist yet. Raises KubectlError with what it was last."""
         deadline = time.monotonic() + seconds
-        while True:
-            found = self.find(kind, name)
-            if found and holds(found):
-                return found
-            if time.monotonic() > deadline:
-                state = json.dumps((found or {}).get("status"), indent=1)
-                said = "\n".join(self.events(name))
-                raise KubectlError(f"{kind} {name} did not get there in {seconds:.0f} s: {state}\n{said}")
-            time.sleep(0.5)
+        last: Document | None = None
+        with closing(self.watched(kind, name)) as states:
+            for found in states:
+                last = found
+                if found and holds(found):
+                    return found
+                if time.monotonic() > deadline:
+                    break
+        state = json.dumps((last or {}).get("status"), indent=1)
+        said = "\n".join(self.events(name))
+        raise KubectlError(f"{kind} {name} did not get there in {seconds:.0f} s: {state}\n{said}")
+
+    def watched(self, kind: str, name: str, pause: float = 0.5) -> Iterator[Document | None]:
+        """One object as it changes, for ever, and again after `pause` seconds without a change; None while there is none.
+
+        By one kubectl that watches: one that is started for each look costs a tenth of a second of a processor, and a few
+        tests that look twice a second were half of what the whole cluster took. Raises KubectlError where it ends.
+        """
+        argv = [str(programs() / "kubectl"), f"--kubeconfig={KUBECONFIG}", f"--namespace={self.namespace}", "get", kind]
+        argv += [f"--field-selector=metadata.name={name}", "--output=json", "--watch", "--output-watch-events"]
+        with (
+            tempfile.TemporaryFile("w+") as said,
+            subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, text=True) as process,
+        ):
+            assert process.stdout
+            events: queue.Queue[Document | None] = queue.Queue()
+            reader = threading.Thread(target=_read_events, args=(process.stdout, events))
+            reader.start()
+            found: Document | None = None
+            try:
+                while True:
+                    try:
+                        event = events.get(timeout=pause)
+                    except queue.Empty:
+                        yield found
+                        continue
+                    if event is None:
+                        said.seek(0)
+                        raise KubectlError(
+                            f"kubectl {' '.join(argv[3:])}: {said.read().strip() or 'the watch has ended'}"
+                        )
+                    found = event["object"] if event["type"] in {"ADDED", "MODIFIED"} else None
+                    yield found
+            finally:
+                process.kill()
+                reader.join()
 
     def ready(self, *pods: str, seconds: float = 90.0) -> None:
         """Wait until the pods run and are ready."""
@@ -105,6 +146,17 @@ class Kubectl:
 def is_ready(found: Document) -> bool:
     """Whether a snapshot, or a group's, can be used; for `until`."""
     return bool(found.get("status", {}).get("readyToUse"))
+
+
+def _read_events(stream: IO[str], events: "queue.Queue[Document | None]") -> None:
+    """Pass on each event of a watch, which kubectl prints over many lines; None at the end."""
+    text = ""
+    for line in stream:
+        text += line
+        if line == "}\n":
+            events.put(json.loads(text))
+            text = ""
+    events.put(None)
 
 
 def _manifest(documents: Sequence[Document]) -> str:

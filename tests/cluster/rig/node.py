@@ -14,12 +14,11 @@ from csi_driver.host import loop, loopctl
 from rig import certificates, cgroups, network
 from rig.machine import Machine, command, until
 from rig.paths import PKI, STATE, node_address, pod_subnet, programs
+from rig.shared import OWN
 
 PAUSE = "registry.k8s.io/pause:3.10.1"
 CNI_PLUGINS = "/usr/lib/cni"
 SOCKET = "/run/containerd/containerd.sock"
-OWN = ("kubelet", "tidemark", "cni")
-"""What each node has a directory of its own for, below /var/lib."""
 
 
 class Node(Machine):

@@ -1,7 +1,8 @@
 """Where the cluster has its state and its programs, and the addresses that it uses.
 
 All addresses lie in 198.18.0.0/15, which is reserved for benchmarks: nothing collides with the machine's own network, and
-nothing that is sent to one of them leaves the machine. TIDEMARK_CLUSTER=1 to 7 names another cluster beside the first one.
+nothing that is sent to one of them leaves the machine. TIDEMARK_CLUSTER=1 to 7 names another cluster beside the first one;
+where it does not, and scenarios run side by side, each of TIDEMARK_CLUSTERS clusters has its share of the processes.
 """
 
 import functools
@@ -12,10 +13,18 @@ from pathlib import Path
 
 TREE = Path(__file__).resolve().parents[3]
 CHART = TREE / "charts" / "tidemark"
-NUMBER = int(os.environ.get("TIDEMARK_CLUSTER") or 0)
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+"""Which of the processes this is that run tests side by side: gw0, gw1, ...; empty where there is but one."""
+NUMBER = int(os.environ.get("TIDEMARK_CLUSTER") or int(WORKER[2:] or 0) % int(os.environ.get("TIDEMARK_CLUSTERS") or 1))
 NAME = f"tidemark{NUMBER}"
 """Of the bridge, and the beginning of the names of what else is the whole machine's."""
-STATE = Path("/var/lib") / (f"tidemark-cluster-{NUMBER}" if NUMBER else "tidemark-cluster")
+
+
+def state_of(number: int) -> Path:
+    return Path("/var/lib") / (f"tidemark-cluster-{number}" if number else "tidemark-cluster")
+
+
+STATE = state_of(NUMBER)
 """On a real disk and root's alone: pools lie below it, and keys. One for the machine, whatever tree made it."""
 
 NODES = f"198.18.{32 * NUMBER}.0/19"
@@ -31,6 +40,8 @@ SCHEDULER_PORT = 12303 + 10 * NUMBER
 PKI = STATE / "pki"
 LOGS = STATE / "logs"
 AUDIT = LOGS / "audit.log"
+RAN = STATE / "ran"
+"""Which modules' scenarios have run on it, a line each."""
 KUBECONFIG = STATE / "admin.kubeconfig"
 
 
