@@ -58,7 +58,7 @@ test: ## Runs the checks, then every test that this machine can run; with ARGS o
 	@$(STAGE) 'packages and environment' $(MAKE) --no-print-directory system-cluster $(TEST_STAMP)
 	@$(STAGE) 'checks' $(MAKE) --no-print-directory check
 	@$(STAGE) 'csi-sanity and helm' $(MAKE) --no-print-directory test-tools
-	@$(STAGE) 'tests side by side' sh tests/tools/meanwhile.sh $(MAKE) --no-print-directory test-side-by-side
+	@$(STAGE) 'tests side by side' sh tests/tools/meanwhile.sh '$(RIG) prepare' $(MAKE) --no-print-directory test-side-by-side
 	@$(STAGE) 'tests one by one' $(MAKE) --no-print-directory test-alone
 	@$(MAKE) --no-print-directory test-cluster
 endif

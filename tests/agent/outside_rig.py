@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -122,13 +121,6 @@ def ready(endpoint: str, process: "subprocess.Popen[bytes]", log: Path, seconds:
         time.sleep(0.05)
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def scrape(port: int) -> Figures:
     """All samples of /metrics by name and labels."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
@@ -222,10 +214,10 @@ def parse_console(line: str) -> dict[str, str]:
 
 
 class Prober:
-    """Asks Probe every five milliseconds and remembers how long each answer took."""
+    """Asks Probe every five milliseconds and remembers from when to when (of the clock on the wall) each answer took."""
 
     def __init__(self, endpoint: str) -> None:
-        self.took: list[float] = []
+        self.asked: list[tuple[float, float]] = []
         self.error: BaseException | None = None
         self._client = Client(endpoint)
         self._over = threading.Event()
@@ -235,12 +227,16 @@ class Prober:
     def _work(self) -> None:
         try:
             while not self._over.is_set():
-                began = time.monotonic()
+                began = time.time()
                 assert self._client.probe()
-                self.took.append(time.monotonic() - began)
-                self._over.wait(max(0.0, 0.005 - self.took[-1]))
+                self.asked.append((began, time.time()))
+                self._over.wait(0.005)
         except BaseException as error:
             self.error = error
+
+    def within(self, began: float, ended: float) -> int:
+        """How many were asked and answered between two moments."""
+        return sum(began < first and last < ended for first, last in self.asked)
 
     def end(self) -> None:
         self._over.set()
@@ -255,21 +251,22 @@ def probing(endpoint: str) -> Iterator[Prober]:
     prober = Prober(endpoint)
     try:
         until = time.monotonic() + 30
-        while not prober.took and time.monotonic() < until:
+        while not prober.asked and time.monotonic() < until:
             time.sleep(0.001)
-        prober.took.clear()  # the first one connects
+        prober.asked.clear()  # the first one connects
         yield prober
     finally:
         prober.end()
 
 
 class Trace:
-    """strace of everything that a set of processes does about processes."""
+    """strace of everything that a set of processes does about processes, or of other calls."""
 
-    def __init__(self, out: Path, *pids: int) -> None:
+    def __init__(self, out: Path, *pids: int, of: str = "process") -> None:
         self._out = out
         which = [word for pid in pids for word in ("-p", str(pid))]
-        argv = ["strace", "-f", "-qq", "-e", "trace=process", "-e", "signal=none", "-o", str(out), *which]
+        argv = ["strace", "-f", "-qq", "-ttt", "-T", "-e", f"trace={of}", "-e", "raw=ioctl", "-e", "signal=none"]
+        argv += ["-o", str(out), *which]
         self._process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         until = time.monotonic() + 30
         while not all(self._traces(pid) for pid in pids):
@@ -288,6 +285,21 @@ class Trace:
         lines = self._out.read_text().splitlines()
         calls = [line for line in lines if re.search(r" (v?fork|clone3?|execveat|execve)\(", line)]
         return [line for line in calls if "CLONE_THREAD" not in line]
+
+    def ioctls(self, number: int) -> list[tuple[float, float]]:
+        """From when to when each ioctl of this number took, by the clock on the wall; complete once the trace has ended."""
+        spans, entered = [], set()
+        for line in self._out.read_text().splitlines():
+            thread, at, rest = line.split(maxsplit=2)
+            if f", {number:#x}, " in rest and rest.endswith("<unfinished ...>"):
+                entered.add(thread)
+            elif match := re.search(r"<([\d.]+)>$", rest):
+                if f", {number:#x}, " in rest:
+                    spans.append((float(at), float(at) + float(match[1])))
+                elif rest.startswith("<... ioctl resumed>") and thread in entered:
+                    entered.remove(thread)
+                    spans.append((float(at) - float(match[1]), float(at)))
+        return spans
 
     def end(self) -> None:
         if self._process.poll() is None:

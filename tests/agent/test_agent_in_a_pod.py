@@ -18,8 +18,9 @@ from typing import Any
 import grpc
 import pytest
 from cluster_rig import write_identity
+from free_ports import free_port
 from kubelet_rig import Kubelet
-from outside_rig import agent_of, free_port, ready, why_no_pool
+from outside_rig import agent_of, ready, why_no_pool
 
 from csi_driver._pb import csi_pb2, csi_pb2_grpc
 from csi_driver.rpc import tls

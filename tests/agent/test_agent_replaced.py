@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -17,8 +18,9 @@ from pathlib import Path
 
 import pytest
 from agent_rig import AgentRig
+from free_ports import free_port
 from node_host import Mount, clean, share
-from outside_rig import free_port, scrape, why_no_pool
+from outside_rig import scrape, why_no_pool
 
 from csi_driver.domain.model import Capability, Mode, SizeRange
 from csi_driver.host import loop, mountinfo, mounts
@@ -37,12 +39,12 @@ class Pods(AgentRig):
 
     def __init__(self, root: Path) -> None:
         self.port = free_port()
-        registry = root / "registry"
-        registry.mkdir()
+        # Not below the test's directory: with the name of a socket that is made there, it is longer than a socket's may be.
+        self._registry = tempfile.TemporaryDirectory(prefix="tm-")
         super().__init__(
             root,
             "2Gi",
-            *("--register", str(registry), "--kubelet-socket", f"{root}/csi.sock"),
+            *("--register", self._registry.name, "--kubelet-socket", f"{root}/csi.sock"),
             *("--metrics-address", f"127.0.0.1:{self.port}"),
         )
         self.prefix = CONTAINER
@@ -58,7 +60,8 @@ class Pods(AgentRig):
         """By identity: with a container's mount namespace, the paths of its devices' files have gone."""
         if self.process is not None and self.process.poll() is None:
             self.kill()
-        until = time.monotonic() + 10
+        self._registry.cleanup()
+        until = time.monotonic() + 60
         while True:
             try:
                 self._take_away()

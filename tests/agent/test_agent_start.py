@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from agent_rig import AgentRig
-from outside_rig import Disk, agent_of, free_port, ready, refused, scrape, use, why_no_pool
+from free_ports import free_port
+from outside_rig import Disk, agent_of, ready, refused, scrape, use, why_no_pool
 
 from csi_driver.domain.model import Capability, Mode, SizeRange
 from csi_driver.rpc.client import CallRefused, Client

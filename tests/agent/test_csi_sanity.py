@@ -1,4 +1,7 @@
-"""csi-sanity, the conformance suite of the CSI project, against a real agent, twice on each: nothing may be left.
+"""csi-sanity, the conformance suite of the CSI project, against a real agent: nothing may be left.
+
+A second run on the same agent shows that nothing is left that no look of ours finds. One kind has it, XFS: of a volume and
+its snapshots, that leaves a mount, a device and an image, and copies that are alike to the kernel.
 
 The suite does not grow a file system that is mounted: its expansion spec grows the volume before it is staged. So all
 of it passes where the agent lacks CAP_SYS_RESOURCE as well; growing in use has tests of its own (tests/node).
@@ -22,10 +25,11 @@ from agent_rig import AgentRig
 from csi_driver.host import loop, mountinfo
 from csi_driver.rpc.client import CallRefused, Client
 
-pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.root, pytest.mark.slow(seconds=40), pytest.mark.timeout(1000)]
 
 BUILDER = Path(__file__).resolve().parent.parent / "tools" / "csi-sanity.sh"
-RUN_SECONDS = 170.0
+RUN_SECONDS = 400.0
+"""Only to end what hangs: a run takes 15 s on a quiet machine."""
 
 KUBELET = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 """All of the environment that agent and suite are given: what a container of a node has, and nothing of who tests."""
@@ -175,7 +179,7 @@ def nothing_is_left(rig: AgentRig, client: Client) -> None:
     assert [(pool.volumes, pool.snapshots, pool.committed) for pool in client.pools()] == [(0, 0, 0)]
     for name in ("volumes", "snapshots", "groups", ".new"):
         assert [path.name for path in (rig.pool / name).iterdir()] == [], name
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while list((rig.pool / ".trash").iterdir()) and time.monotonic() < until:
         time.sleep(0.05)
     assert list((rig.pool / ".trash").iterdir()) == []
@@ -223,13 +227,15 @@ def _type_of_dev() -> str:
 
 
 @pytest.mark.parametrize(
-    ("kind", "shown"),
-    [(EXT4, "ext4"), (XFS, "xfs"), (BLOCK, "")],
+    ("kind", "shown", "runs"),
+    [(EXT4, "ext4", 1), (XFS, "xfs", 2), (BLOCK, "", 1)],
     ids=["mount-ext4", "mount-xfs", "block"],
 )
-def test_conformance_on_a_real_pool(rig: AgentRig, kubelet: None, suite: str, kind: Kind, shown: str) -> None:
+def test_conformance_on_a_real_pool(
+    rig: AgentRig, kubelet: None, suite: str, kind: Kind, shown: str, runs: int
+) -> None:
     with rig.start() as client:
-        for _ in range(2):
+        for _ in range(runs):
             with mounted_below(rig.root, rig.pool) as seen:
                 run(suite, rig.endpoint, rig.root, kind)
             assert seen == {shown or _type_of_dev()}
@@ -271,6 +277,5 @@ def _ready(client: Client) -> bool:
 
 
 def test_conformance_in_memory(memory: Client, tmp_path: Path, suite: str) -> None:
-    for _ in range(2):
-        run(suite, memory.endpoint, tmp_path, BLOCK)  # there are no mounts in memory
-        assert memory.tree() == []
+    run(suite, memory.endpoint, tmp_path, BLOCK)  # there are no mounts in memory
+    assert memory.tree() == []

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from agent_rig import AgentRig
+from free_ports import free_port
 from outside_rig import (
     Stubs,
     free,
-    free_port,
     scrape,
     told,
     until_done,
@@ -21,7 +21,7 @@ from csi_driver._pb import csi_pb2 as c
 from csi_driver.domain.model import Capability, Mode, SizeRange, Source
 from csi_driver.rpc.client import CallRefused, Client
 
-pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.root, pytest.mark.slow(seconds=60), pytest.mark.timeout(200)]
 
 MIB = 1 << 20
 XFS = Capability("mount", Mode.MULTI_WRITER, "xfs")
@@ -76,7 +76,6 @@ def test_a_volume_frozen_from_outside_is_alone_with_it(rig: AgentRig, capsys: py
         growing, ended = in_background(lambda: client.grow(volume, str(target)))
         time.sleep(0.5)
         whole_life(rig, client, "beside")
-        looked = time.monotonic()
         assert client.probe()
         assert [node.name for node in client.tree()] == ["frozen"]
         with Stubs(rig.endpoint) as to:
@@ -84,8 +83,7 @@ def test_a_volume_frozen_from_outside_is_alone_with_it(rig: AgentRig, capsys: py
             assert len(to.controller.ListSnapshots(c.ListSnapshotsRequest(), timeout=10).entries) == 0
             to.controller.GetCapacity(c.GetCapacityRequest(), timeout=10)
         scrape(port)
-        assert time.monotonic() - looked < 15
-        assert not ended
+        assert not ended, "all that was answered while it hung"
         growing.join(100)
         given_up = time.monotonic() - began
         (refusal,) = ended
@@ -100,7 +98,7 @@ def test_a_volume_frozen_from_outside_is_alone_with_it(rig: AgentRig, capsys: py
         assert caught.value.code == "ABORTED"
         assert client.probe()
         assert sorted(node.name for node in client.tree()) == ["frozen"]
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < given_up, "it waited once more"
         whole_life(rig, client, "after")
         began = time.monotonic()
         assert rig.stop(30) == 0

@@ -1,19 +1,25 @@
 """Long calls, clients that go away meanwhile, and the end of an agent that is at work."""
 
+import fcntl
 import json
 import os
+import shutil
 import signal
+import struct
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from agent_rig import AgentRig
 from outside_rig import (
+    Prober,
     Stubs,
+    Trace,
     fork_server,
     only_its_fork_server,
     probing,
@@ -28,12 +34,16 @@ from csi_driver.domain.model import Capability, Mode, SizeRange, Source
 from csi_driver.host import mountinfo
 from csi_driver.rpc.client import CallRefused, Client
 
-pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(200)]
+# Alone: what is long here is long for a quiet machine, and the drain has a limit in the product.
+pytestmark = [pytest.mark.root, pytest.mark.slow(seconds=40), pytest.mark.timeout(400), pytest.mark.alone]
 
 MIB = 1 << 20
 XFS = Capability("mount", Mode.MULTI_WRITER, "xfs")
 BLOCK = Capability("block", Mode.MULTI_WRITER)
-EXTENTS = 200_000
+EXTENTS = 100_000
+ATTEMPTS = 6
+"""At meeting a call while it works: how long that takes is the machine's affair."""
+FICLONE, FIEMAP = 0x40049409, 0xC020660B
 
 
 @contextmanager
@@ -48,7 +58,7 @@ def serving(rig: AgentRig, *options: str) -> Iterator[Client]:
 
 
 class Big:
-    """A pool with a raw block volume whose image has 200,000 extents; each test starts an agent of its own on it."""
+    """A pool with a raw block volume whose image has 100,000 extents; each test starts an agent of its own on it."""
 
     def __init__(self, rig: AgentRig) -> None:
         self.rig = rig
@@ -75,91 +85,171 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Big]:
         rig.clean()
 
 
-def milliseconds(seconds: list[float]) -> str:
-    return f"{max(seconds) * 1000:.0f} ms of {len(seconds)}"
-
-
-def test_the_event_loop_goes_on_during_large_ioctls(big: Big, capsys: pytest.CaptureFixture[str]) -> None:
-    said = []
-    with serving(big.rig) as client:
-        with probing(big.rig.endpoint) as idle:
-            time.sleep(1)
-        said.append(f"idle: {milliseconds(idle.took)}")
-        with probing(big.rig.endpoint) as during:
-            began = time.monotonic()
-            for _ in range(10):
-                (node,) = [node for node in client.tree(volume_id=big.volume, with_usage=True) if node.kind == "volume"]
-            took = time.monotonic() - began
-        assert node.usage is not None
-        assert node.usage.extents == EXTENTS
-        assert len(during.took) > 10
-        said.append(f"FIEMAP of {EXTENTS} extents ({took / 10:.2f} s each): {milliseconds(during.took)}")
-        with probing(big.rig.endpoint) as during:
-            began = time.monotonic()
-            snapshot = client.create_snapshot(big.volume, "large")
-            took = time.monotonic() - began
-        assert len(during.took) > 20
-        said.append(f"CreateSnapshot ({took:.2f} s): {milliseconds(during.took)}")
-        with probing(big.rig.endpoint) as during:
-            began = time.monotonic()
-            copy = client.create_volume("large copy", SizeRange(), [BLOCK], source=Source("snapshot", snapshot.id))
-            took = time.monotonic() - began
-        assert len(during.took) > 20
-        said.append(f"CreateVolume from it ({took:.2f} s): {milliseconds(during.took)}")
-        client.delete_volume(copy.id)
-        client.delete_snapshot(snapshot.id)
-        assert big.rig.stop() == 0
-    with capsys.disabled():
-        print("\nlongest answer to Probe: " + "; ".join(said))
-
-
-def at_work(rig: AgentRig) -> None:
-    """Wait until something is being made in the pool, unseen as yet."""
-    until = time.monotonic() + 30
-    while not list((rig.pool / ".new").glob("*/*.img")):
-        assert time.monotonic() < until
+def until(true: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
         time.sleep(0.005)
 
 
-def quiet(rig: AgentRig) -> None:
-    """Wait until the blocks of what was deleted are back: XFS returns hundreds of thousands of them long after the unlink, and a
-    clone waits for it several times as long as it takes.
+def in_progress(rig: AgentRig, volume: str) -> bool:
+    """Whether a call holds the volume's lock: a growth that would be refused in any case is refused for that first."""
+    with Client(rig.endpoint) as other, pytest.raises(CallRefused) as caught:
+        other.expand_volume(volume, SizeRange(1 << 50))
+    assert caught.value.code in {"ABORTED", "OUT_OF_RANGE"}
+    return caught.value.code == "ABORTED"
+
+
+def takes_no_more(rig: AgentRig) -> bool:
+    """Whether an agent that was told to end says so to whoever calls now."""
+    with Client(rig.endpoint) as late:
+        try:
+            late.probe()
+        except CallRefused as error:
+            return error.code == "UNAVAILABLE"
+    return False
+
+
+def longest(prober: Prober) -> str:
+    took = [ended - began for began, ended in prober.asked]
+    return f"{max(took) * 1000:.0f} ms of {len(took)}"
+
+
+def test_the_event_loop_goes_on_during_large_ioctls(
+    big: Big, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Probes are asked and answered between the beginning and the end of an ioctl, as strace saw them.
+
+    A loop that waits for the ioctl has none there, on any machine: what was asked meanwhile is answered after it.
     """
-    until = time.monotonic() + 120
-    free = -1
-    while os.listdir(rig.pool / ".trash") or free != (free := os.statvfs(rig.pool).f_bfree):
-        assert time.monotonic() < until
-        time.sleep(1)
+    if shutil.which("strace") is None:
+        pytest.skip("needs strace: install Debian's strace")
+    with serving(big.rig) as client:
+        assert big.rig.process is not None
+        try:
+            trace = Trace(tmp_path / "trace", big.rig.process.pid, of="ioctl")
+        except OSError as error:
+            pytest.skip(f"strace may not look here: {error}")
+        try:
+            with probing(big.rig.endpoint) as idle:
+                time.sleep(1)
+            walks = []
+            with probing(big.rig.endpoint) as walking:
+                for _ in range(3):
+                    began = time.time()
+                    (node,) = [
+                        one for one in client.tree(volume_id=big.volume, with_usage=True) if one.kind == "volume"
+                    ]
+                    walks.append((began, time.time()))
+                    assert node.usage is not None
+                    assert node.usage.extents == EXTENTS
+            with probing(big.rig.endpoint) as cutting:
+                snapshot = client.create_snapshot(big.volume, "large")
+            with probing(big.rig.endpoint) as copying:
+                copy = client.create_volume("large copy", SizeRange(), [BLOCK], source=Source("snapshot", snapshot.id))
+        finally:
+            trace.end()
+        client.delete_volume(copy.id)
+        client.delete_snapshot(snapshot.id)
+        assert big.rig.stop() == 0
+    slices = trace.ioctls(FIEMAP)
+    for began, ended in walks:
+        # A walk is many calls, of 4,096 extents each: what counts is the time from the first to the last.
+        mine = [(first, last) for first, last in slices if began < first and last < ended]
+        assert len(mine) >= EXTENTS // 4096
+        assert walking.within(mine[0][0], mine[-1][1]) >= 3
+    cut, copied = trace.ioctls(FICLONE)
+    assert cutting.within(*cut) >= 3
+    assert copying.within(*copied) >= 3
+    with capsys.disabled():
+        print(
+            f"\nlongest answer to Probe, under strace: idle: {longest(idle)}; "
+            f"three walks over {EXTENTS} extents: {longest(walking)}; "
+            f"CreateSnapshot (FICLONE of {cut[1] - cut[0]:.2f} s): {longest(cutting)}; "
+            f"CreateVolume from it ({copied[1] - copied[0]:.2f} s): {longest(copying)}"
+        )
+
+
+def at_work(rig: AgentRig, call: Any) -> None:
+    """Wait until something is being made in the pool, unseen as yet, or its call has ended before that was seen."""
+    until(lambda: call.done() or list((rig.pool / ".new").glob("*/*.img")))
+
+
+def quiet(rig: AgentRig) -> None:
+    """Wait until the blocks of what was deleted are back.
+
+    XFS returns them in the background, long after the unlink (inodegc, since Linux 5.14), and a clone waits for it several
+    times as long as it takes. statfs only starts that work, and tells a number that stands still in between. But
+    XFS_IOC_FREE_EOFBLOCKS ends with xfs_inodegc_flush, which waits for all of it; measured: 100,000 shared extents, free
+    blocks as before right after it, where statfs went on rising for 4 s. FIFREEZE waits as well, and would hold the agent.
+    """
+    until(lambda: not os.listdir(rig.pool / ".trash"))  # the agent's own part: it unlinks in the background too
+    directory = os.open(rig.pool, os.O_RDONLY)
+    try:
+        version, sync = 1, 1
+        fcntl.ioctl(directory, 0x8080583A, struct.pack("=6I13Q", version, sync, *[0] * 17))
+    finally:
+        os.close(directory)
+
+
+class Left:
+    """What the log says about a call under a name, and whether that was what a test wants to see."""
+
+    def __init__(self, rig: AgentRig, method: str, name: str) -> None:
+        lines = [json.loads(line) for line in rig.log.read_text().splitlines() if line.startswith("{")]
+        mine = [line for line in lines if line.get("method", "").endswith(method) and line.get("name") == name]
+        self.told = [(line["event"], line["code"]) for line in mine if line["code"] != "ABORTED"]
+        self.at_work = self.told == [("call", "CANCELLED"), ("late", "OK"), ("call", "OK")]
+        self.too_late = self.told[:1] == [("call", "OK")]
 
 
 @pytest.mark.parametrize("going", ["deadline", "cancel", "disconnect"])
 def test_a_client_that_goes_away_leaves_whole_objects(big: Big, going: str) -> None:
+    rig = big.rig
+    seconds = 1.0
+    """The deadline. It is to pass while the clone is made; where it did not, another is tried."""
+
     def leave(method: Any, request: Any, stubs: Stubs) -> None:
-        call = method.future(request, timeout=1.0 if going == "deadline" else 60)
-        at_work(big.rig)
+        call = method.future(request, timeout=seconds if going == "deadline" else 60)
+        at_work(rig, call)
         if going != "deadline":
             call.cancel() if going == "cancel" else stubs.channel.close()
-        with pytest.raises((grpc.RpcError, grpc.FutureCancelledError)):
+        with suppress(grpc.RpcError, grpc.FutureCancelledError):
             call.result()
 
-    rig = big.rig
+    def left(method: str, request: Any, again: Callable[[str], Any]) -> Any:
+        """Go away while it works, and ask again; returns what is made then. A call that was not met at work is of no use."""
+        nonlocal seconds
+        for attempt in range(ATTEMPTS):
+            request.name = f"{going} {method} {attempt}"
+            with Stubs(rig.endpoint) as to:
+                leave(getattr(to.controller, method), request, to)
+            made = until_done(lambda: again(request.name))
+            found = Left(rig, method, request.name)
+            if found.at_work:
+                return made
+            delete = client.delete_snapshot if method == "CreateSnapshot" else client.delete_volume
+            delete(made.id)
+            quiet(rig)
+            seconds *= 0.5 if found.too_late else 1.7
+        raise AssertionError(f"{method} was never left while it worked; at last: {found.told}")
+
     with serving(rig, "--log-format", "json") as client:
+        quiet(rig)
         assert rig.process is not None
         agent = rig.process.pid
-        with Stubs(rig.endpoint) as to:
-            request = c.CreateSnapshotRequest(name=f"{going} cut", source_volume_id=big.volume)
-            leave(to.controller.CreateSnapshot, request, to)
-        snapshot = until_done(lambda: client.create_snapshot(big.volume, f"{going} cut"))
-        with Stubs(rig.endpoint) as to:
-            source = c.VolumeContentSource(snapshot=c.VolumeContentSource.SnapshotSource(snapshot_id=snapshot.id))
-            block = c.VolumeCapability(block=c.VolumeCapability.BlockVolume())
-            block.access_mode.mode = c.VolumeCapability.AccessMode.SINGLE_NODE_MULTI_WRITER
-            wish = c.CreateVolumeRequest(
-                name=f"{going} copy", volume_capabilities=[block], volume_content_source=source
-            )
-            leave(to.controller.CreateVolume, wish, to)
-        copy = until_done(
-            lambda: client.create_volume(f"{going} copy", SizeRange(), [BLOCK], source=Source("snapshot", snapshot.id))
+        snapshot = left(
+            "CreateSnapshot",
+            c.CreateSnapshotRequest(source_volume_id=big.volume),
+            lambda name: client.create_snapshot(big.volume, name),
+        )
+        source = c.VolumeContentSource(snapshot=c.VolumeContentSource.SnapshotSource(snapshot_id=snapshot.id))
+        block = c.VolumeCapability(block=c.VolumeCapability.BlockVolume())
+        block.access_mode.mode = c.VolumeCapability.AccessMode.SINGLE_NODE_MULTI_WRITER
+        copy = left(
+            "CreateVolume",
+            c.CreateVolumeRequest(volume_capabilities=[block], volume_content_source=source),
+            lambda name: client.create_volume(name, SizeRange(), [BLOCK], source=Source("snapshot", snapshot.id)),
         )
         assert copy.size == EXTENTS * 8192
         assert sorted(node.id for node in client.tree()) == sorted([big.volume, snapshot.id, copy.id])
@@ -170,11 +260,6 @@ def test_a_client_that_goes_away_leaves_whole_objects(big: Big, going: str) -> N
         client.delete_volume(copy.id)
         client.delete_snapshot(snapshot.id)
         assert rig.stop() == 0
-    lines = [json.loads(line) for line in rig.log.read_text().splitlines() if line.startswith("{")]
-    for method in ("CreateSnapshot", "CreateVolume"):
-        mine = [line for line in lines if line.get("method", "").endswith(method) and going in line.get("name", "")]
-        told = [(line["event"], line["code"]) for line in mine if line["code"] != "ABORTED"]
-        assert told == [("call", "CANCELLED"), ("late", "OK"), ("call", "OK")]
 
 
 def test_a_client_that_goes_away_inside_a_cut(rig: AgentRig, client: Client) -> None:
@@ -187,7 +272,7 @@ def test_a_client_that_goes_away_inside_a_cut(rig: AgentRig, client: Client) -> 
     try:
         with Stubs(rig.endpoint) as to:
             call = to.controller.CreateSnapshot.future(c.CreateSnapshotRequest(name="s", source_volume_id=volume))
-            time.sleep(0.3)
+            until(lambda: in_progress(rig, volume))
             call.cancel()
         with pytest.raises(CallRefused) as caught:
             client.create_snapshot(volume, "s")
@@ -203,30 +288,27 @@ def test_a_client_that_goes_away_inside_a_cut(rig: AgentRig, client: Client) -> 
 
 def test_sigterm_drains_a_running_call(big: Big) -> None:
     rig = big.rig
-    with serving(rig) as client, Stubs(rig.endpoint) as to:
-        assert client.probe()
-        quiet(rig)
-        running = to.controller.CreateSnapshot.future(
-            c.CreateSnapshotRequest(name="at the end", source_volume_id=big.volume), timeout=60
-        )
-        at_work(rig)
-        assert not running.done()
-        began = time.monotonic()
-        assert rig.process is not None
-        rig.process.send_signal(signal.SIGTERM)
-        time.sleep(0.1)
-        assert not running.done(), "the call was too short to be seen running"
-        with Client(rig.endpoint) as late, pytest.raises(CallRefused) as caught:
-            late.probe()
-        assert caught.value.code == "UNAVAILABLE"
-        made = running.result().snapshot
-        assert made.ready_to_use
-        assert rig.process.wait(30) == 0
-        assert time.monotonic() - began < 20
-    with serving(rig) as client:
-        assert made.snapshot_id in [node.id for node in client.tree()]
-        client.delete_snapshot(made.snapshot_id)
-        assert rig.stop() == 0
+    for attempt in range(ATTEMPTS):
+        with serving(rig) as client, Stubs(rig.endpoint) as to:
+            quiet(rig)
+            running = to.controller.CreateSnapshot.future(
+                c.CreateSnapshotRequest(name=f"at the end {attempt}", source_volume_id=big.volume), timeout=60
+            )
+            at_work(rig, running)
+            assert rig.process is not None
+            rig.process.send_signal(signal.SIGTERM)
+            until(lambda: takes_no_more(rig))
+            in_between = not running.done()
+            made = running.result().snapshot
+            assert made.ready_to_use
+            assert rig.process.wait(60) == 0
+        with serving(rig) as client:
+            assert made.snapshot_id in [node.id for node in client.tree()]
+            client.delete_snapshot(made.snapshot_id)
+            assert rig.stop() == 0
+        if in_between:
+            return
+    raise AssertionError("no call was still running when the agent took no more")
 
 
 def test_sigterm_drains_a_call_in_a_child(rig: AgentRig, client: Client) -> None:
@@ -248,9 +330,10 @@ def test_sigterm_drains_a_call_in_a_child(rig: AgentRig, client: Client) -> None
     staging = threading.Thread(target=stage)
     staging.start()
     try:
-        time.sleep(0.3)
+        until(lambda: in_progress(rig, volume))
         rig.process.send_signal(signal.SIGTERM)
-        time.sleep(0.7)
+        until(lambda: takes_no_more(rig))
+        time.sleep(0.5)  # for what must not happen: it does not end
         assert rig.process.poll() is None
         assert not ended
         assert stopped(server)

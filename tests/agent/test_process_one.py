@@ -24,7 +24,7 @@ def command_of(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
 
 
-def wait_for(what: str, condition: object, seconds: float = 20.0) -> None:
+def wait_for(what: str, condition: object, seconds: float = 60.0) -> None:
     until = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < until, f"not within {seconds} s: {what}"
@@ -72,4 +72,4 @@ def test_process_one_ends_in_order(rig: AgentRig, number: signal.Signals) -> Non
         assert rig.process is not None
         (init,) = children_of(rig.process.pid)
         os.kill(init, number)
-        assert rig.process.wait(20) == 0
+        assert rig.process.wait(60) == 0

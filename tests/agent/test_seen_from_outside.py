@@ -13,12 +13,12 @@ from typing import Any
 import grpc
 import pytest
 from agent_rig import AgentRig
+from free_ports import free_port
 from outside_rig import (
     Stubs,
     Trace,
     fork_server,
     free,
-    free_port,
     only_its_fork_server,
     parse_console,
     scrape,

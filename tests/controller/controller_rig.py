@@ -142,7 +142,7 @@ class ControllerRig:
 
 
 async def until(what: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not what():
             await asyncio.sleep(0.01)
 
@@ -152,6 +152,6 @@ async def ready(stub: csi_pb2_grpc.IdentityStub) -> bool:
 
 
 async def until_ready(stub: csi_pb2_grpc.IdentityStub) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not await ready(stub):
             await asyncio.sleep(0.01)

@@ -15,7 +15,7 @@ from csi_driver.kube.kinds import CLAIMS, CONTENTS, ROLLBACKS, SNAPSHOTS, VOLUME
 
 
 async def until(what: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not what():
             await asyncio.sleep(0.01)
 
@@ -27,7 +27,7 @@ async def figures(rig: ControllerRig) -> str:
 
 
 async def test_the_leader_takes_a_disk_back(rig: ControllerRig) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not (await rig.identity.Probe(C.ProbeRequest())).ready.value:
             await asyncio.sleep(0.01)
     made = await rig.stub.CreateVolume(create_volume("pvc-1", accessibility_requirements=places("n-1")))

@@ -38,7 +38,7 @@ async def discovery(api: Api) -> AsyncIterator[ClusterDiscovery]:
 
 
 async def known(discovery: ClusterDiscovery) -> ClusterDiscovery:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not discovery.known():
             await asyncio.sleep(0.005)
     return discovery
@@ -91,7 +91,7 @@ async def test_while_a_pod_is_replaced_the_one_that_stays_speaks_for_the_node(
     await known(discovery)
     assert (discovery.place("n") or Place("", "")).address == "127.0.0.1:1"  # it still answers
     fake.put(PODS, agent_pod("new", "n", 4, ready=False), NAMESPACE)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (discovery.place("n") or Place("", "")).address != "127.0.0.1:4":
             await asyncio.sleep(0.005)
 
@@ -109,7 +109,7 @@ async def test_a_dead_node_is_forgotten_and_counts_again(fake: FakeApi, api: Api
     assert discovery.owners() == ["alive", "dead"]
     await forgotten.forget(api, OURS, "dead", NOW)
     assert (fake.get(CONFIG_MAPS, "tidemark-forgotten", NAMESPACE) or {})["data"] == {"dead": "2026-11-26T07:30:00Z"}
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not discovery.forgotten("dead"):
             await asyncio.sleep(0.005)
     assert discovery.owners() == ["alive"]
@@ -118,7 +118,7 @@ async def test_a_dead_node_is_forgotten_and_counts_again(fake: FakeApi, api: Api
     await forgotten.unforget(api, OURS, "dead")
     with pytest.raises(NotFound, match="not forgotten"):
         await forgotten.unforget(api, OURS, "dead")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while discovery.forgotten("dead"):
             await asyncio.sleep(0.005)
     assert discovery.owners() == ["alive", "dead"]
@@ -133,12 +133,12 @@ async def test_a_forgotten_node_that_is_back_is_asked_again(
     await known(discovery)
     fake.put(NODES, node("n"))
     fake.put(PODS, agent_pod("a", "n", 1, ready=False), NAMESPACE)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while discovery.place("n") is None or not (discovery.place("n") or Place("", "")).address:
             await asyncio.sleep(0.005)
     assert discovery.forgotten("n")
     fake.put(PODS, agent_pod("a", "n", 1), NAMESPACE)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while discovery.forgotten("n"):
             await asyncio.sleep(0.005)
     assert discovery.owners() == ["n"]
@@ -158,7 +158,7 @@ async def test_before_all_is_read_nobody_is_taken_for_given_up(fake: FakeApi, ap
     mirrors = Mirrors(api)
     discovery = ClusterDiscovery(mirrors, OURS)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while discovery.unread() != [str(PODS)]:
                 await asyncio.sleep(0.005)
         assert not discovery.forgotten("n")
@@ -191,7 +191,7 @@ async def test_an_owner_that_volumes_alone_name_goes_with_the_last_of_them(
     fake: FakeApi, discovery: ClusterDiscovery
 ) -> None:
     async def owners(*expected: str) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while discovery.owners() != list(expected):
                 await asyncio.sleep(0.005)
 

@@ -81,7 +81,7 @@ async def test_orphans_of_a_cluster(rig: ControllerRig, fake: FakeApi) -> None:
     await rig.agents["n-10"].start()
     rig.persist("pvc-3", made["pvc-3"])
     await rig.stub.DeleteVolume(C.DeleteVolumeRequest(volume_id=made["pvc-2"]))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await part.look():
             await asyncio.sleep(0.01)
     await mirror.stop()
@@ -90,7 +90,7 @@ async def test_orphans_of_a_cluster(rig: ControllerRig, fake: FakeApi) -> None:
 async def test_the_leader_looks(rig: ControllerRig) -> None:
     assert orphans.EVERY_SECONDS < GRACE_SECONDS
     await until_ready(rig.identity)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while rig.agents["n-1"].asked("ListVolumes") == 0:
             await asyncio.sleep(0.01)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import ssl
 from base64 import b64decode
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import aiohttp
 from controller_rig import NAMESPACE, ControllerRig
 from fake_api import FakeApi
+from free_ports import free_port
 from pin_rig import NS, Objects, claim
 from rpc_rig import create_volume, places
 from test_controller import http, until_ready
@@ -91,12 +91,6 @@ async def pinned(fake: FakeApi, port: int) -> str:
                 await asyncio.sleep(0.05)
     notes = json.loads(b64decode(response["patch"]))[0]["value"]
     return str(notes[SELECTED_NODE])
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def told(fake: FakeApi) -> dict[str, str]:

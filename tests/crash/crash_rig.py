@@ -9,6 +9,7 @@ import select
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -301,7 +302,8 @@ async def every_point(world: World, scenario: Scenario, how: str = "kill", *, de
         if how == "power":
             world.remount()
         try:
-            await recovered(world, scenario, pool, killed, before, after, between)
+            twice = recovers_twice(f"{how} {scenario.name}", number, len(points))
+            await recovered(world, scenario, pool, killed, before, after, between, twice)
         except AssertionError as error:
             raise AssertionError(f"{where}: {error}") from error
         await put_away(pool)
@@ -309,10 +311,38 @@ async def every_point(world: World, scenario: Scenario, how: str = "kill", *, de
     return len(points)
 
 
+def recovers_twice(name: str, number: int, of: int) -> bool:
+    """Whether a second recovery is looked at after the kill at a point: at the first, the last, and a third of the others.
+
+    It costs two more openings of the pool, beside one. Whether a recovery leaves something for the next one to do seldom
+    depends on one point alone: neighbours leave the same files, or differ by one. Which third it is goes by the name, so
+    that it is the same in each run, and what the scenarios have in common is met at each of its points by some of them.
+    """
+    return number in {1, of} or number % 3 == zlib.crc32(name.encode()) % 3
+
+
 async def recovered(
-    world: World, scenario: Scenario, pool: Path, killed: Killed, before: State, after: State, between: list[State]
+    world: World,
+    scenario: Scenario,
+    pool: Path,
+    killed: Killed,
+    before: State,
+    after: State,
+    between: list[State],
+    twice: bool,
 ) -> None:
+    """Check what a kill left. Without a look at a second recovery, the agent that recovered is the one that is called again."""
     by_file = bool(scenario.mounted)
+
+    async def call_again(rig: Rig) -> None:
+        # Whoever was not answered calls again, and gets what it asked for.
+        await scenario.operate(rig)
+        found = state(rig, by_file=by_file)
+        assert found == after, f"after the same call again: {difference(found, before, after)}"
+        await scenario.operate(rig)
+        assert state(rig, by_file=by_file) == after, "the second call changed something"
+        await check_tidy(pool)
+
     async with world.opened(pool) as rig:
         found = state(rig, by_file=by_file)
         if killed.acknowledged:
@@ -324,16 +354,13 @@ async def recovered(
             assert not is_frozen(rig.staging(find(rig, name))), "still frozen"
         if not by_file:
             assert rig.devices() == []
+        if not twice:
+            await call_again(rig)
+            return
     if not by_file:
         await check_second_recovery(world, pool)
     async with world.opened(pool) as rig:
-        # Whoever was not answered calls again, and gets what it asked for.
-        await scenario.operate(rig)
-        found = state(rig, by_file=by_file)
-        assert found == after, f"after the same call again: {difference(found, before, after)}"
-        await scenario.operate(rig)
-        assert state(rig, by_file=by_file) == after, "the second call changed something"
-        await check_tidy(pool)
+        await call_again(rig)
 
 
 def difference(found: State, *others: State) -> str:

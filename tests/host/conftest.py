@@ -163,8 +163,9 @@ def pool(tmp_path: Path) -> Iterator[Pool]:
 
 
 @pytest.fixture
-async def children() -> AsyncIterator[Children]:
-    children = Children()
+async def children(request: pytest.FixtureRequest) -> AsyncIterator[Children]:
+    """Patient: what is killed may die slowly on a busy machine. By indirect parametrization the grace is another one."""
+    children = Children(grace=getattr(request, "param", 20.0))
     await children.start()
     yield children
     await asyncio.wait_for(children.stop(), 20)

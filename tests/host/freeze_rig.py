@@ -21,6 +21,16 @@ from csi_driver.host.loop import LoopDevice
 
 SIZES = {"xfs": 300 << 20, "ext4": 64 << 20}
 
+# On a busy machine a step of a few milliseconds may take seconds: each of these is far from the one before it.
+DEADLINE = 30.0
+"""Seconds that a cut has which is to succeed; also, for a write, to be taken."""
+LONG = 100.0
+"""The deadline of a cut that a test interferes with: who thaws must come long before it."""
+PAUSE = 110.0
+"""Seconds that such a cut's cloning process sleeps."""
+TIMEOUT = 120.0
+"""Seconds that a cut's job has."""
+
 
 def sh(*argv: str | Path, check: bool = True) -> str:
     done = subprocess.run(argv, check=False, timeout=30, capture_output=True, text=True)
@@ -40,6 +50,13 @@ async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < end, "did not come true in time"
         await asyncio.sleep(0.01)
+
+
+async def ended(children: Children) -> None:
+    """Once it returns, all that was run before is over, and both sides have closed what was open for it."""
+    await until(lambda: not children._runs)
+    await children.run("ping", 30)  # the server closes its part after it has told the end, and before it takes a job
+    await until(lambda: not children._runs)
 
 
 def freeze_mount(point: Path) -> None:
@@ -84,9 +101,9 @@ class Disk:
         return True
 
     def takes_writes(self) -> None:
-        """Write and sync within a second."""
+        """Write and sync: of what is frozen only its own deadline would let that come back, after LONG."""
         code = "import os, sys; f = open(sys.argv[1], 'w'); f.write('x'); f.flush(); os.fsync(f.fileno())"
-        subprocess.run([sys.executable, "-I", "-S", "-c", code, self.point / "probe"], check=True, timeout=1)
+        subprocess.run([sys.executable, "-I", "-S", "-c", code, self.point / "probe"], check=True, timeout=DEADLINE)
 
     def is_mounted(self) -> bool:
         return os.path.ismount(self.point)
@@ -176,10 +193,11 @@ class Pool:
 
 
 async def cut(
-    children: Children, *disks: Disk, clones: list[dict[str, str]], deadline: float = 5.0, **more: Any
+    children: Children, *disks: Disk, clones: list[dict[str, str]], deadline: float = DEADLINE, **more: Any
 ) -> Any:
     mounts = [disk.mount for disk in disks]
-    return await asyncio.wait_for(children.run("cut", 60, mounts=mounts, clones=clones, deadline=deadline, **more), 60)
+    job = children.run("cut", TIMEOUT, mounts=mounts, clones=clones, deadline=deadline, **more)
+    return await asyncio.wait_for(job, TIMEOUT)
 
 
 async def fails(job: Awaitable[object]) -> JobFailed:
@@ -189,7 +207,7 @@ async def fails(job: Awaitable[object]) -> JobFailed:
 
 
 async def paused(
-    children: Children, pool: Pool, *disks: Disk, pause: float = 60.0, deadline: float = 50.0
+    children: Children, pool: Pool, *disks: Disk, pause: float = PAUSE, deadline: float = LONG
 ) -> "asyncio.Task[Any]":
     """Start a cut whose cloning process sleeps, and return once all disks are frozen."""
     clones = [pool.clone(disk) for disk in disks]

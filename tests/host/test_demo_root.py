@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -77,8 +77,19 @@ def test_one_wrong_byte_on_a_device_fails_the_demo_and_is_named(short: Path, nam
     assert traces(short) == []
 
 
-@pytest.mark.parametrize(("number", "after"), [(signal.SIGINT, 1.0), (signal.SIGTERM, 3.0), (signal.SIGINT, 3.5)])
-def test_a_demo_that_is_broken_off_leaves_nothing(short: Path, number: signal.Signals, after: float) -> None:
+MOMENTS: dict[str, Callable[[Path], object]] = {
+    "agent starts": lambda place: list(place.iterdir()),
+    "disk made": lambda place: any(trace.strip().endswith("/disk.img") for trace in traces(place)),
+    "disk published": lambda place: any("/published/" in trace for trace in traces(place)),
+}
+"""Of a demo that runs: what is there from then on."""
+
+
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [(signal.SIGINT, "agent starts"), (signal.SIGTERM, "disk made"), (signal.SIGINT, "disk published")],
+)
+def test_a_demo_that_is_broken_off_leaves_nothing(short: Path, number: signal.Signals, moment: str) -> None:
     process = subprocess.Popen(
         [*TIDEMARK, "demo"],
         stdout=subprocess.DEVNULL,
@@ -86,7 +97,9 @@ def test_a_demo_that_is_broken_off_leaves_nothing(short: Path, number: signal.Si
         text=True,
         env=CLEAN | {"TMPDIR": str(short)},
     )
-    time.sleep(after)
+    while not MOMENTS[moment](short):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=100)
     assert process.returncode == 128 + number, stderr

@@ -74,6 +74,7 @@ def test_a_hole_has_no_extents(xfs_dir: Path, opened: Opened) -> None:
     assert extents.usage(fd) == extents.ExtentUsage(0, 0, 0)
 
 
+@pytest.mark.alone  # judges how long other threads wait
 def test_more_extents_than_one_slice_holds_without_stopping_other_threads(xfs_dir: Path, opened: Opened) -> None:
     fd = opened(xfs_dir / "a")
     files.allocate(fd, 100 * MIB)

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from freeze_rig import ended, until
 
 from csi_driver.backends.jobs import translate
 from csi_driver.domain import errors
@@ -20,16 +21,22 @@ from csi_driver.host import loop
 from csi_driver.host.children import Children, JobFailed, JobStuck
 from csi_driver.host.errors import Busy
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.root
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: needs root for loop devices and mounts")
 
 
 @pytest.fixture
-async def children() -> AsyncIterator[Children]:
-    children = Children()
+async def children(request: pytest.FixtureRequest) -> AsyncIterator[Children]:
+    """Patient: what is killed may die slowly on a busy machine. By indirect parametrization the grace is another one."""
+    children = Children(grace=getattr(request, "param", 20.0))
     await children.start()
     yield children
     await asyncio.wait_for(children.stop(), 20)
+
+
+hasty = pytest.mark.parametrize("children", [0.5], indirect=True)
+HANG = 3.0
+"""Seconds that a command has which is to hang: it must have begun to."""
 
 
 @pytest.fixture
@@ -75,13 +82,6 @@ def thaw(point: Path) -> None:
     subprocess.run(["fsfreeze", "-u", point], check=True, timeout=20)
 
 
-async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not come true in time"
-        await asyncio.sleep(0.01)
-
-
 async def fails(job: Awaitable[object]) -> JobFailed:
     with pytest.raises(JobFailed) as caught:
         await asyncio.wait_for(job, 20)
@@ -125,7 +125,7 @@ async def test_past_its_deadline_a_job_is_killed_with_all_that_it_started(childr
     begun = time.monotonic()
     with pytest.raises(JobStuck) as caught:
         await children.run("command", 0.4, argv=["sleep", "1000"], seconds=900)
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 90
     await asyncio.wait_for(caught.value.gone.wait(), 30)
     assert not offspring(children.server_pid)
     assert (children.stuck, children.written_off_total) == (0, 0)
@@ -142,11 +142,10 @@ async def test_a_child_that_dies_is_an_error_at_once(children: Children) -> None
 
 
 @needs_root
+@hasty
 async def test_what_cannot_be_killed_is_written_off_and_others_go_on(children: Children, frozen: Path) -> None:
-    begun = time.monotonic()
-    with pytest.raises(JobStuck) as caught:
-        await children.run("command", 0.4, argv=["touch", str(frozen / "x")], seconds=900)
-    assert time.monotonic() - begun < 15
+    with pytest.raises(JobStuck) as caught:  # an answer, while it hangs for ever
+        await children.run("command", HANG, argv=["touch", str(frozen / "x")], seconds=900)
     stuck = caught.value
     assert not stuck.gone.is_set()
     assert "hangs" in str(stuck)
@@ -168,7 +167,7 @@ async def test_stuck_jobs_hold_no_place_until_there_are_too_many(frozen: Path) -
         stuck = []
         for number in range(2):
             with pytest.raises(JobStuck) as caught:
-                await children.run("command", 0.4, argv=["touch", str(frozen / f"{number}")], seconds=900)
+                await children.run("command", HANG, argv=["touch", str(frozen / f"{number}")], seconds=900)
             stuck.append(caught.value)
         error = await fails(children.run("ping", 5))
         assert error.type == "TooManyStuck"
@@ -210,8 +209,7 @@ async def test_200_jobs_at_once(children: Children) -> None:
 
 
 async def test_cancelled_jobs_leave_no_descriptor_and_no_process(children: Children) -> None:
-    await children.run("ping", 5)
-    await asyncio.sleep(0.1)
+    await ended(children)
     before, server_before = open_files(), open_files(children.server_pid)
     tasks = [
         asyncio.create_task(
@@ -224,17 +222,18 @@ async def test_cancelled_jobs_leave_no_descriptor_and_no_process(children: Child
     await until(lambda: len(offspring(children.server_pid)) >= 32)
     for task in tasks:
         task.cancel()
-    done, pending = await asyncio.wait(tasks, timeout=10)
+    done, pending = await asyncio.wait(tasks, timeout=30)
     assert not pending
     assert all(task.cancelled() for task in done)
     await until(lambda: not offspring(children.server_pid))
     await until(lambda: open_files() == before and open_files(children.server_pid) == server_before)
     assert children.stuck == 0
     await asyncio.gather(*(children.run("ping", 5) for _ in range(64)))  # all places are free again
-    await asyncio.sleep(0.6)
+    await ended(children)
     assert children.written_off_total == 0
 
 
+@hasty
 async def test_a_job_cancelled_before_it_was_sent_leaves_nothing(children: Children) -> None:
     before = open_files()
     os.kill(children.server_pid, signal.SIGSTOP)
@@ -317,7 +316,7 @@ async def test_stop_ends_the_server_and_the_running_jobs() -> None:
     job = asyncio.create_task(children.run("ping", 30, pause=60))
     await until(lambda: offspring(pid))
     running = offspring(pid)
-    await asyncio.wait_for(children.stop(), 9)
+    await asyncio.wait_for(children.stop(), 30)
     assert (await fails(job)).type == "Stopped"
     assert not Path(f"/proc/{pid}").exists()
     await until(lambda: not any(alive(each) for each in running))

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 from freeze_rig import (
+    DEADLINE,
+    PAUSE,
     Pool,
     cut,
     end_pause,
+    ended,
     fails,
     freeze_mount,
     offspring,
@@ -26,7 +29,7 @@ from csi_driver.host.children import Children
 
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.timeout(90),
+    pytest.mark.timeout(180),
     pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: needs root for loop devices, mounts and freezes"),
 ]
 
@@ -53,7 +56,7 @@ async def test_a_clone_under_a_writer_is_clean_and_holds_all_that_was_acknowledg
     acknowledged = 50
     clone = pool.clone(disk)
     answer = await cut(children, disk, clones=[clone])
-    assert 0 < answer["clone_seconds"] < answer["frozen_seconds"] < 5
+    assert 0 < answer["clone_seconds"] < answer["frozen_seconds"] < DEADLINE
     record_property("cut", json.dumps(answer))
     print(fs, answer)
     for _ in range(50):  # the writer goes on
@@ -73,18 +76,18 @@ async def test_a_clone_under_a_writer_is_clean_and_holds_all_that_was_acknowledg
 
 async def test_at_the_deadline_the_cloner_is_killed_and_the_disk_thawed(children: Children, pool: Pool) -> None:
     disk = pool.disk()
-    begun = time.monotonic()
-    error = await fails(cut(children, disk, clones=[pool.clone(disk), pool.clone(disk)], deadline=0.5, test_pause=60))
-    assert time.monotonic() - begun < 15
+    clones = [pool.clone(disk), pool.clone(disk)]
+    error = await fails(cut(children, disk, clones=clones, deadline=3, test_pause=PAUSE))
     disk.takes_writes()
     assert error.type == "Deadline"
     assert (error.details["frozen"], error.details["cloned"], error.details["of"]) == (1, 0, 2)
-    assert 0.5 <= error.details["frozen_seconds"] < 15
+    assert 3 <= error.details["frozen_seconds"] < PAUSE
     await asyncio.wait_for(error.gone.wait(), 30)
     assert not offspring(children.server_pid)
     await cut(children, disk, clones=[pool.clone(disk)])
 
 
+@pytest.mark.alone  # the freeze and a small clone take less than the deadline, and the clone of many extents more
 async def test_a_real_clone_of_many_extents_is_killed_at_the_deadline(children: Children, pool: Pool) -> None:
     disk = pool.disk("ext4")
     fragmented = pool.path / "fragmented"
@@ -162,7 +165,7 @@ async def test_one_failure_in_a_group_leaves_nothing_frozen(children: Children, 
             assert not disk.is_frozen()
         for clone in good:
             os.truncate(clone["target"], 0)
-    assert (await cut(children, *disks, clones=good))["frozen_seconds"] < 5
+    assert (await cut(children, *disks, clones=good))["frozen_seconds"] < DEADLINE
 
 
 async def test_the_moment_of_a_cut_is_inside_its_freeze(children: Children, pool: Pool) -> None:
@@ -184,6 +187,7 @@ async def test_a_thaw_by_somebody_else_is_noticed(children: Children, pool: Pool
     disk.takes_writes()
 
 
+@pytest.mark.parametrize("children", [0.5], indirect=True)  # what hangs is to be written off, and soon
 @pytest.mark.parametrize("fs", ["xfs", "ext4"])
 async def test_a_freeze_that_hangs_is_answered_in_time_and_undone_when_it_returns(
     children: Children, pool: Pool, tmp_path: Path, fs: str
@@ -192,9 +196,7 @@ async def test_a_freeze_that_hangs_is_answered_in_time_and_undone_when_it_return
     for disk in (hung, other):
         await children.run("sync", 10, **disk.mount)
     freeze_mount(pool.path)  # so that nothing below `hung` can be written
-    begun = time.monotonic()
-    error = await fails(cut(children, hung, other, clones=[], deadline=0.5, sync_timeout=3))
-    assert time.monotonic() - begun < 15
+    error = await fails(cut(children, hung, other, clones=[], deadline=3, sync_timeout=5))  # an answer, still frozen
     other.takes_writes()
     if error.type == "SyncTimeout":  # the kernel writes something in every syncfs of this file system
         assert not error.gone.is_set()
@@ -229,7 +231,7 @@ async def test_many_cuts_leave_nothing(
 ) -> None:
     disk = pool.disk()
     await cut(children, disk, clones=[pool.clone(disk)])
-    await asyncio.sleep(0.1)
+    await ended(children)
     before = len(os.listdir("/proc/self/fd")), len(os.listdir(f"/proc/{children.server_pid}/fd"))
     frozen, whole = [], []
     for _ in range(30):

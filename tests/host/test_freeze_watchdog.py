@@ -7,12 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from freeze_rig import (
+    LONG,
+    PAUSE,
+    TIMEOUT,
     Disk,
     Pool,
     alive,
@@ -30,10 +34,11 @@ from freeze_rig import (
 import csi_driver
 from csi_driver.host import announcements
 from csi_driver.host.children import Children, JobStuck
+from csi_driver.host.frozen import FIFREEZE
 
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.timeout(90),
+    pytest.mark.timeout(180),
     pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: needs root for loop devices, mounts and freezes"),
 ]
 
@@ -43,10 +48,8 @@ async def test_a_cut_killed_inside_its_freeze_is_thawed_by_the_watchdog(children
     task = await paused(children, pool, *disks)
     (child,) = offspring(children.server_pid)
     (cloner,) = offspring(child)
-    begun = time.monotonic()
     os.kill(child, signal.SIGKILL)
     error = await fails(task)
-    assert time.monotonic() - begun < 15
     for disk in disks:
         disk.takes_writes()
     assert error.type == "Crashed"
@@ -59,7 +62,7 @@ async def test_a_cancelled_cut_is_thawed(children: Children, pool: Pool) -> None
     disk = pool.disk()
     task = await paused(children, pool, disk)
     task.cancel()
-    done, _ = await asyncio.wait({task}, timeout=2)
+    done, _ = await asyncio.wait({task}, timeout=30)
     assert done
     assert task.cancelled()
     disk.takes_writes()
@@ -69,7 +72,7 @@ async def test_a_cancelled_cut_is_thawed(children: Children, pool: Pool) -> None
 async def test_a_cut_past_the_agents_own_deadline_is_thawed(children: Children, pool: Pool) -> None:
     disk = pool.disk()
     with pytest.raises(JobStuck) as caught:
-        await children.run("cut", 1.0, mounts=[disk.mount], clones=[pool.clone(disk)], deadline=50, test_pause=60)
+        await children.run("cut", 3.0, mounts=[disk.mount], clones=[pool.clone(disk)], deadline=LONG, test_pause=PAUSE)
     assert caught.value.gone.is_set()
     disk.takes_writes()
 
@@ -89,21 +92,19 @@ async def test_stop_thaws_a_running_cut(pool: Pool) -> None:
     await children.start()
     disk = pool.disk()
     task = await paused(children, pool, disk)
-    await asyncio.wait_for(children.stop(), 9)
+    await asyncio.wait_for(children.stop(), 30)
     disk.takes_writes()
     error = await fails(task)
     assert error.type == "Stopped"
-    assert error.gone.is_set()
+    assert error.gone.is_set(), "the server was left before it had ended"
 
 
 async def test_a_stopped_child_is_late_and_thawed_by_the_watchdog(children: Children, pool: Pool) -> None:
     disk = pool.disk()
-    task = await paused(children, pool, disk, deadline=0.7)
+    task = await paused(children, pool, disk, deadline=5.0)
     (child,) = offspring(children.server_pid)
     os.kill(child, signal.SIGSTOP)
-    begun = time.monotonic()
     assert (await fails(task)).type == "Crashed"
-    assert time.monotonic() - begun < 15
     disk.takes_writes()
 
 
@@ -116,7 +117,7 @@ async def test_a_cut_outlives_its_fork_server(children: Children, pool: Pool) ->
     os.kill(server, signal.SIGKILL)
     await until(lambda: children.server_pid != server)
     os.kill(cloner, signal.SIGUSR1)
-    assert (await asyncio.wait_for(task, 15))["clone_seconds"] > 0
+    assert (await asyncio.wait_for(task, 30))["clone_seconds"] > 0
     disk.takes_writes()
     await cut(children, disk, clones=[pool.clone(disk)])
 
@@ -133,6 +134,9 @@ async def test_without_its_fork_server_a_cut_that_dies_is_thawed_by_the_agent(ch
     disk.takes_writes()
 
 
+IOCTL, SYNCFS = "16", "306"
+"""System calls of x86-64, as /proc names them."""
+
 AGENT = """
 import asyncio, json, sys
 from csi_driver.host import announcements
@@ -144,9 +148,20 @@ async def main():
     if arguments["announce"]:
         announcements.announce(arguments["announce"], "volume", arguments["facts"])
     print(children.server_pid, flush=True)
-    await children.run("cut", 60, **arguments["cut"])
+    await children.run("cut", arguments["timeout"], **arguments["cut"])
 asyncio.run(main())
 """
+
+
+def agent_with(
+    pool: Pool, work: dict[str, Any], announce: str = "", facts: Sequence[dict[str, object]] = ()
+) -> tuple["subprocess.Popen[str]", int]:
+    """Start an agent of its own with this cut to do; returns it and its fork server's pid."""
+    arguments = json.dumps({"announce": announce, "facts": list(facts), "cut": work, "timeout": TIMEOUT})
+    root = str(Path(csi_driver.__file__).parent.parent)
+    process = pool.popen(sys.executable, "-c", AGENT, arguments, env=os.environ | {"PYTHONPATH": root})
+    assert process.stdout
+    return process, int(process.stdout.readline())
 
 
 def agent(pool: Pool, *disks: Disk, announce: str = "") -> tuple["subprocess.Popen[str]", int]:
@@ -154,14 +169,10 @@ def agent(pool: Pool, *disks: Disk, announce: str = "") -> tuple["subprocess.Pop
     work = {
         "mounts": [disk.mount for disk in disks],
         "clones": [pool.clone(disk) for disk in disks],
-        "deadline": 50,
-        "test_pause": 60,
+        "deadline": LONG,
+        "test_pause": PAUSE,
     }
-    arguments = {"announce": announce, "facts": [disk.facts for disk in disks], "cut": work}
-    root = str(Path(csi_driver.__file__).parent.parent)
-    process = pool.popen(sys.executable, "-c", AGENT, json.dumps(arguments), env=os.environ | {"PYTHONPATH": root})
-    assert process.stdout
-    server = int(process.stdout.readline())
+    process, server = agent_with(pool, work, announce, [disk.facts for disk in disks])
     eventually(lambda: in_pause(server))
     assert all(disk.is_frozen() for disk in disks)
     return process, server
@@ -170,32 +181,37 @@ def agent(pool: Pool, *disks: Disk, announce: str = "") -> tuple["subprocess.Pop
 def test_a_killed_agents_freeze_is_thawed_by_the_watchdog(pool: Pool) -> None:
     disks = [pool.disk("xfs"), pool.disk("ext4")]
     process, server = agent(pool, *disks)
-    begun = time.monotonic()
     process.kill()
-    process.wait(5)
+    process.wait(30)
     for disk in disks:
         disk.takes_writes()
-    assert time.monotonic() - begun < 15
-    eventually(lambda: not alive(server), 5)
+    eventually(lambda: not alive(server))
+
+
+def hangs(server: int) -> bool:
+    """Whether a cut sleeps uninterruptibly in its freeze, or in the syncfs before it."""
+    with suppress(OSError):
+        for child in offspring(server):
+            for thread in Path(f"/proc/{child}/task").iterdir():
+                state = (thread / "stat").read_text().rpartition(")")[2].split()[0]
+                call = (thread / "syscall").read_text().split()
+                if state == "D" and (call[0] == SYNCFS or (call[0] == IOCTL and int(call[2], 16) == FIFREEZE)):
+                    return True
+    return False
 
 
 def test_a_killed_agents_hanging_freeze_is_thawed_when_it_returns(pool: Pool) -> None:
     disk = pool.disk()
-    root = str(Path(csi_driver.__file__).parent.parent)
-    work = {"mounts": [disk.mount], "clones": [], "deadline": 50}
     sh("sync", "-f", disk.point)
     freeze_mount(pool.path)
-    arguments = json.dumps({"announce": "", "facts": [], "cut": work})
-    process = pool.popen(sys.executable, "-c", AGENT, arguments, env=os.environ | {"PYTHONPATH": root})
-    assert process.stdout
-    server = int(process.stdout.readline())
-    time.sleep(0.7)
+    process, server = agent_with(pool, {"mounts": [disk.mount], "clones": [], "deadline": LONG})
+    eventually(lambda: hangs(server))
     process.kill()
-    process.wait(5)
+    process.wait(30)
     time.sleep(0.3)
     assert alive(server)
     sh("fsfreeze", "-u", pool.path)
-    eventually(lambda: not alive(server), 5)
+    eventually(lambda: not alive(server))
     disk.takes_writes()
     assert not disk.is_frozen()
 
@@ -211,7 +227,7 @@ async def test_when_all_die_the_announcement_is_enough_to_thaw(children: Childre
     for pid in (*victims, *victims):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    process.wait(5)
+    process.wait(30)
     eventually(lambda: not any(alive(pid) for pid in victims))
     assert all(disk.is_frozen() for disk in disks)
     if unmounted:

@@ -8,9 +8,11 @@ import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from freeze_rig import eventually
 
 from csi_driver.host import extents, files, loop, loopctl, loopusers, mountinfo, mounts, volume_jobs
 from csi_driver.host.commands import run
@@ -243,7 +245,7 @@ def test_an_open_device_is_not_pulled_away_later(image: Image, spawn: Spawn) -> 
     device = loop.attach(path)
     with open(device.path, "rb") as file:
         holder = spawn("sh", "-c", "echo ready; exec sleep 60", stdin=file)
-    with pytest.raises(Busy, match=f"in use by pid {holder.pid} \\(sleep\\)"):
+    with pytest.raises(Busy, match=rf"in use by .*\bpid {holder.pid} \(sleep\)"):
         loop.detach(device)
     assert sysfs(device, "loop/autoclear") == "0"
     holder.kill()
@@ -255,12 +257,13 @@ def test_an_open_device_is_not_pulled_away_later(image: Image, spawn: Spawn) -> 
 
 
 def test_the_kernel_alone_would_pull_it_away_later(image: Image) -> None:
-    device = loop.attach(image())
+    path = image()
+    device = loop.attach(path)
     fd = os.open(device.path, os.O_RDONLY)
     run(("losetup", "--detach", device.path), 10)
-    assert (sysfs(device, "loop/autoclear"), sysfs(device, "loop/backing_file") is None) == ("1", False)
+    assert (sysfs(device, "loop/autoclear"), loop.find(path)) == ("1", device)
     os.close(fd)
-    assert sysfs(device, "loop/backing_file") is None
+    eventually(lambda: loop.find(path) is None)  # somebody who looks at all devices may be the last one to close it
 
 
 def test_a_short_look_by_others_does_not_stop_a_detach(image: Image, spawn: Spawn) -> None:
@@ -283,7 +286,8 @@ def test_a_mounted_device_is_not_detached(image: Image, point: Path) -> None:
 
 
 def test_a_mount_in_another_namespace_counts(image: Image, point: Path, spawn: Spawn) -> None:
-    device = loop.attach(image())
+    path = image()
+    device = loop.attach(path)
     run(mkfs_argv("ext4", device.path), 30)
     script = f"mount {device.path} {point} && echo ready && exec sleep 60"
     other = spawn("unshare", "--mount", "--propagation=private", "sh", "-c", script)
@@ -292,20 +296,18 @@ def test_a_mount_in_another_namespace_counts(image: Image, point: Path, spawn: S
         loop.detach(device)
     other.kill()
     other.wait()
-    deadline = time.monotonic() + 30
-    while loop.find(loop_file(device)) and time.monotonic() < deadline:
-        try:
+
+    def gone() -> bool:
+        with suppress(Busy):  # the namespace goes a little later than its last process
             loop.detach(device)
-        except Busy:
-            time.sleep(0.05)  # the namespace goes a little later than its last process
-    assert sysfs(device, "loop/backing_file") is None
+        return loop.find(path) is None
+
+    eventually(gone)
 
 
-def loop_file(device: loop.LoopDevice) -> str:
-    return sysfs(device, "loop/backing_file") or "/"
-
-
-@pytest.mark.parametrize("unlinked", [False, True])
+@pytest.mark.parametrize(
+    "unlinked", [pytest.param(False, id="linked"), pytest.param(True, id="unlinked", marks=pytest.mark.alone)]
+)
 def test_a_bind_mounted_node_keeps_its_device(image: Image, tmp_path: Path, unlinked: bool) -> None:
     device = loop.attach(image())
     target = tmp_path / "published"
@@ -320,6 +322,7 @@ def test_a_bind_mounted_node_keeps_its_device(image: Image, tmp_path: Path, unli
     mounts.umount(target)
 
 
+@pytest.mark.alone  # the node is the whole machine's
 def test_a_missing_node_is_made(image: Image) -> None:
     path = image()
     device = loop.attach(path)
@@ -328,15 +331,18 @@ def test_a_missing_node_is_made(image: Image) -> None:
     assert os.stat(device.path).st_rdev == os.makedev(device.major, device.minor)
 
 
-def test_a_wrong_node_is_not_taken(image: Image) -> None:
+def test_a_wrong_node_is_not_taken(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
     device = loop.attach(image())
-    os.unlink(device.path)
-    os.mknod(device.path, 0o060600, os.makedev(device.major, device.minor + 1))
-    try:
+    real = loopctl.sysfs
+
+    def sysfs_(number: int, name: str) -> str | None:
+        """The kernel's word is changed, not the node: that one is everybody's."""
+        return f"{device.major}:{device.minor + 1}" if (number, name) == (device.number, "dev") else real(number, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loopctl, "sysfs", sysfs_)
         with pytest.raises(Mismatch, match="is not the node"):
             loop.sync(device)
-    finally:
-        os.unlink(device.path)
     loop.sync(device)
 
 
@@ -433,6 +439,7 @@ def test_zeroing_a_thick_device_keeps_its_space(image: Image, opened: Opened) ->
         assert not any(file.read(MIB))
 
 
+@pytest.mark.alone  # the next one to attach must be this test
 def test_the_next_owner_of_a_thick_number_can_discard(image: Image, opened: Opened) -> None:
     device = loop.attach(image("thick"))
     loop.refuse_discard(device)
@@ -452,10 +459,15 @@ def test_the_next_owner_of_a_thick_number_can_discard(image: Image, opened: Open
 
 def test_openers_are_named(image: Image) -> None:
     device = loop.attach(image())
-    assert loopusers.openers(device) == []
+
+    def are_we_named(*ours: int) -> bool:
+        """Others may be there too: whoever looks at all devices opens each."""
+        return str(os.getpid()) in {who.split(" ")[1] for who in loopusers.openers(device, *ours)}
+
+    assert not are_we_named()
     fd = os.open(device.path, os.O_RDONLY)
-    assert [who.split(" ")[1] for who in loopusers.openers(device)] == [str(os.getpid())]
-    assert loopusers.openers(device, fd) == []
+    assert are_we_named()
+    assert not are_we_named(fd)
     os.close(fd)
     assert loopusers.holders(device) == []
 

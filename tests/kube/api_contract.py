@@ -26,7 +26,7 @@ def config_map(name: str, **data: str) -> Object:
 
 
 async def until(what: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not what():
             await asyncio.sleep(0.02)
 

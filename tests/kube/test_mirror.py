@@ -37,7 +37,7 @@ def node(name: str, **labels: str) -> Object:
 
 
 async def until(what: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not what():
             await asyncio.sleep(0.005)
 

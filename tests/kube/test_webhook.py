@@ -75,7 +75,7 @@ async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     monkeypatch.setattr(webhook, "LOOK_SECONDS", 0.02)
     made = Served(tmp_path)
     running = asyncio.ensure_future(made.webhook.run())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not made.webhook.port and not running.done():
             await asyncio.sleep(0.01)
     yield made
@@ -132,7 +132,7 @@ async def test_a_new_certificate_is_followed_and_a_wrong_one_is_not(served: Serv
     assert await served.notes(name="c") is None
     served.root = authority.new_authority()
     served.renew()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             try:
                 assert await served.notes(name="c") is None
@@ -161,7 +161,7 @@ async def test_it_waits_for_its_certificate(tmp_path: Path, monkeypatch: pytest.
     assert late.webhook.port == 0
     assert not running.done()
     late.renew()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not late.webhook.port:
             await asyncio.sleep(0.01)
     assert await late.notes(name="c") is None

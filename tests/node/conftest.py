@@ -13,6 +13,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(here):
             item.add_marker(pytest.mark.root)
+            item.add_marker(pytest.mark.timeout(240))  # several calls, each of which may take its PATIENCE
 
 
 @pytest_asyncio.fixture

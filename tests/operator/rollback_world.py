@@ -277,7 +277,7 @@ async def reconciling(world: World) -> AsyncIterator[Rollbacks]:
 
 
 async def until(what: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not what():
             await asyncio.sleep(0.02)
 

@@ -275,7 +275,7 @@ async def test_it_goes_on_until_it_is_cancelled(leading: Leading) -> None:
     leading.snapshot("s", "n-1")
     running = asyncio.ensure_future(leading.pins.run())
     leading.put(claim("r", snapshot="s"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while leading.selected("r") is None:
             await asyncio.sleep(0.02)
     running.cancel()

@@ -89,7 +89,7 @@ class Kubelet:
         async with grpc.aio.insecure_channel(f"unix://{self.directory}/{name}", options=_OWN) as channel:
             plugin = pb_grpc.RegistrationStub(channel)
             try:
-                info = await plugin.GetInfo(pb.InfoRequest(), timeout=10)
+                info = await plugin.GetInfo(pb.InfoRequest(), timeout=60)
             except grpc.aio.AioRpcError:
                 self._hear("deaf", name)
                 return
@@ -99,7 +99,7 @@ class Kubelet:
             if why:
                 self.drivers.pop(info.name, None)
             await plugin.NotifyRegistrationStatus(
-                pb.RegistrationStatus(plugin_registered=not why, error=why), timeout=10
+                pb.RegistrationStatus(plugin_registered=not why, error=why), timeout=60
             )
             self._hear("refused" if why else "registered", name)
 
@@ -108,7 +108,7 @@ class Kubelet:
             return f"no CSI driver of a known version: {info}"
         async with grpc.aio.insecure_channel(f"unix://{info.endpoint}", options=_OWN) as channel:
             try:
-                node = await csi_pb2_grpc.NodeStub(channel).NodeGetInfo(csi_pb2.NodeGetInfoRequest(), timeout=10)
+                node = await csi_pb2_grpc.NodeStub(channel).NodeGetInfo(csi_pb2.NodeGetInfoRequest(), timeout=60)
             except grpc.aio.AioRpcError as error:
                 return f"NodeGetInfo: {error.details()}"
         self.drivers[info.name] = node.node_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,19 @@ async def refused(call: Any, code: grpc.StatusCode, *words: str) -> str:
     assert ": " in message or "; " in message, message
     assert "grpc-status-details-bin" not in dict(error.trailing_metadata() or ())
     return message
+
+
+async def outlived(make: Callable[[float], Awaitable[Any]], pause: Any) -> None:
+    """Make a call whose deadline passes while the work for it stands at `pause`, however long the way there takes.
+
+    `make` is given the seconds. Those after a deadline that passed too early may find the work of that one, and are refused.
+    """
+    seconds = 0.2
+    while not pause.reached.is_set():
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await make(seconds)
+        assert caught.value.code() in {CODE.DEADLINE_EXCEEDED, CODE.ABORTED}
+        seconds *= 2
 
 
 async def refused_unchanged(rig: Rig, call: Any, code: grpc.StatusCode, *words: str) -> str:

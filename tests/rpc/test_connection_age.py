@@ -65,13 +65,13 @@ async def test_a_caller_whose_authority_was_dropped(restless: Cluster) -> None:
     options = [("grpc.ssl_target_name_override", tls.AGENT)]
     async with grpc.aio.secure_channel(agent.address, own, options=options) as channel:
         stub = csi_pb2_grpc.ControllerStub(channel)
-        assert await stub.GetCapacity(C.GetCapacityRequest(), timeout=10)
+        assert await stub.GetCapacity(C.GetCapacityRequest(), timeout=60)
         new = authority.new_authority()
         write_identity(restless.agents_identity.directory, new, authority.issue(new, tls.AGENT))
 
         async def until_refused() -> None:
             while True:
-                await stub.GetCapacity(C.GetCapacityRequest(), timeout=10)
+                await stub.GetCapacity(C.GetCapacityRequest(), timeout=60)
                 await asyncio.sleep(0.02)
 
         await refused(asyncio.wait_for(until_refused(), 60), CODE.UNAVAILABLE)

@@ -30,7 +30,7 @@ async def ask(agent_address: str, credentials: grpc.ChannelCredentials | None, n
     else:
         channel = grpc.aio.secure_channel(agent_address, credentials, options=options)
     async with channel:
-        return await csi_pb2_grpc.ControllerStub(channel).GetCapacity(ASK, timeout=5)
+        return await csi_pb2_grpc.ControllerStub(channel).GetCapacity(ASK, timeout=60)
 
 
 async def test_a_controller_is_served(cluster: Cluster) -> None:

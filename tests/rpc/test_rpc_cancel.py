@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 import structlog
-from rpc_rig import CODE, MIB, Rig, block, create_volume, refused, refused_unchanged
+from rpc_rig import CODE, MIB, Rig, block, create_volume, outlived, refused, refused_unchanged
 
 from csi_driver._pb import csi_pb2, tidemark_pb2
 
@@ -28,7 +28,7 @@ async def gone(call: Any) -> None:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not true():
             await asyncio.sleep(0.005)
 
@@ -55,12 +55,10 @@ async def test_a_client_that_goes_away_does_not_stop_the_work(rig: Rig) -> None:
 
 async def test_a_deadline_that_passes_does_not_stop_the_work(rig: Rig) -> None:
     pause = rig.faults.pause("create_volume")
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await rig.controller.CreateVolume(create_volume("v"), timeout=0.2)
-    assert caught.value.code() is CODE.DEADLINE_EXCEEDED
+    await outlived(lambda seconds: rig.controller.CreateVolume(create_volume("v"), timeout=seconds), pause)
     await refused(rig.controller.CreateVolume(create_volume("v")), CODE.ABORTED, "CreateVolume")
     pause.release()
-    assert await rig.calls.drain(5) == []
+    assert await rig.calls.drain(60) == []
     assert (await rig.volume("v")).capacity_bytes == MIB
     assert len((await rig.controller.ListVolumes(C.ListVolumesRequest())).entries) == 1
 
@@ -99,12 +97,12 @@ async def test_reading_goes_on_beside_work_that_stands_still(rig: Rig) -> None:
     pause = rig.faults.pause("create_snapshot", "half")
     call = rig.controller.CreateSnapshot(C.CreateSnapshotRequest(name="s", source_volume_id=made.volume_id))
     await pause.reached.wait()
-    for quick in (
-        rig.identity.Probe(C.ProbeRequest(), timeout=2),
-        rig.controller.ListVolumes(C.ListVolumesRequest(), timeout=2),
-        rig.controller.ControllerGetVolume(C.ControllerGetVolumeRequest(volume_id=made.volume_id), timeout=2),
-        rig.controller.GetCapacity(C.GetCapacityRequest(), timeout=2),
-        rig.node.NodeGetInfo(C.NodeGetInfoRequest(), timeout=2),
+    for quick in (  # not one of them is answered if it waits for the other: that goes on only after them all
+        rig.identity.Probe(C.ProbeRequest(), timeout=60),
+        rig.controller.ListVolumes(C.ListVolumesRequest(), timeout=60),
+        rig.controller.ControllerGetVolume(C.ControllerGetVolumeRequest(volume_id=made.volume_id), timeout=60),
+        rig.controller.GetCapacity(C.GetCapacityRequest(), timeout=60),
+        rig.node.NodeGetInfo(C.NodeGetInfoRequest(), timeout=60),
     ):
         await quick
     pause.release()
@@ -116,7 +114,7 @@ async def test_drain_names_what_still_runs(rig: Rig) -> None:
     call = rig.controller.CreateVolume(create_volume("slow"))
     await pause.reached.wait()
     assert await rig.calls.drain(0.05) == ["csi.v1.Controller/CreateVolume slow"]
-    drained = asyncio.create_task(rig.calls.drain(5))
+    drained = asyncio.create_task(rig.calls.drain(60))
     await asyncio.sleep(0.02)
     assert not drained.done()
     pause.release()
@@ -130,7 +128,7 @@ async def test_stopping_answers_what_ends_in_time_and_keeps_what_does_not(rig: R
     await quick.reached.wait()
     two = asyncio.ensure_future(_outcome(rig.controller.CreateVolume(create_volume("two"))))
     await slow.reached.wait()
-    stopping = asyncio.create_task(rig.server.stop(0.5))
+    stopping = asyncio.create_task(rig.server.stop(3))
     await asyncio.sleep(0.05)
     quick.release()
     assert await one is CODE.OK
@@ -138,7 +136,7 @@ async def test_stopping_answers_what_ends_in_time_and_keeps_what_does_not(rig: R
     assert await two in {CODE.UNAVAILABLE, CODE.CANCELLED}
     assert not os.path.exists(rig.server.path)
     slow.release()
-    assert await rig.calls.drain(5) == []
+    assert await rig.calls.drain(60) == []
     assert {volume.name for volume in rig.opened[0].volumes.values()} == {"one", "two"}
 
 
@@ -239,6 +237,6 @@ async def test_cancelled_stage_leaves_a_whole_stage(rig: Rig) -> None:
     await gone(call)
     await refused(rig.node.NodeStageVolume(request), CODE.ABORTED, "NodeStageVolume")
     pause.release()
-    assert await rig.calls.drain(5) == []
+    assert await rig.calls.drain(60) == []
     await rig.node.NodeStageVolume(request)
     assert os.path.lexists(rig.path("s") + "/device")

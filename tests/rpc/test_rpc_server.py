@@ -32,7 +32,7 @@ def server(path: Path, name: str = "csi.tidemark.dev") -> Server:
 
 async def name_at(path: Path) -> str:
     async with grpc.aio.insecure_channel(f"unix://{path}") as channel:
-        answer = await csi_pb2_grpc.IdentityStub(channel).GetPluginInfo(csi_pb2.GetPluginInfoRequest(), timeout=5)
+        answer = await csi_pb2_grpc.IdentityStub(channel).GetPluginInfo(csi_pb2.GetPluginInfoRequest(), timeout=60)
         return answer.name
 
 

@@ -69,9 +69,12 @@ build_kubernetes() {
     for one in $staging; do
         "$go" mod edit -replace "k8s.io/$one=k8s.io/$one@v0.${kubernetes#1.}"
     done
+    # All in one call: each loads the whole graph of modules.
+    set --
     for one in kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl; do
-        "$go" get -tool "k8s.io/kubernetes/cmd/$one@v$kubernetes" >/dev/null 2>log || { cat log >&2; return 1; }
+        set -- "$@" "k8s.io/kubernetes/cmd/$one@v$kubernetes"
     done
+    "$go" get -tool "$@" >/dev/null 2>log || { cat log >&2; return 1; }
     major=${kubernetes%%.*}
     minor=${kubernetes#*.}
     stamp=k8s.io/component-base/version
@@ -150,10 +153,10 @@ if ! built $all; then
         export GOTOOLCHAIN=local CGO_ENABLED=0 GOOS='' GOARCH=''
         part helm helm
         [ "$all" != helm ] || exit 0
-        part resizer csi-resizer
         part kubernetes kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl
         part provisioner csi-provisioner
         part snapshotter csi-snapshotter snapshot-controller
+        part resizer csi-resizer
     )
 fi
 printf '%s\n' "$programs"
