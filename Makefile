@@ -29,7 +29,7 @@ PYTEST := $(BIN)/python -m pytest
 SIDE_BY_SIDE := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 # What each test took, for docs/testing.md: $TIDEMARK_REPORTS is the directory for it.
 report = $(if $(TIDEMARK_REPORTS),--junitxml=$(TIDEMARK_REPORTS)/$(1).xml)
-RIG := PYTHONPATH=tests/cluster $(BIN)/python -m rig
+RIG := env PYTHONPATH=tests/cluster $(BIN)/python -m rig
 
 # What an installation of this tree follows from. The environment's stamps are older than a change of one of these, and
 # then the next task installs again, which compiles the protocol files too.
@@ -45,7 +45,7 @@ TEST_STAMP := $(VENV)/.tidemark-test
 help: ## Shows this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@sed -n '/^#   [A-Z]/s/^# //p' Makefile
+	@sed -n 's/^#   /  /p' Makefile
 
 demo: system-run $(RUN_STAMP) ## Shows disks, their snapshots and the way back, on this machine, in a pool of its own
 	@$(BIN)/tidemark demo $(ARGS)

@@ -149,13 +149,9 @@ def is_ready(found: Document) -> bool:
 
 
 def _read_events(stream: IO[str], events: "queue.Queue[Document | None]") -> None:
-    """Pass on each event of a watch, which kubectl prints over many lines; None at the end."""
-    text = ""
+    """Pass on each event of a watch, a line of what kubectl prints; None at the end."""
     for line in stream:
-        text += line
-        if line == "}\n":
-            events.put(json.loads(text))
-            text = ""
+        events.put(json.loads(line))
     events.put(None)
 
 
