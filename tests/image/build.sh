@@ -43,7 +43,7 @@ trap 'exit 143' TERM HUP
 
 # One builds at a time. No child is handed the lock: buildah may leave a process behind.
 exec 9>"$store/lock"
-flock 9
+flock --nonblock 9 || { say 'waiting for the build that is under way'; flock 9; }
 
 if ! buildah images --quiet "$base" >/dev/null 2>&1 9>&-; then
     say "making $base of Debian's packages (once; about a minute)"

@@ -138,7 +138,7 @@ fi
 # One builds, the others wait for it. No child is handed the lock: a daemon of the compiler must not keep it.
 mkdir -p "$programs"
 exec 9>"$tools/kubernetes.lock"
-flock 9
+flock --nonblock 9 || { say 'waiting for the build that is under way'; flock 9; }
 # shellcheck disable=SC2086
 if ! built $all; then
     rm -rf "$tools"/kubernetes-build.*
