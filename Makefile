@@ -148,9 +148,9 @@ $(RUN_STAMP): pyproject.toml $(PROTO)
 	@$(PIP) --editable .
 	@touch $@
 
-# pip knows dependency groups from 25.1 on.
+# pip knows dependency groups from 25.1 on. Bytecode is made of what is loaded: of the Kubernetes client that is very little.
 $(TEST_STAMP): pyproject.toml $(RUN_STAMP)
 	@echo 'Installing the tools of the tests into $(VENV)'
 	@$(PIP) --upgrade 'pip>=25.1'
-	@$(PIP) --group test --editable '.[controller]'
+	@$(PIP) --no-compile --group test --editable '.[controller]'
 	@touch $@

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from node_host import MIB, held_open, read_at, write_at, write_file
-from node_rig import Rig, block, mounted
+from node_rig import Rig, block, mounted, until
 
 from csi_driver.backends.kernel import KernelAccess
 from csi_driver.backends.reflink import loops
@@ -175,6 +175,7 @@ async def test_a_device_attached_by_hand_otherwise_is_refused(rig: Rig, options:
     assert image.read_bytes()[: len(before)] == before
     if rig.device(volume):
         run(("losetup", "--detach", node), 10)
+        await until(lambda: loop.find(image) is None)  # it goes when the last who looks at all devices has closed it
     await rig.stage(volume)
 
 
