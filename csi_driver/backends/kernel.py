@@ -13,6 +13,7 @@ from csi_driver.backends.jobs import VolumeJobs
 from csi_driver.domain.errors import AlreadyExists, InUse, Precondition
 from csi_driver.domain.model import Capability, Use, Volume
 from csi_driver.host import mountinfo
+from csi_driver.host.volume_jobs import may_grow_mounted_ext4
 
 STAGED_NODE = "device"
 """The name under which a staged block volume's device node is bind-mounted inside its staging directory."""
@@ -21,6 +22,8 @@ QUICK = 15.0
 """Seconds for what normally takes milliseconds."""
 SLOW = 60.0
 """Seconds for what may have to write a lot first: mount (log replay), umount (write-back), mkfs, grow."""
+CHECKED = 120.0
+"""Seconds for a growth that all metadata are read before: what a kubelet waits for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,10 @@ class Devices(Protocol):
 
     async def abandon(self, digest: str) -> None:
         """Take away the device of a volume whose pool cannot be looked into, if it is surely that volume's. Raises InUse."""
+        ...
+
+    async def grow_unmounted(self, volume: Volume) -> bool:
+        """Grow the ext4 of a volume that is shown nowhere to the volume's size, in one step. True: it has no device now."""
         ...
 
     async def settle(self, volume: Volume) -> None:
@@ -158,6 +165,9 @@ class KernelAccess:
             return
         if mountinfo.at(os.path.join(point, STAGED_NODE)) is not None:
             raise AlreadyExists(f"{volume.id} is staged at {point} as a block device: unstage it first")
+        grows_now = fs_type == "ext4" and not may_grow_mounted_ext4() and not _mounts(device)
+        if grows_now and await self._devices.grow_unmounted(volume):
+            device = await self._devices.attach(volume)
         os.makedirs(point, mode=0o750, exist_ok=True)
         await self._jobs.run(
             volume,

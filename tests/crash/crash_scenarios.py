@@ -227,6 +227,13 @@ async def grown_copy(rig: Rig) -> None:
     await rig.volume("m", "xfs", 400 * MIB, await rig.snapshot("s", volume))
 
 
+async def grown_ext4(rig: Rig) -> None:
+    volume = await rig.volume("m", "ext4", 16 * MIB)
+    async with rig.shown(volume) as path:
+        write_file(f"{path}/data", b"kept")
+    await rig.expand(volume, 400 * MIB)
+
+
 async def staged(rig: Rig, name: str = "m") -> None:
     await rig.stage(find(rig, name))
 
@@ -270,6 +277,7 @@ NODE_SCENARIOS = [
     NodeScenario("first stage, block", blank_volumes, lambda rig: staged(rig, "b"), "b"),
     NodeScenario("stage of a half-formatted one", half_formatted, staged),
     NodeScenario("stage that grows", grown_copy, staged),
+    NodeScenario("stage that grows, ext4", grown_ext4, staged),
     NodeScenario("publish", blank_volumes, published, before=(staged,)),
     NodeScenario("unpublish", blank_volumes, unpublished, before=(shown,)),
     NodeScenario("unstage", blank_volumes, unstaged, before=(staged,), finished=False),

@@ -1,6 +1,10 @@
 """Larger than it was: at stage after a restore to a larger size, and while in use."""
 
+import asyncio
+import hashlib
 import os
+import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,26 @@ def whole(rig: Rig, volume: Volume) -> int:
     return filesystems.size_of_file_system(
         rig.staging(volume) if volume.format == "xfs" else str(loop.find(rig.image(volume)).path)  # type: ignore[union-attr]
     )
+
+
+def sha256(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def kill_when_it_runs(server: int, tool: str) -> None:
+    """Kill the tool that a child of the fork server starts, as soon as it is there."""
+    while True:
+        with suppress(OSError):  # a process that has ended meanwhile
+            for child in children_of(server):
+                for pid in children_of(child):
+                    if Path(f"/proc/{pid}/comm").read_text().strip() == tool:
+                        os.kill(pid, signal.SIGKILL)
+                        return
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def fills(size: int, volume: Volume) -> bool:
@@ -110,6 +134,28 @@ async def test_a_mounted_ext4_grows_where_the_agent_may(rig: Rig) -> None:
     await rig.hide(volume)
     await rig.stage(volume)
     assert whole(rig, rig.now(volume)) == GROWN
+
+
+@pytest.mark.parametrize("tool", ["e2fsck", "resize2fs"])
+async def test_a_growth_before_the_mount_that_is_killed_changes_nothing(rig: Rig, tool: str) -> None:
+    """resize2fs that dies half-way leaves what no check mends by itself, so it never works on the volume."""
+    if has_capability(CAP_SYS_RESOURCE):
+        pytest.skip("this agent has CAP_SYS_RESOURCE: it grows ext4 when it is mounted, in the kernel")
+    volume = await rig.volume("v", "ext4")
+    async with rig.shown(volume) as path:
+        write_file(f"{path}/data", b"1" * 4096)
+    await rig.expand(volume, GROWN)
+    before = sha256(rig.image(volume))
+    for _ in range(3):
+        stage = asyncio.create_task(rig.stage(volume))
+        await asyncio.to_thread(kill_when_it_runs, rig.children.server_pid, tool)
+        with pytest.raises(Precondition, match=tool):
+            await stage
+        assert sha256(rig.image(volume)) == before
+        assert os.listdir(rig.disk.point / ".new") == []
+    await rig.stage(volume)
+    assert whole(rig, rig.now(volume)) == GROWN
+    assert Path(rig.staging(volume), "data").read_bytes() == b"1" * 4096
 
 
 async def test_nothing_to_grow_is_fine(rig: Rig) -> None:

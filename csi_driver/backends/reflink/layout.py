@@ -173,6 +173,14 @@ class Layout:
             os.close(parent)
         self.crash_point("discard durable")
 
+    def replace(self, draft: Path, place: Path, image: str) -> None:
+        """Put a draft's image, which is durable, where `place` has its own, in one step. The record stays."""
+        self.crash_point("image made")
+        os.rename(draft / image, place / image)
+        self.crash_point("image replaced")
+        files.fsync_directory(place)
+        self.crash_point("replacement durable")
+
     def rewrite(self, place: Path, record: bytes) -> None:
         """Replace the record at `place` alone."""
         files.write_durably(place / RECORD, record)

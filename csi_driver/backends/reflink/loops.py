@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from csi_driver.backends.jobs import VolumeJobs, to_its_end
-from csi_driver.backends.kernel import QUICK, SLOW, BlockDevice
+from csi_driver.backends.kernel import CHECKED, QUICK, SLOW, BlockDevice
 from csi_driver.backends.reflink.layout import IMAGE, Layout
 from csi_driver.domain.errors import DriverError, InUse
 from csi_driver.domain.model import Volume
@@ -94,6 +94,23 @@ class LoopDevices:
 
         await self._with_image(volume, "emptying", "r+b", erase)
 
+    async def grow_unmounted(self, volume: Volume) -> bool:
+        """See Devices. Costs the clone of the image twice: once to make it, once to give the old one's references back.
+
+        A thick volume's space that was never written is not cloned: `settle` takes it again, after the growth.
+        """
+        draft, place = self._layout.draft_path(), self._image(volume).parent
+        try:
+            await self._in_pool(volume, "growing", lambda: self._layout.begin(draft, IMAGE))
+            paths = {"image": str(place / IMAGE), "copy": str(draft / IMAGE)}
+            grown: bool = await self.jobs.run(volume, "grow_copy", CHECKED, **paths)
+            if grown:
+                await self.detach(volume)
+                await self._in_pool(volume, "growing", lambda: self._layout.replace(draft, place, IMAGE))
+            return grown
+        finally:
+            await asyncio.to_thread(self._layout.abandon, draft)
+
     async def settle(self, volume: Volume) -> None:
         """See Devices. mkfs and file systems may have given blocks back by writing zeroes: they are taken again."""
         if volume.thick:
@@ -104,8 +121,11 @@ class LoopDevices:
             with self._image(volume).open(mode) as file:
                 return work(file.fileno())
 
+        return await self._in_pool(volume, doing, run)
+
+    async def _in_pool(self, volume: Volume, doing: str, work: Callable[[], _T]) -> _T:
         with self._layout.translated(f"{doing} {volume.id}"):
-            return await to_its_end(asyncio.to_thread(run))
+            return await to_its_end(asyncio.to_thread(work))
 
     def count(self) -> int:
         """How many loop devices hold files of this pool."""
