@@ -40,7 +40,8 @@ TEST_STAMP := $(VENV)/.tidemark-test
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test check format bench soak image gen clean always system-run system-test system-image \
-    cluster-up cluster-down test-cluster system-cluster test-all test-tools test-side-by-side test-alone scenarios
+    cluster-up cluster-down test-cluster system-cluster test-all test-beside-builds test-tools test-side-by-side \
+    test-alone scenarios
 
 help: ## Shows this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -57,15 +58,19 @@ else
 test: ## Runs the checks, then every test that this machine can run; with ARGS only what that names, at once
 	@$(STAGE) 'packages and environment' $(MAKE) --no-print-directory system-cluster $(TEST_STAMP)
 	@$(STAGE) 'checks' $(MAKE) --no-print-directory check
-	@$(STAGE) 'csi-sanity and helm' $(MAKE) --no-print-directory test-tools
-	@$(STAGE) 'tests side by side' sh tests/tools/meanwhile.sh '$(RIG) prepare' $(MAKE) --no-print-directory test-side-by-side
+	@sh tests/tools/meanwhile.sh '$(RIG) prepare' $(MAKE) --no-print-directory test-beside-builds
 	@$(STAGE) 'tests one by one' $(MAKE) --no-print-directory test-alone
 	@$(MAKE) --no-print-directory test-cluster
 endif
 
+test-beside-builds:
+	@$(STAGE) 'csi-sanity and helm' $(MAKE) --no-print-directory test-tools
+	@$(STAGE) 'tests side by side' $(MAKE) --no-print-directory test-side-by-side
+
 test-tools:
-	@sh tests/tools/csi-sanity.sh >/dev/null || [ -z "$$CI" ]
-	@sh tests/tools/kubernetes.sh helm >/dev/null || [ -z "$$CI" ]
+	@sh tests/tools/kubernetes.sh helm >/dev/null & helm=$$!; \
+	sh tests/tools/csi-sanity.sh >/dev/null; sanity=$$?; \
+	{ wait "$$helm" && [ "$$sanity" -eq 0 ]; } || [ -z "$$CI" ]
 
 test-side-by-side:
 	$(PYTEST) $(SIDE_BY_SIDE) -m 'not alone' $(call report,side-by-side)

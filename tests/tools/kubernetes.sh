@@ -135,14 +135,18 @@ if built $all; then
     exit 0
 fi
 
+# helm has a lock of its own: whoever needs it alone does not wait for Kubernetes.
+lock=kubernetes
+[ "$all" != helm ] || lock=helm
+
 # One builds, the others wait for it. No child is handed the lock: a daemon of the compiler must not keep it.
 mkdir -p "$programs"
-exec 9>"$tools/kubernetes.lock"
+exec 9>"$tools/$lock.lock"
 flock --nonblock 9 || { say 'waiting for the build that is under way'; flock 9; }
 # shellcheck disable=SC2086
 if ! built $all; then
-    rm -rf "$tools"/kubernetes-build.*
-    scratch=$(mktemp -d "$tools/kubernetes-build.XXXXXX")
+    rm -rf "$tools/$lock"-build.*
+    scratch=$(mktemp -d "$tools/$lock-build.XXXXXX")
     trap 'rm -rf "$scratch"' EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
@@ -151,12 +155,16 @@ if ! built $all; then
         find_go "$scratch" 26
         # Static, so that an image can hold the program and nothing else.
         export GOTOOLCHAIN=local CGO_ENABLED=0 GOOS='' GOARCH=''
-        part helm helm
-        [ "$all" != helm ] || exit 0
+        if [ "$all" = helm ]; then
+            part helm helm
+            exit 0
+        fi
         part kubernetes kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl
         part provisioner csi-provisioner
         part snapshotter csi-snapshotter snapshot-controller
         part resizer csi-resizer
     )
 fi
+# The last, since a run of the tests builds it at a higher priority meanwhile.
+[ "$all" = helm ] || sh "$0" helm >/dev/null
 printf '%s\n' "$programs"
