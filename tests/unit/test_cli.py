@@ -231,7 +231,7 @@ def test_an_image_alone_is_the_default_pool(started: list[Settings]) -> None:
     result = CliRunner().invoke(app, ["agent", "--pool-image", "/var/lib/x.img"])
     assert result.exit_code == 0, result.output
     assert started[0].pools == (PoolSpec("default", "reflink", "/var/lib/tidemark/pool"),)
-    assert started[0].image == PoolImage("/var/lib/x.img", "/var/lib/tidemark/pool", 20 << 30, False)
+    assert started[0].image == PoolImage("/var/lib/x.img", "/var/lib/tidemark/pool", None, False)
 
 
 @pytest.mark.parametrize(
