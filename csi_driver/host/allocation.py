@@ -43,7 +43,8 @@ def fill(fd: int, end: int, start: int = 0) -> None:
     runs, told = _holes(fd, start, end)
     if told:
         _refuse_full(fd, _length(runs))
-    _call(fd, "fallocate", _KEEP_SIZE, _joined(runs))
+    within = end <= os.fstat(fd).st_size  # NFS, for one, knows no other mode than 0
+    _call(fd, "fallocate", 0 if within else _KEEP_SIZE, _joined(runs))
 
 
 def own(fd: int, end: int) -> None:

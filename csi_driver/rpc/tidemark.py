@@ -68,7 +68,7 @@ class Tidemark(tidemark_pb2_grpc.TidemarkServicer):
 
     def _told(self, pool: Pool, account: Account) -> tidemark_pb2.Pool:
         message = _pool(pool, account)
-        if self._fullness is not None and account.below_reserve:
+        if self._fullness is not None and (account.below_reserve or message.full):
             for freed in self._fullness.would_free(pool):
                 kind = _KINDS[freed.kind]
                 message.would_free.add(id=freed.id, name=freed.name, kind=kind, exclusive_bytes=freed.exclusive)

@@ -38,7 +38,8 @@ class Pool:
         if self.volumes or self.snapshots:
             return "delete something first"
         return (
-            "the pool is empty, so make it larger, or its reserve smaller (--reserve; in the chart: agent.reserve), or ask for less"
+            "the pool is empty, so make it larger, or its reserve smaller (--reserve; in the chart: agent.reserve), or ask "
+            "for less"
         )
 
     async def open(self) -> None:
