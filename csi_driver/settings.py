@@ -30,6 +30,9 @@ DEFAULT_MOUNT = "/var/lib/tidemark/pool"
 SMALLEST_IMAGE = 300 * MIB
 """mkfs.xfs refuses to make anything smaller."""
 
+NEW_IMAGE = 20 * GIB
+"""Enough for a few real volumes; small enough for the root disk of a common node."""
+
 
 class BadSetting(ValueError):
     """A setting cannot be meant as it is; the message says which one and what to write instead."""
@@ -66,8 +69,9 @@ class PoolImage:
     """The file. Its directory must exist: a host's disk that is not mounted must not be written below."""
     mount: str = DEFAULT_MOUNT
     """Where it is mounted; made if missing. A pool at this path, or the only pool, lies in it."""
-    size: int = 20 * GIB
-    """Enough for a few real volumes; small enough for the root disk of a common node. Used only when it is made."""
+    size: int | None = None
+    """Bytes. None: NEW_IMAGE for one that is made, and one that is there keeps its size. An image grows to what is said here at a
+    start, while its volumes are in use; it never shrinks."""
     sparse: bool = False
     """False: allocated in full, so that a full host disk cannot become an I/O error inside a guest. True: for a demo."""
 
@@ -75,7 +79,7 @@ class PoolImage:
         for what, path in (("--pool-image", self.path), ("--pool-mount", self.mount)):
             if not path.startswith("/"):
                 raise BadSetting(f"{what} {path!r} is not an absolute path: give one")
-        if self.size < SMALLEST_IMAGE:
+        if self.size is not None and self.size < SMALLEST_IMAGE:
             raise BadSetting(f"--pool-size {self.size} is less than XFS can be made on: give 300Mi or more")
 
 
@@ -103,7 +107,7 @@ class Settings:
     """How often a pool's size may be promised: disks are thin and rarely full, and twice leaves time to react."""
 
     reserve: int | None = None
-    """Bytes kept free in every pool; None: the larger of 5 % and 1 GiB, enough to notice before guests see ENOSPC."""
+    """Bytes kept free in every pool; None: 5 %, at least 1 GiB but no more than 10 %, enough to notice before guests see ENOSPC."""
 
     max_snapshots: int = 256
     """Snapshots of one volume: XFS slows down with owners of a block, and a list of more helps nobody."""

@@ -35,6 +35,7 @@ class PoolFigures:
     available: int
     volumes: int
     snapshots: int
+    full: bool = False
     exclusive: int | None = None
     extents: int | None = None
     walked: float | None = None
@@ -145,6 +146,7 @@ _POOL_GAUGES = (
     ("used_bytes", "Bytes in use.", "used"),
     ("committed_bytes", "Sum of the sizes of all volumes.", "committed"),
     ("available_bytes", "Bytes that may still be promised.", "available"),
+    ("full", "Whether writes to thin volumes fail for want of space, or soon will.", "full"),
     ("volumes", "Volumes.", "volumes"),
     ("snapshots", "Snapshots, members of groups included.", "snapshots"),
     ("exclusive_bytes", "Bytes that belong to one object alone, as of the last walk.", "exclusive"),

@@ -15,14 +15,15 @@ import structlog
 from csi_driver.app.remote import Remote
 from csi_driver.backends.base import Backend
 from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
-from csi_driver.backends.reflink.images import prepare
+from csi_driver.backends.reflink.images import prepare, remove
 from csi_driver.domain.errors import DriverError, Precondition, Unavailable
 from csi_driver.domain.ids import owner_of_node
-from csi_driver.domain.space import Policy
+from csi_driver.domain.space import Policy, human
 from csi_driver.health import Health, serve
 from csi_driver.host.children import Children
 from csi_driver.host.commands import missing_tools
 from csi_driver.service.context import Context
+from csi_driver.service.fullness import Fullness, has_run_full
 from csi_driver.service.groups import Groups
 from csi_driver.service.nodes import Nodes
 from csi_driver.service.pools import Pool, Pools
@@ -31,7 +32,7 @@ from csi_driver.service.snapshots import Snapshots
 from csi_driver.service.trees import Trees
 from csi_driver.service.volumes import Volumes
 from csi_driver.service.walk import UsageWalk
-from csi_driver.settings import PoolSpec, Settings
+from csi_driver.settings import NEW_IMAGE, PoolImage, PoolSpec, Settings
 from csi_driver.telemetry import NodeFigures, PoolFigures, Telemetry, configure_logging
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ DRAIN_SECONDS = 13.0
 may take 15 s more in the worst case."""
 REOPEN_SECONDS = 15.0
 """Between two looks at a pool whose disk was away at start."""
+UNDO_SECONDS = 20.0
+"""For what a start that is broken off takes away again: a pool image half made."""
 
 log = structlog.get_logger()
 
@@ -61,6 +64,9 @@ async def run_agent(settings: Settings) -> int:
             await starting
         else:
             starting.cancel()
+            await asyncio.wait({starting}, timeout=UNDO_SECONDS)
+            if starting.done() and not starting.cancelled():
+                starting.exception()  # it failed as well, and was to end anyway
         await stopping
     except DriverError as error:
         log.error("the agent does not start", why=str(error))
@@ -87,6 +93,7 @@ class Agent:
         self._pools = Pools(self._owner, [Pool(self._backend(spec), policy) for spec in settings.pools])
         self._context = Context(self._pools, observer=self._telemetry)
         self._walk = UsageWalk(self._context)
+        self._fullness = Fullness(self._pools, self._walk)
         self._tasks: list[asyncio.Task[None]] = []
         self._ready = False
         self._health = Health()
@@ -123,21 +130,28 @@ class Agent:
             Controller(Volumes(self._context), snapshots),
             GroupController(Groups(self._context)),
             Node(Nodes(self._context), self._owner),
-            Tidemark(Rollbacks(self._context, snapshots), Trees(self._context)),
+            Tidemark(Rollbacks(self._context, snapshots), Trees(self._context), self._fullness),
         ]
         self._server = Server(self._settings.endpoint, servicers, [self._calls])
         await self._server.start()
         if (address := self._settings.listen) is not None:
             self._remote = Remote(address, self._settings.certificates, servicers, [self._calls], self._health)
             self._tasks.append(asyncio.create_task(self._remote.run()))
+        made: PoolImage | None = None
         if (image := self._settings.image) is not None:
-            self._health.lack("start", f"the pool image {image.path} is being made or mounted")
-            in_container = bool(self._settings.register)
-            await prepare(self._children, image.path, image.size, image.sparse, image.mount, in_container)
+            self._health.lack("start", f"the pool image {image.path} is being made, grown or mounted")
+            made = image if await self._prepare(image) else None
         self._health.lack("start", "the pools are being opened")
-        await self._open_pools()
+        try:
+            await self._open_pools()
+        except DriverError:
+            if made is not None:
+                await asyncio.gather(*(pool.backend.close() for pool in self._pools))  # it cannot be unmounted before
+                await remove(self._children, made.path, made.mount)
+            raise
         self._telemetry.watch(self._pool_figures, self._node_figures)
         self._tasks.append(asyncio.create_task(self._walk.run()))
+        self._tasks.append(asyncio.create_task(self._fullness.run()))
         self._ready = True
         self._health.have("start")
         log.info("ready", endpoint=self._settings.endpoint, node=self._owner, pools=[pool.name for pool in self._pools])
@@ -185,6 +199,16 @@ class Agent:
                 f"--metrics-address {host}:{port} cannot be served ({error.strerror}): choose another, or leave it out"
             ) from error
 
+    async def _prepare(self, image: PoolImage) -> bool:
+        """Have the pool image mounted; returns whether it was made now."""
+        size, keep = image.size or NEW_IMAGE, image.size is None
+        in_container = bool(self._settings.register)
+        done = await prepare(self._children, image.path, size, image.sparse, image.mount, in_container, keep)
+        if done.kept:
+            log.error("the pool image keeps its size", image=image.path, why=done.kept)
+            self._health.note("pool image", f"keeps its size: {done.kept}")
+        return done.made
+
     async def _open_pools(self) -> None:
         away: list[Pool] = []
         for pool in self._pools:
@@ -193,6 +217,8 @@ class Agent:
             except Unavailable as error:
                 log.error("pool is away", pool=pool.name, why=str(error))
                 away.append(pool)
+            else:
+                _warn_of_no_room(pool)
         if len(away) == len(self._settings.pools):
             if not self._settings.register:
                 raise Precondition(str(away[0].refusal))
@@ -211,6 +237,7 @@ class Agent:
                     away.remove(pool)
                     self._health.have("pools")
                     log.info("pool is back", pool=pool.name)
+                    _warn_of_no_room(pool)
 
     def _backend(self, spec: PoolSpec) -> Backend:
         if spec.backend == "memory":
@@ -256,6 +283,7 @@ class Agent:
                     used=account.space.total - account.space.free,
                     committed=account.committed,
                     available=account.available,
+                    full=has_run_full(pool, account),
                     volumes=len(pool.volumes),
                     snapshots=len(pool.snapshots),
                     exclusive=walked.exclusive if walked.at else None,
@@ -268,3 +296,21 @@ class Agent:
     def _node_figures(self) -> NodeFigures:
         devices = sum(pool.backend.attached for pool in self._pools)
         return NodeFigures(devices, self._children.stuck)
+
+
+def _warn_of_no_room(pool: Pool) -> None:
+    """Say at once what the first claim would find: that nothing fits."""
+    try:
+        account = pool.account()
+    except DriverError:  # it has gone again
+        return
+    if not account.available:
+        log.warning(
+            "the pool makes nothing new",
+            pool=pool.name,
+            total=human(account.space.total),
+            free=human(account.space.free),
+            reserve=human(account.reserve),
+            promised=f"{human(account.committed)} of {human(account.ceiling)}",
+            way_out=pool.way_out,
+        )

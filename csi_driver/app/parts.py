@@ -74,6 +74,13 @@ def _orphans(room: Room) -> Part:
     return Orphans(AgentInventory(room.agents), volumes, room.ours.driver, room.events, tell)
 
 
+def _full_pools(room: Room) -> Part:
+    from csi_driver.operator.full_pools import FullPoolEvents
+    from csi_driver.rpc.fullness import AgentFullness
+
+    return FullPoolEvents(AgentFullness(room.agents), room.events)
+
+
 def _rollbacks(room: Room) -> Part:
     from csi_driver.app import rollbacks
 
@@ -107,7 +114,7 @@ def _pins(room: Room) -> Part:
 ON_EVERY_REPLICA: list[Factory] = [_certificates, _own_files, _webhook, _reach]
 """Begun with the controller, before it is ready: what each replica needs for itself."""
 
-ON_THE_LEADER: list[Factory] = [_pins, _orphans, _rollbacks, _schedules]
+ON_THE_LEADER: list[Factory] = [_pins, _orphans, _full_pools, _rollbacks, _schedules]
 """Begun by the one that holds the Lease, and cancelled when it must not any more."""
 
 

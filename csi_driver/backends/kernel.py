@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import structlog
+
 from csi_driver.backends.base import FileSystemStats
 from csi_driver.backends.jobs import VolumeJobs
-from csi_driver.domain.errors import AlreadyExists, InUse, Precondition
+from csi_driver.domain.errors import AlreadyExists, DriverError, InUse, Precondition
 from csi_driver.domain.model import Capability, Use, Volume
 from csi_driver.host import mountinfo
 from csi_driver.host.volume_jobs import may_grow_mounted_ext4
@@ -24,6 +26,8 @@ SLOW = 60.0
 """Seconds for what may have to write a lot first: mount (log replay), umount (write-back), mkfs, grow."""
 CHECKED = 120.0
 """Seconds for a growth that all metadata are read before: what a kubelet waits for."""
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,7 @@ class Devices(Protocol):
         ...
 
     async def settle(self, volume: Volume) -> None:
-        """After mkfs: make good what a thick volume was promised."""
+        """Make good what a thick volume was promised, where it lacks space. Raises OutOfSpace where the pool has none."""
         ...
 
 
@@ -197,7 +201,14 @@ class KernelAccess:
                 fs_type=mount.fs_type,
                 device_number=_number(device),
             )
+            await self._make_good(volume)
+
+    async def _make_good(self, volume: Volume) -> None:
+        """Bookkeeping beside a stage or a growth, which it never fails: the volume is as good as before, and the next one tries again."""
+        try:
             await self._devices.settle(volume)
+        except DriverError as error:
+            log.warning("a thick volume lacks space of its own", volume=str(volume.id), why=str(error))
 
     async def stage_block(self, volume: Volume, point: str) -> None:
         """See Access."""

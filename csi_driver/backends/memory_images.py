@@ -8,7 +8,7 @@ from hashlib import blake2b
 from typing import Self
 
 from csi_driver.domain.sizes import BLOCK
-from csi_driver.host import files, libc
+from csi_driver.host import allocation, files, libc
 
 _READ = 1 << 20
 _PUNCH = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
@@ -45,7 +45,7 @@ class Image:
                 os.ftruncate(self.fd, size)
             self.size = size
         if thick:
-            files.allocate(self.fd, self.size)
+            allocation.fill(self.fd, self.size)
         return self
 
     def take(self, source: "Image") -> Self:

@@ -71,8 +71,14 @@ def agent(
         ),
     ] = "",
     pool_size: Annotated[
-        str, typer.Option(envvar="TIDEMARK_POOL_SIZE", metavar="SIZE", help="Size of a new pool image.")
-    ] = "20Gi",
+        str,
+        typer.Option(
+            envvar="TIDEMARK_POOL_SIZE",
+            metavar="SIZE",
+            show_default="20Gi for a new image, and no change of one that is there",
+            help="Size of the pool image: one that is smaller grows, in use or not; it never shrinks.",
+        ),
+    ] = "",
     pool_image_sparse: Annotated[
         bool,
         typer.Option(
@@ -109,7 +115,7 @@ def agent(
         typer.Option(
             envvar="TIDEMARK_RESERVE",
             metavar="SIZE",
-            show_default="the larger of 5 % and 1 GiB",
+            show_default="5 %, at least 1 GiB but no more than 10 %",
             help="Free space below which nothing new is made.",
         ),
     ] = "",
@@ -188,7 +194,8 @@ def agent(
     try:
         image = None
         if pool_image:
-            image = PoolImage(pool_image, pool_mount, size_of(pool_size, "--pool-size"), pool_image_sparse)
+            size = size_of(pool_size, "--pool-size") if pool_size else None
+            image = PoolImage(pool_image, pool_mount, size, pool_image_sparse)
         pools = tuple(pool_of(text) for text in pool or ())
         if image is not None and not pools:
             pools = (PoolSpec(DEFAULT_POOL, "reflink", image.mount),)

@@ -1,8 +1,15 @@
 """`tidemark pools` and `tidemark status`: where the bytes are, and who answers."""
 
+from typing import TYPE_CHECKING
+
+import typer
+
 from csi_driver.cli.common import Endpoint, Failure, Json, connect, print_json, print_table
 from csi_driver.cli.sizes import show
 from csi_driver.settings import DEFAULT_ENDPOINT
+
+if TYPE_CHECKING:
+    from csi_driver.rpc.client import PoolSpace
 
 
 def pools(endpoint: Endpoint = DEFAULT_ENDPOINT, as_json: Json = False) -> None:
@@ -31,6 +38,19 @@ def pools(endpoint: Endpoint = DEFAULT_ENDPOINT, as_json: Json = False) -> None:
         rows,
         "no pools: start the agent with --pool",
     )
+    for pool in found:
+        if pool.full or pool.free < pool.reserve:
+            typer.echo(_warning(pool))
+
+
+def _warning(pool: "PoolSpace") -> str:
+    state = (
+        "has run full: writes to its thin disks fail, or soon will"
+        if pool.full
+        else f"makes nothing new: less than its reserve of {show(pool.reserve)} is free"
+    )
+    freed = ", ".join(f"{one.kind} {one.name} ({show(one.exclusive)})" for one in pool.would_free)
+    return f"\nPool {pool.name} of {pool.owner} {state}." + (f" Deleting would free most: {freed}." if freed else "")
 
 
 def status(endpoint: Endpoint = DEFAULT_ENDPOINT, as_json: Json = False) -> None:

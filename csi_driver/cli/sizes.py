@@ -1,6 +1,8 @@
-"""Sizes as people write and read them. The only place that knows the suffixes; they mean what Kubernetes means by them."""
+"""Sizes as people write and read them. The only place that reads suffixes; they mean what Kubernetes means by them."""
 
 import re
+
+from csi_driver.domain.space import human
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTPE]i?)?B?", re.ASCII | re.IGNORECASE)
 _POWER = {letter: power for power, letter in enumerate("KMGTPE", start=1)}
@@ -29,10 +31,4 @@ def parse(text: str) -> int:
 
 def show(count: int) -> str:
     """Bytes for a table: `1.5 GiB`, without a fraction where there is none."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
-        if abs(value) < 1024 or unit == "PiB":
-            break
-        value /= 1024
-    text = f"{value:.1f}".removesuffix(".0") if unit != "B" else str(count)
-    return f"{text} {unit}"
+    return human(count)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from csi_driver.domain.model import Volume
 
 GIB = 1 << 30
+MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the operator of the node allows. `reserve` None: the larger of 5 % and 1 GiB."""
+    """What the operator of the node allows. `reserve` None: 5 %, at least 1 GiB but no more than 10 %."""
 
     overcommit: float = 2.0
     reserve: int | None = None
@@ -28,7 +29,15 @@ class Policy:
         """Bytes that must stay free, or nothing new is made."""
         if self.reserve is not None:
             return self.reserve
-        return max(total // 20, GIB)
+        return max(total // 20, min(total // 10, GIB))
+
+
+def full_below(total: int) -> int:
+    """Free bytes of a pool of `total` below which thin volumes fail to write, or soon will: 0.1 %, or 16 MiB.
+
+    XFS gives out its space to nearly the last block; whoever looks every few seconds must not miss the moment.
+    """
+    return max(total // 1000, 16 * MIB)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +63,11 @@ class Account:
     def below_reserve(self) -> bool:
         """Whether the pool is so full that nothing may be made."""
         return self.space.free < self.reserve
+
+    @property
+    def full(self) -> bool:
+        """Whether what is written to new blocks fails, or soon will."""
+        return self.space.free < full_below(self.space.total)
 
     @property
     def available(self) -> int:
@@ -96,3 +110,14 @@ def promised_to_thick(volumes: Iterable[Volume], allocated: dict[str, int]) -> i
     `allocated` maps a volume's hash to its image's allocated bytes.
     """
     return sum(max(0, v.size - allocated.get(v.id.hash, 0)) for v in volumes if v.thick)
+
+
+def human(count: int) -> str:
+    """Bytes for people: `1.5 GiB`, without a fraction where there is none."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
+        if abs(value) < 1024 or unit == "PiB":
+            break
+        value /= 1024
+    text = f"{value:.1f}".removesuffix(".0") if unit != "B" else str(count)
+    return f"{text} {unit}"

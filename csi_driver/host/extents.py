@@ -39,13 +39,13 @@ class ExtentUsage:
     extents: int
 
 
-def extents(fd: int, *, sync: bool = True) -> Iterator[Extent]:
-    """Yield the file's extents in the order of their offsets, unwritten ones too; holes are left out.
+def extents(fd: int, *, sync: bool = True, start: int = 0) -> Iterator[Extent]:
+    """Yield the file's extents in the order of their offsets, unwritten ones too; holes are left out. `start`: from there on.
 
     With `sync` what waits in memory is written first: else it may be missing or DELAYED. Not a point in time: slices of
     4096 extents are read one after another, without the interpreter's lock. Raises OSError (EOPNOTSUPP, EIO).
     """
-    for slice_ in _slices(fd, sync=sync):
+    for slice_ in _slices(fd, sync=sync, start=start):
         for logical, physical, length, flags in slice_:
             yield Extent(logical, physical, length, flags)
 
@@ -75,9 +75,9 @@ def extent_count(fd: int) -> int:
     return int(_HEADER.unpack_from(buffer)[3])
 
 
-def _slices(fd: int, *, sync: bool) -> Iterator[list[tuple[int, int, int, int]]]:
+def _slices(fd: int, *, sync: bool, start: int = 0) -> Iterator[list[tuple[int, int, int, int]]]:
     buffer = ctypes.create_string_buffer(_HEADER.size + _SLICE * _EXTENT.size)
-    start, flags = 0, _SYNC if sync else 0
+    flags = _SYNC if sync else 0
     while start < _WHOLE:
         _HEADER.pack_into(buffer, 0, start, _WHOLE - start, flags, 0, _SLICE, 0)
         libc.ioctl("FIEMAP", fd, _FS_IOC_FIEMAP, buffer)

@@ -20,8 +20,6 @@ _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 _KEEP_SIZE = 0x01
 _PUNCH_HOLE = 0x02
-_UNSHARE_RANGE = 0x40
-_UNSHARE_STEP = 64 << 20
 
 _FILE_SYSTEMS = {
     0x58465342: "xfs",
@@ -169,26 +167,6 @@ def punch_all(fd: int) -> None:
     if size:
         libc.call("fallocate, punch", "fallocate", fd, _PUNCH_HOLE | _KEEP_SIZE, 0, size)
     os.ftruncate(fd, size)  # drops what was allocated past the end
-
-
-def allocate(fd: int, size: int) -> None:
-    """Allocate every hole in the first `size` bytes, and extend the file to `size`.
-
-    What is there stays, and what is shared stays shared. Raises OSError ENOSPC: what was taken before the failure stays
-    allocated.
-    """
-    libc.call(f"fallocate of {size} bytes", "fallocate", fd, 0, 0, size)
-
-
-def unshare(fd: int, size: int) -> None:
-    """Give the first `size` bytes of the file space of their own: shared extents are copied, holes allocated.
-
-    Goes in steps of 64 MiB, since writers wait and the caller cannot be killed during a step. Raises OSError ENOSPC,
-    EOPNOTSUPP.
-    """
-    for offset in range(0, size, _UNSHARE_STEP):
-        length = min(_UNSHARE_STEP, size - offset)
-        libc.call(f"fallocate, unshare {length} bytes at {offset}", "fallocate", fd, _UNSHARE_RANGE, offset, length)
 
 
 def syncfs(fd: int) -> None:

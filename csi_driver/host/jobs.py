@@ -78,6 +78,9 @@ TABLE: dict[str, Job] = {
     "command": command,
     "check_pool_place": pool_image.check_pool_place,
     "make_pool_image": pool_image.make_pool_image,
+    "discard_pool_drafts": pool_image.discard_pool_drafts,
+    "remove_pool_image": pool_image.remove_pool_image,
+    "grow_pool_image": pool_image.grow_pool_image,
     "mount_pool_image": pool_image.mount_pool_image,
     **volume_jobs.TABLE,
 }

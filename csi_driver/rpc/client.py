@@ -101,8 +101,18 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class Freed:
+    """What deleting one object alone would free, in bytes, when that was last counted."""
+
+    id: str
+    name: str
+    kind: Kind
+    exclusive: int
+
+
+@dataclass(frozen=True, slots=True)
 class PoolSpace:
-    """A pool and its sums, in bytes."""
+    """A pool and its sums, in bytes. `full`: writes to its thin disks fail, or soon will."""
 
     name: str
     owner: str
@@ -117,6 +127,8 @@ class PoolSpace:
     overcommit: float
     volumes: int
     snapshots: int
+    full: bool = False
+    would_free: tuple[Freed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +300,8 @@ class Client:
                 overcommit=p.overcommit,
                 volumes=p.volumes,
                 snapshots=p.snapshots,
+                full=p.full,
+                would_free=tuple(Freed(f.id, f.name, _KINDS[f.kind], f.exclusive_bytes) for f in p.would_free),
             )
             for p in reply.pools
         ]

@@ -9,20 +9,23 @@ from csi_driver.domain.model import Group, Snapshot, Volume
 from csi_driver.domain.space import Account
 from csi_driver.rpc import translate
 from csi_driver.rpc.translate import required
+from csi_driver.service.fullness import Fullness, has_run_full
 from csi_driver.service.pools import Pool
 from csi_driver.service.rollbacks import RollbackRequest, Rollbacks
 from csi_driver.service.trees import Node, Trees
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Node = tidemark_pb2.TreeNode
+_KINDS = {"volume": _Node.VOLUME, "snapshot": _Node.SNAPSHOT, "group": _Node.GROUP}
 
 
 class Tidemark(tidemark_pb2_grpc.TidemarkServicer):
     """Translates; every decision is the services'."""
 
-    def __init__(self, rollbacks: Rollbacks, trees: Trees) -> None:
+    def __init__(self, rollbacks: Rollbacks, trees: Trees, fullness: Fullness | None = None) -> None:
         self._rollbacks = rollbacks
         self._trees = trees
+        self._fullness = fullness
 
     async def Hold(self, request: tidemark_pb2.HoldRequest, _context: _Context) -> tidemark_pb2.HoldResponse:
         """Keep a volume out of use, or renew that."""
@@ -61,7 +64,15 @@ class Tidemark(tidemark_pb2_grpc.TidemarkServicer):
     ) -> tidemark_pb2.ListPoolsResponse:
         """The pools and their sums."""
         pools = sorted(self._trees.pools(), key=lambda entry: (entry[0].backend.identity.owner, entry[0].name))
-        return tidemark_pb2.ListPoolsResponse(pools=[_pool(pool, account) for pool, account in pools])
+        return tidemark_pb2.ListPoolsResponse(pools=[self._told(pool, account) for pool, account in pools])
+
+    def _told(self, pool: Pool, account: Account) -> tidemark_pb2.Pool:
+        message = _pool(pool, account)
+        if self._fullness is not None and (account.below_reserve or message.full):
+            for freed in self._fullness.would_free(pool):
+                kind = _KINDS[freed.kind]
+                message.would_free.add(id=freed.id, name=freed.name, kind=kind, exclusive_bytes=freed.exclusive)
+        return message
 
     def _node(self, node: Node) -> tidemark_pb2.TreeNode:
         item = node.item
@@ -123,4 +134,5 @@ def _pool(pool: Pool, account: Account) -> tidemark_pb2.Pool:
         overcommit=pool.policy.overcommit,
         volumes=len(pool.volumes),
         snapshots=len(pool.snapshots),
+        full=has_run_full(pool, account),
     )

@@ -8,7 +8,7 @@ from csi_driver.domain.model import Group, Volume
 from csi_driver.domain.requests import check_name, refuse_parameters, split_labels
 from csi_driver.service.context import Context
 from csi_driver.service.pools import Pool
-from csi_driver.service.promises import promised, taken
+from csi_driver.service.promises import CUT, promised, taken
 from csi_driver.service.snapshots import check_room, plan
 
 MAX_MEMBERS = 64
@@ -55,7 +55,7 @@ class Groups:
                 ),
                 labels=labels,
             )
-            with promised(pool, "a group snapshot of thick volumes", taken(pool, cut=volumes)):
+            with promised(pool, "a group snapshot of thick volumes", taken(pool, cut=volumes), CUT):
                 async with self._context.outlasted(pool, volumes):
                     group, report = await pool.backend.create_group(planned, volumes)
             pool.put_group(group)

@@ -32,6 +32,16 @@ class Pool:
         """The pool's name, unique in its agent."""
         return self.backend.identity.name
 
+    @property
+    def way_out(self) -> str:
+        """What makes room, for the end of a refusal: in an empty pool there is nothing to delete."""
+        if self.volumes or self.snapshots:
+            return "delete something first"
+        return (
+            "the pool is empty, so make it larger, or its reserve smaller (--reserve; in the chart: agent.reserve), or ask "
+            "for less"
+        )
+
     async def open(self) -> None:
         """Open the backend and build the index. What it raises is also what every call on the pool answers."""
         try:

@@ -8,22 +8,30 @@ from contextlib import contextmanager
 
 from csi_driver.domain.errors import Busy, OutOfSpace
 from csi_driver.domain.model import Volume
+from csi_driver.domain.space import human
 from csi_driver.service.pools import Pool
+
+MADE = "the whole size, since its blocks are its own from the start"
+CUT = "as much again as each thick volume that is cut has allocated: the copy keeps the old blocks, the volume gets new ones"
+COPIED = "the larger of what the thick source has allocated, which is given as much again, and the size of a thick copy"
+BACK = "the volume's size: old and new content are there at the same time; a safety snapshot takes as much on top"
+"""What `needed` is, in words for a refusal; docs/how-to/space.md has the same as a table."""
 
 
 def taken(pool: Pool, cut: Iterable[Volume] = (), made: Volume | None = None) -> int:
     """The bytes that thick volumes take at once when some are cut and an image is made.
 
     A cut leaves its blocks to the copy, and the volume is given as many again. A thick copy keeps what it was left and is
-    given the rest of its size, so that both together take no more than the larger of the two.
+    given the rest of its size, so that both together take no more than the larger of the two. What was allocated and never written
+    is not shared by a cut, so less may be taken in the end; but a writer may write it until the cut.
     """
     again = sum(pool.backend.allocated(volume) for volume in cut if volume.thick)
     return max(again, made.size if made is not None and made.thick else 0)
 
 
 @contextmanager
-def promised(pool: Pool, doing: str, needed: int, size: int = 0, own: int = 0) -> Iterator[None]:
-    """Count `needed` bytes as taken while they are being taken, and `size` bytes of a new volume as committed.
+def promised(pool: Pool, doing: str, needed: int, formula: str, size: int = 0, own: int = 0) -> Iterator[None]:
+    """Count `needed` bytes, which `formula` explains, as taken while they are being taken, and `size` of a new volume as committed.
 
     Raises OutOfSpace where `needed` bytes are not free, or were promised to others; Busy where it is calls under way that have
     them, beside the `own` that were promised to this one already: whether they keep them is known when these have ended.
@@ -31,15 +39,15 @@ def promised(pool: Pool, doing: str, needed: int, size: int = 0, own: int = 0) -
     """
     account = pool.account() if needed else None
     if account is not None and needed > account.unpromised:
+        told = f"{doing} must set aside {needed} bytes ({human(needed)}; {formula})"
         if needed <= account.unpromised_later(own):
             raise Busy(
-                f"{doing} must set aside {needed} bytes, and pool {pool.name} has room for {account.unpromised} while other thick "
-                f"volumes are worked on, for which {account.under_way - own} are promised: try again"
+                f"{told}, and pool {pool.name} has room for {human(account.unpromised)} while other thick volumes are worked on, "
+                f"for which {human(account.under_way - own)} are promised: try again"
             )
         raise OutOfSpace(
-            f"{doing} must set aside {needed} bytes, and pool {pool.name} has room for {account.unpromised} "
-            f"({account.space.free} bytes free, {account.reserve} kept in reserve, {account.promised} promised to thick "
-            "volumes): delete something first"
+            f"{told}, and pool {pool.name} has room for {account.unpromised} bytes ({human(account.space.free)} free, less "
+            f"{human(account.reserve)} kept in reserve and {human(account.promised)} promised to thick volumes): {pool.way_out}"
         )
     pool.pending += size
     pool.pending_thick += needed

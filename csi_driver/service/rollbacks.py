@@ -9,7 +9,7 @@ from csi_driver.domain.model import Hold, Rolled, Snapshot, Volume
 from csi_driver.domain.requests import check_name
 from csi_driver.service.context import HOLD_SECONDS, Context
 from csi_driver.service.pools import Pool
-from csi_driver.service.promises import promised, taken
+from csi_driver.service.promises import BACK, promised, taken
 from csi_driver.service.snapshots import Snapshots
 
 REMEMBERED = 16
@@ -102,7 +102,7 @@ class Rollbacks:
         # The old content stays until the new one is whole. What a safety cut takes comes on top, and is no longer promised
         # but gone once it is made; so it asks for itself, while the room for the exchange is kept, and nothing is cut in vain.
         needed = taken(pool, made=volume)
-        with promised(pool, "a rollback of a thick volume", needed):
+        with promised(pool, "a rollback of a thick volume", needed, BACK):
             await pool.backend.access.detach(volume)
             safety = await self._safety(pool, volume, request, needed)
             rolled = Rolled(request.name, request.snapshot_id, self._context.now(), safety)

@@ -7,9 +7,10 @@ from csi_driver.domain.errors import AlreadyExists, Damaged, InvalidRequest, Out
 from csi_driver.domain.ids import ObjectId, name_hash
 from csi_driver.domain.model import Snapshot, Volume
 from csi_driver.domain.requests import check_name, refuse_parameters, split_labels
+from csi_driver.domain.space import human
 from csi_driver.service.context import Context, page
 from csi_driver.service.pools import Pool
-from csi_driver.service.promises import promised, taken
+from csi_driver.service.promises import CUT, promised, taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Snapshots:
         """
         check_room(pool, [volume])
         planned = plan(self._context, pool, volume, name, labels)
-        with promised(pool, "a snapshot of a thick volume", taken(pool, cut=[volume]), own=promised_before):
+        with promised(pool, "a snapshot of a thick volume", taken(pool, cut=[volume]), CUT, own=promised_before):
             snapshot, report = await pool.backend.create_snapshot(planned, volume)
         pool.put_snapshot(snapshot)
         self._context.observer.cut(pool.name, report)
@@ -151,8 +152,8 @@ def check_room(pool: Pool, volumes: list[Volume]) -> None:
     account = pool.account()
     if account.below_reserve:
         raise OutOfSpace(
-            f"pool {pool.name} has {account.space.free} bytes free and keeps {account.reserve} in reserve: "
-            "delete something before taking a snapshot"
+            f"pool {pool.name} has {human(account.space.free)} free and keeps {human(account.reserve)} in reserve: delete something "
+            "before taking a snapshot"
         )
     for volume in volumes:
         count = len(pool.snapshots_of(volume.uid))

@@ -17,9 +17,10 @@ from csi_driver.domain.requests import (
     split_labels,
 )
 from csi_driver.domain.sizes import check_range, choose, expanded, smallest, within
+from csi_driver.domain.space import human
 from csi_driver.service.context import Context, page
 from csi_driver.service.pools import Pool
-from csi_driver.service.promises import promised, taken
+from csi_driver.service.promises import COPIED, MADE, promised, taken
 
 Topologies = Sequence[str]
 """Owners that the caller could use; empty where it did not say."""
@@ -58,8 +59,8 @@ class Volumes:
             volume = self._plan(pool, digest, request, source)
             at_work = [source] if isinstance(source, Volume) else []
             # What a thick source is given again counts also where the copy is thin.
-            doing = "a copy of a thick volume" if at_work else "a thick volume"
-            with promised(pool, doing, taken(pool, at_work, volume), volume.size):
+            doing, formula = ("a copy of a thick volume", COPIED) if at_work else ("a thick volume", MADE)
+            with promised(pool, doing, taken(pool, at_work, volume), formula, volume.size):
                 async with self._context.outlasted(pool, at_work):
                     report = await pool.backend.create_volume(volume, source)
             pool.put_volume(volume)
@@ -104,7 +105,7 @@ class Volumes:
                         f"pool {pool.name} has room for {room} more bytes, {growth} are needed: ask for less"
                     )
             grown = replace(volume, size=size)
-            with promised(pool, "the growth of a thick volume", growth * volume.thick, growth):
+            with promised(pool, "the growth of a thick volume", growth * volume.thick, "what it grows by", growth):
                 await pool.backend.expand_volume(grown)
             # Known from here on, whatever becomes of the device: it is what the next start would find.
             pool.put_volume(grown)
@@ -220,8 +221,9 @@ class Volumes:
             raise OutOfRange(f"pool {pool.name} can never hold {size} bytes, at most {account.ceiling}: ask for less")
         if account.below_reserve or size > room:
             raise OutOfSpace(
-                f"pool {pool.name} has room for {room} bytes, {size} are needed "
-                f"({account.space.free} bytes free, {account.reserve} kept in reserve): delete something or use another pool"
+                f"pool {pool.name} has room for {room} bytes, {size} are needed ({human(account.space.free)} free, "
+                f"{human(account.reserve)} kept in reserve, {human(account.committed)} of {human(account.ceiling)} promised): "
+                f"use another pool, or {pool.way_out}"
             )
         return Volume(
             id=ObjectId(self._pools.owner, pool.name, digest),

@@ -39,6 +39,11 @@ class UsageWalk:
         """The last finished walk of a pool."""
         return self._sums.get(pool, Walked())
 
+    def known(self, item: Volume | Snapshot) -> Usage | None:
+        """What the last look at an image found; None before the first."""
+        found = self._known.get(str(item.id))
+        return found[1] if found else None
+
     async def run(self) -> None:
         """Walk until cancelled."""
         while True:
@@ -62,7 +67,7 @@ class UsageWalk:
                 extents += usage.extents
             await asyncio.sleep(max(breath, SHARE * took))
         for gone in [key for key in self._known if key not in seen and key.split(":")[1] == pool.name]:
-            del self._known[gone]
+            self._known.pop(gone, None)  # another walk of the same pool may have seen that too
         self._sums[pool.name] = Walked(exclusive, extents, self._context.now())
         return self._sums[pool.name]
 

@@ -253,3 +253,61 @@ def test_a_pool_image_by_variables(rig: AgentRig, launch: Any) -> None:
         assert [(p.name, p.path) for p in client.pools()] == [("default", str(rig.pool))]
     assert ended(process) == 0
     assert subprocess.run(["mountpoint", "-q", str(rig.pool)], check=False).returncode == 0, "left for what is in use"
+
+
+def test_a_pool_image_grows_at_a_start_and_never_shrinks(rig: AgentRig, launch: Any) -> None:
+    words = ["--endpoint", rig.endpoint, "--pool-image", str(rig.image), "--pool-mount", str(rig.pool)]
+    words += ["--pool-image-sparse", "--node-name", "node1", "--reserve", "16Mi"]
+    process, client = launch(rig.endpoint, [*words, "--pool-size", "1Gi"], {})
+    with client:
+        volume = client.create_volume("v", SizeRange(320 * MIB), [XFS]).id
+        target = use(rig, client, volume, "target", XFS)
+        (before,) = client.pools()
+    assert ended(process) == 0
+    (target / "file").write_text("in use meanwhile")
+    process, client = launch(rig.endpoint, [*words, "--pool-size", "2Gi"], {})
+    with client:
+        (after,) = client.pools()
+        assert after.total - before.total > 900 * MIB
+        assert (target / "file").read_text() == "in use meanwhile"
+    assert ended(process) == 0
+    status, said = refused(*words, "--pool-size", "1Gi")
+    assert (status, "Traceback" in said) == (1, False), said
+    assert "has 2 GiB and --pool-size asks for 1 GiB: a pool never shrinks" in said
+    process, client = launch(rig.endpoint, words, {})
+    with client:
+        assert client.pools()[0].total == after.total
+    assert ended(process) == 0
+
+
+def test_a_start_that_fails_leaves_no_image(rig: AgentRig, disks: Any, launch: Any) -> None:
+    """Made for a pool beside one that cannot be served, it would take the host's space for nothing."""
+    other = disks("other", "mkfs.ext4", "-q")
+    words = ["--endpoint", rig.endpoint, "--pool-image", str(rig.image), "--pool-mount", str(rig.pool)]
+    words += ["--pool-size", "400Mi", "--node-name", "node1", "--pool", f"image={rig.pool}"]
+    status, said = refused(*words, "--pool", f"other={other}")
+    assert (status, "is on ext4" in said) == (1, True), said
+    assert not rig.image.exists()
+    assert subprocess.run(["mountpoint", "-q", str(rig.pool)], check=False).returncode != 0
+    process, client = launch(rig.endpoint, words, {})
+    client.close()
+    assert ended(process) == 0
+    status, said = refused(*words, "--pool", f"other={other}")
+    assert status == 1
+    assert rig.image.exists(), "it was there before"
+
+
+def test_a_small_pool_serves_and_one_that_cannot_says_so_at_its_start(disks: Any, launch: Any, tmp_path: Path) -> None:
+    path, log = disks("disk", "mkfs.xfs", "-q"), tmp_path / "log"
+    endpoint, words = f"unix://{tmp_path}/csi.sock", options(tmp_path, str(path))
+    process, client = launch(endpoint, words, {})
+    with client:
+        assert client.pools()[0].reserve < 64 * MIB
+        client.delete_volume(client.create_volume("v", SizeRange(64 * MIB), [BLOCK]).id)
+    assert ended(process) == 0
+    assert "makes nothing new" not in log.read_text()
+    process, client = launch(endpoint, [*words, "--reserve", "1Gi"], {})
+    with client, pytest.raises(CallRefused, match="the pool is empty, so make it larger, or its reserve smaller"):
+        client.create_volume("v", SizeRange(64 * MIB), [BLOCK])
+    assert ended(process) == 0
+    assert "the pool makes nothing new" in log.read_text()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from chart_rig import CHART, EVERYTHING, Chart, Document, Refused
+
+from csi_driver.cli.sizes import parse
 
 TEXT = (CHART / "values.yaml").read_text()
 VALUES: Document = yaml.safe_load(TEXT)
@@ -46,6 +50,18 @@ WRONG = [
     ({"nodeGroups": {"default": {"nodes": {"label": "a", "values": ["b"]}}}}, "'default'"),
     ({"extraLabels": {"app.kubernetes.io/name": "other"}}, "'app.kubernetes.io/name'"),
 ]
+
+
+SIZES = ["4096", "500M", "300Mi", "20G", "20Gi", "1.5Gi", "0.5T", "2Ti", "7P", "3Pi", "1000K", "1000Ki"]
+
+
+def test_sizes_are_read_as_the_agent_reads_them(chart: Chart, tmp_path: Path) -> None:
+    """Where a pool's image may not shrink, helm has to know which of two sizes is the smaller one."""
+    copy = Path(shutil.copytree(CHART, tmp_path / "tidemark"))
+    lines = [f'  - {{{{ include "tidemark.bytes" "{size}" | quote }}}}' for size in SIZES]
+    (copy / "templates" / "sizes.yaml").write_text("\n".join(["kind: Sizes", "read:", *lines, ""]))
+    (found,) = chart.render(chart=copy).of("Sizes")
+    assert [int(size) for size in found["read"]] == [parse(size) for size in SIZES]
 
 
 def properties(schema: Document) -> dict[str, Any]:

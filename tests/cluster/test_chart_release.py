@@ -121,13 +121,15 @@ def test_a_second_operator_is_refused(release: Release) -> None:
         release("install", "lab", CHART, release.values(controller={**NOWHERE["controller"], "operator": True}))
 
 
-def test_the_pool_image_is_not_begun_anew_elsewhere(release: Release) -> None:
-    """There every disk would be missing, and every deletion would succeed."""
+def test_the_pool_image_is_not_begun_anew_elsewhere_and_never_shrinks(release: Release) -> None:
+    """Elsewhere every disk would be missing, and every deletion would succeed."""
     release.install()
     elsewhere = {"poolImage": {"directory": "/srv/elsewhere"}}
     with pytest.raises(RigError, match=r"poolImage\.directory .* cannot be changed .* /srv/elsewhere/pool\.img"):
         release.upgrade(**elsewhere)
-    release.upgrade(webhook={"timeoutSeconds": 3})
+    with pytest.raises(RigError, match=r"poolImage\.size of DaemonSet \S+ cannot become 500M: it is 4Gi"):
+        release.upgrade(poolImage={"size": "500M"})
+    release.upgrade(poolImage={"size": "4.5Gi"})
     assert release.status() == ("deployed", 2)
 
 

@@ -17,15 +17,16 @@ import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
-from crash_scenarios import BY_NAME
+from crash_scenarios import BY_NAME, DISK
 from node_host import Disk
 from node_rig import Rig
 
-from csi_driver.host import jobs, libc
+from csi_driver.host import allocation, jobs, libc
 from csi_driver.host.children import Children
 
 LOOKING = {"loop_find", "statvfs", "ping"}
 """Jobs that change nothing."""
+allocation.STEP = DISK // 2  # space is taken in several steps, and there are gaps between them
 _GOINGDOWN = 0x8004587D
 _NO_LOG_FLUSH = 2
 

@@ -20,7 +20,7 @@ from crash_scenarios import NodeScenario, Scenario, find
 from node_host import GIB, Disk, is_frozen, make_disk
 from node_rig import Rig
 
-from csi_driver.host import files, mounts
+from csi_driver.host import allocation, mounts
 from csi_driver.host.children import Children
 from csi_driver.host.commands import run
 
@@ -128,7 +128,7 @@ class World:
         for record in path.glob("volumes/*/record.json"):
             if json.loads(record.read_text())["thick"]:  # a clone leaves out what was allocated and never written
                 with (record.parent / "disk.img").open("r+b") as image:
-                    files.allocate(image.fileno(), os.fstat(image.fileno()).st_size)
+                    allocation.fill(image.fileno(), os.fstat(image.fileno()).st_size)
         return path
 
     @asynccontextmanager

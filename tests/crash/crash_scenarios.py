@@ -9,7 +9,7 @@ from node_host import MIB, write_at, write_file
 from node_rig import Rig, mounted
 
 from csi_driver.domain.model import Snapshot, Volume
-from csi_driver.host import announcements
+from csi_driver.host import announcements, libc
 
 DISK = 1 * MIB
 Step = Callable[[Rig], Awaitable[Any]]
@@ -65,6 +65,11 @@ async def with_group(rig: Rig) -> None:
 
 async def thick_volume(rig: Rig) -> None:
     fill(rig, await rig.volume("v", "block", DISK, thick=True), 1)
+
+
+async def half_formatted_thick(rig: Rig) -> None:
+    await thick_volume(rig)
+    await recorded(rig, format="formatting(ext4)")
 
 
 async def held(rig: Rig) -> None:
@@ -150,6 +155,17 @@ async def _delete_group(rig: Rig) -> None:
         await rig.delete(group)
 
 
+def _erased(*steps: tuple[int, int]) -> Step:
+    """What an erasure that ended half-way leaves: modes of fallocate (3 punches, 1 allocates), and where in the image."""
+
+    async def erase(rig: Rig) -> None:
+        with rig.image(find(rig, "v")).open("r+b") as file:
+            for mode, at in steps:
+                libc.call("fallocate", "fallocate", file.fileno(), mode, at, DISK // 2)
+
+    return erase
+
+
 async def _reopen(rig: Rig) -> None:
     """Nothing: opening the pool is the operation, and it is done before this is called."""
 
@@ -179,6 +195,12 @@ SCENARIOS = [
     Scenario("delete group", with_group, _delete_group),
     Scenario("expand", two_volumes, lambda rig: rig.expand(_v(rig), 2 * DISK)),
     Scenario("expand thick", thick_volume, lambda rig: rig.expand(_v(rig), 2 * DISK)),
+    Scenario(
+        "erase thick",
+        half_formatted_thick,
+        lambda rig: rig.access.erase(_v(rig)),
+        between=(_erased((3, 0)), _erased((3, 0), (1, 0)), _erased((3, 0), (1, 0), (3, DISK // 2))),
+    ),
     Scenario("record formatting", two_volumes, lambda rig: recorded(rig, format="formatting(ext4)")),
     Scenario("record raw", two_volumes, lambda rig: recorded(rig, format="raw")),
     Scenario("hold", two_volumes, _hold),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.host import extents, files, libc
+from csi_driver.host import allocation, extents, files, libc
 
 pytestmark = pytest.mark.root
 MIB = 1 << 20
@@ -77,7 +77,8 @@ def test_a_hole_has_no_extents(xfs_dir: Path, opened: Opened) -> None:
 @pytest.mark.alone  # judges how long other threads wait
 def test_more_extents_than_one_slice_holds_without_stopping_other_threads(xfs_dir: Path, opened: Opened) -> None:
     fd = opened(xfs_dir / "a")
-    files.allocate(fd, 100 * MIB)
+    os.ftruncate(fd, 100 * MIB)
+    allocation.fill(fd, 100 * MIB)
     for index in range(0, 10_000, 2):  # every second block written: 10,000 extents
         os.pwrite(fd, b"x", index * 4096)
     os.fsync(fd)

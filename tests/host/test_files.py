@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.host import extents, files, libc
+from csi_driver.host import allocation, extents, files, libc
 from csi_driver.host.errors import Busy
 
 pytestmark = pytest.mark.root
@@ -103,7 +103,7 @@ def test_what_counts_as_data(xfs_dir: Path, opened: Opened) -> None:
     assert not files.has_data(fd)
     os.ftruncate(fd, 64 * MIB)
     assert not files.has_data(fd)
-    files.allocate(fd, 64 * MIB)
+    allocation.fill(fd, 64 * MIB)
     assert os.fstat(fd).st_blocks * 512 == 64 * MIB
     assert not files.has_data(fd)
     os.lseek(fd, 123, os.SEEK_SET)
@@ -124,28 +124,6 @@ def test_punch_all_takes_what_lies_past_the_end_too(xfs_dir: Path, opened: Opene
     assert os.fstat(fd).st_blocks * 512 == 8 * MIB
     files.punch_all(fd)
     assert (os.fstat(fd).st_blocks, os.fstat(fd).st_size) == (0, 4096)
-
-
-def test_a_clone_gets_space_of_its_own(xfs_dir: Path, opened: Opened) -> None:
-    a, b = opened(xfs_dir / "a"), opened(xfs_dir / "b")
-    os.ftruncate(a, 200 * MIB)
-    os.pwrite(a, b"x" * MIB, 150 * MIB)
-    files.reflink(a, b)
-    files.allocate(b, 200 * MIB)
-    assert extents.usage(b) == extents.ExtentUsage(199 * MIB, MIB, extents.extent_count(b))
-    files.unshare(b, 200 * MIB)
-    os.fsync(b)
-    usage = extents.usage(b)
-    assert (usage.exclusive_bytes, usage.shared_bytes) == (200 * MIB, 0)
-    assert os.pread(b, MIB, 150 * MIB) == b"x" * MIB
-    assert extents.usage(a).shared_bytes == 0
-
-
-def test_allocation_beyond_the_pool_is_no_space(xfs_dir: Path, opened: Opened) -> None:
-    fd = opened(xfs_dir / "a")
-    with pytest.raises(OSError, match="No space") as caught:
-        files.allocate(fd, 1 << 40)
-    assert caught.value.errno == errno.ENOSPC
 
 
 def test_syncfs(xfs_dir: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from freeze_rig import eventually
 
-from csi_driver.host import extents, files, loop, loopctl, loopusers, mountinfo, mounts, volume_jobs
+from csi_driver.host import allocation, extents, files, loop, loopctl, loopusers, mountinfo, mounts, volume_jobs
 from csi_driver.host.commands import run
 from csi_driver.host.errors import Busy, HostError, Mismatch
 from csi_driver.host.filesystems import mkfs_argv, mount_options
@@ -411,7 +411,7 @@ def test_a_device_in_use_is_adopted_without_a_write_to_its_queue(image: Image, m
 def test_a_thick_image_keeps_its_space(image: Image, opened: Opened, point: Path, fs_type: str) -> None:
     size = 300 * MIB
     path = image(size=size)
-    files.allocate(opened(path), size)
+    allocation.fill(opened(path), size)
     device = loop.attach(path)
     loop.refuse_discard(device)
     format_and_mount(device, fs_type, point)

@@ -1,20 +1,34 @@
 """The image that holds a pool: made once, found again, never formatted when it is not ours."""
 
 import asyncio
+import errno
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from node_host import GIB, MIB, allocated, clean, devices_below, read_at, share, skip_unless_root, write_at
+from node_host import (
+    GIB,
+    MIB,
+    allocated,
+    clean,
+    devices_below,
+    held_open,
+    make_disk,
+    read_at,
+    share,
+    skip_unless_root,
+    write_at,
+)
 from node_rig import OWNER, PATIENCE, POOL, children
 
 from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
-from csi_driver.backends.reflink.images import prepare
+from csi_driver.backends.reflink.images import Prepared, prepare, remove
 from csi_driver.domain.errors import Precondition
-from csi_driver.host import filesystems, loop, loopctl, mountinfo, mounts
+from csi_driver.host import filesystems, libc, loop, loopctl, mountinfo, mounts, pool_image
 from csi_driver.host.commands import run
 
 SIZE = 400 * MIB
@@ -29,9 +43,15 @@ def place(tmp_path: Path) -> Iterator[Path]:
 
 
 async def ready(place: Path, size: int = SIZE, sparse: bool = True, name: str = "pool.img") -> Path:
-    async with asyncio.timeout(PATIENCE), children() as agents:
-        await prepare(agents, str(place / name), size, sparse, str(place / "pool"))
+    await prepared(place, size, sparse, name)
     return place / name
+
+
+async def prepared(
+    place: Path, size: int = SIZE, sparse: bool = True, name: str = "pool.img", **options: bool
+) -> Prepared:
+    async with asyncio.timeout(PATIENCE), children() as agents:
+        return await prepare(agents, str(place / name), size, sparse, str(place / "pool"), **options)
 
 
 async def refused(place: Path, why: str) -> None:
@@ -62,7 +82,7 @@ async def test_made_once_and_adopted(place: Path, sparse: bool) -> None:
     (place / "pool" / "kept").write_bytes(b"1")
     # Mounted; attached and not mounted; neither.
     for step in range(3):
-        await ready(place, sparse=sparse, size=2 * SIZE)
+        assert await prepared(place, SIZE, sparse) == Prepared()
         assert (place / "pool" / "kept").read_bytes() == b"1"
         assert len(devices_below(place)) == 1
         mounts.umount(place / "pool")
@@ -167,7 +187,9 @@ async def test_something_else_is_mounted_there(place: Path) -> None:
     (place / "pool").mkdir()
     mounts.mount("tmpfs", place / "pool", "tmpfs")
     with pytest.raises(Precondition, match=r"is taken by a mount of tmpfs"):
-        await ready(place)
+        await ready(place, sparse=False)
+    assert {entry.name for entry in place.iterdir()} == {"pool"}, "made for nothing, it does not keep the host's space"
+    assert devices_below(place) == []
     mounts.umount(place / "pool")
     await ready(place)
 
@@ -190,7 +212,7 @@ def after(module, name):
 if stop == "attached": after(loop, "attach")
 if stop == "formatted": after(filesystems, "run")
 if stop == "detached": after(loop, "detach")
-if stop == "allocated": after(pool_image.files, "allocate")
+if stop == "allocated": after(pool_image.allocation, "fill")
 if stop == "renamed": after(pool_image.files, "rename_new")
 pool_image.make_pool_image(path, 400 << 20, False, "0123456789abcdef")
 """
@@ -227,3 +249,199 @@ async def test_several_make_it_at_the_same_time(place: Path, left: bool) -> None
     assert set(results) == {place / "pool.img"}
     assert len(devices_below(place)) == 1
     assert {entry.name for entry in place.iterdir()} == {"pool.img", "pool"}
+
+
+async def test_a_start_that_is_broken_off_leaves_no_draft(place: Path) -> None:
+    """Killed while it allocates, the child cannot clean up: whoever started it does."""
+    async with asyncio.timeout(PATIENCE), children() as agents:
+        real = agents.run
+        begun = asyncio.Event()
+
+        async def run(job: str, seconds: float, **args: Any) -> Any:
+            if job != "make_pool_image":
+                return await real(job, seconds, **args)
+            # What a child has made by then, killed at any moment: a file under the draft's name, attached.
+            draft = Path(f"{args['path']}.new-{args['token']}")
+            with draft.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, SIZE)
+            loop.attach(draft)
+            begun.set()
+            await asyncio.sleep(600)
+            return None
+
+        agents.run = run  # type: ignore[method-assign]
+        starting = asyncio.create_task(prepare(agents, str(place / "pool.img"), SIZE, False, str(place / "pool")))
+        await begun.wait()
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert list(place.iterdir()) == []
+        assert devices_below(place) == []
+
+
+async def test_what_is_in_an_image_keeps_it(place: Path) -> None:
+    """Only what was made for nothing is taken away."""
+    image = await ready(place)
+    async with children() as agents:
+        backend = ReflinkBackend(ReflinkOptions(POOL, OWNER, str(place / "pool")), agents)
+        await backend.open()
+        await remove(agents, str(image), str(place / "pool"))
+        assert image.exists(), "somebody serves it"
+        await backend.close()
+        (place / "pool" / "volumes" / "disk.img").touch()
+        await remove(agents, str(image), str(place / "pool"))
+        assert image.exists()
+        (place / "pool" / "volumes" / "disk.img").unlink()
+        await remove(agents, str(image), str(place / "pool"))
+    assert not image.exists()
+    assert devices_below(place) == []
+
+
+# ---- growth
+
+
+def pool_size(place: Path) -> int:
+    """Bytes of the mounted file system, its log and all."""
+    return filesystems.size_of_file_system(place / "pool")
+
+
+@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "allocated"])
+async def test_it_grows_while_it_is_in_use(place: Path, sparse: bool) -> None:
+    image = await ready(place, sparse=sparse)
+    kept = place / "pool" / "kept"
+    kept.write_bytes(b"1")
+    before = allocated(image)
+    with held_open(kept):
+        assert await prepared(place, 2 * SIZE, sparse) == Prepared()
+        assert image.stat().st_size == pool_size(place) == 2 * SIZE
+        assert allocated(image) >= 2 * SIZE if not sparse else allocated(image) < before + SIZE // 4
+        assert [loop.size(device) for device in devices_below(place)] == [2 * SIZE]
+        assert kept.read_bytes() == b"1"
+    # At a start after which nothing was mounted, too.
+    mounts.umount(place / "pool")
+    loop.detach(devices_below(place)[0])
+    await ready(place, 3 * SIZE, sparse)
+    assert image.stat().st_size == pool_size(place) == 3 * SIZE
+    assert await prepared(place, 4 * SIZE, sparse, keep_size=True) == Prepared()
+    assert image.stat().st_size == 3 * SIZE
+    assert kept.read_bytes() == b"1"
+    assert {entry.name for entry in place.iterdir()} == {"pool.img", "pool"}
+
+
+async def test_a_size_that_is_no_multiple_of_a_block(place: Path) -> None:
+    """20G is none: 4096 does not divide it."""
+    image = await ready(place, 500 * 1000 * 1000)
+    assert image.stat().st_size == -(-500 * 1000 * 1000 // 4096) * 4096
+    assert await prepared(place, 500 * 1000 * 1000) == Prepared()
+
+
+async def test_it_never_shrinks(place: Path) -> None:
+    image = await ready(place, 2 * SIZE)
+    mounts.umount(place / "pool")
+    loop.detach(devices_below(place)[0])
+    before = (image.stat().st_mtime_ns, image.stat().st_size)
+    with pytest.raises(Precondition, match=r"has 800 MiB and --pool-size asks for 400 MiB: a pool never shrinks"):
+        await ready(place)
+    assert (image.stat().st_mtime_ns, image.stat().st_size) == before
+    assert devices_below(place) == []
+
+
+async def test_without_room_it_keeps_its_size(place: Path) -> None:
+    """What was taken of the host is given back, and what to ask for is said."""
+    host = make_disk(place, GIB, "host")
+    image = await ready(place, sparse=False, name="host/pool.img")
+    (host.point / "other").write_bytes(b"1")
+    before = (allocated(image), host.free())
+    with pytest.raises(Precondition, match=r"cannot grow .*less than 15%.*--pool-size (7|8)\d\dMi or less"):
+        await ready(place, 900 * MIB, sparse=False, name="host/pool.img")
+    assert (image.stat().st_size, pool_size(place)) == (SIZE, SIZE)
+    assert (allocated(image), host.free()) == before
+
+
+async def test_a_growth_that_fails_in_the_middle_gives_back_what_it_took(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ready(place, sparse=False)
+    image = place / "pool.img"
+    before = allocated(image)
+    real = libc.call
+    steps = 0
+
+    def call(what: str, *args: object) -> int:
+        nonlocal steps
+        steps += what.startswith("fallocate")
+        if steps > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(what, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(libc, "call", call)
+    with pytest.raises(OSError, match="No space"):
+        pool_image.grow_pool_image(str(image), str(place / "pool"), 2 * SIZE, False)
+    monkeypatch.undo()
+    assert (image.stat().st_size, pool_size(place)) == (SIZE, SIZE)
+    assert allocated(image) < before + MIB
+    await ready(place, 2 * SIZE, sparse=False)
+    assert pool_size(place) == 2 * SIZE
+
+
+@pytest.mark.parametrize("asked", [SIZE // 2, 4 * GIB], ids=["smaller", "no room"])
+async def test_in_a_pod_it_is_served_as_it_is(place: Path, asked: int) -> None:
+    """Whatever the values say now: the pods of the node need their disks."""
+    host = make_disk(place, GIB, "host")
+    async with asyncio.timeout(PATIENCE), children() as agents:
+
+        async def start(size: int) -> Prepared:
+            image, point = str(host.point / "pool.img"), str(host.point / "pool")
+            return await prepare(agents, image, size, False, point, in_container=True)
+
+        assert await start(SIZE) == Prepared(made=True)
+        (host.point / "pool" / "kept").write_bytes(b"1")
+        for _ in range(2):
+            found = await start(asked)
+            assert "--pool-size" in found.kept
+            assert (host.point / "pool" / "kept").read_bytes() == b"1"
+    assert filesystems.size_of_file_system(host.point / "pool") == SIZE
+
+
+GROW = """
+import os, sys
+from csi_driver.host import filesystems, loop, pool_image
+path, point, stop = sys.argv[1:]
+
+def after(module, name):
+    real = getattr(module, name)
+    def run(*args, **kwargs):
+        result = real(*args, **kwargs)
+        os.kill(os.getpid(), 9)
+    setattr(module, name, run)
+
+if stop == "allocated": after(pool_image.allocation, "fill")
+if stop == "lengthened": after(pool_image.os, "ftruncate")
+if stop == "resized": after(loop, "resize")
+if stop == "grown": after(filesystems, "run")
+pool_image.grow_pool_image(path, point, 800 << 20, False)
+"""
+
+
+@pytest.mark.parametrize(
+    ("stop", "rebooted"),
+    [("allocated", False), ("lengthened", False), ("lengthened", True), ("resized", True), ("grown", False)],
+)
+async def test_killed_while_it_grows(place: Path, stop: str, rebooted: bool) -> None:
+    """The pool is whole at each point, and the next start ends what was begun."""
+    image = await ready(place, sparse=False)
+    (place / "pool" / "kept").write_bytes(b"1")
+    argv = [sys.executable, "-c", GROW, str(image), str(place / "pool"), stop]
+    assert subprocess.run(argv, check=False, timeout=60).returncode == -9
+    assert image.stat().st_size == (SIZE if stop == "allocated" else 2 * SIZE)
+    (place / "pool" / "meanwhile").write_bytes(b"2")
+    if rebooted:
+        mounts.umount(place / "pool")
+        loop.detach(devices_below(place)[0])
+    await ready(place, 2 * SIZE, sparse=False)
+    assert image.stat().st_size == pool_size(place) == 2 * SIZE
+    assert 2 * SIZE <= allocated(image) < 2 * SIZE + MIB
+    assert (place / "pool" / "kept").read_bytes() == b"1"
+    assert (place / "pool" / "meanwhile").read_bytes() == b"2"
+    mounts.umount(place / "pool")
+    run(("xfs_repair", "-n", devices_below(place)[0].path), 60)

@@ -126,6 +126,24 @@ async def test_a_pool_that_is_truly_full(rig: Rig) -> None:
     await rig.volume("after", "block")
 
 
+async def test_a_full_pool_is_opened_with_what_a_crash_left(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even a name in the trash may be had; were the pool refused for that, nothing in it could be deleted."""
+    await rig.volume("v")
+    (rig.layout.new / "left").mkdir()
+    (rig.layout.new / "left" / "disk.img").write_bytes(b"x" * 4096)
+    real = os.rename
+
+    def rename(a: Any, b: Any) -> None:
+        if Path(b).parent == rig.layout.trash:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(a, b)
+
+    monkeypatch.setattr(os, "rename", rename)
+    await rig.reopen()
+    assert os.listdir(rig.layout.new) == []
+    assert [v.name for v in rig.volumes.list()[0]] == ["v"]
+
+
 async def test_a_pool_that_is_read_only(rig: Rig) -> None:
     await furnished(rig)
     await rig.hide(rig.other)  # type: ignore[attr-defined]

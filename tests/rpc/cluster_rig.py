@@ -30,6 +30,7 @@ from csi_driver.rpc.tidemark import Tidemark
 from csi_driver.service import authority
 from csi_driver.service.context import Context
 from csi_driver.service.discovery import Place
+from csi_driver.service.fullness import Fullness
 from csi_driver.service.groups import Groups
 from csi_driver.service.placement import Claim, Placement
 from csi_driver.service.pools import Pool, Pools
@@ -37,6 +38,7 @@ from csi_driver.service.rollbacks import Rollbacks
 from csi_driver.service.snapshots import Snapshots
 from csi_driver.service.trees import Trees
 from csi_driver.service.volumes import Volumes
+from csi_driver.service.walk import UsageWalk
 
 
 def write_identity(directory: Path, root: authority.Pair, pair: authority.Pair, trusted: bytes = b"") -> tls.Identity:
@@ -98,12 +100,13 @@ class AgentOnTls:
         self.pool = Pool(self.backend, Policy())
         self.context = context = Context(Pools(owner, [self.pool]), now=now)
         snapshots = Snapshots(context)
+        self.fullness = Fullness(context.pools, UsageWalk(context))
         self.calls = Calls(self.seen)
         self.servicers = [
             Identity("csi.tidemark.dev", lambda: True, partial(manifest, identity)),
             Controller(Volumes(context), snapshots),
             GroupController(Groups(context)),
-            Tidemark(Rollbacks(context, snapshots), Trees(context)),
+            Tidemark(Rollbacks(context, snapshots), Trees(context), self.fullness),
         ]
         self.port = 0
         self.connection_seconds = CONNECTION_SECONDS

@@ -63,11 +63,13 @@ def test_gauges_are_read_at_the_scrape() -> None:
     found = samples(telemetry)
     assert found["tidemark_pool_total_bytes", ("p",)] == 100
     assert found["tidemark_pool_available_bytes", ("p",)] == 130
+    assert found["tidemark_pool_full", ("p",)] == 0
     assert found["tidemark_loop_devices", ()] == 2
     assert found["tidemark_children_written_off", ()] == 1
     assert ("tidemark_pool_exclusive_bytes", ("p",)) not in found  # not walked yet: no figure rather than 0
-    now[:] = [figures(used=41, exclusive=9, extents=7, walked=12.5)]
+    now[:] = [figures(used=41, full=True, exclusive=9, extents=7, walked=12.5)]
     found = samples(telemetry)
+    assert found["tidemark_pool_full", ("p",)] == 1
     assert found["tidemark_pool_used_bytes", ("p",)] == 41
     assert found["tidemark_pool_exclusive_bytes", ("p",)] == 9
     assert found["tidemark_pool_walk_age_seconds", ("p",)] == 12.5

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
-from csi_driver.cli import sizes
+from csi_driver.cli import pools, sizes
 from csi_driver.cli.agent import address_of, pool_of
 from csi_driver.cli.common import Failure, endpoint_of, find, find_id, places, shown_name
 from csi_driver.cli.main import app
 from csi_driver.cli.mounts import staging_of
 from csi_driver.cli.tree import draw, is_parent
 from csi_driver.domain.model import Usage
-from csi_driver.rpc.client import Node
+from csi_driver.rpc.client import Freed, Node, PoolSpace
 from csi_driver.settings import BadSetting, PoolImage, PoolSpec, Settings, load
 
 VOLUME_ID = f"n1:default:{'a' * 32}"
@@ -227,11 +227,18 @@ def test_every_option_is_an_environment_variable_too(started: list[Settings]) ->
     ]
 
 
+def test_the_size_of_an_image_is_said_or_not(started: list[Settings]) -> None:
+    """What is not said changes nothing of an image that is there."""
+    for text, size in (("300Mi", 300 << 20), ("20G", 20 * 10**9)):
+        assert CliRunner().invoke(app, ["agent", "--pool-image", "/x.img", "--pool-size", text]).exit_code == 0
+        assert started.pop().image == PoolImage("/x.img", size=size)
+
+
 def test_an_image_alone_is_the_default_pool(started: list[Settings]) -> None:
     result = CliRunner().invoke(app, ["agent", "--pool-image", "/var/lib/x.img"])
     assert result.exit_code == 0, result.output
     assert started[0].pools == (PoolSpec("default", "reflink", "/var/lib/tidemark/pool"),)
-    assert started[0].image == PoolImage("/var/lib/x.img", "/var/lib/tidemark/pool", 20 << 30, False)
+    assert started[0].image == PoolImage("/var/lib/x.img", "/var/lib/tidemark/pool", None, False)
 
 
 @pytest.mark.parametrize(
@@ -355,6 +362,16 @@ def test_an_object_with_the_parents_id_alone_is_not_the_parent() -> None:
 def test_a_disk_made_from_a_snapshot_knows_it_by_the_uid_of_its_source() -> None:
     s1 = node("s1", "snapshot", parent_id=node("db").id, parent_uid="uid-db")
     assert is_parent(s1, node("copy", parent_id=s1.id, parent_uid="uid-db"))
+
+
+def test_a_pool_in_trouble_is_told_below_the_table() -> None:
+    freed = (Freed("n1:default:" + "b" * 32, "nightly", "snapshot", 3 << 30),)
+    space = PoolSpace("fast", "n1", "reflink", "/srv", "u", 20 << 30, 1 << 20, 0, 0, 1 << 30, 2.0, 1, 1, True, freed)
+    told = pools._warning(space)
+    assert "Pool fast of n1 has run full" in told
+    assert told.endswith("Deleting would free most: snapshot nightly (3 GiB).")
+    told = pools._warning(replace(space, full=False, would_free=()))
+    assert told.strip() == "Pool fast of n1 makes nothing new: less than its reserve of 1 GiB is free."
 
 
 # Nobody there

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from csi_driver.domain.ids import ObjectId, name_hash
 from csi_driver.domain.model import Volume, VolumeRequest
-from csi_driver.domain.space import GIB, Account, Policy, Space, promised_to_thick
+from csi_driver.domain.space import GIB, MIB, Account, Policy, Space, full_below, human, promised_to_thick
 
 TIB = 1 << 40
 BYTES = st.integers(0, 64 * TIB)
@@ -27,10 +27,34 @@ def volume(name: str, size: int, thick: bool = True) -> Volume:
     )
 
 
-@pytest.mark.parametrize(("total", "reserve"), [(0, GIB), (10 * GIB, GIB), (20 * GIB, GIB), (40 * GIB, 2 * GIB)])
+@pytest.mark.parametrize(
+    ("total", "reserve"),
+    [(0, 0), (300 * MIB, 30 * MIB), (GIB, GIB // 10), (10 * GIB, GIB), (20 * GIB, GIB), (40 * GIB, 2 * GIB)],
+)
 def test_the_reserve(total: int, reserve: int) -> None:
     assert Policy().reserve_of(total) == reserve
     assert Policy(reserve=5).reserve_of(total) == 5
+
+
+@given(st.integers(300 * MIB, 64 * TIB))
+def test_an_empty_pool_of_any_size_takes_volumes(total: int) -> None:
+    """XFS itself takes a few per cent of a small one."""
+    account = Account(Space(total, total * 9 // 10 + 1), Policy(), 0, 0)
+    assert account.available == 2 * total
+    assert account.available_thick > total * 7 // 10
+
+
+@given(st.integers(300 * MIB, 64 * TIB))
+def test_a_pool_is_full_long_after_its_reserve_has_begun(total: int) -> None:
+    assert full_below(total) < Policy().reserve_of(total)
+    account = Account(Space(total, full_below(total)), Policy(), 0, 0)
+    assert not account.full
+    assert replace(account, space=Space(total, full_below(total) - 1)).full
+
+
+def test_sizes_for_people() -> None:
+    shown = [human(size) for size in (0, 4096, 3 << 29, 20 * GIB, 1 << 60)]
+    assert shown == ["0 B", "4 KiB", "1.5 GiB", "20 GiB", "1024 PiB"]
 
 
 @given(ACCOUNTS)

@@ -16,7 +16,9 @@ group does not say is said by the chart's values.
 {{- range $key, $value := $part }}{{ $_ := set $image $key $value }}{{ end }}
 {{- end }}
 {{- if not $pools }}
-{{- include "tidemark.sameImage" (list $root (printf "%s-agent%s" $full (ternary "" (printf "-%s" $name) (eq $name "default"))) (printf "%s/pool.img" $image.directory)) }}
+{{- $daemonset := printf "%s-agent%s" $full (ternary "" (printf "-%s" $name) (eq $name "default")) }}
+{{- include "tidemark.sameImage" (list $root $daemonset (printf "%s/pool.img" $image.directory)) }}
+{{- include "tidemark.noSmallerImage" (list $root $daemonset $image.size) }}
 {{- end }}
 {{- $poolInit := ternary $group.poolInit $values.poolInit (hasKey $group "poolInit") }}
 {{- $tolerations := ternary $group.tolerations $values.agent.tolerations (hasKey $group "tolerations") }}

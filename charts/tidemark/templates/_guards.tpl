@@ -29,3 +29,24 @@ nothing here.
 {{- end -}}
 {{- end -}}
 {{- end }}
+
+{{/* Bytes of a size, as a number for comparisons. */}}
+{{- define "tidemark.bytes" -}}
+{{- $number := regexFind "^[0-9.]+" . -}}
+{{- $units := dict "" 1 "K" 1e3 "Ki" 1024 "M" 1e6 "Mi" 1048576 "G" 1e9 "Gi" 1073741824 "T" 1e12 "Ti" 1099511627776 "P" 1e15 "Pi" 1125899906842624 -}}
+{{- printf "%.0f" (mulf (float64 $number) (get $units (trimPrefix $number .))) -}}
+{{- end }}
+
+{{/* An image that is there never shrinks: (list root daemonset size). The agent refuses it too, but helm can say so before anything is changed. */}}
+{{- define "tidemark.noSmallerImage" -}}
+{{- $root := index . 0 }}{{ $name := index . 1 }}{{ $size := index . 2 -}}
+{{- range (dig "spec" "template" "spec" "containers" list (lookup "apps/v1" "DaemonSet" $root.Release.Namespace $name)) -}}
+{{- range default list .env -}}
+{{- if and (eq .name "TIDEMARK_POOL_SIZE") .value -}}
+{{- if lt (float64 (include "tidemark.bytes" $size)) (float64 (include "tidemark.bytes" .value)) -}}
+{{- fail (printf "poolImage.size of DaemonSet %s cannot become %s: it is %s, and a pool never shrinks. Leave it, or ask for more" $name $size .value) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end }}

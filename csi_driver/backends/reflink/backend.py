@@ -20,7 +20,7 @@ from csi_driver.domain.errors import Unavailable
 from csi_driver.domain.model import Group, Snapshot, Usage, Volume
 from csi_driver.domain.records import dump_group, dump_snapshot, dump_volume
 from csi_driver.domain.space import Space
-from csi_driver.host import extents, files
+from csi_driver.host import allocation, extents, files
 from csi_driver.host.children import Children
 
 _T = TypeVar("_T")
@@ -293,7 +293,8 @@ class ReflinkBackend:
                 return
             try:
                 if volume.thick:
-                    files.allocate(file.fileno(), volume.size)
+                    # The new part alone: what the rest may lack is made good when it is staged, and must not fail this.
+                    allocation.fill(file.fileno(), volume.size, before)
                 os.ftruncate(file.fileno(), volume.size)
             except OSError:
                 with suppress(OSError):
@@ -327,7 +328,7 @@ class ReflinkBackend:
 
 def _own_blocks(image: Path, size: int) -> None:
     with image.open("r+b") as file:
-        files.unshare(file.fileno(), size)
+        allocation.own(file.fileno(), size)
         os.fsync(file.fileno())
 
 
@@ -341,8 +342,7 @@ def _take_size(fd: int, volume: Volume) -> None:
     """Grow an image to its volume's size; a thick one gets blocks of its own for all of it."""
     os.ftruncate(fd, volume.size)
     if volume.thick:
-        files.unshare(fd, volume.size)
-        files.allocate(fd, volume.size)
+        allocation.own(fd, volume.size)
 
 
 def _usage(image: Path) -> Usage:

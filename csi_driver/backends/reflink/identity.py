@@ -14,6 +14,9 @@ from csi_driver.host import container, files, mountinfo
 FORMAT = 1
 """Of the directory's layout. A pool of a newer format is never opened."""
 
+NEW = ("pool.json", ".lock")
+"""The only files of a pool in which nothing was ever made."""
+
 _DRAFT = files.draft("pool.json")
 _WAY_OUT = "; or let the driver make a pool for you: --pool-image FILE --pool-size 20G"
 

@@ -189,7 +189,12 @@ class Layout:
     def sweep(self) -> None:
         """Remove what a crash left half-made: drafts, none of which was ever shown, and files that replaced nothing."""
         for leftover in self.new.iterdir():
-            os.rename(leftover, self.trash / f"{leftover.name}-{secrets.token_hex(4)}")
+            try:
+                os.rename(leftover, self.trash / f"{leftover.name}-{secrets.token_hex(4)}")
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                self.abandon(leftover)  # a pool that is full must be opened, or nothing in it could be deleted
         for leftover in (*self.volumes.glob(f"*/{files.draft(RECORD)}*"), *self.freezes.glob(f"{files.draft('*')}*")):
             leftover.unlink()
 

@@ -13,7 +13,7 @@ from csi_driver.backends.kernel import CHECKED, QUICK, SLOW, BlockDevice
 from csi_driver.backends.reflink.layout import IMAGE, Layout
 from csi_driver.domain.errors import DriverError, InUse
 from csi_driver.domain.model import Volume
-from csi_driver.host import files, loopctl, mountinfo
+from csi_driver.host import allocation, files, loopctl, mountinfo
 from csi_driver.host.children import Children
 
 _T = TypeVar("_T")
@@ -87,9 +87,10 @@ class LoopDevices:
         """See Devices."""
 
         def erase(fd: int) -> None:
-            files.punch_all(fd)
             if volume.thick:
-                files.allocate(fd, volume.size)
+                allocation.renew(fd, volume.size)
+            else:
+                files.punch_all(fd)
             os.fsync(fd)
 
         await self._with_image(volume, "emptying", "r+b", erase)
@@ -114,7 +115,7 @@ class LoopDevices:
     async def settle(self, volume: Volume) -> None:
         """See Devices. mkfs and file systems may have given blocks back by writing zeroes: they are taken again."""
         if volume.thick:
-            await self._with_image(volume, "allocating", "r+b", lambda fd: files.allocate(fd, volume.size))
+            await self._with_image(volume, "allocating", "r+b", lambda fd: allocation.fill(fd, volume.size))
 
     async def _with_image(self, volume: Volume, doing: str, mode: str, work: Callable[[int], _T]) -> _T:
         def run() -> _T:
