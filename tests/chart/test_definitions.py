@@ -29,8 +29,9 @@ PARTS = {
     ".metadata": "name labels annotations",
     ".spec": "conversion group names preserveUnknownFields scope versions",
     ".spec.names": "categories kind listKind plural shortNames singular",
-    ".spec.versions[]": "additionalPrinterColumns deprecated deprecationWarning name schema selectableFields served storage "
-    "subresources",
+    ".spec.versions[]": (
+        "additionalPrinterColumns deprecated deprecationWarning name schema selectableFields served storage subresources"
+    ),
     ".spec.versions[].schema": "openAPIV3Schema",
     ".spec.versions[].subresources": "scale status",
     ".spec.versions[].additionalPrinterColumns[]": "description format jsonPath name priority type",
