@@ -71,6 +71,7 @@ class Chart:
         kubernetes: str = KUBERNETES,
         serves: Iterable[str] = EVERYTHING,
         sets: Iterable[str] = (),
+        strings: Iterable[str] = (),
         chart: Path = CHART,
         release: str = "tidemark",
     ) -> str:
@@ -87,6 +88,7 @@ class Chart:
         ]
         argv += [word for api in serves for word in ("--api-versions", api)]
         argv += [word for one in sets for word in ("--set", one)]
+        argv += [word for one in strings for word in ("--set-string", one)]
         given: str | None = None
         if isinstance(values, Path):
             argv += ["--values", str(values)]
