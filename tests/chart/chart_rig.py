@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ class Chart:
         kubernetes: str = KUBERNETES,
         serves: Iterable[str] = EVERYTHING,
         sets: Iterable[str] = (),
+        strings: Iterable[str] = (),
         chart: Path = CHART,
         release: str = "tidemark",
     ) -> str:
@@ -87,6 +89,7 @@ class Chart:
         ]
         argv += [word for api in serves for word in ("--api-versions", api)]
         argv += [word for one in sets for word in ("--set", one)]
+        argv += [word for one in strings for word in ("--set-string", one)]
         given: str | None = None
         if isinstance(values, Path):
             argv += ["--values", str(values)]
@@ -121,6 +124,23 @@ class Chart:
             (copy / "templates" / "notes.yaml").write_text(told)
             (found,) = self.render(values, chart=copy, **options).of("Notes")
         return str(found["text"])
+
+
+def values_in(text: str) -> Iterator[Document]:
+    """The indented blocks of a page of documentation that are values of the chart."""
+    known = set(json.loads((CHART / "values.schema.json").read_text())["properties"])
+    block = ""
+    for line in [*text.splitlines(), ""]:
+        if line.startswith("    "):
+            block += f"{line}\n"
+            continue
+        try:
+            values = yaml.safe_load(block)
+        except yaml.YAMLError:  # commands, and what they print
+            values = None
+        if isinstance(values, dict) and set(values) <= known:
+            yield values
+        block = ""
 
 
 class StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from chart_rig import CHART, Chart, Document
+from chart_rig import CHART, EVERYTHING, Chart, Document
 
 HERE = Path(__file__).resolve().parent
 COURSES: dict[str, Document] = yaml.safe_load((HERE / "alerts.yaml").read_text())
@@ -118,3 +118,50 @@ def test_the_monitor_scrapes_agents_and_controllers(chart: Chart) -> None:
         and {port["name"] for port in service["spec"]["ports"]} == {"http"}
     }
     assert scraped == {"tidemark-agent", "tidemark-controller"}
+
+
+def test_the_sidecars_are_scraped_where_values_say_so(chart: Chart) -> None:
+    monitor = {"enabled": True, "sidecars": True, "relabelings": [{"targetLabel": "cluster", "replacement": "one"}]}
+    values = {"monitoring": {"serviceMonitor": {**monitor, "scrapeTimeout": "10s", "metricRelabelings": [{"a": "b"}]}}}
+    for serves, sidecars in ((EVERYTHING, ["provisioner", "resizer", "snapshotter"]), ((), ["provisioner", "resizer"])):
+        documents = chart.render(values, serves=serves)
+        (made,) = documents.of("ServiceMonitor")
+        endpoints = {one["port"]: one for one in made["spec"]["endpoints"]}
+        assert list(endpoints) == ["http", *sidecars]
+        for one in endpoints.values():
+            assert [target["targetLabel"] for target in one["relabelings"]] == ["instance", "cluster"]
+            assert (one["scrapeTimeout"], one["metricRelabelings"]) == ("10s", [{"a": "b"}])
+        service = documents.one("Service", "tidemark-controller")["spec"]
+        pod = documents.one("Deployment", "tidemark-controller")["spec"]["template"]["spec"]
+        offered = {(own["name"], own["containerPort"]) for one in pod["containers"] for own in one["ports"]}
+        scraped = {(port["targetPort"], port["port"]) for port in service["ports"] if port["name"] != "http"}
+        assert scraped == offered
+        assert {port["name"] for port in service["ports"]} == set(endpoints)
+        assert len(documents.one("Service", "tidemark-agent")["spec"]["ports"]) == 1
+
+
+def test_what_others_collect_lies_where_they_look(chart: Chart) -> None:
+    elsewhere = {"enabled": True, "namespace": "monitoring"}
+    documents = chart.render(
+        {
+            "monitoring": {
+                "serviceAnnotations": {"prometheus.io/scrape": "true"},
+                "serviceMonitor": elsewhere,
+                "prometheusRule": elsewhere,
+                "dashboard": {**elsewhere, "folder": "Storage", "annotations": {"example.com/note": "ours"}},
+            }
+        }
+    )
+    dashboard = documents.one("ConfigMap", "tidemark-dashboard")["metadata"]
+    assert dashboard["annotations"] == {"grafana_folder": "Storage", "example.com/note": "ours"}
+    assert dashboard["labels"]["grafana_dashboard"] == "1"
+    for kind in ("ServiceMonitor", "PrometheusRule", "ConfigMap"):
+        (made,) = documents.of(kind)
+        assert made["metadata"]["namespace"] == "monitoring"
+    (monitor,) = documents.of("ServiceMonitor")
+    assert monitor["spec"]["namespaceSelector"] == {"matchNames": ["tidemark"]}
+    for component in ("agent", "controller"):
+        service = documents.one("Service", f"tidemark-{component}")["metadata"]
+        assert service["annotations"] == {"prometheus.io/scrape": "true"}
+    (plain,) = chart.render({"monitoring": {"dashboard": {"enabled": True}}}).of("ConfigMap")
+    assert (plain["metadata"]["namespace"], plain["metadata"].get("annotations")) == ("tidemark", None)

@@ -105,11 +105,12 @@ def test_the_snapshot_controller_comes_only_when_asked_for(chart: Chart) -> None
 
 def test_several_classes(chart: Chart) -> None:
     values = {
+        "pools": [{"name": "bulk", "path": "/srv/disk"}],
         "storageClasses": {
             "tidemark": None,
             "bulk": {"parameters": {"pool": "bulk"}},
             "fast": {"allowVolumeExpansion": False},
-        }
+        },
     }
     documents = chart.render(values)
     assert documents.names("StorageClass") == {"bulk", "fast"}

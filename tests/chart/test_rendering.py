@@ -5,6 +5,7 @@ After a change that is meant: `pytest tests/chart --snapshot-update`, and read t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,12 @@ OTHERS = {
     "ServiceMonitor": {"apiVersion", "kind", "metadata", "spec"},
     "PrometheusRule": {"apiVersion", "kind", "metadata", "spec"},
     "Certificate": {"apiVersion", "kind", "metadata", "spec"},
+    "SecurityContextConstraints": {
+        *("apiVersion", "kind", "metadata", "allowedCapabilities", "allowHostDirVolumePlugin", "allowHostIPC"),
+        *("allowHostNetwork", "allowHostPID", "allowHostPorts", "allowPrivilegedContainer", "allowPrivilegeEscalation"),
+        *("defaultAddCapabilities", "fsGroup", "groups", "readOnlyRootFilesystem", "requiredDropCapabilities"),
+        *("runAsUser", "seccompProfiles", "seLinuxContext", "supplementalGroups", "users", "volumes"),
+    },
 }
 """Kinds of other projects, of which no schema lies here, and the fields that they have."""
 
@@ -104,6 +111,37 @@ def test_extra_labels_reach_every_object_and_pod_but_no_selector(chart: Chart) -
             assert "example.com/team" not in spec["selector"]["matchLabels"]
             # A selector can never be changed, so that nothing in it follows from a version or a value.
             assert not {"helm.sh/chart", "app.kubernetes.io/version"} & set(spec["selector"]["matchLabels"])
+
+
+def keys(node: Any) -> Iterator[str]:
+    """All keys of a document, however deep."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield str(key)
+            yield from keys(value)
+    elif isinstance(node, list):
+        for one in node:
+            yield from keys(one)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_no_key_is_a_piece_of_a_sentence(chart: Chart, name: str) -> None:
+    """A comma in `{...}` that has no quotes around it makes one."""
+    values, serves = SETS[name]
+    for document in chart.render(values, serves=serves):
+        assert [key for key in keys(document) if " " in key] == [], document["metadata"]["name"]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_annotations_for_all_reach_every_object(chart: Chart, name: str) -> None:
+    values, serves = SETS[name]
+    plain = chart.render(values, serves=serves)
+    wanted = {"example.com/owner": "storage", "example.com/ticket": "1234567"}
+    strings = ("commonAnnotations.example\\.com/owner=storage", "commonAnnotations.example\\.com/ticket=1234567")
+    marked = chart.render(values, serves=serves, strings=strings)
+    for before, after in zip(plain, marked, strict=True):
+        own = before["metadata"].get("annotations", {})
+        assert after["metadata"]["annotations"] == {**wanted, **own}, after["metadata"]["name"]
 
 
 def test_the_validation_sees_a_typing_error(chart: Chart) -> None:

@@ -19,7 +19,7 @@ from rig.paths import CHART, TREE
 pytestmark = pytest.mark.xdist_group("release lab")  # what it has in the whole cluster is there once
 
 DRIVER = "lab.example.org"
-NOT_SERVED = {"ServiceMonitor", "PrometheusRule", "Certificate"}
+NOT_SERVED = {"ServiceMonitor", "PrometheusRule", "Certificate", "SecurityContextConstraints"}
 """Kinds of projects that this cluster does not have."""
 WEBHOOK = "lab-tidemark-pin"
 SERVED = (

@@ -1,3 +1,31 @@
+{{/* The pools of a group of nodes, as JSON; none: a pool in a file, called `default` by the agent. (list root group). */}}
+{{- define "tidemark.pools" -}}
+{{- $root := index . 0 }}{{ $group := index . 1 -}}
+{{- $pools := $root.Values.pools -}}
+{{- if hasKey $group "pools" }}{{ $pools = $group.pools }}{{ else if hasKey $group "poolImage" }}{{ $pools = list }}{{ end -}}
+{{- toJson (default list $pools) -}}
+{{- end }}
+
+{{/*
+The affinity of a group's agents, as YAML or nothing: (list affinity expressions). Terms are alternatives, so each of them takes the
+expressions that keep a node in one group.
+*/}}
+{{- define "tidemark.agentAffinity" -}}
+{{- $affinity := deepCopy (default dict (index . 0)) }}{{ $expressions := index . 1 -}}
+{{- if $expressions -}}
+{{- $nodes := default dict $affinity.nodeAffinity -}}
+{{- $required := default dict $nodes.requiredDuringSchedulingIgnoredDuringExecution -}}
+{{- $terms := list -}}
+{{- range default (list dict) $required.nodeSelectorTerms -}}
+{{- $terms = append $terms (set . "matchExpressions" (concat (default list .matchExpressions) $expressions)) -}}
+{{- end -}}
+{{- $_ := set $required "nodeSelectorTerms" $terms -}}
+{{- $_ := set $nodes "requiredDuringSchedulingIgnoredDuringExecution" $required -}}
+{{- $_ := set $affinity "nodeAffinity" $nodes -}}
+{{- end -}}
+{{- if $affinity }}{{ toYaml $affinity }}{{ end -}}
+{{- end }}
+
 {{/*
 The agents of one group of nodes: (list root name group others). `others` are the nodes of the groups that come first. What the
 group does not say is said by the chart's values.
@@ -8,8 +36,7 @@ group does not say is said by the chart's values.
 {{- $full := include "tidemark.fullname" $root }}
 {{- $kubelet := trimSuffix "/" $values.kubeletDirectory }}
 {{- $plugin := printf "%s/plugins/%s" $kubelet $values.driverName }}
-{{- $pools := $values.pools }}
-{{- if hasKey $group "pools" }}{{ $pools = $group.pools }}{{ else if hasKey $group "poolImage" }}{{ $pools = list }}{{ end }}
+{{- $pools := include "tidemark.pools" (list $root $group) | fromJsonArray }}
 {{- /* Not merge: it takes a false for nothing. */}}
 {{- $image := dict }}
 {{- range $part := list $values.poolImage (default dict $group.poolImage) }}
@@ -23,6 +50,12 @@ group does not say is said by the chart's values.
 {{- $poolInit := ternary $group.poolInit $values.poolInit (hasKey $group "poolInit") }}
 {{- $tolerations := ternary $group.tolerations $values.agent.tolerations (hasKey $group "tolerations") }}
 {{- $resources := default $values.agent.resources $group.resources }}
+{{- $expressions := list }}
+{{- with $group.nodes }}{{ $expressions = append $expressions (dict "key" .label "operator" "In" "values" .values) }}{{ end }}
+{{- range $others }}{{ $expressions = append $expressions (dict "key" .label "operator" "NotIn" "values" .values) }}{{ end }}
+{{- $own := list "socket" "registration" "pods" "staging" "dev" "sys" "udev" "tls" "run" "tmp" "pool-image" }}
+{{- range $pools }}{{ $own = append $own (printf "pool-%s" .name) }}{{ end }}
+{{- include "tidemark.checkVolumes" (list "agent" $values.agent.extraVolumes $own) }}
 apiVersion: apps/v1
 kind: DaemonSet
 metadata:
@@ -31,34 +64,36 @@ metadata:
   labels:
     {{- include "tidemark.labels" $root | nindent 4 }}
     app.kubernetes.io/component: agent
-    tidemark.dev/node-group: {{ $name }}
+    tidemark.dev/node-group: {{ $name | quote }}
+  {{- with include "tidemark.annotations" (list $root $values.agent.annotations) }}
+  {{- . | nindent 2 }}
+  {{- end }}
 spec:
+  revisionHistoryLimit: {{ ternary 10 (int $values.agent.revisionHistoryLimit) (kindIs "invalid" $values.agent.revisionHistoryLimit) }}
   selector:
     matchLabels:
       {{- include "tidemark.selector" $root | nindent 6 }}
       app.kubernetes.io/component: agent
-      tidemark.dev/node-group: {{ $name }}
+      tidemark.dev/node-group: {{ $name | quote }}
+  {{- $update := default "RollingUpdate" (($values.agent.updateStrategy).type) }}
   updateStrategy:
-    type: RollingUpdate
+    type: {{ $update }}
+    {{- if eq $update "RollingUpdate" }}
+    # No maxSurge: a second agent on a node would share its kubelet and its pools.
     rollingUpdate:
-      maxUnavailable: {{ $values.agent.maxUnavailable }}
+      maxUnavailable: {{ include "tidemark.countOrShare" $values.agent.maxUnavailable }}
+    {{- end }}
   template:
     metadata:
       labels:
-        {{- include "tidemark.labels" $root | nindent 8 }}
-        {{- with $values.agent.podLabels }}
-        {{- toYaml . | nindent 8 }}
-        {{- end }}
+        {{- include "tidemark.labelsWith" (list $root $values.agent.podLabels) | nindent 8 }}
         app.kubernetes.io/component: agent
-        tidemark.dev/node-group: {{ $name }}
+        tidemark.dev/node-group: {{ $name | quote }}
       annotations:
-        kubectl.kubernetes.io/default-container: agent
-        {{- with $values.agent.podAnnotations }}
-        {{- toYaml . | nindent 8 }}
-        {{- end }}
+        {{- include "tidemark.strings" (list (dict "kubectl.kubernetes.io/default-container" "agent") $values.agent.podAnnotations) | nindent 8 }}
     spec:
-      {{- with $root.Values.imagePullSecrets }}
-      imagePullSecrets: {{- toYaml . | nindent 8 }}
+      {{- with include "tidemark.pullSecrets" $root }}
+      {{- . | nindent 6 }}
       {{- end }}
       serviceAccountName: {{ $full }}-agent
       # The agent has no business with the API: it gets no token.
@@ -67,31 +102,18 @@ spec:
       {{- with $values.agent.priorityClassName }}
       priorityClassName: {{ . }}
       {{- end }}
-      terminationGracePeriodSeconds: {{ $values.agent.terminationGracePeriodSeconds }}
+      terminationGracePeriodSeconds: {{ int $values.agent.terminationGracePeriodSeconds }}
       nodeSelector:
-        kubernetes.io/os: linux
-        {{- with $values.agent.nodeSelector }}
-        {{- toYaml . | nindent 8 }}
-        {{- end }}
-      {{- if or $group.nodes $others }}
+        {{- include "tidemark.strings" (list $values.agent.nodeSelector (dict "kubernetes.io/os" "linux")) | nindent 8 }}
+      {{- with include "tidemark.agentAffinity" (list $values.agent.affinity $expressions) }}
       affinity:
-        nodeAffinity:
-          requiredDuringSchedulingIgnoredDuringExecution:
-            nodeSelectorTerms:
-              - matchExpressions:
-                  {{- with $group.nodes }}
-                  - key: {{ .label }}
-                    operator: In
-                    values: {{ toJson .values }}
-                  {{- end }}
-                  {{- range $others }}
-                  - key: {{ .label }}
-                    operator: NotIn
-                    values: {{ toJson .values }}
-                  {{- end }}
+        {{- . | nindent 8 }}
       {{- end }}
       {{- with $tolerations }}
       tolerations: {{- toYaml . | nindent 8 }}
+      {{- end }}
+      {{- with $values.agent.initContainers }}
+      initContainers: {{- toYaml . | nindent 8 }}
       {{- end }}
       containers:
         - name: agent
@@ -122,21 +144,24 @@ spec:
             {{- else }}
             - {name: TIDEMARK_POOL_IMAGE, value: {{ printf "%s/pool.img" $image.directory | quote }}}
             - {name: TIDEMARK_POOL_MOUNT, value: {{ printf "%s/pool" $image.directory | quote }}}
-            - {name: TIDEMARK_POOL_SIZE, value: {{ $image.size | quote }}}
+            - {name: TIDEMARK_POOL_SIZE, value: {{ include "tidemark.plain" $image.size | quote }}}
             {{- if $image.sparse }}
             - {name: TIDEMARK_POOL_IMAGE_SPARSE, value: "true"}
             {{- end }}
             {{- end }}
-            - {name: TIDEMARK_OVERCOMMIT, value: {{ $values.agent.overcommit | quote }}}
-            {{- with $values.agent.reserve }}
+            - {name: TIDEMARK_OVERCOMMIT, value: {{ include "tidemark.plain" $values.agent.overcommit | quote }}}
+            {{- with include "tidemark.plain" $values.agent.reserve }}
             - {name: TIDEMARK_RESERVE, value: {{ . | quote }}}
             {{- end }}
-            - {name: TIDEMARK_MAX_SNAPSHOTS, value: {{ $values.agent.maxSnapshots | quote }}}
-            - {name: TIDEMARK_FREEZE_DEADLINE, value: {{ $values.agent.freezeDeadline | quote }}}
+            - {name: TIDEMARK_MAX_SNAPSHOTS, value: {{ int $values.agent.maxSnapshots | quote }}}
+            - {name: TIDEMARK_FREEZE_DEADLINE, value: {{ include "tidemark.plain" $values.agent.freezeDeadline | quote }}}
             - {name: TIDEMARK_LOG_FORMAT, value: {{ $values.logFormat }}}
             {{- with $values.agent.extraEnv }}
             {{- toYaml . | nindent 12 }}
             {{- end }}
+          {{- with $values.agent.extraEnvFrom }}
+          envFrom: {{- toYaml . | nindent 12 }}
+          {{- end }}
           ports:
             - {name: grpc, containerPort: 9807, protocol: TCP}
             - {name: http, containerPort: 9808, protocol: TCP}
@@ -177,6 +202,9 @@ spec:
             {{- else }}
             - {name: pool-image, mountPath: {{ $image.directory }}, mountPropagation: Bidirectional}
             {{- end }}
+            {{- with $values.agent.extraVolumeMounts }}
+            {{- toYaml . | nindent 12 }}
+            {{- end }}
       volumes:
         - {name: socket, hostPath: {path: {{ $plugin }}, type: DirectoryOrCreate}}
         - {name: registration, hostPath: {path: {{ $kubelet }}/plugins_registry, type: Directory}}
@@ -194,5 +222,8 @@ spec:
         {{- end }}
         {{- else }}
         - {name: pool-image, hostPath: {path: {{ $image.directory }}, type: DirectoryOrCreate}}
+        {{- end }}
+        {{- with $values.agent.extraVolumes }}
+        {{- toYaml . | nindent 8 }}
         {{- end }}
 {{- end }}

@@ -57,3 +57,23 @@ true
 {{- else }}{{ fail (printf "files/rights.yaml: %s is no condition" $condition) }}
 {{- end }}
 {{- end }}
+
+{{/* The sidecars whose metrics are scraped beside the controller's, as YAML: names of ports and their numbers; nothing where none are. */}}
+{{- define "tidemark.scrapedSidecars" -}}
+{{- if and .Values.monitoring.serviceMonitor.enabled .Values.monitoring.serviceMonitor.sidecars -}}
+provisioner: 9809
+{{- if include "tidemark.snapshots" . }}
+snapshotter: 9810
+{{- end }}
+resizer: 9811
+{{- end -}}
+{{- end }}
+
+{{/* Whether SecurityContextConstraints are made: only OpenShift has them. */}}
+{{- define "tidemark.openshift" -}}
+{{- $given := ((.Values.openshift).securityContextConstraints) -}}
+{{- $wish := ternary "auto" (toString $given) (kindIs "invalid" $given) -}}
+{{- if eq $wish "auto" -}}
+{{- if .Capabilities.APIVersions.Has "security.openshift.io/v1/SecurityContextConstraints" }}true{{ end -}}
+{{- else if eq $wish "true" }}true{{ end -}}
+{{- end }}

@@ -1,4 +1,4 @@
-{{/* Names, labels, images: what every template shares. */}}
+{{/* Names, labels, annotations, images: what every template shares. */}}
 
 {{/* Begins the name of every object. 40 characters, so that the longest ending still makes a label's value. */}}
 {{- define "tidemark.fullname" -}}
@@ -9,25 +9,55 @@
 
 {{/* Labels of every object. */}}
 {{- define "tidemark.labels" -}}
-{{ include "tidemark.selector" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
-{{- with .Values.extraLabels }}
-{{ toYaml . }}
+{{ include "tidemark.labelsWith" (list . dict) }}
+{{- end }}
+
+{{/* The same and those of the object, which win over the release's: (list root labels). */}}
+{{- define "tidemark.labelsWith" -}}
+{{- $root := index . 0 -}}
+{{ include "tidemark.selector" $root }}
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
+{{- with include "tidemark.strings" (list $root.Values.extraLabels (index . 1)) }}
+{{ . }}
 {{- end }}
 {{- end }}
 
 {{/* Labels that select: they never change, not by extraLabels either. */}}
 {{- define "tidemark.selector" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+{{- end }}
+
+{{/* The annotations of an object, with their key, or nothing: (list root annotations...). The last of them win, over the release's too. */}}
+{{- define "tidemark.annotations" -}}
+{{- $root := first . -}}
+{{- with include "tidemark.strings" (prepend (rest .) $root.Values.commonAnnotations) -}}
+annotations: {{- . | nindent 2 }}
+{{- end -}}
+{{- end }}
+
+{{/* Where an image lies: (list root repository). global.imageRegistry takes the place of the registry in it. */}}
+{{- define "tidemark.repository" -}}
+{{- $root := index . 0 }}{{ $repository := index . 1 -}}
+{{- $registry := default "" ((($root.Values).global).imageRegistry) | trimSuffix "/" -}}
+{{- $parts := splitList "/" $repository -}}
+{{- $host := first $parts -}}
+{{- if not $registry -}}
+{{ $repository }}
+{{- else if and (gt (len $parts) 1) (or (contains "." $host) (contains ":" $host) (eq $host "localhost")) -}}
+{{ $registry }}/{{ rest $parts | join "/" }}
+{{- else -}}
+{{ $registry }}/{{ $repository }}
+{{- end -}}
 {{- end }}
 
 {{/* Our image: its digest, else its tag, else the chart's version. */}}
 {{- define "tidemark.image" -}}
+{{- include "tidemark.repository" (list . .Values.image.repository) -}}
 {{- with .Values.image -}}
-{{- if .digest }}{{ .repository }}@{{ .digest }}{{ else }}{{ .repository }}:{{ default $.Chart.AppVersion .tag }}{{ end -}}
+{{- if .digest }}@{{ .digest }}{{ else }}:{{ include "tidemark.plain" (default $.Chart.AppVersion .tag) }}{{ end -}}
 {{- end -}}
 {{- end }}
 
@@ -35,8 +65,20 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- define "tidemark.sidecarImage" -}}
 {{- $root := index . 0 }}{{ $name := index . 1 }}{{ $values := index . 2 -}}
 {{- $pinned := index ($root.Files.Get "versions.yaml" | fromYaml) $name -}}
-{{- $at := printf "%s/%s" $root.Values.sidecars.registry $name -}}
-{{- if $values.digest }}{{ $at }}@{{ $values.digest }}{{ else }}{{ $at }}:{{ default $pinned $values.tag }}{{ end -}}
+{{- $at := default (printf "%s/%s" $root.Values.sidecars.registry $name) $values.repository -}}
+{{- include "tidemark.repository" (list $root $at) -}}
+{{- if $values.digest }}@{{ $values.digest }}{{ else }}:{{ include "tidemark.plain" (default $pinned $values.tag) }}{{ end -}}
+{{- end }}
+
+{{/* The pull secrets of a pod, with their key, or nothing. A chart around this one may hand over names alone. */}}
+{{- define "tidemark.pullSecrets" -}}
+{{- $secrets := list -}}
+{{- range concat (default list .Values.imagePullSecrets) (default list (((.Values).global).imagePullSecrets)) -}}
+{{- if kindIs "string" . }}{{ $secrets = append $secrets (dict "name" .) }}{{ else }}{{ $secrets = append $secrets . }}{{ end -}}
+{{- end -}}
+{{- with uniq $secrets -}}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end -}}
 {{- end }}
 
 {{/* The security context of a container that needs nothing. */}}

@@ -14,7 +14,7 @@ A sidecar beside the controller: (list root name values port arguments). Its lea
     - --timeout=60s
     - --retry-interval-max=30s
     - --http-endpoint=:{{ $port }}
-    - --v={{ $root.Values.sidecars.logLevel }}
+    - --v={{ int $root.Values.sidecars.logLevel }}
     {{- range $arguments }}
     - {{ . }}
     {{- end }}
@@ -28,6 +28,9 @@ A sidecar beside the controller: (list root name values port arguments). Its lea
       valueFrom: {fieldRef: {fieldPath: metadata.name}}
     - name: NAMESPACE
       valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+    {{- with $values.extraEnv }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   ports:
     - {name: {{ trimPrefix "csi-" $name }}, containerPort: {{ $port }}, protocol: TCP}
   # It answers once the driver is ready, for which it waits; being started again would not hurry that.
