@@ -143,6 +143,7 @@ def plan(
         thick=volume.thick,
         labels=dict(labels),
         group=group,
+        requested=volume.requested,
     )
 
 
