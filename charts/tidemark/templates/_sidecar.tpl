@@ -28,6 +28,9 @@ A sidecar beside the controller: (list root name values port arguments). Its lea
       valueFrom: {fieldRef: {fieldPath: metadata.name}}
     - name: NAMESPACE
       valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+    {{- with $root.Values.controller.apiProxy }}
+    - {name: HTTPS_PROXY, value: {{ . | quote }}}
+    {{- end }}
   ports:
     - {name: {{ trimPrefix "csi-" $name }}, containerPort: {{ $port }}, protocol: TCP}
   # It answers once the driver is ready, for which it waits; being started again would not hurry that.
