@@ -103,6 +103,22 @@ def test_the_controller_is_there_before_its_sidecars_and_after_them(chart: Chart
     assert off["args"] == ["controller", "--no-operator"]
 
 
+def test_a_proxy_before_the_api_is_for_all_that_talk_to_it(chart: Chart) -> None:
+    """And for nothing else: calls to agents go to agents. By default there is none."""
+    on = {"controller": {"apiProxy": "http://proxy.example.org:3128"}, "snapshotController": {"install": True}}
+    for values, url in (({"snapshotController": {"install": True}}, None), (on, "http://proxy.example.org:3128")):
+        documents = chart.render(values)
+        for name in ("csi-provisioner", "csi-snapshotter", "csi-resizer", "snapshot-controller"):
+            assert env(documents.container(name)).get("HTTPS_PROXY") == url
+        controller = env(documents.container("controller"))
+        assert (controller.get("TIDEMARK_API_PROXY"), controller.get("HTTPS_PROXY")) == (url, None)
+        (check,) = documents.one("Job", "tidemark-uninstall-check")["spec"]["template"]["spec"]["containers"]
+        assert {one["name"]: one["value"] for one in check.get("env", ())}.get("TIDEMARK_API_PROXY") == url
+        assert not [name for name in env(documents.container("agent")) if "PROXY" in name]
+    with pytest.raises(Refused, match="apiProxy"):
+        chart.render({"controller": {"apiProxy": "proxy:3128"}})
+
+
 def test_only_the_agent_is_privileged(chart: Chart) -> None:
     documents = chart.render(VALUES / "everything.yaml")
     for document in documents:
