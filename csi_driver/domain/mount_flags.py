@@ -27,7 +27,7 @@ _PLAIN = {
 }
 """Flags without a value; under "" those of every file system."""
 
-_NUMBER = r"\d{1,6}"
+_NUMBER = r"\d{1,9}"
 _LABEL = r'"?[A-Za-z0-9_.:,-]+"?'
 _VALUED = {
     "": {
@@ -40,7 +40,7 @@ _VALUED = {
     "ext4": {
         "auto_da_alloc": ("[01]", "auto_da_alloc=1"),
         "barrier": ("[01]", "barrier=1"),
-        "commit": (_NUMBER, "commit=30"),
+        "commit": (r"\d{1,6}", "commit=30"),
         "data": ("journal|ordered|writeback", "data=ordered"),
         "errors": ("continue|panic|remount-ro", "errors=remount-ro"),
         "init_itable": (_NUMBER, "init_itable=10"),
@@ -50,8 +50,8 @@ _VALUED = {
         "stripe": (_NUMBER, "stripe=16"),
     },
     "xfs": {
-        "allocsize": (_NUMBER + "[kmKM]?", "allocsize=64k"),
-        "logbsize": ("(16|32|64|128|256)[kK]", "logbsize=256k"),
+        "allocsize": (r"\d{1,10}[kmgKMG]?", "allocsize=64k"),
+        "logbsize": (r"(16|32|64|128|256)[kK]|\d{5,6}", "logbsize=256k"),
         "logbufs": ("[2-8]", "logbufs=8"),
     },
 }
@@ -107,13 +107,14 @@ def check_mount_flags(flags: Sequence[str], fs_type: str) -> None:
     _check_together(flags)
 
 
-def check_known_flags(flags: Iterable[str]) -> None:
+def check_known_flags(flags: Iterable[str], fs_type: str) -> None:
     """Refuse what no version of this driver ever accepted: for a volume that exists the mount itself has the last word."""
-    known = {name for kind in _PLAIN for name in (*_PLAIN[kind], *_VALUED[kind], *_REMOVED[kind])}
+    known = {name for kind in _kinds(fs_type) for name in (*_PLAIN[kind], *_VALUED[kind], *_REMOVED[kind])}
     for flag in flags:
         name = flag.partition("=")[0]
         if not _FLAG.fullmatch(flag) or name not in known:
-            raise InvalidRequest(f"mount flag {name!r} is not allowed: see docs/reference/parameters.md for the list")
+            on = f" with {fs_type}" if fs_type else ""
+            raise InvalidRequest(f"mount flag {name!r} is not allowed{on}: see docs/reference/parameters.md for the list")
 
 
 def removed_flags(flags: Iterable[str], fs_type: str) -> list[str]:

@@ -170,8 +170,8 @@ def _requested_field(requested: int) -> dict[str, int]:
 
 
 def _requested(raw: dict[str, Any]) -> int:
-    requested = raw.get("requested_bytes", 0)
-    if type(requested) is not int or requested < 0:
+    requested: object = raw.get("requested_bytes", 0)
+    if not isinstance(requested, int) or isinstance(requested, bool) or requested < 0:
         raise ValueError(f"requested_bytes is {requested!r}")
     return requested
 

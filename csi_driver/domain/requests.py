@@ -79,7 +79,7 @@ def check_capability(capability: Capability, made_before: bool = False) -> None:
     if capability.fs_type and capability.fs_type not in FILE_SYSTEMS:
         raise InvalidRequest(f"file system {capability.fs_type!r} is unknown: use {' or '.join(FILE_SYSTEMS)}")
     if made_before:
-        check_known_flags(capability.mount_flags)
+        check_known_flags(capability.mount_flags, capability.fs_type)
     else:
         check_mount_flags(capability.mount_flags, capability.fs_type)
 

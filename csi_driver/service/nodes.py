@@ -95,6 +95,8 @@ class Nodes:
             pool, volume = self._pools.volume(volume_id)
             self._context.refuse_held(volume, "publishing")
             reason = unsupported(volume, capability)
+            if not reason and capability.access == "mount" and volume.format == RAW:
+                reason = "it was staged as a block device"
             if reason:
                 raise Precondition(f"{volume_id} cannot be published so: {reason}")
             use = await pool.backend.access.use(volume)

@@ -138,9 +138,7 @@ async def test_no_proxy_of_the_environment_is_used(
     assert asked == []
 
 
-async def test_a_proxy_that_is_asked_for_is_used(
-    fake: FakeApi, proxy: tuple[str, list[str]], tmp_path: Path
-) -> None:
+async def test_a_proxy_that_is_asked_for_is_used(fake: FakeApi, proxy: tuple[str, list[str]], tmp_path: Path) -> None:
     url, asked = proxy
     api = await Api.connect(fake.kubeconfig(tmp_path / "config"), url)
     with pytest.raises(Unavailable):

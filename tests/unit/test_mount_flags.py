@@ -1,5 +1,7 @@
 """Mount flags: each is what every kernel from 5.15 on takes, and what is refused is named; tests/host mounts each of them."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,10 +82,12 @@ def test_what_no_kernel_takes_is_refused_for_a_new_volume(fs_type: str, flag: st
 
 
 def test_what_was_never_accepted_is_refused_for_a_volume_that_exists_too() -> None:
-    check_known_flags(["noatime", "commit=5", "logbufs=8"])
-    for flag in ("bind", "remount", "loop", "offset=0", "noatime,suid", ""):
+    check_known_flags(["noatime", "commit=5", "logbufs=8"], "")
+    for flag, fs_type in itertools.product(("bind", "loop", "offset=0", "noatime,suid", ""), ("", "ext4", "xfs")):
         with pytest.raises(InvalidRequest, match="is not allowed"):
-            check_known_flags([flag])
+            check_known_flags([flag], fs_type)
+    with pytest.raises(InvalidRequest, match="'logbufs' is not allowed with ext4"):
+        check_known_flags(["commit=5", "logbufs=8"], "ext4")
 
 
 @pytest.mark.parametrize("fs_type", ["", "ext4", "xfs"])
