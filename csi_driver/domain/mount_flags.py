@@ -60,7 +60,7 @@ _VALUED = {
 _REMOVED = {
     # Words of mount(8) alone, which no kernel was ever told.
     "": frozenset(("iversion", "norelatime", "nostrictatime")),
-    # Gone from the kernel with 6.2; project quotas need a feature that no volume here is made with.
+    # The first two are gone from newer kernels; project quotas need a feature that no volume here is made with.
     "ext4": frozenset(("noacl", "nouser_xattr", "prjquota")),
     # Of a file system that was made without stripes, as all are here, a mount refuses to change them.
     "xfs": frozenset(("sunit", "swidth")),
