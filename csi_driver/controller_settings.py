@@ -13,7 +13,14 @@ DEFAULT_RELEASE = "tidemark"
 DEFAULT_CERTIFICATES = "/run/tidemark/tls"
 """Under /run, which is memory: the key of a controller never lies on a disk."""
 
+_PROXY = re.compile(r"https?://([^\s/@]+@)?([^\s/:@\[\]]+|\[[0-9a-fA-F:.]+\]):\d{1,5}/?", re.ASCII)
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+
+
+def check_proxy(url: str) -> None:
+    """Raise BadSetting where this is no proxy's URL. It may hold a password, so it is not told."""
+    if url and not _PROXY.fullmatch(url):
+        raise BadSetting("--api-proxy is not the URL of a proxy: write http://HOST:PORT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +60,9 @@ class ControllerSettings:
     kubeconfig: str = ""
     """Outside of a pod: a file that leads to the API. Empty: the pod's own account."""
 
+    api_proxy: str = ""
+    """URL of a proxy on the way to the API; empty: none. Never from HTTPS_PROXY, which a pod has for what leaves the cluster."""
+
     operator: bool = True
     """False: route CSI calls only, reconcile nothing."""
 
@@ -72,5 +82,6 @@ class ControllerSettings:
             raise BadSetting("--controller-secret and --agent-secret belong together: give both or neither")
         if not self.certificates.startswith("/"):
             raise BadSetting(f"--certificates {self.certificates!r} is not an absolute path: give one")
+        check_proxy(self.api_proxy)
         if self.snapshots_in_flight < 1:
             raise BadSetting(f"--snapshots-in-flight-per-node {self.snapshots_in_flight} allows none: give 1 or more")

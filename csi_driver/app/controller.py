@@ -68,7 +68,7 @@ class Controller:
         from csi_driver.service.placement import Placement
 
         settings = self._settings
-        api = await Api.connect(settings.kubeconfig)
+        api = await Api.connect(settings.kubeconfig, settings.api_proxy)
         self._ends.append(api.close)
         if settings.metrics_address is not None:
             self.health = Health(settings.metrics_address, self.check, self.telemetry.text)

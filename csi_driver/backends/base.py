@@ -149,6 +149,10 @@ class Backend(Protocol):
         """Bytes that the volume's image has allocated (shared ones included): one stat."""
         ...
 
+    async def found(self, item: Volume | Snapshot) -> str:
+        """What lies in an image by its first bytes: the name of a file system or of another format; empty where none is known."""
+        ...
+
     async def create_volume(self, volume: Volume, source: Volume | Snapshot | None) -> CutReport:
         """Make image and record appear together, durably: empty, or with the source's content grown to `volume.size`."""
         ...

@@ -21,6 +21,7 @@ from csi_driver.domain.errors import Damaged, OutOfSpace, Precondition, Unavaila
 from csi_driver.domain.model import Group, Snapshot, Usage, Volume
 from csi_driver.domain.records import dump_group, dump_snapshot, dump_volume, load_group, load_snapshot, load_volume
 from csi_driver.domain.space import GIB, Space
+from csi_driver.host import filesystems
 
 __all__ = ["DEFAULT_TOTAL", "Faults", "MemoryBackend"]
 
@@ -112,6 +113,11 @@ class MemoryBackend:
         """See Backend."""
         self.faults.reach_now("allocated")
         return self._image(volume).allocated
+
+    @faulty
+    async def found(self, item: Volume | Snapshot) -> str:
+        """See Backend."""
+        return filesystems.probe(self._image(item).path)
 
     @faulty
     async def create_volume(self, volume: Volume, source: Volume | Snapshot | None) -> CutReport:

@@ -3,13 +3,13 @@
 import os
 import re
 import socket
-import sys
 from typing import Annotated, Literal
 
 import typer
 
 from csi_driver import DRIVER_NAME
 from csi_driver.cli.common import endpoint_of, size_of
+from csi_driver.environment import begin_again
 from csi_driver.settings import (
     BACKENDS,
     DEFAULT_ENDPOINT,
@@ -225,6 +225,4 @@ def agent(
 def _become(settings: Settings) -> None:
     """Go on as the agent: the same process, without the memory of the command line."""
     # Many short-lived allocations in many threads: two arenas are as quick as eight a core, and take less.
-    environment = {"MALLOC_ARENA_MAX": "2", **os.environ}
-    # -P: the current directory is no place to load a root process's modules from.
-    os.execve(sys.executable, [sys.executable, "-P", "-m", "csi_driver", dump(settings)], environment)  # noqa: S606
+    begin_again(["-m", "csi_driver", dump(settings)], {"MALLOC_ARENA_MAX": "2", **os.environ})

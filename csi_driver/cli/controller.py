@@ -15,6 +15,7 @@ from csi_driver.controller_settings import (
     DEFAULT_NAMESPACE,
     DEFAULT_RELEASE,
     ControllerSettings,
+    check_proxy,
 )
 from csi_driver.settings import DEFAULT_ENDPOINT, BadSetting
 
@@ -25,6 +26,27 @@ Release = Annotated[str, typer.Option(envvar="TIDEMARK_RELEASE", metavar="NAME",
 Kubeconfig = Annotated[
     str,
     typer.Option(envvar="KUBECONFIG", metavar="FILE", show_default="the pod's account", help="Leads to the cluster."),
+]
+
+
+def proxy_of(text: str) -> str:
+    """The URL of a proxy, or nothing."""
+    try:
+        check_proxy(text)
+    except BadSetting as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
+
+
+ApiProxy = Annotated[
+    str,
+    typer.Option(
+        envvar="TIDEMARK_API_PROXY",
+        metavar="URL",
+        callback=proxy_of,
+        show_default="none, whatever HTTPS_PROXY says",
+        help="Reach the Kubernetes API through this proxy, http://HOST:PORT.",
+    ),
 ]
 
 
@@ -86,6 +108,7 @@ def controller(
         str, typer.Option(envvar="POD_NAME", show_default="the host's name", help="Tells replicas apart.")
     ] = "",
     kubeconfig: Kubeconfig = "",
+    api_proxy: ApiProxy = "",
     operator: Annotated[
         bool, typer.Option("--operator/--no-operator", envvar="TIDEMARK_OPERATOR", help="Reconcile, or route only.")
     ] = True,
@@ -121,6 +144,7 @@ def controller(
             webhook_address=address_of(webhook_address) if webhook_address else None,
             pod_name=pod_name or socket.gethostname(),
             kubeconfig=kubeconfig,
+            api_proxy=api_proxy,
             operator=operator,
             snapshots_in_flight=snapshots_in_flight,
             log_format=log_format,

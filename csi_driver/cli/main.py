@@ -4,6 +4,7 @@ Only typer is imported here and in what is imported from here: the agent runs fo
 tables and colours that it never draws.
 """
 
+import os
 import sys
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from csi_driver.cli import (
     volumes,
 )
 from csi_driver.cli.common import Failure
+from csi_driver.environment import begin_again, is_ambient
 
 app = typer.Typer(
     name="tidemark",
@@ -73,6 +75,9 @@ app.command("uninstall-check", hidden=True)(uninstall_check.uninstall_check)  # 
 
 def main() -> None:
     """Run the command line: exit code 0, 1 for a refusal, 2 for wrong usage."""
+    # A daemon is started by a pod or a unit, whose environment is not of its making. (An agent begins again in any case.)
+    if sys.argv[1:2] == ["controller"] and any(is_ambient(name, value) for name, value in os.environ.items()):
+        begin_again(["-m", "csi_driver.cli.main", *sys.argv[1:]], os.environ)
     try:
         app(prog_name="tidemark")
     except Failure as failure:

@@ -10,7 +10,7 @@ import typer
 
 from csi_driver import DRIVER_NAME
 from csi_driver.cli.common import Failure, Json, print_table
-from csi_driver.cli.controller import Kubeconfig, Namespace, Release
+from csi_driver.cli.controller import ApiProxy, Kubeconfig, Namespace, Release
 from csi_driver.controller_settings import DEFAULT_NAMESPACE, DEFAULT_RELEASE
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def list_nodes(
     release: Release = DEFAULT_RELEASE,
     driver_name: Driver = DRIVER_NAME,
     kubeconfig: Kubeconfig = "",
+    api_proxy: ApiProxy = "",
     as_json: Json = False,
 ) -> None:
     """Show every node that has, or should have, disks.
@@ -38,7 +39,7 @@ def list_nodes(
     """
     from csi_driver.operator.forgotten import survey
 
-    cluster = call(kubeconfig, namespace, release, driver_name, survey)
+    cluster = call(kubeconfig, namespace, release, driver_name, survey, api_proxy)
     rows = []
     for owner in sorted({*cluster.owners(), *cluster.noted}):
         agent = cluster.agents.get(owner)
@@ -69,6 +70,7 @@ def forget(
     release: Release = DEFAULT_RELEASE,
     driver_name: Driver = DRIVER_NAME,
     kubeconfig: Kubeconfig = "",
+    api_proxy: ApiProxy = "",
 ) -> None:
     """Say that a node will not come back, so that its claims and snapshots can be deleted.
 
@@ -82,7 +84,7 @@ def forget(
     def work(api: "Api", ours: "Ours") -> Awaitable[str]:
         return forgotten.forget(api, ours, node, datetime.now(UTC), force)
 
-    call(kubeconfig, namespace, release, driver_name, work)
+    call(kubeconfig, namespace, release, driver_name, work, api_proxy)
     typer.echo(f"node {node} is forgotten: its claims and snapshots can be deleted now")
 
 
@@ -93,6 +95,7 @@ def unforget(
     release: Release = DEFAULT_RELEASE,
     driver_name: Driver = DRIVER_NAME,
     kubeconfig: Kubeconfig = "",
+    api_proxy: ApiProxy = "",
 ) -> None:
     """Take that back: deletes wait for the node's agent again.
 
@@ -100,7 +103,10 @@ def unforget(
     """
     from csi_driver.operator import forgotten
 
-    call(kubeconfig, namespace, release, driver_name, lambda api, ours: forgotten.unforget(api, ours, node))
+    def work(api: "Api", ours: "Ours") -> Awaitable[str]:
+        return forgotten.unforget(api, ours, node)
+
+    call(kubeconfig, namespace, release, driver_name, work, api_proxy)
     typer.echo(f"node {node} counts again")
 
 
@@ -110,6 +116,7 @@ def call(
     release: str,
     driver: str,
     work: "Callable[[Api, Ours], Awaitable[_Result]]",
+    api_proxy: str = "",
 ) -> _Result:
     """Do something with the cluster's API. What is refused becomes a Failure in the refusal's own words."""
     from csi_driver.domain.errors import DriverError
@@ -121,7 +128,7 @@ def call(
         raise Failure(f"{error.name} is missing: install tidemark-csi[controller]") from None
 
     async def connected() -> _Result:
-        api = await Api.connect(kubeconfig or default_kubeconfig())
+        api = await Api.connect(kubeconfig or default_kubeconfig(), api_proxy)
         try:
             return await work(api, Ours(namespace, release, driver))
         finally:

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from csi_driver.cli.common import Endpoint, Failure, Json, connect, find, places, print_json, show_time, shown_name
+from csi_driver.cli.controller import proxy_of
 from csi_driver.settings import DEFAULT_ENDPOINT
 
 _CLUSTER = "In a cluster"
@@ -43,6 +44,17 @@ def rollback(
         str,
         typer.Option(envvar="KUBECONFIG", metavar="FILE", help="Where the cluster is.", rich_help_panel=_CLUSTER),
     ] = "",
+    api_proxy: Annotated[
+        str,
+        typer.Option(
+            envvar="TIDEMARK_API_PROXY",
+            metavar="URL",
+            callback=proxy_of,
+            show_default="none, whatever HTTPS_PROXY says",
+            help="Reach its API through this proxy.",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = "",
 ) -> None:
     """Take a disk back to one of its snapshots, in place.
 
@@ -63,7 +75,7 @@ def rollback(
 
         safety = not no_safety_snapshot
         asked = Asked(claim, to, name, safety, snapshot_class, timeout, not no_wait, as_json)
-        roll_back_claim(asked, kubeconfig)
+        roll_back_claim(asked, kubeconfig, api_proxy)
         return
     if not volume or not snapshot:
         raise typer.BadParameter("name the disk and one of its snapshots, or in a cluster --claim and --snapshot")

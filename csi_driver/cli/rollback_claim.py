@@ -29,7 +29,7 @@ class Asked:
     as_json: bool = False
 
 
-def roll_back_claim(asked: Asked, kubeconfig: str) -> None:
+def roll_back_claim(asked: Asked, kubeconfig: str, api_proxy: str = "") -> None:
     """Apply the resource and show how it goes. Raises Failure where it fails, with the disk untouched."""
     namespace, slash, claim = asked.claim.partition("/")
     if not slash or not namespace or not claim or "/" in claim:
@@ -55,7 +55,7 @@ def roll_back_claim(asked: Asked, kubeconfig: str) -> None:
         return status
 
     try:
-        status = call(kubeconfig, DEFAULT_NAMESPACE, DEFAULT_RELEASE, "", work)
+        status = call(kubeconfig, DEFAULT_NAMESPACE, DEFAULT_RELEASE, "", work, api_proxy)
     except KeyboardInterrupt:
         if not made:
             raise

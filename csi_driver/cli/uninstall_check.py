@@ -7,6 +7,7 @@ import typer
 
 from csi_driver import DRIVER_NAME
 from csi_driver.cli.common import Failure
+from csi_driver.cli.controller import ApiProxy
 
 if TYPE_CHECKING:
     from csi_driver.kube.api import Api
@@ -67,13 +68,14 @@ def uninstall_check(
     namespace: Annotated[str, typer.Option(help="Its namespace.")] = "tidemark",
     revision: Annotated[int, typer.Option(help="Its revision.")] = 1,
     kubeconfig: Annotated[str, typer.Option(metavar="FILE", help="Outside a pod: how to reach the cluster.")] = "",
+    api_proxy: ApiProxy = "",
 ) -> None:
     """Refuse to be uninstalled while volumes or snapshots of this driver exist or a rollback runs. Changes nothing."""
     from csi_driver.domain.errors import DriverError
     from csi_driver.kube.api import Api
 
     async def look() -> list[str]:
-        api = await Api.connect(kubeconfig)
+        api = await Api.connect(kubeconfig, api_proxy)
         try:
             return await strands(api, driver_name, snapshots)
         finally:

@@ -20,7 +20,7 @@ from csi_driver.cli.common import (
     shown_name,
     size_of,
 )
-from csi_driver.cli.controller import Kubeconfig
+from csi_driver.cli.controller import ApiProxy, Kubeconfig
 from csi_driver.cli.node import Driver, call
 from csi_driver.cli.sizes import show
 from csi_driver.controller_settings import DEFAULT_NAMESPACE, DEFAULT_RELEASE
@@ -131,6 +131,7 @@ def list_(
     ] = False,
     driver_name: Driver = DRIVER_NAME,
     kubeconfig: Kubeconfig = "",
+    api_proxy: ApiProxy = "",
     as_json: Json = False,
 ) -> None:
     """Show all disks.
@@ -143,7 +144,7 @@ def list_(
         nodes = client.tree()
     volumes = [node for node in nodes if node.kind == "volume"]
     if orphans:
-        named = _handles(kubeconfig, driver_name)
+        named = _handles(kubeconfig, driver_name, api_proxy)
         old = datetime.now(UTC) - timedelta(hours=1)
         volumes = [volume for volume in volumes if volume.id not in named and volume.created <= old]
     if as_json:
@@ -203,7 +204,7 @@ def show_(volume: Volume, endpoint: Endpoint = DEFAULT_ENDPOINT, as_json: Json =
         typer.echo(f"{title + ':':<13}{value}")
 
 
-def _handles(kubeconfig: str, driver: str) -> set[str]:
+def _handles(kubeconfig: str, driver: str, api_proxy: str) -> set[str]:
     """What the cluster's PersistentVolumes of the driver name."""
     from csi_driver.kube.kinds import VOLUMES
 
@@ -211,7 +212,7 @@ def _handles(kubeconfig: str, driver: str) -> set[str]:
         found = [(volume.get("spec") or {}).get("csi") or {} for volume in await api.list(VOLUMES)]
         return {csi.get("volumeHandle", "") for csi in found if csi.get("driver") == driver}
 
-    return call(kubeconfig, DEFAULT_NAMESPACE, DEFAULT_RELEASE, driver, read)
+    return call(kubeconfig, DEFAULT_NAMESPACE, DEFAULT_RELEASE, driver, read, api_proxy)
 
 
 def _one(client: "Client", volume_id: str, with_usage: bool = False) -> "Node":

@@ -85,8 +85,9 @@ class Rolled:
 @dataclass(frozen=True, slots=True)
 class Volume:
     """A disk. `size` in bytes is the image's; `created` in Unix nanoseconds; `format` is what it was last given:
-    blank, formatting(fs), a file system's name, or raw. `made_from` is the uid of the snapshot or volume that it was
-    copied from, `source_uid` that of the volume whose blocks it then shared.
+    blank, formatting(fs), a file system's name, or raw: since a stage as a block device, what its user made of it.
+    `made_from` is the uid of the snapshot or volume that it was copied from, `source_uid` that of the volume whose blocks
+    it then shared. `requested`: the bytes asked for where the size is larger; 0: the size. See sizes.least_request.
     """
 
     id: ObjectId
@@ -101,11 +102,12 @@ class Volume:
     made_from: str = ""
     rollbacks: tuple[Rolled, ...] = ()
     hold: Hold | None = None
+    requested: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A read-only image of one volume at one moment. `group` is the hash of its group, or empty."""
+    """A read-only image of one volume at one moment. `group` is the hash of its group, or empty; `requested` as of a volume."""
 
     id: ObjectId
     name: str
@@ -119,6 +121,7 @@ class Snapshot:
     parameters: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     group: str = ""
+    requested: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ def dump_volume(volume: Volume) -> bytes:
                 {"name": r.name, "snapshot": r.snapshot, "at": r.at, "safety": r.safety} for r in volume.rollbacks
             ],
             "hold": _hold_fields(volume.hold) if volume.hold else None,
+            **_requested_field(volume.requested),
         }
     )
 
@@ -91,6 +92,7 @@ def load_volume(data: bytes, size: int) -> Volume:
             ),
             rollbacks=tuple(Rolled(r["name"], r["snapshot"], r["at"], r["safety"]) for r in raw["rollbacks"]),
             hold=Hold(raw["hold"]["holder"], raw["hold"]["expires"], raw["hold"]["since"]) if raw["hold"] else None,
+            requested=_requested(raw),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Damaged(f"a volume's record cannot be read: {error!r}") from error
@@ -158,7 +160,20 @@ def _snapshot_fields(snapshot: Snapshot) -> dict[str, Any]:
         "parameters": snapshot.parameters,
         "labels": snapshot.labels,
         "group": snapshot.group,
+        **_requested_field(snapshot.requested),
     }
+
+
+def _requested_field(requested: int) -> dict[str, int]:
+    """Left out where the size says it, as in every record from before."""
+    return {"requested_bytes": requested} if requested else {}
+
+
+def _requested(raw: dict[str, Any]) -> int:
+    requested: object = raw.get("requested_bytes", 0)
+    if not isinstance(requested, int) or isinstance(requested, bool) or requested < 0:
+        raise ValueError(f"requested_bytes is {requested!r}")
+    return requested
 
 
 def _snapshot(raw: dict[str, Any], size: int) -> Snapshot:
@@ -176,6 +191,7 @@ def _snapshot(raw: dict[str, Any], size: int) -> Snapshot:
             parameters=raw["parameters"],
             labels=raw["labels"],
             group=raw["group"],
+            requested=_requested(raw),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Damaged(f"a snapshot's record cannot be read: {error!r}") from error

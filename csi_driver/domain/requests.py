@@ -1,11 +1,11 @@
 """What a request may say: names, class parameters, file systems, mount flags. Everything else is refused by name."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from csi_driver.domain.errors import InvalidRequest
 from csi_driver.domain.ids import MAX_NAME_BYTES, is_pool_name
 from csi_driver.domain.model import Capability, Mode, VolumeRequest
+from csi_driver.domain.mount_flags import check_known_flags, check_mount_flags
 
 KUBERNETES_PREFIX = "csi.storage.k8s.io/"
 """Sidecars add keys under this prefix to any call: kept as labels, never compared, never refused."""
@@ -15,26 +15,6 @@ FS_TYPE_LABEL = KUBERNETES_PREFIX + "fstype"
 
 MAX_MAP_BYTES = 4096
 FILE_SYSTEMS = ("ext4", "xfs")
-
-_FLAG = re.compile(r"[A-Za-z0-9_]+(=[A-Za-z0-9_.:,\"-]*)?", re.ASCII)
-_FLAGS_FOR_ALL = frozenset(
-    "async atime defaults diratime dirsync discard exec iversion lazytime mand noatime nodev nodiratime nodiscard noexec "
-    "nolazytime nomand norelatime nostrictatime nosuid relatime ro rw strictatime suid sync context fscontext defcontext "
-    "rootcontext".split()
-)
-_FLAGS = {
-    "ext4": frozenset(
-        "acl noacl barrier nobarrier commit data delalloc nodelalloc errors grpquota usrquota quota noquota prjquota "
-        "journal_async_commit journal_checksum max_batch_time min_batch_time nouser_xattr user_xattr stripe "
-        "inode_readahead_blks block_validity noblock_validity dioread_lock dioread_nolock auto_da_alloc noauto_da_alloc "
-        "init_itable noinit_itable".split()
-    ),
-    "xfs": frozenset(
-        "allocsize attr2 filestreams grpquota gquota ikeep noikeep inode32 inode64 largeio nolargeio logbsize logbufs "
-        "noalign noquota nouuid pquota prjquota pqnoenforce gqnoenforce uqnoenforce sunit swalloc swidth uquota "
-        "usrquota wsync".split()
-    ),
-}
 
 
 def check_name(name: str, what: str) -> None:
@@ -84,8 +64,11 @@ def refuse_parameters(parameters: Mapping[str, str], what: str) -> None:
         raise InvalidRequest(f"parameter {key!r} is unknown: {what} take no parameters; remove it")
 
 
-def check_capability(capability: Capability) -> None:
-    """Refuse a file system or a mount flag that this driver does not serve."""
+def check_capability(capability: Capability, made_before: bool = False) -> None:
+    """Refuse a file system or a mount flag that this driver does not serve.
+
+    `made_before`: for a volume that exists, whose mount flags may be of an earlier version's list.
+    """
     if capability.access == "block":
         return
     if capability.fs_type == "btrfs":
@@ -95,20 +78,10 @@ def check_capability(capability: Capability) -> None:
         )
     if capability.fs_type and capability.fs_type not in FILE_SYSTEMS:
         raise InvalidRequest(f"file system {capability.fs_type!r} is unknown: use {' or '.join(FILE_SYSTEMS)}")
-    check_mount_flags(capability.mount_flags, capability.fs_type)
-
-
-def check_mount_flags(flags: Sequence[str], fs_type: str) -> None:
-    """Refuse a mount flag outside the list; an empty file system type allows those of either."""
-    known = _FLAGS_FOR_ALL | (_FLAGS[fs_type] if fs_type else _FLAGS["ext4"] | _FLAGS["xfs"])
-    for flag in flags:
-        key = flag.partition("=")[0]
-        if not _FLAG.fullmatch(flag) or key not in known:
-            # The key alone: by the protocol a flag's value may be a secret.
-            raise InvalidRequest(
-                f"mount flag {key!r} is not allowed{' with ' + fs_type if fs_type else ''}: "
-                "see docs/reference/parameters.md for the list"
-            )
+    if made_before:
+        check_known_flags(capability.mount_flags, capability.fs_type)
+    else:
+        check_mount_flags(capability.mount_flags, capability.fs_type)
 
 
 def check_volume_request(request: VolumeRequest) -> None:

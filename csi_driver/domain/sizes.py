@@ -11,7 +11,9 @@ LARGEST = (1 << 63) - BLOCK
 """No file system holds more, and every sum of sizes below still fits the protocol's int64."""
 
 _SMALLEST_FS = {"ext4": 16 << 20, "xfs": 300 << 20}
-"""mkfs.ext4 makes no journal at 4 MiB; mkfs.xfs refuses below 300 MiB."""
+"""mkfs.ext4 makes no journal at 4 MiB; mkfs.xfs refuses below 300 MiB. A size that a request was raised to stays one of these
+for `requested`, whatever later versions raise to.
+"""
 
 
 def round_up(size: int) -> int:
@@ -40,8 +42,28 @@ def smallest(capabilities: Sequence[Capability], source_format: str = "") -> int
     return least
 
 
-def choose(wanted: SizeRange, least: int, source_size: int = 0) -> int:
-    """The size of a new volume: rounded up, at least `least`, at least the source's. Raises OutOfRange."""
+def requested(asked: int, size: int) -> int:
+    """What to record of a request for `asked` bytes that became `size`: 0 where the size says it, or does not follow from it.
+
+    Rounding and the least sizes of file systems alone make a size larger than its request.
+    """
+    raised = {round_up(max(asked, least)) for least in (BLOCK, *_SMALLEST_FS.values())}
+    return asked if 0 < asked < size and size in raised else 0
+
+
+def least_request(recorded: int, size: int) -> int:
+    """The smallest request that may be answered with a copy of `size` bytes, where `recorded` was asked for of it.
+
+    What is recorded may be of before the last growth, by a crash or an older driver: it is then left out of account.
+    """
+    return requested(recorded, size) or size
+
+
+def choose(wanted: SizeRange, least: int, source_size: int = 0, source_request: int = 0) -> int:
+    """The size of a new volume: rounded up, at least `least`, at least the source's. Raises OutOfRange.
+
+    `source_request`: what was asked for of the source, which may be asked for again.
+    """
     check_range(wanted)
     if wanted.required:
         size = wanted.required
@@ -51,9 +73,11 @@ def choose(wanted: SizeRange, least: int, source_size: int = 0) -> int:
         size = min(DEFAULT, wanted.limit // BLOCK * BLOCK or BLOCK)
     else:
         size = DEFAULT
-    if wanted.required and round_up(max(wanted.required, least)) < source_size:
+    enough = least_request(source_request, source_size)
+    if 0 < wanted.required < enough and round_up(max(wanted.required, least)) < source_size:
         raise OutOfRange(
-            f"{wanted.required} bytes are less than the source's {source_size}: a copy cannot be smaller than its source"
+            f"{wanted.required} bytes are less than the source's {source_size}: a copy cannot be smaller than its source; ask "
+            f"for {enough} or more"
         )
     size = round_up(max(size, least, source_size))
     if wanted.limit and size > wanted.limit:

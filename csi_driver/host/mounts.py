@@ -6,11 +6,14 @@ get stuck.
 """
 
 import ctypes
+import errno
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from csi_driver.domain.mount_flags import removed_flags
 from csi_driver.host import libc
 
 StrPath = str | os.PathLike[str]
@@ -28,6 +31,8 @@ _FLAGS = {  # word: (bits to set, bits to clear), as in linux/mount.h
     "exec": (0, 8),
     "sync": (16, 0),
     "async": (0, 16),
+    "mand": (64, 0),  # ignored by kernels from 5.15 on; as a word ext4 takes it from 5.17 on only
+    "nomand": (0, 64),
     "dirsync": (128, 0),
     "nosymfollow": (256, 0),
     "noatime": (1 << 10, 0),
@@ -43,6 +48,9 @@ _REFUSED = frozenset(("remount", "bind", "rbind", "move", "shared", "slave", "pr
 _UMOUNT_NOFOLLOW = 8
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442  # the same on every architecture
 _OPEN_TREE_CLONE, _AT_SYMLINK_NOFOLLOW, _AT_EMPTY_PATH = 1, 0x100, 0x1000
+_FSOPEN, _FSCONFIG = 430, 431
+_FSOPEN_CLOEXEC = 1
+_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING = 0, 1
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _MOUNT_ATTR_RDONLY = 1
 
@@ -69,14 +77,54 @@ def mount(device: StrPath, point: StrPath, fs_type: str, options: Iterable[str] 
     """Mount the file system on the block device at the directory `point`, which must not be a symbolic link.
 
     `options`: the user's words ("noatime", "commit=30") after those of `filesystems.mount_options`. Raises ValueError
-    as `split_options`; OSError: EINVAL for an option that the file system does not know or a damaged one, EUCLEAN,
-    EBUSY, EROFS.
+    as `split_options`; OSError: EINVAL for an option that the file system does not know, which it then names, or a damaged
+    one, EUCLEAN, EBUSY, EROFS.
     """
     words = [*options]
     flags, data = split_options(words)
     what = f"mount {os.fspath(device)} at {os.fspath(point)} as {fs_type} with {','.join(words) or 'no options'}"
     with _pinned(point, os.O_DIRECTORY) as target:
-        libc.call(what, "mount", os.fsencode(device), target, fs_type.encode(), flags, os.fsencode(data))
+        try:
+            libc.call(what, "mount", os.fsencode(device), target, fs_type.encode(), flags, os.fsencode(data))
+        except OSError as error:
+            if error.errno != errno.EINVAL or not data:
+                raise
+            raise OSError(error.errno, f"{error.strerror}; {_refused(fs_type, data)}") from error
+
+
+def _refused(fs_type: str, data: str) -> str:
+    """Say which of these options a mount was refused for: EINVAL names none."""
+    options = [option for option in re.findall(r'(?:[^,"]|"[^"]*")+', data) if option]
+    culprit = next((option for option in options if not _takes(fs_type, option)), "")
+    if not culprit:
+        culprit = next(iter(removed_flags(options, fs_type)), "")
+    if culprit:
+        return (
+            f"{fs_type} on this kernel refuses the mount option {culprit.partition('=')[0]!r}: take it out of the mount options, "
+            "in Kubernetes of the StorageClass and of the PersistentVolume"
+        )
+    names = ", ".join(option.partition("=")[0] for option in options)
+    return f"{fs_type} refuses one of its options ({names}) or two together, or is damaged: see the node's kernel log"
+
+
+def _takes(fs_type: str, option: str) -> bool:
+    """Whether a file system knows an option, asked without a device. True where it does not say: ext4 looks before 5.17 at
+    the mount only.
+    """
+    name, equals, value = option.partition("=")
+    how = _FSCONFIG_SET_STRING if equals else _FSCONFIG_SET_FLAG
+    try:
+        context = libc.syscall("fsopen", _FSOPEN, fs_type.encode(), _FSOPEN_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        given = os.fsencode(value.strip('"')) if equals else 0
+        libc.syscall("fsconfig", _FSCONFIG, context, how, os.fsencode(name), given, 0)
+    except OSError as error:
+        return error.errno != errno.EINVAL
+    finally:
+        os.close(context)
+    return True
 
 
 def bind(source: StrPath, target: StrPath, read_only: bool) -> None:

@@ -50,10 +50,11 @@ class Api:
         self._rest = _Rest(configuration)
 
     @classmethod
-    async def connect(cls, kubeconfig: str = "") -> "Api":
+    async def connect(cls, kubeconfig: str = "", proxy: str = "") -> "Api":
         """With the pod's own account, or with a kubeconfig file. Raises Precondition where there is neither.
 
-        Nothing is sent yet.
+        Nothing is sent yet. `proxy`: the URL of one to go through, instead of the kubeconfig's `proxy-url`; the environment's
+        are not looked at.
         """
         configuration = Configuration()
         try:
@@ -64,6 +65,8 @@ class Api:
         except (ConfigException, OSError) as error:
             where = kubeconfig or "the pod's service account"
             raise Precondition(f"{where} does not lead to a Kubernetes API: {error}; give --kubeconfig FILE") from error
+        if proxy:
+            configuration.proxy = proxy
         return cls(configuration)
 
     async def close(self) -> None:
@@ -237,7 +240,12 @@ class Api:
 
 
 class _Rest(RESTClientObject):  # type: ignore[misc]  # the client's modules are not followed, see pyproject.toml
-    """The client's transport, over sockets that notice a peer whose power went away."""
+    """The client's transport, over sockets that notice a peer whose power went away, and through no proxy of the environment."""
+
+    def _create_pool_manager(self) -> aiohttp.ClientSession:
+        # The client's own has trust_env: a pod's HTTPS_PROXY takes the API's calls then, whatever networks NO_PROXY lists, and
+        # a .netrc their credentials. A watch event may be larger than aiohttp's buffer.
+        return aiohttp.ClientSession(connector=self._create_connector(), trust_env=False, read_bufsize=1 << 21)
 
     def _create_connector(self) -> aiohttp.TCPConnector:
         # No limit: each watch holds a connection, and a call must never wait for one of them.

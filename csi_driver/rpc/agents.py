@@ -17,6 +17,8 @@ CONNECT_SECONDS = 2.0
 """For a connection to stand: an agent that is there answers in milliseconds, and the sidecars retry by themselves."""
 
 _OPTIONS = (
+    # An agent is a pod of this cluster. With `https_proxy` in the environment gRPC would have a proxy connect to it.
+    ("grpc.enable_http_proxy", 0),
     ("grpc.ssl_target_name_override", tls.AGENT),
     # A channel whose peer lost its power answers nothing: found after 10 + 5 seconds, also between calls.
     ("grpc.keepalive_time_ms", 10_000),

@@ -9,6 +9,7 @@ from csi_driver.domain.errors import InvalidRequest
 from csi_driver.domain.ids import ANY_OWNER, ObjectId
 from csi_driver.domain.model import Capability, Group, Mode, SizeRange, Snapshot, Source, Volume
 from csi_driver.domain.routing import TOPOLOGY_KEY
+from csi_driver.domain.sizes import least_request
 
 _Modes = csi_pb2.VolumeCapability.AccessMode
 _MODES = {
@@ -144,11 +145,15 @@ def volume(item: Volume) -> csi_pb2.Volume:
 
 
 def snapshot(item: Snapshot) -> csi_pb2.Snapshot:
-    """A snapshot: its moment is that of the cut, and it is ready since then."""
+    """A snapshot: its moment is that of the cut, and it is ready since then.
+
+    Its size here is the smallest request that may restore it, so that a claim as it was written can be: a claim of 10G has an
+    image of 10000003072 bytes.
+    """
     return csi_pb2.Snapshot(
         snapshot_id=str(item.id),
         source_volume_id=item.source_id,
-        size_bytes=item.size,
+        size_bytes=least_request(item.requested, item.size),
         creation_time=timestamp(item.created),
         ready_to_use=True,
         group_snapshot_id=group_id(item),

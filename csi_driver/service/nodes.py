@@ -10,6 +10,7 @@ from csi_driver.domain.model import BLANK, RAW, Capability, Mode, SizeRange, Use
 from csi_driver.domain.requests import FILE_SYSTEMS, asked_file_system, check_capability
 from csi_driver.domain.sizes import check_range
 from csi_driver.service.context import Context
+from csi_driver.service.formats import look
 from csi_driver.service.pools import Pool
 from csi_driver.service.volumes import unsupported
 
@@ -26,33 +27,33 @@ class Nodes:
     async def stage(self, volume_id: str, staging: str, capability: Capability) -> None:
         """Attach, format once in a lifetime, mount and grow. The same stage again is fine."""
         staging = _check_path(staging, "the staging path")
-        check_capability(capability)
+        check_capability(capability, made_before=True)
         pool, volume = self._pools.volume(volume_id)
         with self._pools.locks.hold(f"NodeStageVolume of {volume_id}", [volume.id.hash]):
             pool, volume = self._pools.volume(volume_id)
             self._context.refuse_held(volume, "staging")
+            # A hold that stands there has lapsed. A clock that is set back must not make it stand again: from now on somebody
+            # may write.
+            recorded, volume = volume, replace(volume, hold=None)
+            if capability.access == "mount":
+                volume = await _as_found(pool, volume)
             reason = unsupported(volume, capability)
             if reason:
                 raise Precondition(f"{volume_id} cannot be staged so: {reason}")
             before = await self._refuse_other_stage(pool, volume, staging)
-            if volume.hold is not None:
-                # It has lapsed. A clock that is set back must not make it stand again: from now on somebody may write.
-                volume = await self._save(pool, replace(volume, hold=None))
+            if volume != recorded:
+                volume = await self._save(pool, volume)
             access = pool.backend.access
             try:
                 if capability.access == "block":
                     await access.attach(volume)
-                    volume = await self._settle_raw(pool, volume)
+                    if staging not in before.paths:  # else it is mounted there, and refused below
+                        volume = await self._settle_raw(pool, volume)
                     await access.stage_block(volume, staging)
                 else:
                     volume = await self._format_once(pool, volume, capability.fs_type)
                     await access.attach(volume)
-                    fs_type = (
-                        volume.format
-                        if volume.format in FILE_SYSTEMS
-                        else capability.fs_type or asked_file_system(volume.request) or "ext4"
-                    )
-                    await access.mount(volume, staging, fs_type, capability.mount_flags)
+                    await access.mount(volume, staging, volume.format, capability.mount_flags)
                     await access.grow(volume, staging)
             except BaseException:
                 # Nothing half-staged stays behind: after a refusal that is final, nobody unstages.
@@ -84,7 +85,7 @@ class Nodes:
     ) -> None:
         """Show a staged volume at `target`. The same call again is fine; other arguments are AlreadyExists."""
         target = _check_path(target, "the target path")
-        check_capability(capability)
+        check_capability(capability, made_before=True)
         pool, volume = self._pools.volume(volume_id)
         if not staging:
             raise Precondition(f"the staging path of {volume_id} is missing: stage the volume first and name the path")
@@ -94,6 +95,8 @@ class Nodes:
             pool, volume = self._pools.volume(volume_id)
             self._context.refuse_held(volume, "publishing")
             reason = unsupported(volume, capability)
+            if not reason and capability.access == "mount" and volume.format == RAW:
+                reason = "it was staged as a block device"
             if reason:
                 raise Precondition(f"{volume_id} cannot be published so: {reason}")
             use = await pool.backend.access.use(volume)
@@ -165,7 +168,7 @@ class Nodes:
         """Make a file system on a volume that never had one and holds no data at all; whatever a probe would say."""
         access = pool.backend.access
         asked = fs_type or asked_file_system(volume.request) or "ext4"
-        if volume.format in FILE_SYSTEMS or volume.format == RAW:
+        if volume.format in (*FILE_SYSTEMS, RAW):
             return volume
         if volume.format != BLANK:
             # Left in the middle of mkfs: it was never mounted, so nobody's data can be in it.
@@ -182,10 +185,10 @@ class Nodes:
         return await self._save(pool, replace(volume, format=asked))
 
     async def _settle_raw(self, pool: Pool, volume: Volume) -> Volume:
-        """From its first stage as block on, a volume is the user's own and never formatted."""
-        if volume.format in FILE_SYSTEMS or volume.format == RAW:
+        """From a stage as block on, a volume is its user's own: never formatted, and mounted as what is found on it."""
+        if volume.format == RAW:
             return volume
-        if volume.format != BLANK:
+        if volume.format not in (*FILE_SYSTEMS, BLANK):
             await pool.backend.access.detach(volume)
             await pool.backend.access.erase(volume)
             await pool.backend.access.attach(volume)
@@ -226,6 +229,17 @@ class Nodes:
         """Where to clean up after a volume: its pool, or the default where the id says nothing."""
         place = self._pools.locate(volume_id)
         return (place[0], place[0].volumes.get(place[1])) if place else (self._pools.default.serving(), None)
+
+
+async def _as_found(pool: Pool, volume: Volume) -> Volume:
+    """The volume with the file system that is on it now, for its record. Raises Precondition where it has none to be mounted."""
+    is_now, there = await look(pool, volume)
+    if is_now == RAW:
+        raise Precondition(
+            f"{volume.id} was used as a block device and holds {there or 'nothing that is known'}, no file system that could be "
+            "mounted, and is never formatted: make ext4 or xfs on it as a block device, or go on using it as one"
+        )
+    return replace(volume, format=is_now)
 
 
 def _is_stage(path: str, staging: str) -> bool:

@@ -144,6 +144,7 @@ def plan(
         thick=volume.thick,
         labels=dict(labels),
         group=group,
+        requested=volume.requested,
     )
 
 

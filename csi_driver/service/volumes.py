@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from csi_driver.domain.errors import AlreadyExists, Damaged, InUse, InvalidRequest, OutOfRange, OutOfSpace
 from csi_driver.domain.ids import ObjectId, name_hash
-from csi_driver.domain.model import BLANK, Capability, SizeRange, Snapshot, Volume, VolumeRequest
+from csi_driver.domain.model import Capability, SizeRange, Snapshot, Volume, VolumeRequest
 from csi_driver.domain.requests import (
     FILE_SYSTEMS,
     FS_TYPE_LABEL,
@@ -16,9 +16,10 @@ from csi_driver.domain.requests import (
     difference,
     split_labels,
 )
-from csi_driver.domain.sizes import check_range, choose, expanded, smallest, within
+from csi_driver.domain.sizes import check_range, choose, expanded, least_request, requested, round_up, smallest, within
 from csi_driver.domain.space import human
 from csi_driver.service.context import Context, page
+from csi_driver.service.formats import check_format, format_of_copy, unmountable
 from csi_driver.service.pools import Pool
 from csi_driver.service.promises import COPIED, MADE, promised, taken
 
@@ -55,8 +56,9 @@ class Volumes:
         shared = [source.id.hash] if isinstance(source, Snapshot) else []
         with self._pools.locks.hold(f"CreateVolume of {request.name!r}", exclusive, shared, existence=[digest]):
             source = self._unchanged(source)
-            _check_source_format(request, source)
-            volume = self._plan(pool, digest, request, source)
+            begins_as = await format_of_copy(pool, request, source)
+            check_format(request, source, begins_as)
+            volume = self._plan(pool, digest, request, source, begins_as)
             at_work = [source] if isinstance(source, Volume) else []
             # What a thick source is given again counts also where the copy is thin.
             doing, formula = ("a copy of a thick volume", COPIED) if at_work else ("a thick volume", MADE)
@@ -107,11 +109,18 @@ class Volumes:
             grown = replace(volume, size=size)
             with promised(pool, "the growth of a thick volume", growth * volume.thick, "what it grows by", growth):
                 await pool.backend.expand_volume(grown)
-            # Known from here on, whatever becomes of the device: it is what the next start would find.
+            # Known from here on, whatever becomes of record and device: it is what the next start would find.
             pool.put_volume(grown)
             # Also where the size was right already: a crash may have left an attached device behind its image.
             if (await pool.backend.access.use(grown)).device:
                 await pool.backend.access.attach(grown)
+            # The record last: until then the larger size counts, since what was asked for of the smaller does not lead to it.
+            # Also where the size was right already: a crash may have come before the record.
+            asked = wanted.required if wanted.required < size == round_up(wanted.required) else 0
+            if asked != volume.requested and (growth or (asked and least_request(volume.requested, size) == size)):
+                grown = replace(grown, requested=asked)
+                await pool.backend.save_volume(grown)
+                pool.put_volume(grown)
             return grown
 
     def get(self, volume_id: str) -> Volume:
@@ -208,10 +217,14 @@ class Volumes:
             return self._pools.volume(str(source.id))[1]
         return self._pools.snapshot(str(source.id))[1] if source is not None else None
 
-    def _plan(self, pool: Pool, digest: str, request: VolumeRequest, source: Volume | Snapshot | None) -> Volume:
-        source_format = source.format if source is not None and source.format in FILE_SYSTEMS else ""
-        least = smallest(request.capabilities, source_format or asked_file_system(request))
-        size = choose(request.range, least, source.size if source else 0)
+    def _plan(
+        self, pool: Pool, digest: str, request: VolumeRequest, source: Volume | Snapshot | None, begins_as: str
+    ) -> Volume:
+        holds = begins_as if begins_as in FILE_SYSTEMS else ""
+        least = smallest(request.capabilities, holds or asked_file_system(request))
+        size = choose(request.range, least, source.size if source else 0, source.requested if source else 0)
+        # A copy that nobody said a size for may be asked for as its source was.
+        asked = request.range.required or (source.requested if source is not None and source.size == size else 0)
         thick = request.parameters.get("provisioning") == "thick"
         account = pool.account()
         # An empty volume may as well be made elsewhere; a copy waits here for those that have the room now.
@@ -232,21 +245,22 @@ class Volumes:
             created=self._context.now(),
             size=size,
             request=request,
-            format=source.format if source is not None else BLANK,
+            format=begins_as,
             thick=thick,
             source_uid=_origin(source),
             made_from=source.uid if source is not None else "",
+            requested=requested(asked, size),
         )
 
 
 def unsupported(volume: Volume, capability: Capability) -> str:
     """Why a volume cannot be used with this capability; empty where it can."""
     try:
-        check_capability(capability)
+        check_capability(capability, made_before=True)
     except InvalidRequest as error:
         return str(error)
-    if capability.access not in {c.access for c in volume.request.capabilities}:
-        return f"the volume was made for {volume.request.capabilities[0].access} access, not for {capability.access}"
+    if reason := unmountable(volume, capability):
+        return reason
     if capability.access == "mount" and capability.fs_type:
         made_as = volume.format if volume.format in FILE_SYSTEMS else asked_file_system(volume.request)
         if made_as and made_as != capability.fs_type:
@@ -259,17 +273,6 @@ def _origin(source: Volume | Snapshot | None) -> str:
     if source is None:
         return ""
     return source.source_uid if isinstance(source, Snapshot) else source.uid
-
-
-def _check_source_format(request: VolumeRequest, source: Volume | Snapshot | None) -> None:
-    if source is None or source.format not in FILE_SYSTEMS:
-        return
-    for capability in request.capabilities:
-        if capability.access == "mount" and capability.fs_type not in {"", source.format}:
-            raise InvalidRequest(
-                f"the source {source.id} holds {source.format}, {capability.fs_type} was asked for: a copy keeps its "
-                f"source's file system; ask for {source.format} or leave it out"
-            )
 
 
 def _said(wanted: SizeRange) -> str:

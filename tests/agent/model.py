@@ -24,7 +24,7 @@ Life = tuple[str, int]
 class Disk:
     """A volume. `fs` is empty for a raw one; `parent` is what it was made from, a disk if `is_clone`.
 
-    `rollbacks`: name, snapshot, safety snapshot.
+    `rollbacks`: name, snapshot, safety snapshot. `odd`: bytes by which its size was rounded up.
     """
 
     id: str
@@ -39,11 +39,12 @@ class Disk:
     is_clone: bool = False
     rollbacks: tuple[tuple[str, str, str], ...] = ()
     holder: str = ""
+    odd: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A snapshot, of `source`; `group` is its group's id."""
+    """A snapshot, of `source`; `group` is its group's id. `asked`: what its disk was asked for, the smallest that may restore it."""
 
     id: str
     name: str
@@ -53,6 +54,7 @@ class Cut:
     size: int
     content: Content
     format: str
+    asked: int
     group: str = ""
 
 
@@ -127,7 +129,8 @@ def capability(fs: str) -> Capability:
 def cut_of(disk: Disk, cut_id: str, name: str, life: int, group: str = "") -> Cut:
     """A snapshot of a disk as it is now."""
     source = (disk.id, disk.life)
-    return Cut(cut_id, name, life, source, disk.fs, disk.size, disk.content, disk.format, group)
+    asked = disk.size - disk.odd
+    return Cut(cut_id, name, life, source, disk.fs, disk.size, disk.content, disk.format, asked, group)
 
 
 def grown(content: Content, size: int) -> Content:

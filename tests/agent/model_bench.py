@@ -81,7 +81,7 @@ class Bench(Driven):
 
     def _check_lists(self) -> None:
         disks = {i.id: i.size for i in self.world.values() if isinstance(i, Disk)}
-        cuts = {i.id: (i.size, i.source[0], i.group) for i in self.world.values() if isinstance(i, Cut)}
+        cuts = {i.id: (i.asked, i.source[0], i.group) for i in self.world.values() if isinstance(i, Cut)}
         volumes: list[csi_pb2.Volume] = []
         snapshots: list[csi_pb2.Snapshot] = []
         token = ""

@@ -113,11 +113,12 @@ class Calls(RuleBasedStateMachine):
     def remember(self, item: Item, call: Callable[[Client], Any], answer: Any) -> None:
         self.bench.answers[item.id, item.life] = (call, answer)
 
-    def make(self, disk: Disk, kill: Kill, what: str, source: Source | None = None, odd: int = 0) -> None:
-        """CreateVolume, of a size that is rounded up by `odd` bytes."""
+    def make(self, disk: Disk, kill: Kill, what: str, source: Source | None = None) -> None:
+        """CreateVolume, of a size that is rounded up."""
+        asked = SizeRange(disk.size - disk.odd)
 
         def call(client: Client) -> Made:
-            return client.create_volume(disk.name, SizeRange(disk.size - odd), [capability(disk.fs)], source=source)
+            return client.create_volume(disk.name, asked, [capability(disk.fs)], source=source)
 
         def answer(made: Made, _: Nodes) -> None:
             assert made == Made(disk.id, disk.size)
@@ -166,6 +167,7 @@ class Calls(RuleBasedStateMachine):
     def grow(self, disk: Disk, number: int, kill: Kill) -> None:
         """ControllerExpandVolume, and NodeExpandVolume where the disk is in use."""
         size, target = disk.size + self.growth(number), self.bench.target(disk.id)
+        odd = disk.odd if size == disk.size else 0
         # Without CAP_SYS_RESOURCE an ext4 grows at its next stage.
         online = disk.shown and (disk.fs != "ext4" or may_grow_ext4())
         before = space_of(target) if online and disk.fs else 0
@@ -187,7 +189,7 @@ class Calls(RuleBasedStateMachine):
             disk,
             call,
             lambda nodes: nodes[disk.id].size == size,
-            lambda world, _: put(world, replace(disk, size=size, content=grown(disk.content, size))),
+            lambda world, _: put(world, replace(disk, size=size, odd=odd, content=grown(disk.content, size))),
             answer,
             loose=disk.id if disk.shown else "",
             span=2.0 if disk.shown else 1.0,

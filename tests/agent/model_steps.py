@@ -51,8 +51,9 @@ class Machine(Calls):
     def create(self, draw: Draw) -> None:
         fs, name = self.kinds[draw.m % len(self.kinds)], self.free_name(draw.n)
         size = self.first_size(fs, draw.m)
-        disk = Disk(id_of("volume", name), name, self.bench.life(), fs, size, {} if fs else bytes(size))
-        self.make(disk, draw.kill, f"create {name!r}", odd=draw.chance.choice([0, 1, 4095]))
+        odd = draw.chance.choice([0, 1, 4095])
+        disk = Disk(id_of("volume", name), name, self.bench.life(), fs, size, {} if fs else bytes(size), odd=odd)
+        self.make(disk, draw.kill, f"create {name!r}")
 
     @action(2, lambda self: self.disks)
     def publish(self, draw: Draw) -> None:
@@ -88,7 +89,7 @@ class Machine(Calls):
 
         def answer(found: Any, nodes: Nodes) -> None:
             said = (found.id, found.size, found.source_id, found.created, found.ready)
-            assert said == (new.id, new.size, disk.id, nodes[new.id].created, True)
+            assert said == (new.id, new.asked, disk.id, nodes[new.id].created, True)
 
         if isinstance(old, Cut) and old.source == new.source:
             assert call(self.bench.client) == self.bench.answers[old.id, old.life][1]
@@ -125,7 +126,7 @@ class Machine(Calls):
 
         def answer(found: Any, nodes: Nodes) -> None:
             assert found.id == new.id
-            assert {(m.id, m.source_id, m.size) for m in found.members} == {(c.id, c.source[0], c.size) for c in cuts}
+            assert {(m.id, m.source_id, m.size) for m in found.members} == {(c.id, c.source[0], c.asked) for c in cuts}
             assert {m.created for m in found.members} == {nodes[new.id].created}
 
         what, span = f"group {name!r} of {[disk.name for disk in members]}", 3.0 if members[0].shown else 1.0

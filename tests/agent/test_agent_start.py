@@ -207,7 +207,17 @@ def test_every_option_is_a_variable_too(disks: Any, launch: Any, tmp_path: Path)
         "TIDEMARK_LOG_FORMAT": "json",
         "TIDEMARK_DRIVER_NAME": "env.tidemark.dev",
     }
-    process, client = launch(f"unix://{tmp_path}/env.sock", [], environment)
+    # And nothing else is: these were meant for other programs.
+    ambient = {
+        "https_proxy": "http://127.0.0.1:9",
+        "GRPC_DNS_RESOLVER": "ares",
+        "SSL_CERT_FILE": "/nowhere",
+        "TZ": "Asia/Tokyo",
+    }
+    process, client = launch(f"unix://{tmp_path}/env.sock", [], environment | ambient)
+    seen = {line.partition(b"=")[0].decode() for line in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")}
+    assert environment.keys() <= seen
+    assert not ambient.keys() & seen
     with client:
         who = client.agent()
         assert (who.driver, who.node) == ("env.tidemark.dev", "node-env")

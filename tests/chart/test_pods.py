@@ -70,7 +70,7 @@ def test_the_sidecars_arguments(chart: Chart) -> None:
     own = {
         "csi-provisioner": {
             *("--enable-capacity", "--capacity-ownerref-level=2", "--extra-create-metadata", "--strict-topology=false"),
-            *("--immediate-topology=true", "--default-fstype=ext4", "--timeout=60s", "--retry-interval-max=30s"),
+            *("--immediate-topology=true", "--timeout=60s", "--retry-interval-max=30s"),
         },
         "csi-snapshotter": {"--extra-create-metadata", "--feature-gates=CSIVolumeGroupSnapshot=true", "--timeout=60s"},
         "csi-resizer": {"--handle-volume-inuse-error=false", "--timeout=60s"},
@@ -79,6 +79,8 @@ def test_the_sidecars_arguments(chart: Chart) -> None:
     for name, arguments in own.items():
         container = documents.container(name)
         assert set(container["args"]) >= shared | arguments
+        # Where a class names no file system the driver decides: what the source holds, else ext4.
+        assert not any(arg.startswith("--default-fstype") for arg in container["args"])
         assert {"name": "NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}} in container["env"]
         (port,) = [arg.removeprefix("--http-endpoint=:") for arg in container["args"] if "--http-endpoint" in arg]
         assert container["livenessProbe"]["httpGet"] == {"path": "/healthz/leader-election", "port": int(port)}
@@ -99,6 +101,22 @@ def test_the_controller_is_there_before_its_sidecars_and_after_them(chart: Chart
     assert given["TIDEMARK_NAMESPACE"] == {"fieldRef": {"fieldPath": "metadata.namespace"}}
     off = chart.render({"controller": {"operator": False}}).container("controller")
     assert off["args"] == ["controller", "--no-operator"]
+
+
+def test_a_proxy_before_the_api_is_for_all_that_talk_to_it(chart: Chart) -> None:
+    """And for nothing else: calls to agents go to agents. By default there is none."""
+    on = {"controller": {"apiProxy": "http://proxy.example.org:3128"}, "snapshotController": {"install": True}}
+    for values, url in (({"snapshotController": {"install": True}}, None), (on, "http://proxy.example.org:3128")):
+        documents = chart.render(values)
+        for name in ("csi-provisioner", "csi-snapshotter", "csi-resizer", "snapshot-controller"):
+            assert env(documents.container(name)).get("HTTPS_PROXY") == url
+        controller = env(documents.container("controller"))
+        assert (controller.get("TIDEMARK_API_PROXY"), controller.get("HTTPS_PROXY")) == (url, None)
+        (check,) = documents.one("Job", "tidemark-uninstall-check")["spec"]["template"]["spec"]["containers"]
+        assert {one["name"]: one["value"] for one in check.get("env", ())}.get("TIDEMARK_API_PROXY") == url
+        assert not [name for name in env(documents.container("agent")) if "PROXY" in name]
+    with pytest.raises(Refused, match="apiProxy"):
+        chart.render({"controller": {"apiProxy": "proxy:3128"}})
 
 
 def test_only_the_agent_is_privileged(chart: Chart) -> None:

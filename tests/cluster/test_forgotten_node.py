@@ -30,7 +30,7 @@ def in_agent(cluster: Cluster, node: Node, *words: str) -> str:
 def read_by_hand(kubectl: Kubectl, spec: Document) -> str:
     """What an orphan holds, through a PersistentVolume that is made for it as the one that is gone was."""
     kept = {key: spec[key] for key in ("capacity", "accessModes", "storageClassName", "nodeAffinity")}
-    disk = {key: spec["csi"][key] for key in ("driver", "volumeHandle", "fsType")}
+    disk = {key: spec["csi"][key] for key in ("driver", "volumeHandle")}
     by_hand = kept | {"csi": disk, "persistentVolumeReclaimPolicy": "Retain"}
     name = f"{kubectl.namespace}-orphan"
     kubectl.create({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": by_hand})

@@ -29,6 +29,16 @@ def goes_on(kubectl: Kubectl) -> None:
     kubectl.sh("writer", f"while [ $(tail -n 1 /disk/log) -le {had} ]; do sleep 0.1; done", seconds=30)
 
 
+AMBIENT = {
+    **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"),
+    "NO_PROXY": "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,.svc,.cluster.local",
+    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": "/nowhere",
+    "SSL_CERT_FILE": "/nowhere",
+    "LANG": "de_DE.ISO-8859-1",
+}
+"""What a cluster may put into every pod: a proxy that leads out of it, and what other programs are told."""
+
+
 def agents(cluster: Cluster) -> set[str]:
     release = cluster.kubectl.within(NAMESPACE)
     selector = "--selector=app.kubernetes.io/component=agent"
@@ -64,7 +74,9 @@ def test_an_upgrade_and_the_way_back_disturb_nothing(cluster: Cluster, kubectl: 
     kubectl.apply(claim("disk"), pod("writer", ["disk"], script=COUNT))
     kubectl.ready("writer")
     before = agents(cluster)
-    upgrade(cluster, {"agent": {"freezeDeadline": 4}, "logFormat": "console"})
+    ambient = [{"name": name, "value": value} for name, value in AMBIENT.items()]
+    agent = {"freezeDeadline": 4, "extraEnv": ambient}
+    upgrade(cluster, {"agent": agent, "controller": {"extraEnv": ambient}, "logFormat": "console"})
     upgraded = agents(cluster)
     assert not before & upgraded, "the upgrade has replaced the agents"
     goes_on(kubectl)

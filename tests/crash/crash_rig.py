@@ -20,6 +20,7 @@ from crash_scenarios import NodeScenario, Scenario, find
 from node_host import GIB, Disk, is_frozen, make_disk
 from node_rig import Rig
 
+from csi_driver.domain.sizes import least_request
 from csi_driver.host import allocation, mounts
 from csi_driver.host.children import Children
 from csi_driver.host.commands import run
@@ -185,6 +186,7 @@ def state(rig: Rig, *, by_file: bool = False) -> State:
     volumes = {
         v.name: {
             "size": v.size,
+            "asked": least_request(v.requested, v.size),
             "format": v.format,
             "thick": v.thick,
             "space": not v.thick or os.stat(rig.image(v)).st_blocks * 512 >= v.size,
@@ -199,6 +201,7 @@ def state(rig: Rig, *, by_file: bool = False) -> State:
     snapshots = {
         re.sub(r"^safety-.*", "safety", s.name): {
             "size": s.size,
+            "asked": least_request(s.requested, s.size),
             "source": s.source_id,
             "own": alive.get(s.source_id) == s.source_uid,
             "format": s.format,
@@ -430,6 +433,8 @@ async def node_recovered(world: World, scenario: NodeScenario, pool: Path) -> No
         assert len(rig.devices()) <= 1
         formats = {"b": {"blank", "raw"}, "x": {"blank", "formatting(xfs)", "xfs"}}
         allowed = formats.get(scenario.volume, {"blank", "formatting(ext4)", "ext4", "xfs"})
+        if scenario.name == "mount of what was a block device":
+            allowed = {"raw", "ext4"}
         assert volume.format in allowed
         was = volume.format
         made: list[str] = []

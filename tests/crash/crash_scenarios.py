@@ -10,6 +10,7 @@ from node_rig import Rig, mounted
 
 from csi_driver.domain.model import Snapshot, Volume
 from csi_driver.host import announcements, libc
+from csi_driver.host.commands import run
 
 DISK = 1 * MIB
 Step = Callable[[Rig], Awaitable[Any]]
@@ -70,6 +71,8 @@ async def thick_volume(rig: Rig) -> None:
 async def half_formatted_thick(rig: Rig) -> None:
     await thick_volume(rig)
     await recorded(rig, format="formatting(ext4)")
+async def uneven_volume(rig: Rig) -> None:
+    fill(rig, await rig.volume("v", "block", DISK - 1000), 1)
 
 
 async def held(rig: Rig) -> None:
@@ -174,6 +177,17 @@ def _v(rig: Rig) -> Volume:
     return find(rig, "v")
 
 
+async def _expand_unevenly(rig: Rig) -> None:
+    await rig.expand(_v(rig), 2 * DISK - 1000)
+
+
+async def _grown_and_not_written_down(rig: Rig) -> None:
+    """The image is as large as it should be, and what was asked for is not recorded yet: its size counts."""
+    grown = replace(_v(rig), size=2 * DISK)
+    await rig.backend.expand_volume(grown)
+    rig.pool.put_volume(grown)
+
+
 SCENARIOS = [
     Scenario("create", two_volumes, lambda rig: rig.volume("new", "block", DISK)),
     Scenario("create thick", two_volumes, lambda rig: rig.volume("new", "block", DISK, thick=True)),
@@ -201,6 +215,7 @@ SCENARIOS = [
         lambda rig: rig.access.erase(_v(rig)),
         between=(_erased((3, 0)), _erased((3, 0), (1, 0)), _erased((3, 0), (1, 0), (3, DISK // 2))),
     ),
+    Scenario("expand unevenly", uneven_volume, _expand_unevenly, between=(_grown_and_not_written_down,)),
     Scenario("record formatting", two_volumes, lambda rig: recorded(rig, format="formatting(ext4)")),
     Scenario("record raw", two_volumes, lambda rig: recorded(rig, format="raw")),
     Scenario("hold", two_volumes, _hold),
@@ -240,6 +255,20 @@ async def half_formatted(rig: Rig) -> None:
     changed = replace(volume, format="formatting(ext4)")
     await rig.backend.save_volume(changed)
     rig.pool.put_volume(changed)
+
+
+async def formatted_by_its_user(rig: Rig) -> None:
+    """A block device on which its user has made a file system."""
+    volume = await rig.volume("m", "block", 16 * MIB)
+    await rig.stage(volume)
+    device = rig.device(volume)
+    assert device is not None
+    run(("mkfs.ext4", "-q", device.path), 30)
+    await rig.unstage(volume)
+
+
+async def mounted_as_found(rig: Rig) -> None:
+    await rig.stage(find(rig, "m"), mounted(""))
 
 
 async def grown_copy(rig: Rig) -> None:
@@ -300,6 +329,7 @@ NODE_SCENARIOS = [
     NodeScenario("stage of a half-formatted one", half_formatted, staged),
     NodeScenario("stage that grows", grown_copy, staged),
     NodeScenario("stage that grows, ext4", grown_ext4, staged),
+    NodeScenario("mount of what was a block device", formatted_by_its_user, mounted_as_found),
     NodeScenario("publish", blank_volumes, published, before=(staged,)),
     NodeScenario("unpublish", blank_volumes, unpublished, before=(shown,)),
     NodeScenario("unstage", blank_volumes, unstaged, before=(staged,), finished=False),

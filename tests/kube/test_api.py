@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -100,6 +103,48 @@ async def test_what_the_cluster_serves(fake: FakeApi) -> None:
     assert await api.served("snapshot.storage.k8s.io", "v1", "volumesnapshotcontents")
     assert not await api.served("snapshot.storage.k8s.io", "v1", "volumesnapshots")
     assert not await api.served("groupsnapshot.storage.k8s.io", "v1beta1", "volumegroupsnapshots")
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[tuple[str, list[str]]]:
+    """A proxy that passes nothing on; what it was asked for."""
+    asked: list[str] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append((await reader.readline()).decode().strip())
+        writer.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", asked
+
+
+async def test_no_proxy_of_the_environment_is_used(
+    fake: FakeApi, proxy: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pod has the cluster's proxy for what leaves the cluster, and Python knows no CIDR in NO_PROXY."""
+    url, asked = proxy
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, url)
+        monkeypatch.setenv(name.upper(), url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.0/8,10.0.0.0/8")
+    fake.put(NODES, {"metadata": {"name": "n"}})
+    api = await fake.connect()
+    assert len(await api.list(NODES)) == 1
+    async with aclosing(api.watch(NODES, "0")) as changes:
+        assert (await anext(changes))[0] == "ADDED"
+    assert asked == []
+
+
+async def test_a_proxy_that_is_asked_for_is_used(fake: FakeApi, proxy: tuple[str, list[str]], tmp_path: Path) -> None:
+    url, asked = proxy
+    api = await Api.connect(fake.kubeconfig(tmp_path / "config"), url)
+    with pytest.raises(Unavailable):
+        await api.get(NODES, "n")
+    await api.close()
+    assert asked == [f"GET http://127.0.0.1:{fake.port}/api/v1/nodes/n HTTP/1.1"]
 
 
 async def test_configuration_from_a_file(fake: FakeApi, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import pytest
 from node_host import MIB, read_at, write_at, write_file
 from node_rig import Rig, block, mounted
 
-from csi_driver.domain.errors import Busy, DriverError, Precondition
+from csi_driver.domain.errors import AlreadyExists, Busy, DriverError, InvalidRequest, Precondition
 from csi_driver.domain.model import Snapshot, Volume
-from csi_driver.host import filesystems
+from csi_driver.host import filesystems, mountinfo
 
 
 def formats_of(rig: Rig, volume: Volume) -> str:
@@ -193,15 +194,116 @@ async def test_raw_is_never_formatted(rig: Rig, monkeypatch: pytest.MonkeyPatch)
     assert rig.devices() == []
 
 
+def format_as(rig: Rig, volume: Volume, *argv: str) -> None:
+    """As the user of a block device formats it, whatever was there."""
+    device = rig.device(volume)
+    assert device is not None
+    filesystems.run((*argv, device.path), 30)
+
+
 async def test_a_raw_volume_that_its_user_formatted_is_mounted(rig: Rig) -> None:
     volume = await rig.volume("v", size=64 * MIB, capabilities=(block(), mounted("ext4")))
     await rig.stage(volume, block())
-    device = rig.device(volume)
-    assert device is not None
-    filesystems.run(("mkfs.ext4", "-q", device.path), 30)
+    format_as(rig, volume, "mkfs.ext4", "-q")
     await rig.unstage(volume)
     await rig.stage(volume, mounted("ext4"))
-    assert formats_of(rig, volume) == "raw"
+    assert formats_of(rig, volume) == "ext4"
+    await rig.unstage(volume)
+    await rig.stage(volume, block())
+    assert formats_of(rig, volume) == "raw", "from now on its user may change that"
+
+
+@pytest.mark.parametrize(
+    ("fs_type", "mkfs"),
+    [("ext4", ("mkfs.ext4", "-q")), ("ext4", ("mkfs.ext4", "-q", "-t", "ext3")), ("xfs", ("mkfs.xfs", "-q"))],
+    ids=["ext4", "ext3", "xfs"],
+)
+async def test_written_as_a_block_device_and_then_mounted(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, fs_type: str, mkfs: tuple[str, ...]
+) -> None:
+    """As a backup is restored: a volume made for block access is written, and a new PersistentVolume of its handle mounts it."""
+    volume = await rig.volume("v", "block", 320 * MIB)
+    with pytest.raises(Precondition, match=r"made for block access, not for mount"):
+        await rig.stage(volume, mounted(""))  # nobody has written it yet, and it was not made to be formatted
+    assert formats_of(rig, volume) == "blank"
+    await rig.stage(volume)
+    format_as(rig, volume, *mkfs)
+    await rig.unstage(volume)
+    await rig.reopen()
+    jobs = log_jobs(rig, monkeypatch)
+    await rig.stage(volume, mounted(""))
+    target = await rig.publish(volume, how=mounted(""))
+    shown = mountinfo.at(target)
+    assert shown is not None
+    assert shown.fs_type == fs_type
+    assert formats_of(rig, volume) == fs_type
+    write_file(f"{target}/data", b"restored")
+    await rig.hide(volume)
+    await rig.reopen()
+    await rig.stage(volume, mounted(fs_type))
+    assert Path(rig.staging(volume), "data").read_bytes() == b"restored"
+    assert "make_file_system" not in jobs
+    await rig.unstage(volume)
+    with pytest.raises(Precondition, match=f"file system is {fs_type}, not "):
+        await rig.stage(volume, mounted("xfs" if fs_type == "ext4" else "ext4"))
+
+
+@pytest.mark.parametrize("recorded", ["now", "by an older driver"])
+async def test_a_block_copy_that_its_user_formatted_anew_is_restored_as_what_it_is(rig: Rig, recorded: str) -> None:
+    """Its record, and its snapshot's, named what the source held."""
+    origin = await rig.volume("v", "ext4")
+    async with rig.shown(origin):
+        pass
+    copy = await rig.volume("copy", "block", 320 * MIB, source=await rig.snapshot("s", origin))
+    await rig.stage(copy)
+    assert formats_of(rig, copy) == "raw"
+    format_as(rig, copy, "mkfs.xfs", "-q", "-f")
+    await rig.unstage(copy)
+    if recorded == "by an older driver":
+        old = replace(rig.now(copy), format="ext4")
+        await rig.backend.save_volume(old)
+        rig.pool.put_volume(old)
+    snapshot = await rig.snapshot("of the copy", rig.now(copy))
+    assert snapshot.format == ("raw" if recorded == "now" else "ext4")
+    with pytest.raises(InvalidRequest, match=r"holds xfs, ext4 was asked for"):
+        await rig.volume("as-ext4", source=snapshot, capabilities=(mounted("ext4"),))
+    with pytest.raises(InvalidRequest, match=r"'data' is not allowed with xfs"):
+        await rig.volume("with-a-flag", source=snapshot, capabilities=(mounted("", "data=ordered"),))
+    back = await rig.volume("back", source=snapshot, capabilities=(mounted(""),))
+    clone = await rig.volume("clone", source=rig.now(copy), capabilities=(mounted("xfs"),))
+    for made in (back, clone):
+        assert formats_of(rig, made) == "xfs"
+        await rig.stage(made, mounted(""))
+        shown = mountinfo.at(rig.staging(made))
+        assert shown is not None
+        assert shown.fs_type == "xfs"
+    await rig.stage(rig.now(copy), mounted(""))
+    assert formats_of(rig, copy) == "xfs"
+
+
+async def test_what_is_no_file_system_is_said_and_not_mounted(rig: Rig) -> None:
+    volume = await rig.volume("v", "block", 16 * MIB)
+    for offset, magic, named in ((0, b"\0" * 8, "nothing that is known"), (536, b"LVM2 001", "LVM2_member")):
+        await rig.stage(volume)
+        device = rig.device(volume)
+        assert device is not None
+        write_at(device.path, offset, magic)
+        await rig.unstage(volume)
+        before = rig.image(volume).read_bytes()
+        with pytest.raises(Precondition, match=f"holds {named}, no file system that could be mounted"):
+            await rig.stage(volume, mounted(""))
+        assert rig.image(volume).read_bytes() == before
+        assert formats_of(rig, volume) == "raw"
+        assert rig.devices() == []
+
+
+async def test_a_refused_stage_as_a_block_device_makes_nothing_raw(rig: Rig) -> None:
+    """It is mounted there, and nobody gets the device."""
+    volume = await rig.volume("v", capabilities=(mounted("ext4"), block()))
+    await rig.stage(volume, mounted("ext4"))
+    with pytest.raises(AlreadyExists, match=r"taken by a mount"):
+        await rig.stage(volume, block())
+    assert formats_of(rig, volume) == "ext4"
 
 
 @pytest.mark.parametrize("thick", [False, True], ids=["thin", "thick"])

@@ -36,6 +36,15 @@ async def snapshot(cluster: Cluster, volume_id: str, name: str = "s") -> str:
     return (await cluster.controller.CreateSnapshot(request)).snapshot.snapshot_id
 
 
+async def test_no_call_goes_to_a_proxy_of_the_environment(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC reads these when it makes a channel, and would have a proxy connect to the agent."""
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert (await volume(cluster, "v", "n-1")).startswith("n-1:")
+
+
 async def test_every_call_reaches_the_owner(cluster: Cluster) -> None:
     for owner, other in (("n-1", "n-10"), ("n-10", "n-1")):
         made = await volume(cluster, f"v {owner}", owner)

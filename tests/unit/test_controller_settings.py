@@ -21,6 +21,9 @@ from csi_driver.settings import BadSetting
         ({"controller_secret": "mine"}, "--agent-secret"),
         ({"certificates": "relative"}, "--certificates"),
         ({"snapshots_in_flight": 0}, "--snapshots-in-flight-per-node"),
+        ({"api_proxy": "proxy:3128"}, "--api-proxy"),
+        ({"api_proxy": "socks5://proxy:1080"}, "--api-proxy"),
+        ({"api_proxy": "http://proxy"}, "--api-proxy"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(wrong: dict[str, Any], word: str) -> None:
@@ -50,6 +53,7 @@ def test_every_option_is_an_environment_variable(monkeypatch: pytest.MonkeyPatch
         "TIDEMARK_LOG_FORMAT": "json",
         "POD_NAME": "controller-1",
         "KUBECONFIG": "/etc/kubeconfig",
+        "TIDEMARK_API_PROXY": "http://me:secret@proxy.example.org:3128",
     }
     done = CliRunner().invoke(app, ["controller", "--no-operator"], env=environment)
     assert done.exit_code == 0, done.output
@@ -65,11 +69,20 @@ def test_every_option_is_an_environment_variable(monkeypatch: pytest.MonkeyPatch
             webhook_address=("::1", 9443),
             pod_name="controller-1",
             kubeconfig="/etc/kubeconfig",
+            api_proxy="http://me:secret@proxy.example.org:3128",
             operator=False,
             snapshots_in_flight=7,
             log_format="json",
         )
     ]
+
+
+def test_a_proxys_password_is_not_told() -> None:
+    for command in (["controller"], ["node", "list"], ["volume", "list", "--orphans"], ["uninstall-check"]):
+        done = CliRunner().invoke(app, command, env={"TIDEMARK_API_PROXY": "http://me:secret@proxy"})
+        assert done.exit_code == 2
+        assert "--api-proxy" in done.output
+        assert "secret" not in done.output
 
 
 def test_a_wrong_option_is_wrong_usage() -> None:

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from csi_driver.domain import requests
+from csi_driver.domain import mount_flags
 
 TREE = Path(__file__).resolve().parent.parent.parent
 START = TREE / "README.md"
@@ -60,7 +60,8 @@ def test_every_alert_has_its_line_in_the_page_on_monitoring() -> None:
 def test_the_mount_flags_of_the_reference_are_those_that_are_allowed() -> None:
     page = (TREE / "docs" / "reference" / "parameters.md").read_text()
     rows = {
-        name: set(re.findall(r"`(\w+)`", flags))
+        name: set(re.findall(r"`(\w+)(?:=[^`]*)?`", flags))
         for name, flags in re.findall(r"^\| (every|ext4|xfs) \| (.*) \|$", page, re.MULTILINE)
     }
-    assert rows == {"every": requests._FLAGS_FOR_ALL, **requests._FLAGS}
+    kinds = {"every": "", "ext4": "ext4", "xfs": "xfs"}
+    assert rows == {name: {*mount_flags.plain_flags(kind), *mount_flags.examples(kind)} for name, kind in kinds.items()}

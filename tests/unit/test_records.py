@@ -1,6 +1,7 @@
 """Records: what is written is what is read, and whatever else lies there is Damaged, never served and never a crash."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -71,6 +72,7 @@ def volumes(draw: st.DrawFn) -> Volume:
         source_uid=draw(TEXT),
         rollbacks=tuple(draw(st.lists(ROLLED, max_size=3))),
         hold=draw(HOLD),
+        requested=draw(NUMBER),
     )
 
 
@@ -88,6 +90,7 @@ SNAPSHOT = st.builds(
     parameters=MAP,
     labels=MAP,
     group=st.just("") | HASH,
+    requested=NUMBER,
 )
 GROUP = st.builds(
     Group,
@@ -195,6 +198,18 @@ def test_a_record_that_was_tampered_with_is_read_or_damaged(data: st.DataObject)
         {"volume": load_volume, "snapshot": load_snapshot}.get(kind, lambda b, _: load_group(b, sizes))(tampered, 1)
     except Damaged:
         return
+
+
+def test_what_was_asked_for_is_recorded_where_the_size_does_not_say_it() -> None:
+    """Records from before have no such key: the size is what was asked for. Nor has a record that needs none."""
+    snapshot = Snapshot(ObjectId("n", "p", "0" * 32), "s", "u", 1, 500_002_816, "v", "u", "ext4")
+    assert "requested_bytes" not in json.loads(dump_snapshot(snapshot))
+    raw = json.loads(dump_snapshot(replace(snapshot, requested=500_000_000)))
+    assert raw.pop("requested_bytes") == 500_000_000
+    assert load_snapshot(json.dumps(raw).encode(), snapshot.size) == snapshot
+    for wrong in (-1, "1", None, 1.5, True, [1]):
+        with pytest.raises(Damaged, match="requested_bytes"):
+            load_snapshot(json.dumps(raw | {"requested_bytes": wrong}).encode(), snapshot.size)
 
 
 def test_every_field_of_a_record_is_needed() -> None:

@@ -12,7 +12,6 @@ from csi_driver.domain.requests import (
     KUBERNETES_PREFIX,
     check_capability,
     check_map,
-    check_mount_flags,
     check_name,
     check_volume_parameters,
     check_volume_request,
@@ -65,58 +64,6 @@ def test_parameters_of_a_class() -> None:
     refuse_parameters({}, "snapshots")
     with pytest.raises(InvalidRequest, match="pool"):
         refuse_parameters({"pool": "a"}, "snapshots")
-
-
-@pytest.mark.parametrize("flag", ["noatime", "ro", "context=system_u:object_r:svirt_t:s0:c1,c2", "nosuid"])
-def test_flags_for_all(flag: str) -> None:
-    for fs_type in ("ext4", "xfs", ""):
-        check_mount_flags([flag], fs_type)
-
-
-@pytest.mark.parametrize(
-    "flag",
-    [
-        "",
-        " ",
-        "bind",
-        "loop",
-        "noatime,suid",
-        "remount",
-        "noatime ",
-        "x y",
-        "data=a b",
-        "no/atime",
-        "offset=0",
-        "nöatime",
-    ],
-)
-def test_flags_that_are_refused(flag: str) -> None:
-    for fs_type in ("ext4", "xfs", ""):
-        with pytest.raises(InvalidRequest, match="mount flag"):
-            check_mount_flags([flag], fs_type)
-
-
-def test_flags_of_one_file_system() -> None:
-    check_mount_flags(["data=ordered"], "ext4")
-    check_mount_flags(["logbsize=256k"], "xfs")
-    check_mount_flags(["data=ordered", "logbsize=256k"], "")
-    with pytest.raises(InvalidRequest, match="with xfs"):
-        check_mount_flags(["data=ordered"], "xfs")
-    with pytest.raises(InvalidRequest, match="with ext4"):
-        check_mount_flags(["logbsize=256k"], "ext4")
-
-
-@given(st.lists(st.text(), max_size=4), st.sampled_from(["ext4", "xfs", ""]))
-def test_no_flag_smuggles_another(flags: list[str], fs_type: str) -> None:
-    """Options are joined by commas for mount: an accepted flag is one option of the list, or a value that may hold commas."""
-    try:
-        check_mount_flags(flags, fs_type)
-    except InvalidRequest:
-        return
-    for flag in flags:
-        assert "," not in flag.partition("=")[0]
-        assert flag.isascii()
-        assert not set(flag) & set(" \t\n\0\\/")
 
 
 def test_capabilities() -> None:

@@ -13,6 +13,8 @@ from csi_driver.domain.sizes import (
     check_range,
     choose,
     expanded,
+    least_request,
+    requested,
     round_up,
     smallest,
     within,
@@ -129,6 +131,46 @@ def test_a_small_claim_of_xfs_can_be_cloned_by_the_same_request() -> None:
     size = choose(SizeRange(100 << 20), least)
     assert size == 300 << 20
     assert choose(SizeRange(100 << 20), least, size) == size
+
+
+@given(RANGES, LEASTS, LEASTS, st.just(0) | SIZES, BYTES)
+def test_a_copy_by_what_was_asked_for_is_as_large_as_its_source(
+    wanted: SizeRange, least: int, least_of_copy: int, source: int, recorded: int
+) -> None:
+    """Whatever was recorded of the source, the smallest request that its snapshot tells is served, and gives the same size."""
+    try:
+        size = choose(wanted, least, source, recorded)
+    except OutOfRange:
+        return
+    mine = requested(wanted.required, size)
+    smallest_request = least_request(mine, size)
+    assert 0 < smallest_request <= size
+    assert smallest_request <= (wanted.required or size), "what was asked for may be asked for again"
+    # As a file system or as a block device: a copy of a raised size is allowed either way.
+    assert choose(SizeRange(smallest_request), min(least, least_of_copy), size, mine) == size
+    if smallest_request > 1 and round_up(max(smallest_request - 1, least)) < size:
+        with pytest.raises(OutOfRange, match=f"ask for {smallest_request} or more"):
+            choose(SizeRange(smallest_request - 1), least, size, mine)
+
+
+@pytest.mark.parametrize(
+    ("asked", "size", "told"),
+    [
+        (10_000_000_000, 10_000_003_072, 10_000_000_000),  # a claim of 10G
+        (500_000_000, 500_002_816, 500_000_000),  # 500M
+        (100 << 20, 300 << 20, 100 << 20),  # xfs
+        (5_000_000, 16 << 20, 5_000_000),  # ext4
+        (1, BLOCK, 1),
+        (BLOCK, BLOCK, BLOCK),
+        (0, DEFAULT, DEFAULT),  # nothing was said, or it is a record from before
+        (10_000_000_000, 20 << 30, 20 << 30),  # grown since, by a driver that did not write that down
+        (20 << 30, 10_000_003_072, 10_000_003_072),  # never grown to that
+    ],
+)
+def test_the_smallest_request_that_a_disk_answers(asked: int, size: int, told: int) -> None:
+    assert least_request(asked, size) == told
+    assert requested(asked, size) == (told if told != size else 0)
+    assert choose(SizeRange(told), BLOCK, size, asked) == size
 
 
 def test_ranges_without_a_contradiction() -> None:

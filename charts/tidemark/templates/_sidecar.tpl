@@ -28,6 +28,9 @@ A sidecar beside the controller: (list root name values port arguments). Its lea
       valueFrom: {fieldRef: {fieldPath: metadata.name}}
     - name: NAMESPACE
       valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+    {{- with $root.Values.controller.apiProxy }}
+    - {name: HTTPS_PROXY, value: {{ . | quote }}}
+    {{- end }}
     {{- with $values.extraEnv }}
     {{- toYaml . | nindent 4 }}
     {{- end }}

@@ -20,7 +20,7 @@ from csi_driver.domain.errors import Unavailable
 from csi_driver.domain.model import Group, Snapshot, Usage, Volume
 from csi_driver.domain.records import dump_group, dump_snapshot, dump_volume
 from csi_driver.domain.space import Space
-from csi_driver.host import allocation, extents, files
+from csi_driver.host import allocation, extents, files, filesystems
 from csi_driver.host.children import Children
 
 _T = TypeVar("_T")
@@ -127,6 +127,11 @@ class ReflinkBackend:
         """See Backend."""
         with self.layout.translated("a volume's allocation was asked for"):
             return os.stat(self.image(volume)).st_blocks * 512
+
+    async def found(self, item: Volume | Snapshot) -> str:
+        """See Backend. From the image, which has what was written to a device once nobody has that open any more."""
+        with self.layout.translated(f"looking at {item.id}"):
+            return await self._in_thread(filesystems.probe, self.image(item))
 
     async def create_volume(self, volume: Volume, source: Volume | Snapshot | None) -> CutReport:
         """See Backend."""

@@ -1,0 +1,80 @@
+"""Each mount flag of the list is mounted, by each file system that may have it; one that a mount refuses is named."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from csi_driver.domain.mount_flags import check_mount_flags, examples, plain_flags
+from csi_driver.host import loop, mountinfo, mounts
+from csi_driver.host.commands import run
+from csi_driver.host.filesystems import FS_TYPES, mkfs_argv, mount_options
+
+Image = Callable[..., Path]
+LABELS = {"context", "fscontext", "defcontext", "rootcontext"}
+"""Words of SELinux, which a kernel without it does not know: the kubelet gives them on nodes that have it only."""
+COMPANIONS = {"journal_async_commit": ["data=writeback"]}
+REMOVED = {
+    "ext4": ["norelatime", "nostrictatime", "iversion", "noacl", "nouser_xattr", "prjquota"],
+    "xfs": ["norelatime", "nostrictatime", "iversion", "sunit=8", "swidth=16"],
+}
+
+
+def flags_of(fs_type: str) -> list[str]:
+    """All that may be asked for, each with a value where it needs one, and once without where it may do without."""
+    found: list[str] = []
+    for kind in ("", fs_type):
+        labelled = os.path.exists("/sys/fs/selinux/enforce")
+        found += sorted(plain_flags(kind))
+        found += [text for name, text in sorted(examples(kind).items()) if labelled or name not in LABELS]
+    return found
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("fs_type", FS_TYPES)
+def test_each_flag_is_mounted(image: Image, point: Path, fs_type: str) -> None:
+    device = loop.attach(image())
+    run(mkfs_argv(fs_type, device.path), 30)
+    refused: dict[str, str] = {}
+    for flag in flags_of(fs_type):
+        words = [flag, *COMPANIONS.get(flag, ())]
+        check_mount_flags(words, fs_type)
+        try:
+            mounts.mount(device.path, point, fs_type, [*words, *mount_options(fs_type)])
+        except OSError as error:
+            refused[flag] = str(error)
+        else:
+            mounts.umount(point)
+    assert refused == {}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("fs_type", FS_TYPES)
+def test_a_flag_that_a_mount_refuses_is_named(image: Image, point: Path, fs_type: str) -> None:
+    """Of several, and those that a volume from before may have: a kernel that takes one mounts it."""
+    device = loop.attach(image())
+    run(mkfs_argv(fs_type, device.path), 30)
+    fine = ["noatime", *(["commit=30"] if fs_type == "ext4" else ["logbufs=4"]), *mount_options(fs_type)]
+    for flag in REMOVED[fs_type]:
+        name = flag.partition("=")[0]
+        try:
+            mounts.mount(device.path, point, fs_type, [flag, *fine])
+        except OSError as error:
+            assert error.errno == errno.EINVAL
+            assert f"refuses the mount option '{name}': take it out" in str(error)
+            assert mountinfo.at(point) is None
+        else:
+            mounts.umount(point)
+            assert name not in {"norelatime", "nostrictatime", "iversion"}, "no kernel knows these"
+    mounts.mount(device.path, point, fs_type, fine)
+
+
+@pytest.mark.root
+def test_what_one_word_does_not_explain_lists_them_all(image: Image, point: Path) -> None:
+    device = loop.attach(image())
+    run(mkfs_argv("ext4", device.path), 30)
+    with pytest.raises(OSError, match=r"\(data, delalloc\) or two together, or is damaged"):
+        mounts.mount(device.path, point, "ext4", ["data=journal", "delalloc", "noatime"])
+    assert mountinfo.at(point) is None
