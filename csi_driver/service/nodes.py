@@ -4,9 +4,10 @@ import os
 from contextlib import suppress
 from dataclasses import replace
 
+from csi_driver import __version__
 from csi_driver.backends.base import STAGED_NODE, FileSystemStats
 from csi_driver.domain.errors import AlreadyExists, InvalidRequest, NotFound, OutOfRange, Precondition, Unavailable
-from csi_driver.domain.model import BLANK, RAW, Capability, Mode, SizeRange, Use, Volume, formatting
+from csi_driver.domain.model import BLANK, RAW, Capability, Mode, SizeRange, Use, Volume, formatting, is_formatting
 from csi_driver.domain.requests import FILE_SYSTEMS, asked_file_system, check_capability
 from csi_driver.domain.sizes import check_range
 from csi_driver.service.context import Context
@@ -34,6 +35,7 @@ class Nodes:
             reason = unsupported(volume, capability)
             if reason:
                 raise Precondition(f"{volume_id} cannot be staged so: {reason}")
+            _refuse_unknown_format(volume)
             before = await self._refuse_other_stage(pool, volume, staging)
             if volume.hold is not None:
                 # It has lapsed. A clock that is set back must not make it stand again: from now on somebody may write.
@@ -226,6 +228,15 @@ class Nodes:
         """Where to clean up after a volume: its pool, or the default where the id says nothing."""
         place = self._pools.locate(volume_id)
         return (place[0], place[0].volumes.get(place[1])) if place else (self._pools.default.serving(), None)
+
+
+def _refuse_unknown_format(volume: Volume) -> None:
+    """Raise Precondition for a format state of another version: whether it may be emptied or mounted, only that one knows."""
+    if volume.format not in {*FILE_SYSTEMS, RAW, BLANK} and not is_formatting(volume.format):
+        raise Precondition(
+            f"{volume.id} is recorded as {volume.format!r}, which version {__version__} of this driver does not know: it is "
+            "neither mounted nor formatted; use the newer version that wrote this"
+        )
 
 
 def _is_stage(path: str, staging: str) -> bool:

@@ -22,7 +22,6 @@ from csi_driver.domain.model import (
     VolumeRequest,
 )
 from csi_driver.domain.records import (
-    SCHEMA,
     dump_group,
     dump_snapshot,
     dump_volume,
@@ -30,6 +29,7 @@ from csi_driver.domain.records import (
     load_snapshot,
     load_volume,
 )
+from csi_driver.domain.schema import SCHEMA
 
 TEXT = st.text(max_size=12)
 HASH = st.text("0123456789abcdef", min_size=32, max_size=32)
