@@ -1,4 +1,4 @@
-"""What is fixed for good, contract.yaml, is what code and definitions have: nothing is renamed, or new without a word."""
+"""What is fixed for good, contract.yaml, is what code and definitions have: nothing is renamed, or new unseen."""
 
 from __future__ import annotations
 
