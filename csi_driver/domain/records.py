@@ -4,8 +4,8 @@ A new key is optional: `fields.text("key", absent=...)` below reads what an olde
 contract (tests/upgrade/contract.yaml) and the format's page. Keys are never renamed, and what is not known is kept.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 from csi_driver.domain.errors import Damaged
@@ -94,7 +94,7 @@ def dump_snapshot(snapshot: Snapshot) -> bytes:
 
 def load_snapshot(data: bytes, size: int) -> Snapshot:
     """Read a snapshot's record; `size` is the image's, in bytes. Raises Damaged for anything else."""
-    return _snapshot(load(data, "snapshot"), size)
+    return _snapshot(load(data, "snapshot"), lambda _: size)
 
 
 def dump_group(group: Group) -> bytes:
@@ -126,7 +126,7 @@ def load_group(data: bytes, sizes: Mapping[str, int]) -> Group:
         source_ids=fields.texts("source_ids"),
         parameters=fields.table("parameters"),
         labels=fields.table("labels"),
-        members=tuple(_member(member, sizes) for member in fields.parts("members")),
+        members=tuple(_snapshot(member, partial(_size_of, sizes)) for member in fields.parts("members")),
         unknown=fields.unknown,
     )
 
@@ -183,20 +183,20 @@ def _rolled(fields: Fields) -> Rolled:
     return Rolled(name, snapshot, fields.number("at"), fields.text("safety"), fields.unknown)
 
 
-def _member(fields: Fields, sizes: Mapping[str, int]) -> Snapshot:
-    member = _snapshot(fields, 0)
-    if member.id.hash not in sizes:
-        raise Damaged(f"a group's record names the member {member.id}, and there is no image of it")
-    return replace(member, size=sizes[member.id.hash])
+def _size_of(sizes: Mapping[str, int], member: ObjectId) -> int:
+    if member.hash not in sizes:
+        raise Damaged(f"a group's record names the member {member}, and there is no image of it")
+    return sizes[member.hash]
 
 
-def _snapshot(fields: Fields, size: int) -> Snapshot:
+def _snapshot(fields: Fields, size_of: Callable[[ObjectId], int]) -> Snapshot:
+    identity = _id(fields)
     return Snapshot(
-        id=_id(fields),
+        id=identity,
         name=fields.text("name"),
         uid=fields.text("uid"),
         created=fields.number("created"),
-        size=size,
+        size=size_of(identity),
         source_id=fields.text("source_id"),
         source_uid=fields.text("source_uid"),
         format=fields.text("format"),

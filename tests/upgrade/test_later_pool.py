@@ -51,12 +51,14 @@ async def test_notes_of_a_later_version_outlive_all_that_this_one_does(rig: Rig)
     await rig.group("g", volume)
     await rig.rollbacks.hold(str(volume.id), "me")
     await rig.close()
-    for path in (rig.disk.point / "pool.json", *rig.disk.point.rglob("record.json")):
+    kept = {path: b"" for path in (rig.disk.point / "pool.json", *rig.disk.point.glob("[vsg]*/*/record.json"))}
+    assert len(kept) == 4
+    for path in kept:
         raw = json.loads(path.read_bytes())
         for place in objects(raw):
-            place |= NOTE
+            place.update(NOTE)
         path.write_text(json.dumps(raw))
-    kept = {path: path.read_bytes() for path in rig.disk.point.rglob("*.json")}
+        kept[path] = path.read_bytes()
     await rig.open()
     assert {path: path.read_bytes() for path in kept} == kept, "reading writes nothing"
 
