@@ -16,8 +16,8 @@ from csi_driver.rpc import peers, tls
 def keeper(room: Room) -> Part:
     """Makes, renews and rotates, or watches what the user gives."""
     settings = room.settings
-    release, namespace = settings.release, settings.namespace
-    hook = f"{release}-pin" if settings.webhook_address is not None else ""
+    ours, namespace = room.ours, settings.namespace
+    hook = ours.webhook if settings.webhook_address is not None else ""
 
     def expiry(role: str, ends: datetime) -> None:
         room.telemetry.certificate_expiry.labels(role).set(ends.timestamp())
@@ -27,24 +27,24 @@ def keeper(room: Room) -> Part:
         return Given(room.api, namespace, given, hook, room.events, expiry)
 
     async def controllers(secret: Object) -> Mapping[str, str]:
-        return await pods_hold(room.api, namespace, CONTROLLER_LABELS, f"{release}-controller-", secret)
+        return await pods_hold(room.api, namespace, CONTROLLER_LABELS, f"{ours.release}-controller-", secret)
 
     async def agents(_: Object) -> Mapping[str, str]:
         return await peers.agents_hold(room.agents)
 
     # The API server calls the webhook by the second name.
-    names = (tls.CONTROLLER, f"{release}-webhook.{namespace}.svc")
+    names = (tls.CONTROLLER, ours.webhook_host)
     wanted = [
-        Wanted("controller", f"{release}-controller-tls", names, controllers),
-        Wanted("agent", f"{release}-agent-tls", (tls.AGENT,), agents),
+        Wanted("controller", ours.certificate("controller"), names, controllers),
+        Wanted("agent", ours.certificate("agent"), (tls.AGENT,), agents),
     ]
-    return Certificates(room.api, namespace, f"{release}-authority", wanted, hook, room.events, expiry)
+    return Certificates(room.api, namespace, ours.authority, wanted, hook, room.events, expiry)
 
 
 def own_files(room: Room) -> Part:
     """Lays out this replica's own certificate where its channels and its webhook read it."""
     settings = room.settings
-    secret = settings.controller_secret or f"{settings.release}-controller-tls"
+    secret = settings.controller_secret or room.ours.certificate("controller")
     # Nothing is written on a Secret of the user's.
     pod = "" if settings.controller_secret else settings.pod_name
     return Material(room.api, settings.namespace, secret, Path(settings.certificates), pod)

@@ -81,8 +81,9 @@ def is_parent(parent: "Node", node: "Node") -> bool:
 def _label(node: "Node", nodes: "Sequence[Node]", gone: bool) -> "Text":
     from rich.text import Text
 
-    style = {"volume": "bold", "snapshot": "cyan", "group": "magenta"}[node.kind]
-    kind = {"volume": "disk", "snapshot": "snapshot", "group": "group snapshot"}[node.kind]
+    style = {"volume": "bold", "snapshot": "cyan", "group": "magenta", "other": "dim"}[node.kind]
+    words = {"volume": "disk", "group": "group snapshot", "other": "of a kind that this version does not know"}
+    kind = words.get(node.kind, node.kind)
     text = Text.assemble((shown_name(node, nodes), style), (f"  {kind}, {show(node.size)}", ""))
     if node.format:
         text.append(f", {node.format}")

@@ -48,6 +48,10 @@ class Unavailable(DriverError):
     """The owner or the pool is not served here now: nobody may say whether the object exists."""
 
 
+class OtherVersion(Unavailable):
+    """The agent is of a version that does not have the call: nothing was done, and it succeeds once both are of one version."""
+
+
 class Unsupported(DriverError):
     """The operation exists in the protocol, but not for this pool."""
 

@@ -1,8 +1,11 @@
-"""The nouns: volume, snapshot, group snapshot. Frozen; a change is a new object."""
+"""The nouns: volume, snapshot, group snapshot. Frozen; a change is a new object.
+
+`unknown` in each: what another version noted in that part of the record, kept by every change and never compared.
+"""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from csi_driver.domain.ids import ObjectId
 
@@ -24,6 +27,7 @@ class Capability:
     mode: Mode
     fs_type: str = ""
     mount_flags: tuple[str, ...] = ()
+    unknown: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ class Source:
 
     kind: Literal["snapshot", "volume"]
     id: str
+    unknown: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,7 @@ class VolumeRequest:
     parameters: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     source: Source | None = None
+    unknown: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 BLANK = "blank"
@@ -63,6 +69,11 @@ def formatting(fs_type: str) -> str:
     return f"formatting({fs_type})"
 
 
+def is_formatting(state: str) -> bool:
+    """Whether a format state is one of those."""
+    return state.startswith("formatting(") and state.endswith(")")
+
+
 @dataclass(frozen=True, slots=True)
 class Hold:
     """Somebody keeps the volume out of use until `expires`, unbroken since `since` (Unix nanoseconds)."""
@@ -70,6 +81,7 @@ class Hold:
     holder: str
     expires: int
     since: int
+    unknown: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +92,7 @@ class Rolled:
     snapshot: str
     at: int
     safety: str = ""
+    unknown: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +116,7 @@ class Volume:
     rollbacks: tuple[Rolled, ...] = ()
     hold: Hold | None = None
     requested: int = 0
+    unknown: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +136,7 @@ class Snapshot:
     labels: dict[str, str] = field(default_factory=dict)
     group: str = ""
     requested: int = 0
+    unknown: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +151,7 @@ class Group:
     members: tuple[Snapshot, ...]
     parameters: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
+    unknown: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,15 @@
-"""Records as they lie in a pool: JSON with a schema number. The size of an image is its file's, never the record's."""
+"""Records as they lie in a pool: JSON with a schema number. The size of an image is its file's, never the record's.
 
-import json
-from typing import Any
+A new key is optional: `fields.text("key", absent=...)` below reads what an older driver wrote, and the key goes into the
+contract (tests/upgrade/contract.yaml) and the format's page. Keys are never renamed, and what is not known is kept.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal
 
 from csi_driver.domain.errors import Damaged
+from csi_driver.domain.fields import Fields
 from csi_driver.domain.ids import ObjectId, parse
 from csi_driver.domain.model import (
     Capability,
@@ -17,22 +23,16 @@ from csi_driver.domain.model import (
     Volume,
     VolumeRequest,
 )
+from csi_driver.domain.schema import dump, load
 
-SCHEMA = 1
-"""Raised when a record changes in a way that an older driver must not read."""
-
-
-def _id(text: str) -> ObjectId:
-    parsed = parse(text)
-    if parsed is None:
-        raise Damaged(f"a record holds {text!r} where an id must stand")
-    return parsed
+_ACCESS: tuple[Literal["mount", "block"], ...] = ("mount", "block")
+_SOURCES: tuple[Literal["snapshot", "volume"], ...] = ("snapshot", "volume")
 
 
 def dump_volume(volume: Volume) -> bytes:
     """The record of a volume, as bytes to be written."""
     request = volume.request
-    return _dump(
+    return dump(
         {
             "kind": "volume",
             "id": str(volume.id),
@@ -48,69 +48,60 @@ def dump_volume(volume: Volume) -> bytes:
                 "limit_bytes": request.range.limit,
                 "capabilities": [
                     {"access": c.access, "mode": c.mode.value, "fs_type": c.fs_type, "mount_flags": list(c.mount_flags)}
+                    | c.unknown
                     for c in request.capabilities
                 ],
                 "parameters": request.parameters,
                 "labels": request.labels,
-                "source": {"kind": request.source.kind, "id": request.source.id} if request.source else None,
-            },
+                "source": _source_fields(request.source) if request.source else None,
+            }
+            | request.unknown,
             "rollbacks": [
-                {"name": r.name, "snapshot": r.snapshot, "at": r.at, "safety": r.safety} for r in volume.rollbacks
+                {"name": r.name, "snapshot": r.snapshot, "at": r.at, "safety": r.safety} | r.unknown
+                for r in volume.rollbacks
             ],
             "hold": _hold_fields(volume.hold) if volume.hold else None,
             **_requested_field(volume.requested),
         }
+        | volume.unknown
     )
 
 
 def load_volume(data: bytes, size: int) -> Volume:
     """Read a volume's record; `size` is the image's, in bytes. Raises Damaged for anything else."""
-    raw = _load(data, "volume")
-    try:
-        request = raw["request"]
-        source = request["source"]
-        return Volume(
-            id=_id(raw["id"]),
-            name=raw["name"],
-            uid=raw["uid"],
-            created=raw["created"],
-            size=size,
-            format=raw["format"],
-            thick=raw["thick"],
-            source_uid=raw["source_uid"],
-            made_from=raw["made_from"],
-            request=VolumeRequest(
-                name=raw["name"],
-                range=SizeRange(request["required_bytes"], request["limit_bytes"]),
-                capabilities=tuple(
-                    Capability(c["access"], Mode(c["mode"]), c["fs_type"], tuple(c["mount_flags"]))
-                    for c in request["capabilities"]
-                ),
-                parameters=request["parameters"],
-                labels=request["labels"],
-                source=Source(source["kind"], source["id"]) if source else None,
-            ),
-            rollbacks=tuple(Rolled(r["name"], r["snapshot"], r["at"], r["safety"]) for r in raw["rollbacks"]),
-            hold=Hold(raw["hold"]["holder"], raw["hold"]["expires"], raw["hold"]["since"]) if raw["hold"] else None,
-            requested=_requested(raw),
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Damaged(f"a volume's record cannot be read: {error!r}") from error
+    fields = load(data, "volume")
+    name, hold = fields.text("name"), fields.part_or_none("hold")
+    return Volume(
+        id=_id(fields),
+        name=name,
+        uid=fields.text("uid"),
+        created=fields.number("created"),
+        size=size,
+        format=fields.text("format"),
+        thick=fields.flag("thick"),
+        source_uid=fields.text("source_uid"),
+        made_from=fields.text("made_from"),
+        request=_request(fields.part("request"), name),
+        rollbacks=tuple(map(_rolled, fields.parts("rollbacks"))),
+        hold=Hold(hold.text("holder"), hold.number("expires"), hold.number("since"), hold.unknown) if hold else None,
+        requested=_requested(fields),
+        unknown=fields.unknown,
+    )
 
 
 def dump_snapshot(snapshot: Snapshot) -> bytes:
     """The record of a snapshot, as bytes to be written."""
-    return _dump({"kind": "snapshot"} | _snapshot_fields(snapshot))
+    return dump({"kind": "snapshot"} | _snapshot_fields(snapshot))
 
 
 def load_snapshot(data: bytes, size: int) -> Snapshot:
     """Read a snapshot's record; `size` is the image's, in bytes. Raises Damaged for anything else."""
-    return _snapshot(_load(data, "snapshot"), size)
+    return _snapshot(load(data, "snapshot"), lambda _: size)
 
 
 def dump_group(group: Group) -> bytes:
     """The record of a group with the records of its members, as bytes to be written."""
-    return _dump(
+    return dump(
         {
             "kind": "group",
             "id": str(group.id),
@@ -122,29 +113,32 @@ def dump_group(group: Group) -> bytes:
             "labels": group.labels,
             "members": [_snapshot_fields(member) for member in group.members],
         }
+        | group.unknown
     )
 
 
-def load_group(data: bytes, sizes: dict[str, int]) -> Group:
+def load_group(data: bytes, sizes: Mapping[str, int]) -> Group:
     """Read a group's record; `sizes` maps each member's hash to its image's bytes. Raises Damaged otherwise."""
-    raw = _load(data, "group")
-    try:
-        return Group(
-            id=_id(raw["id"]),
-            name=raw["name"],
-            uid=raw["uid"],
-            created=raw["created"],
-            source_ids=tuple(raw["source_ids"]),
-            parameters=raw["parameters"],
-            labels=raw["labels"],
-            members=tuple(_snapshot(m, sizes[_id(m["id"]).hash]) for m in raw["members"]),
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Damaged(f"a group's record cannot be read: {error!r}") from error
+    fields = load(data, "group")
+    return Group(
+        id=_id(fields),
+        name=fields.text("name"),
+        uid=fields.text("uid"),
+        created=fields.number("created"),
+        source_ids=fields.texts("source_ids"),
+        parameters=fields.table("parameters"),
+        labels=fields.table("labels"),
+        members=tuple(_snapshot(member, partial(_size_of, sizes)) for member in fields.parts("members")),
+        unknown=fields.unknown,
+    )
+
+
+def _source_fields(source: Source) -> dict[str, Any]:
+    return {"kind": source.kind, "id": source.id} | source.unknown
 
 
 def _hold_fields(hold: Hold) -> dict[str, Any]:
-    return {"holder": hold.holder, "expires": hold.expires, "since": hold.since}
+    return {"holder": hold.holder, "expires": hold.expires, "since": hold.since} | hold.unknown
 
 
 def _snapshot_fields(snapshot: Snapshot) -> dict[str, Any]:
@@ -161,7 +155,7 @@ def _snapshot_fields(snapshot: Snapshot) -> dict[str, Any]:
         "labels": snapshot.labels,
         "group": snapshot.group,
         **_requested_field(snapshot.requested),
-    }
+    } | snapshot.unknown
 
 
 def _requested_field(requested: int) -> dict[str, int]:
@@ -169,45 +163,70 @@ def _requested_field(requested: int) -> dict[str, int]:
     return {"requested_bytes": requested} if requested else {}
 
 
-def _requested(raw: dict[str, Any]) -> int:
-    requested: object = raw.get("requested_bytes", 0)
-    if not isinstance(requested, int) or isinstance(requested, bool) or requested < 0:
-        raise ValueError(f"requested_bytes is {requested!r}")
+def _requested(fields: Fields) -> int:
+    requested = fields.number("requested_bytes", absent=0)
+    if requested < 0:
+        raise Damaged(f"a record's requested_bytes is {requested}, below 0")
     return requested
 
 
-def _snapshot(raw: dict[str, Any], size: int) -> Snapshot:
-    try:
-        return Snapshot(
-            id=_id(raw["id"]),
-            name=raw["name"],
-            uid=raw["uid"],
-            created=raw["created"],
-            size=size,
-            source_id=raw["source_id"],
-            source_uid=raw["source_uid"],
-            format=raw["format"],
-            thick=raw["thick"],
-            parameters=raw["parameters"],
-            labels=raw["labels"],
-            group=raw["group"],
-            requested=_requested(raw),
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Damaged(f"a snapshot's record cannot be read: {error!r}") from error
+def _request(fields: Fields, name: str) -> VolumeRequest:
+    source = fields.part_or_none("source")
+    return VolumeRequest(
+        name=name,
+        range=SizeRange(fields.number("required_bytes"), fields.number("limit_bytes")),
+        capabilities=tuple(map(_capability, fields.parts("capabilities"))),
+        parameters=fields.table("parameters"),
+        labels=fields.table("labels"),
+        source=Source(source.one_of("kind", _SOURCES), source.text("id"), source.unknown) if source else None,
+        unknown=fields.unknown,
+    )
 
 
-def _dump(raw: dict[str, Any]) -> bytes:
-    return json.dumps({"schema": SCHEMA} | raw, separators=(",", ":"), ensure_ascii=False).encode()
+def _capability(fields: Fields) -> Capability:
+    return Capability(
+        fields.one_of("access", _ACCESS),
+        fields.one_of("mode", Mode),
+        fields.text("fs_type"),
+        fields.texts("mount_flags"),
+        fields.unknown,
+    )
 
 
-def _load(data: bytes, kind: str) -> dict[str, Any]:
-    try:
-        raw = json.loads(data)
-    except ValueError as error:
-        raise Damaged(f"a record is not JSON: {error}") from error
-    if not isinstance(raw, dict) or raw.get("kind") != kind:
-        raise Damaged(f"a record of another kind lies where a {kind}'s must")
-    if raw.get("schema") != SCHEMA:
-        raise Damaged(f"a {kind}'s record has schema {raw.get('schema')!r}; this driver reads {SCHEMA}")
-    return raw
+def _rolled(fields: Fields) -> Rolled:
+    name, snapshot = fields.text("name"), fields.text("snapshot")
+    return Rolled(name, snapshot, fields.number("at"), fields.text("safety"), fields.unknown)
+
+
+def _size_of(sizes: Mapping[str, int], member: ObjectId) -> int:
+    if member.hash not in sizes:
+        raise Damaged(f"a group's record names the member {member}, and there is no image of it")
+    return sizes[member.hash]
+
+
+def _snapshot(fields: Fields, size_of: Callable[[ObjectId], int]) -> Snapshot:
+    identity = _id(fields)
+    return Snapshot(
+        id=identity,
+        name=fields.text("name"),
+        uid=fields.text("uid"),
+        created=fields.number("created"),
+        size=size_of(identity),
+        source_id=fields.text("source_id"),
+        source_uid=fields.text("source_uid"),
+        format=fields.text("format"),
+        thick=fields.flag("thick"),
+        parameters=fields.table("parameters"),
+        labels=fields.table("labels"),
+        group=fields.text("group"),
+        requested=_requested(fields),
+        unknown=fields.unknown,
+    )
+
+
+def _id(fields: Fields) -> ObjectId:
+    text = fields.text("id")
+    parsed = parse(text)
+    if parsed is None:
+        raise Damaged(f"a record holds {text!r} where an id must stand")
+    return parsed

@@ -3,11 +3,15 @@
 import json
 import os
 import re
+from typing import Any
 
 from csi_driver.host.files import write_durably
 
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 _SUFFIX = ".frozen.json"
+
+SCHEMA = 1
+"""Of an announcement that is a list of facts. A later one is an object with its number as `schema` and the `boot` that it is of."""
 
 
 def boot_id() -> str:
@@ -48,7 +52,9 @@ def withdraw(directory: str, key: str) -> None:
 def drop(directory: str, key: str, fact: object) -> None:
     """Take one fact of an announcement that is a list back; without any it goes. One caller at a time. Raises OSError."""
     facts = announced(directory).get(key)
-    left = [other for other in facts if other != fact] if isinstance(facts, list) else []
+    if not isinstance(facts, list):
+        return
+    left = [other for other in facts if other != fact]
     if left:
         announce(directory, key, left)
     else:
@@ -56,7 +62,7 @@ def drop(directory: str, key: str, fact: object) -> None:
 
 
 def announced(directory: str) -> dict[str, object]:
-    """Read all announcements: key to facts, None where a file cannot be read (somebody must look; thaw nothing by guess).
+    """Read all announcements: key to what is in it, None where that is not JSON; `of_boot` tells what of it counts.
 
     A directory that is not there holds none. Raises OSError otherwise.
     """
@@ -74,9 +80,33 @@ def announced(directory: str) -> dict[str, object]:
                 found[key] = json.load(file)
         except FileNotFoundError:
             continue
-        except ValueError:
+        except (ValueError, RecursionError):
             found[key] = None
     return found
+
+
+def of_boot(found: object, boot: str) -> list[dict[str, Any]]:
+    """The facts of an announcement that count: freezes of another boot are over. What a fact holds besides stays in it.
+
+    Raises ValueError where that cannot be told, and file systems may be frozen: what it is, and what is known here.
+    """
+    if isinstance(found, dict) and "schema" in found:
+        if isinstance(found.get("boot"), str) and found["boot"] != boot:
+            return []
+        raise ValueError(f"it has schema {found['schema']!r}, and this driver reads {SCHEMA}")
+    if not isinstance(found, list):
+        raise ValueError("it is no list of freezes")
+    return [fact for fact in map(_fact, found) if fact["boot"] == boot]
+
+
+def _fact(found: Any) -> dict[str, Any]:
+    fact: dict[str, Any] = found if isinstance(found, dict) else {}
+    backing = fact.get("backing", [])
+    numbers = [fact.get("major"), fact.get("minor"), *(backing if isinstance(backing, list) else [None])]
+    texts = [fact.get("boot"), fact.get("point")]
+    if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
+        raise ValueError("one of its freezes does not say of what it is")
+    return fact
 
 
 def _announcement(directory: str, key: str) -> str:

@@ -124,7 +124,7 @@ class Leader:
         lasts = float(spec.get("leaseDurationSeconds") or self._lease)
         if holder not in {"", self._identity} and time.monotonic() - self._seen[1] < lasts:
             return False
-        await self._api.replace(LEASES, found | {"spec": self._spec(spec)})
+        await self._api.replace(LEASES, found | {"spec": spec | self._spec(spec)})
         return True
 
     def _spec(self, old: Object) -> Object:

@@ -1,6 +1,7 @@
 """Names that chart, controller and command line share."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from csi_driver.kube.api import Object
 
@@ -19,7 +20,9 @@ PLACED_ON = "tidemark.dev/placed-on"
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """What belongs to one installation. `release` is the chart's full name."""
+    """What belongs to one installation. `release` is the chart's full name. None of these names is ever another one: what is
+    in these objects is found by them after an upgrade.
+    """
 
     namespace: str
     release: str
@@ -34,6 +37,25 @@ class Ours:
     def lease(self) -> str:
         """The Lease of the controller that reconciles."""
         return f"{self.release}-operator"
+
+    @property
+    def authority(self) -> str:
+        """The Secret of the authority that signs for agents and controllers."""
+        return f"{self.release}-authority"
+
+    def certificate(self, role: Literal["controller", "agent"]) -> str:
+        """The Secret of the certificate that all of a role show, where we make it."""
+        return f"{self.release}-{role}-tls"
+
+    @property
+    def webhook(self) -> str:
+        """The MutatingWebhookConfiguration that has the API server ask about claims."""
+        return f"{self.release}-pin"
+
+    @property
+    def webhook_host(self) -> str:
+        """The name by which the API server calls it."""
+        return f"{self.release}-webhook.{self.namespace}.svc"
 
     def has(self, pod: Object) -> bool:
         """Whether a pod, as keep_pod made it, is an agent of ours: several releases may share a namespace."""

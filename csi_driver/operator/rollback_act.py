@@ -17,6 +17,9 @@ from csi_driver.operator.rollback_status import status_of
 from csi_driver.operator.rollback_wish import FINALIZER, Phase, stamp
 from csi_driver.service.disks import Disks
 
+STAND_SECONDS = 60.0
+"""Between two looks at what another version is at."""
+
 log = structlog.get_logger()
 
 
@@ -57,6 +60,10 @@ class Acts:
                 await self._spend(seen, at)
             case decided.Release(volume_id):
                 await self._release(volume_id, wish.holder)
+            case decided.Stand(message):
+                log.warning("rollback is left alone", rollback=wish.key, why=message)
+                await self._events.emit(rollback, "Warning", "OtherVersion", message)
+                return STAND_SECONDS
             case decided.Tidy():
                 await self._tidy(action, seen, rollback)
         return 0.0

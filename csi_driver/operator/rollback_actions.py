@@ -17,10 +17,10 @@ Object = Mapping[str, Any]
 class Seen:
     """Everything that a decision rests on, read in this order: objects from the API, then the disk from its agent.
 
-    `disk` is what the agent records, or why that is not known. `spent` are the names that are spent for the claim's disk,
-    `volume` its PersistentVolume if that is still there. `safeties` are all safety snapshots of the namespace,
-    `handles` the handles of their contents by name. `refused` is the agent's last word on Rollback in this process, and
-    `renewed` the seconds since this process renewed the hold.
+    `disk` is what the agent records, or why that is not known. `spent` are the names that are spent for the claim's disk, or
+    why they are not known, `volume` its PersistentVolume if that is still there. `safeties` are all safety snapshots of the
+    namespace, `handles` the handles of their contents by name. `refused` is the agent's last word on Rollback in this
+    process, and `renewed` the seconds since this process renewed the hold.
     """
 
     wish: Wish
@@ -28,7 +28,7 @@ class Seen:
     now: float
     driver: str
     target: Target | Trouble
-    spent: Mapping[str, Spent]
+    spent: Mapping[str, Spent] | Trouble
     disk: Disk | DriverError
     volume: Object | None = None
     pods: Collection[Object] = ()
@@ -107,4 +107,11 @@ class Done:
     """Nothing is left to do."""
 
 
-Action = Say | Guard | Hold | MakeSafety | RollBack | Spend | Release | Tidy | Done
+@dataclass(frozen=True, slots=True)
+class Stand:
+    """Change nothing: another version is at it, and goes on when it leads again. The message says so to people."""
+
+    message: str
+
+
+Action = Say | Guard | Hold | MakeSafety | RollBack | Spend | Release | Tidy | Stand | Done

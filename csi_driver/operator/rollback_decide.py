@@ -12,6 +12,7 @@ Two rules keep newer data safe:
 
 from dataclasses import replace
 
+from csi_driver import __version__
 from csi_driver.domain.errors import NotFound, Unavailable
 from csi_driver.operator.rollback_actions import (
     Action,
@@ -25,13 +26,14 @@ from csi_driver.operator.rollback_actions import (
     Say,
     Seen,
     Spend,
+    Stand,
     Tidy,
 )
 from csi_driver.operator.rollback_safety import choose_class, number_of, own, surplus
 from csi_driver.operator.rollback_spent import Spent, read_spent
 from csi_driver.operator.rollback_users import say_users
 from csi_driver.operator.rollback_who import Target, Trouble
-from csi_driver.operator.rollback_wish import Phase
+from csi_driver.operator.rollback_wish import Phase, Wish
 from csi_driver.service.disks import Disk, Wanted
 
 LAPSE_SECONDS = 330.0
@@ -47,6 +49,11 @@ WAIT_SECONDS, LONGEST_WAIT_SECONDS = 2.0, 10.0
 def decide(seen: Seen) -> Action:
     """The next action."""
     wish, progress = seen.wish, seen.progress
+    if progress.foreign:
+        return Stand(
+            f"phase {progress.foreign} is not one of version {__version__}: nothing is done with the disk until a controller "
+            "that knows it leads again"
+        )
     if progress.phase is not None and progress.phase.final:
         return _after(seen)
     done = seen.disk.back(wish.uid) if isinstance(seen.disk, Disk) else None
@@ -80,7 +87,11 @@ def _proceed(seen: Seen) -> Action:
     """One step towards the rollback."""
     wish, progress, target, disk = seen.wish, seen.progress, seen.target, seen.disk
     rolling = progress.phase is Phase.ROLLING
-    spent = seen.spent.get(wish.key)
+    if wish.unknown:
+        return Say(progress.phase or Phase.PENDING, "UnknownField", _unknown(wish), WAIT_SECONDS)
+    if isinstance(seen.spent, Trouble) and not progress.rolling:
+        return Say(progress.phase or Phase.PENDING, seen.spent.reason, seen.spent.message, WAIT_SECONDS)
+    spent = None if isinstance(seen.spent, Trouble) else seen.spent.get(wish.key)
     if spent is not None and spent.uid != wish.uid and not progress.rolling:
         return _already(seen, spent)
     if isinstance(target, Trouble):
@@ -104,6 +115,14 @@ def _proceed(seen: Seen) -> Action:
             "and a rollback goes back to the disk's own only: make a new claim from it (dataSource) instead",
         )
     return _hold(seen, target, disk)
+
+
+def _unknown(wish: Wish) -> str:
+    named = ", ".join(f"spec.{name}" for name in wish.unknown)
+    return (
+        f"version {__version__} of the controller does not know {named}: nothing is done with the disk until one leads that "
+        "does; or ask without that, under another name"
+    )
 
 
 def _hold(seen: Seen, target: Target, disk: Disk) -> Action:
@@ -201,6 +220,8 @@ def _finish(seen: Seen, at: float) -> Action:
     """The exchange was made: what is left before it may be called Completed."""
     wish = seen.wish
     assert isinstance(seen.disk, Disk)
+    if isinstance(seen.spent, Trouble):
+        return Say(seen.progress.phase or Phase.ROLLING, seen.spent.reason, seen.spent.message, WAIT_SECONDS)
     if seen.volume is not None:
         spent = read_spent(seen.volume).get(wish.key)
         if spent is None or spent.uid != wish.uid:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from csi_driver.domain.errors import DriverError, NotFound
+from csi_driver.domain.errors import Damaged, DriverError, NotFound
 from csi_driver.kube.api import Api, Object
 from csi_driver.kube.api import Objects as Listed
 from csi_driver.kube.kinds import CLAIMS, CONTENTS, PODS, ROLLBACKS, SNAPSHOT_CLASSES, SNAPSHOTS, VOLUMES
@@ -73,7 +73,7 @@ async def _objects(api: Api, wish: Wish) -> Objects:
 
 async def _volume(
     api: Api, wish: Wish, progress: Progress, objects: Objects, driver: str
-) -> tuple[Object | None, dict[str, Spent]]:
+) -> tuple[Object | None, dict[str, Spent] | Trouble]:
     """The disk's PersistentVolume and the names that are spent on it.
 
     Before anything was recorded it is the claim's; afterwards that of the disk that may be held, whatever became of the
@@ -82,12 +82,19 @@ async def _volume(
     disk = disk_of(wish, objects, driver)
     volume: Any = objects.volume
     if not isinstance(disk, Trouble) and progress.volume_id in ("", disk):
-        return volume, read_spent(volume)
+        return volume, _spent(volume)
     if not progress.volume_name:
         return None, {}
     volume = await api.get(VOLUMES, progress.volume_name)
     same = volume is not None and (volume["spec"].get("csi") or {}).get("volumeHandle") == progress.volume_id
-    return (volume, read_spent(volume)) if same else (None, {})
+    return (volume, _spent(volume)) if same else (None, {})
+
+
+def _spent(volume: Object | None) -> dict[str, Spent] | Trouble:
+    try:
+        return read_spent(volume)
+    except Damaged as error:
+        return Trouble("SpentNamesUnreadable", str(error), final=False)
 
 
 async def _disk(disks: Disks, progress: Progress, target: Target | Trouble) -> Disk | DriverError:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from csi_driver.domain.errors import Damaged
 from csi_driver.operator.rollback_wish import Wish
 
 SPENT_ANNOTATION = "tidemark.dev/rollbacks"
@@ -28,19 +29,33 @@ class Spent:
 
 
 def read_spent(volume: Mapping[str, Any] | None) -> dict[str, Spent]:
-    """The spent names of a PersistentVolume, by `namespace/name`, oldest first. What cannot be read is left out."""
-    text = ((volume or {}).get("metadata", {}).get("annotations") or {}).get(SPENT_ANNOTATION, "")
-    try:
-        entries = json.loads(text or "{}")
-        return {key: Spent(e["uid"], e["snapshot"], e["at"]) for key, e in entries.items()}
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return {}
+    """The spent names of a PersistentVolume, by `namespace/name`, oldest first. Raises Damaged where they cannot be read."""
+    return {key: Spent(entry["uid"], entry["snapshot"], entry["at"]) for key, entry in _entries(volume).items()}
 
 
 def spend(volume: Mapping[str, Any], wish: Wish, at: str) -> str:
-    """The annotation's new value, with this rollback's name in it."""
-    entries = read_spent(volume)
+    """The annotation's new value, with this rollback's name in it; what another version noted of others stays.
+
+    Raises Damaged where the value cannot be read.
+    """
+    entries = _entries(volume)
     entries.pop(wish.key, None)
-    entries[wish.key] = Spent(wish.uid, wish.snapshot, at)
+    entries[wish.key] = asdict(Spent(wish.uid, wish.snapshot, at))
     newest = list(entries.items())[-REMEMBERED:]
-    return json.dumps({key: asdict(entry) for key, entry in newest}, separators=(",", ":"))
+    return json.dumps(dict(newest), separators=(",", ":"))
+
+
+def _entries(volume: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """What the annotation holds, checked as far as it is read here: a name that is overlooked would be done twice."""
+    meta = (volume or {}).get("metadata") or {}
+    text = (meta.get("annotations") or {}).get(SPENT_ANNOTATION) or "{}"
+    try:
+        entries = json.loads(text)
+        if not all(isinstance(entry[key], str) for entry in entries.values() for key in ("uid", "snapshot", "at")):
+            raise TypeError("a value of uid, snapshot or at is no text")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise Damaged(
+            f"annotation {SPENT_ANNOTATION} of PersistentVolume {meta.get('name', '')} cannot be read ({error!r}), so nobody can "
+            "tell which rollbacks were done: let the newer controller that wrote it go on, or restore it"
+        ) from error
+    return dict(entries)

@@ -42,7 +42,8 @@ def status_of(rollback: Mapping[str, Any], wish: Wish, say: Say, now: float) -> 
 def _conditions(old: list[dict[str, Any]], wish: Wish, say: Say, generation: int, now: float) -> list[dict[str, Any]]:
     before = {condition["type"]: condition for condition in old}
     made = []
-    for kind, (status, reason, message) in _verdicts(before, wish, say).items():
+    verdicts = _verdicts(before, wish, say)
+    for kind, (status, reason, message) in verdicts.items():
         condition = {
             "type": kind,
             "status": status,
@@ -55,6 +56,8 @@ def _conditions(old: list[dict[str, Any]], wish: Wish, say: Say, generation: int
         if last is not None and last.get("status") == status:
             condition["lastTransitionTime"] = last["lastTransitionTime"]
         made.append(condition)
+    # Those of another version are its own to change.
+    made += [condition for condition in old if condition["type"] not in verdicts]
     return made
 
 

@@ -10,6 +10,9 @@ from typing import Any
 FINALIZER = "tidemark.dev/rollback"
 """On a VolumeRollback from its first hold on the disk to the release."""
 
+FIELDS = frozenset({"claimName", "snapshotName", "safetySnapshot", "volumeSnapshotClassName", "keepSafety", "timeout"})
+"""Of a VolumeRollback's spec. What else stands there was asked of another version."""
+
 _HOLDER_BYTES = 128
 _DURATION = re.compile(r"(\d+)(ms|s|m|h)", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -45,6 +48,8 @@ class Wish:
     snapshot_class: str = ""
     keep: int = 3
     timeout: float = 600.0
+    unknown: tuple[str, ...] = ()
+    """Fields of the spec that this version does not have."""
 
     @property
     def key(self) -> str:
@@ -76,6 +81,8 @@ class Progress:
     volume_name: str = ""
     guarded: bool = False
     deleted: float = 0.0
+    foreign: str = ""
+    """The phase, where it is one of another version: then `phase` is None, and only that version knows what comes next."""
 
 
 def read_wish(rollback: Mapping[str, Any]) -> Wish:
@@ -92,15 +99,17 @@ def read_wish(rollback: Mapping[str, Any]) -> Wish:
         snapshot_class=spec.get("volumeSnapshotClassName", ""),
         keep=spec.get("keepSafety", 3),
         timeout=duration(spec.get("timeout", "10m")),
+        unknown=tuple(sorted(spec.keys() - FIELDS)),
     )
 
 
 def read_progress(rollback: Mapping[str, Any]) -> Progress:
-    """How far an object has come; a status without a known phase counts as none."""
+    """How far an object has come; without a status it has not begun."""
     meta, status = rollback["metadata"], rollback.get("status") or {}
-    phase = status.get("phase", "")
+    phase = status.get("phase") or ""
+    known = phase in set(Phase)
     return Progress(
-        phase=Phase(phase) if phase in set(Phase) else None,
+        phase=Phase(phase) if known else None,
         reason=status.get("reason", ""),
         message=status.get("message", ""),
         started=seconds(status.get("startTime")) or seconds(meta["creationTimestamp"]),
@@ -110,6 +119,7 @@ def read_progress(rollback: Mapping[str, Any]) -> Progress:
         volume_name=status.get("volumeName", ""),
         guarded=FINALIZER in meta.get("finalizers", ()),
         deleted=seconds(meta.get("deletionTimestamp")),
+        foreign="" if known else str(phase),
     )
 
 

@@ -16,6 +16,7 @@ from csi_driver.operator.schedule_names import GROUP, SCHEDULE
 from csi_driver.operator.schedule_observer import ScheduleObserver
 from csi_driver.operator.schedule_remove import Removals
 from csi_driver.operator.schedule_spec import Spec
+from csi_driver.operator.schedule_status import KEYS
 
 Object = dict[str, Any]
 
@@ -85,8 +86,9 @@ class Acts:
     async def write(self, schedule: Object, status: Mapping[str, Any]) -> Object:
         """Write the status if it is another one. Raises Conflict where the schedule was changed since."""
         before = schedule.get("status") or {}
-        patch: Object = {key: value for key, value in status.items() if before.get(key) != value}
-        patch |= {key: None for key in before if key not in status}
+        wanted = {key: _noted(before.get(key), value) if key == "run" else value for key, value in status.items()}
+        patch: Object = {key: value for key, value in wanted.items() if before.get(key) != value}
+        patch |= {key: None for key in before if key in KEYS and key not in status}
         if not patch:
             return schedule
         meta = schedule["metadata"]
@@ -135,6 +137,14 @@ class Acts:
                 )
             return
         self._observer.made(spec.namespace, spec.name)
+
+
+def _noted(before: Mapping[str, Any] | None, run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What is written of a run: notes of another version about this very run stay, those about an earlier one go with it."""
+    was = before or {}
+    if was.get("scheduledFor") == run["scheduledFor"]:
+        return {**was, **run}
+    return {**dict.fromkeys(was), **run}
 
 
 def still_waiting(status: Mapping[str, Any], refused: Sequence[Make]) -> Mapping[str, Any]:

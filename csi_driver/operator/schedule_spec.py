@@ -1,11 +1,12 @@
 """The spec of a SnapshotSchedule as values, or why it cannot be followed."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from csi_driver import __version__
 from csi_driver.domain.durations import format_duration, parse_duration
 from csi_driver.domain.errors import DriverError, InvalidRequest
 from csi_driver.domain.instants import parse_instant
@@ -15,6 +16,30 @@ from csi_driver.operator.schedule_names import schedule_label
 
 LEAST_PERIOD = 60
 """Seconds of the shortest `every`; cron lines have no shorter one. Tests may give the operator another."""
+
+FIELDS = frozenset(
+    {
+        "selector",
+        "claimName",
+        "cron",
+        "every",
+        "timeZone",
+        "volumeSnapshotClassName",
+        "grouped",
+        "volumeGroupSnapshotClassName",
+        "suspend",
+        "startingDeadline",
+        "jitter",
+        "deleteWithClaim",
+        "maxSnapshotsPerVolume",
+        "retention",
+        "template",
+    }
+)
+"""Of the spec. What else stands there was asked of another version, and may say what must not be deleted."""
+
+RULES = frozenset({"keepLast", "maxAge", "hourly", "daily", "weekly", "monthly", "yearly"})
+"""The same of its retention."""
 
 _RESERVED = re.compile(r"([^/]*\.)?(tidemark\.dev|kubernetes\.io|k8s\.io)/")
 
@@ -60,6 +85,8 @@ def read_spec(schedule: Mapping[str, Any], least_period: int = LEAST_PERIOD) -> 
     Raises Unacceptable.
     """
     spec, meta = schedule.get("spec") or {}, schedule["metadata"]
+    _refuse_unknown({f"spec.{key}" for key in spec.keys() - FIELDS})
+    _refuse_unknown({f"spec.retention.{key}" for key in (spec.get("retention") or {}).keys() - RULES})
     zone = _zone(spec.get("timeZone") or "UTC")
     times, said = _times(spec, zone, least_period)
     keep = spec.get("retention") or {}
@@ -96,6 +123,15 @@ def read_spec(schedule: Mapping[str, Any], least_period: int = LEAST_PERIOD) -> 
         labels=_free("label", template.get("labels") or {}),
         annotations=_free("annotation", template.get("annotations") or {}),
     )
+
+
+def _refuse_unknown(fields: Collection[str]) -> None:
+    if fields:
+        raise Unacceptable(
+            "UnknownField",
+            f"version {__version__} of the controller does not know {', '.join(sorted(fields))}: nothing is made and nothing "
+            "deleted until one leads that does, or that is taken out",
+        )
 
 
 def _zone(name: str) -> ZoneInfo:

@@ -11,6 +11,27 @@ from csi_driver.operator.schedule_names import SCHEDULE
 from csi_driver.operator.schedule_spec import Spec
 from csi_driver.operator.schedule_state import State
 
+KEYS = frozenset(
+    {
+        "observedGeneration",
+        "selector",
+        "times",
+        "notBefore",
+        "lastScheduled",
+        "lastSuccessful",
+        "lastMissed",
+        "nextScheduled",
+        "run",
+        "snapshots",
+        "withoutClaim",
+        "claims",
+        "conditions",
+    }
+)
+"""Of a status as this version writes it: what else is there is another version's, and stays."""
+
+CONDITIONS = ("Ready", "Covered", "Complete")
+
 NAMED = 10
 """Claims that a condition names; of more it tells the number."""
 
@@ -107,7 +128,8 @@ def _complete(state: State, found: Findings) -> _Verdict:
 
 def _conditions(schedule: Mapping[str, Any], verdicts: Mapping[str, _Verdict], now: int) -> list[dict[str, Any]]:
     before = {c.get("type"): c for c in (schedule.get("status") or {}).get("conditions") or []}
-    made = []
+    # Those of another version are its own to change.
+    made = [condition for kind, condition in before.items() if kind not in CONDITIONS]
     for kind, (status, reason, message) in verdicts.items():
         last = before.get(kind, {})
         since = last["lastTransitionTime"] if last.get("status") == status else format_instant(now)

@@ -9,8 +9,11 @@ from typing import Any
 
 import grpc
 
-from csi_driver.domain.errors import Unavailable
+from csi_driver import __version__
+from csi_driver._pb import csi_pb2
+from csi_driver.domain.errors import OtherVersion, Unavailable
 from csi_driver.rpc import tls
+from csi_driver.rpc.errors import is_unknown_call
 from csi_driver.service.discovery import Discovery
 
 CONNECT_SECONDS = 2.0
@@ -60,8 +63,9 @@ class Agents:
     async def call(self, owner: str, method: str, request: Any, answer: type[Any], timeout: float | None) -> Any:
         """One call, `package.Service/Method`, to the agent of `owner`; its refusals come as grpc.aio.AioRpcError.
 
-        Raises Unavailable where the agent cannot be reached: who it is, and what was tried. `timeout` in seconds is the
-        caller's own deadline; when the caller goes away, the call to the agent is cancelled with it.
+        Raises Unavailable where the agent cannot be reached: who it is, and what was tried; OtherVersion where it does not
+        have the call. `timeout` in seconds is the caller's own deadline; when the caller goes away, the call to the agent is
+        cancelled with it.
         """
         link = self._link(owner)
         # A channel that is closed takes no call, so one that is replaced is closed by the last call that has it in hand.
@@ -77,6 +81,11 @@ class Agents:
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 raise Unavailable(f"agent of node {owner}: {error.details()}") from error
+            if is_unknown_call(error):
+                raise OtherVersion(
+                    f"the agent of node {owner} is of version {await _version(link)} and does not have {method}, which this "
+                    f"controller, of version {__version__}, needs: nothing was done; bring both to one version"
+                ) from error
             raise
         finally:
             link.calls -= 1
@@ -129,3 +138,16 @@ class Agents:
         channel = grpc.aio.secure_channel(place.address, tls.channel_credentials(material), options=_OPTIONS)
         self._links[owner] = link = _Link(place.address, material, channel)
         return link
+
+
+async def _version(link: _Link) -> str:
+    """The version that an agent tells, which every one does; for a message."""
+    ask = link.channel.unary_unary(
+        "/csi.v1.Identity/GetPluginInfo",
+        request_serializer=csi_pb2.GetPluginInfoRequest.SerializeToString,
+        response_deserializer=csi_pb2.GetPluginInfoResponse.FromString,
+    )
+    try:
+        return str((await ask(csi_pb2.GetPluginInfoRequest(), timeout=CONNECT_SECONDS)).vendor_version)
+    except grpc.aio.AioRpcError as error:
+        return f"unknown ({error.code().name})"

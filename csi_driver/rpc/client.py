@@ -10,10 +10,13 @@ import grpc
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from csi_driver import __version__
 from csi_driver._pb import csi_pb2, tidemark_pb2
 from csi_driver.domain.model import Capability, SizeRange, Source, Usage
+from csi_driver.rpc.errors import is_unknown_call
 
-Kind = Literal["volume", "snapshot", "group"]
+Kind = Literal["volume", "snapshot", "group", "other"]
+"""Other: a kind that a newer agent has and this command does not know."""
 Reply = TypeVar("Reply", bound=Message)
 
 QUICK = 15.0
@@ -348,6 +351,12 @@ class Client:
             return CallRefused(
                 code.name, f"{path} has not answered within {seconds:.0f} s: it may still end; look at the agent's log"
             )
+        if is_unknown_call(error):
+            return CallRefused(
+                code.name,
+                f"who answers at {self.endpoint} does not have {path[1:]}, which this command, of version {__version__}, "
+                "needs: use the command of its own version, or upgrade it",
+            )
         return CallRefused(code.name, error.details() or f"{path} failed: look at the agent's log")
 
 
@@ -404,7 +413,7 @@ def _node(node: tidemark_pb2.TreeNode) -> Node:
     return Node(
         id=node.id,
         name=node.name,
-        kind=_KINDS[node.kind],
+        kind=_KINDS.get(node.kind, "other"),
         pool=node.pool,
         size=node.size_bytes,
         created=_moment(node.created),

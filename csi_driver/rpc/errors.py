@@ -18,6 +18,7 @@ CODES: dict[type[errors.DriverError], grpc.StatusCode] = {
     errors.OutOfSpace: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.OutOfRange: grpc.StatusCode.OUT_OF_RANGE,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.OtherVersion: grpc.StatusCode.UNIMPLEMENTED,
     errors.Unsupported: grpc.StatusCode.UNIMPLEMENTED,
     errors.Damaged: grpc.StatusCode.INTERNAL,
 }
@@ -26,7 +27,7 @@ _UNKNOWN_OUTCOME = frozenset(
     {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 )
 _REFUSALS: dict[grpc.StatusCode, type[errors.DriverError]] = {
-    code: kind for kind, code in CODES.items() if kind not in (errors.BadToken, errors.InUse)
+    code: kind for kind, code in CODES.items() if kind not in (errors.BadToken, errors.InUse, errors.OtherVersion)
 }
 
 MAX_MESSAGE_BYTES = 1024
@@ -67,6 +68,11 @@ def refusal(error: grpc.aio.AioRpcError, who: str) -> errors.DriverError:
     if error.code() in _UNKNOWN_OUTCOME:
         return errors.Unavailable(f"{who}: {details}")
     return _REFUSALS.get(error.code(), errors.Damaged)(details)
+
+
+def is_unknown_call(error: grpc.aio.AioRpcError | grpc.Call) -> bool:
+    """Whether the other side has no such call: gRPC's own words, and what is not offered here has a reason of ours."""
+    return error.code() is grpc.StatusCode.UNIMPLEMENTED and error.details() == "Method not found!"
 
 
 def printable(text: str, limit: int) -> str:

@@ -4,9 +4,10 @@ import os
 from contextlib import suppress
 from dataclasses import replace
 
+from csi_driver import __version__
 from csi_driver.backends.base import STAGED_NODE, FileSystemStats
 from csi_driver.domain.errors import AlreadyExists, InvalidRequest, NotFound, OutOfRange, Precondition, Unavailable
-from csi_driver.domain.model import BLANK, RAW, Capability, Mode, SizeRange, Use, Volume, formatting
+from csi_driver.domain.model import BLANK, RAW, Capability, Mode, SizeRange, Use, Volume, formatting, is_formatting
 from csi_driver.domain.requests import FILE_SYSTEMS, asked_file_system, check_capability
 from csi_driver.domain.sizes import check_range
 from csi_driver.service.context import Context
@@ -35,6 +36,7 @@ class Nodes:
             # A hold that stands there has lapsed. A clock that is set back must not make it stand again: from now on somebody
             # may write.
             recorded, volume = volume, replace(volume, hold=None)
+            _refuse_unknown_format(volume)
             if capability.access == "mount":
                 volume = await _as_found(pool, volume)
             reason = unsupported(volume, capability)
@@ -240,6 +242,15 @@ async def _as_found(pool: Pool, volume: Volume) -> Volume:
             "mounted, and is never formatted: make ext4 or xfs on it as a block device, or go on using it as one"
         )
     return replace(volume, format=is_now)
+
+
+def _refuse_unknown_format(volume: Volume) -> None:
+    """Raise Precondition for a format state of another version: whether it may be emptied or mounted, only that one knows."""
+    if volume.format not in {*FILE_SYSTEMS, RAW, BLANK} and not is_formatting(volume.format):
+        raise Precondition(
+            f"{volume.id} is recorded as {volume.format!r}, which version {__version__} of this driver does not know: it is "
+            "neither mounted nor formatted; use the newer version that wrote this"
+        )
 
 
 def _is_stage(path: str, staging: str) -> bool:

@@ -47,7 +47,8 @@ class Rollbacks:
             await pool.backend.access.detach(volume)
             unbroken = volume.hold if self._context.holder_of(volume) else None
             now = self._context.now()
-            hold = Hold(holder, now + HOLD_SECONDS * 1_000_000_000, unbroken.since if unbroken else now)
+            expires = now + HOLD_SECONDS * 1_000_000_000
+            hold = replace(unbroken, expires=expires) if unbroken else Hold(holder, expires, now)
             await self._save(pool, replace(volume, hold=hold))
             return hold
 

@@ -93,6 +93,8 @@ async def test_a_pool_is_made_once_and_known_again(disk: Disk) -> None:
         ({"owner": "node-2"}, r"of 'node-2', not 'default' of 'node-1'"),
         ({"format": 2}, r"has format 2, this driver knows 1: use a newer driver"),
         ({"format": "x"}, r"cannot be read"),
+        ({"format": 0}, r"cannot be read"),
+        ({"format": True}, r"cannot be read"),
         ({"uuid": None, "name": None}, r"is pool None"),
     ],
 )
@@ -454,3 +456,35 @@ async def test_an_announcement_of_another_boot_is_void(rig: Rig) -> None:
         assert os.listdir(rig.layout.freezes) == []
     finally:
         thaw(target)
+
+
+@pytest.mark.parametrize("found", ['{"schema": 2, "boot": "%s", "mounts": []}', "{", '[{"boot": "%s"}]'])
+async def test_an_announcement_that_cannot_be_read_is_kept_and_told(rig: Rig, found: str) -> None:
+    """A newer driver wrote it, before the way back to this one. What it froze is not forgotten; all others are thawed."""
+    from csi_driver.host import announcements as freezing
+
+    volume = await rig.volume("v")
+    target = await rig.show(volume)
+    device = rig.device(volume)
+    assert device is not None
+    facts = freezing.freeze_facts(rig.staging(volume), device.major, device.minor, device.backing)
+    freezing.announce(str(rig.layout.freezes), "z" * 32, [facts])
+    later = rig.layout.freezes / f"{'a' * 32}.frozen.json"
+    later.write_text(found.replace("%s", freezing.boot_id()))
+    await rig.close()
+    freeze(target)
+    with pytest.raises(Precondition, match=rf"{later} tells of frozen file systems and is not followed: .* fsfreeze -u"):
+        await rig.open()
+    await rig.close()
+    assert not is_frozen(target), "what this version announced is thawed all the same"
+    assert os.listdir(rig.layout.freezes) == [later.name]
+    later.unlink()
+    await rig.open()
+    write_file(f"{target}/data", b"1")
+
+
+async def test_a_later_announcement_of_another_boot_is_void(rig: Rig) -> None:
+    later = rig.layout.freezes / f"{'a' * 32}.frozen.json"
+    later.write_text('{"schema": 2, "boot": "before"}')
+    await rig.reopen()
+    assert os.listdir(rig.layout.freezes) == []

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rollback_cases import CREATED, TARGET, UID, WISH, earlier_safety, safety, volume
 
+from csi_driver.domain.errors import Damaged
 from csi_driver.operator.rollback_actions import Say
 from csi_driver.operator.rollback_safety import KEEP_LABEL, own, safety_snapshot, surplus
 from csi_driver.operator.rollback_spent import REMEMBERED, SPENT_ANNOTATION, read_spent, spend
@@ -32,10 +33,9 @@ def test_an_object_is_read_with_the_defaults_of_its_definition() -> None:
     assert read_wish(made) == replace(WISH, safety=False, keep=7, timeout=5400.0, snapshot_class="gold")
 
 
-def test_a_status_that_is_missing_or_unknown_is_the_beginning() -> None:
-    for status in ({}, {"phase": "Sideways"}):
-        progress = read_progress(rollback(**status))
-        assert (progress.phase, progress.started, progress.rolling) == (None, CREATED, 0.0)
+def test_a_status_that_is_missing_is_the_beginning() -> None:
+    progress = read_progress(rollback())
+    assert (progress.phase, progress.foreign, progress.started, progress.rolling) == (None, "", CREATED, 0.0)
     assert unfinished(rollback())
     assert not unfinished(rollback(phase="Completed"))
     guarded = rollback(phase="Failed")
@@ -147,9 +147,16 @@ def test_the_newest_names_are_remembered_in_bounded_space() -> None:
     assert len(text) < 100 * 1024
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"shop/back": 1}', '{"shop/back": {"uid": 1}}', "null"])
-def test_what_cannot_be_read_is_no_name(text: str) -> None:
-    assert read_spent(volume(metadata={"annotations": {SPENT_ANNOTATION: text}})) == {}
+@pytest.mark.parametrize("text", ["{", "[]", '{"shop/back": 1}', '{"shop/back": {"uid": "1"}}', "null"])
+def test_names_that_cannot_be_read_may_be_spent(text: str) -> None:
+    noted = volume(metadata={"name": "pvc-1", "annotations": {SPENT_ANNOTATION: text}})
+    for read in (lambda: read_spent(noted), lambda: spend(noted, WISH, "2027-01-01T00:00:00Z")):
+        with pytest.raises(Damaged, match=r"tidemark.dev/rollbacks of PersistentVolume pvc-1 cannot be read"):
+            read()
+
+
+def test_without_the_annotation_no_name_is_spent() -> None:
+    assert read_spent(volume(metadata={"annotations": {SPENT_ANNOTATION: ""}})) == read_spent(volume()) == {}
     assert read_spent(None) == {}
 
 

@@ -21,6 +21,7 @@ EXPECTED = {
     "OutOfSpace": CODE.RESOURCE_EXHAUSTED,
     "OutOfRange": CODE.OUT_OF_RANGE,
     "Unavailable": CODE.UNAVAILABLE,
+    "OtherVersion": CODE.UNIMPLEMENTED,
     "Unsupported": CODE.UNIMPLEMENTED,
     "Damaged": CODE.INTERNAL,
 }

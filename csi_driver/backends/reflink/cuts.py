@@ -202,8 +202,8 @@ class Cutter:
             gone = unended.get(key)
             if gone is not None and gone.is_set() and not gone.frozen:
                 continue  # it has ended well, and is being taken back
-            for fact in _of_this_boot(facts):
-                volume = held.get(tuple(fact["backing"]))
+            for fact in self._of_this_boot(key, facts):
+                volume = held.get(tuple(fact.get("backing") or ()))
                 if volume is None:
                     continue
                 try:
@@ -214,20 +214,35 @@ class Cutter:
                     await self._in_thread(announcements.drop, directory, key, fact)
 
     async def thaw_announced(self) -> None:
-        """At start: thaw exactly what an earlier agent announced and cannot have thawed, of this boot of the kernel."""
-        for key, facts in (await self._in_thread(announcements.announced, str(self._layout.freezes))).items():
-            mounts = _of_this_boot(facts)
-            if mounts:
-                try:
+        """At start: thaw exactly what an earlier agent announced and cannot have thawed, of this boot of the kernel.
+
+        Raises Precondition where one announcement is another version's, after all that the others tell is done.
+        """
+        refused: Precondition | None = None
+        for key, found in (await self._in_thread(announcements.announced, str(self._layout.freezes))).items():
+            try:
+                mounts = self._of_this_boot(key, found)
+                if mounts:
                     await self._children.run("thaw", SLOW, mounts=mounts)
-                except (JobFailed, JobStuck):
-                    # It stays announced, and its volume answers for itself; the others are served.
-                    continue
+            except Precondition as error:
+                refused = error
+                continue
+            except (JobFailed, JobStuck):
+                # It stays announced, and its volume answers for itself; the others are served.
+                continue
             await self._withdraw(key)
+        if refused is not None:
+            raise refused
 
-
-def _of_this_boot(facts: object) -> list[dict[str, Any]]:
-    return [f for f in facts if f.get("boot") == announcements.boot_id()] if isinstance(facts, list) else []
+    def _of_this_boot(self, key: str, found: object) -> list[dict[str, Any]]:
+        """What an announcement says is frozen. Raises Precondition where nobody here can tell."""
+        try:
+            return announcements.of_boot(found, announcements.boot_id())
+        except ValueError as error:
+            raise Precondition(
+                f"pool {self._layout.name}: {self._layout.freezes}/{key}.frozen.json tells of frozen file systems and is not "
+                f"followed: {error}; start the newer driver that wrote it, or thaw what is frozen (fsfreeze -u) and remove it"
+            ) from error
 
 
 def _clone_all(clones: Sequence[Clone]) -> None:

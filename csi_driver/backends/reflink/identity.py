@@ -12,7 +12,8 @@ from csi_driver.domain.errors import Precondition, Unavailable
 from csi_driver.host import container, files, mountinfo
 
 FORMAT = 1
-"""Of the directory's layout. A pool of a newer format is never opened."""
+"""Of the directory's layout. A pool of another one is never opened: there is no step between two yet. Keys of pool.json that are
+not known here are left as they are."""
 
 NEW = ("pool.json", ".lock")
 """The only files of a pool in which nothing was ever made."""
@@ -116,13 +117,15 @@ def _make(layout: Layout, owner: str) -> None:
 def _check(layout: Layout, owner: str) -> str:
     try:
         raw: dict[str, Any] = json.loads(files.read_small(layout.identity))
-        made, name, belongs, uid = int(raw["format"]), raw["name"], raw["owner"], str(raw["uuid"])
+        made, name, belongs, uid = raw["format"], raw["name"], raw["owner"], str(raw["uuid"])
+        if type(made) is not int or made < 1:
+            raise ValueError(f"format {made!r}")
     except (ValueError, KeyError, TypeError) as error:
         raise Precondition(f"pool {layout.name}: {layout.identity} cannot be read ({error!r}): restore it") from error
-    if made > FORMAT:
-        raise Precondition(
-            f"pool {layout.name}: {layout.root} has format {made}, this driver knows {FORMAT}: use a newer driver"
-        )
+    if made != FORMAT:
+        between = f"it has no step from {made} to {made + 1}: use the versions between the two"
+        way = "use a newer driver" if made > FORMAT else between
+        raise Precondition(f"pool {layout.name}: {layout.root} has format {made}, this driver knows {FORMAT}: {way}")
     if name != layout.name or belongs != owner:
         raise Precondition(
             f"{layout.root} is pool {name!r} of {belongs!r}, not {layout.name!r} of {owner!r}: ids hold both, so it is not "

@@ -14,7 +14,7 @@ from pathlib import Path
 from rig.node import PAUSE
 from rig.paths import CHART, STATE, TREE, programs
 
-BUILD = TREE / "tests" / "image" / "build.sh"
+BUILD = Path("tests", "image", "build.sh")
 TIDEMARK = "localhost/tidemark-csi:dev"
 BUSYBOX = "localhost/busybox:1"
 PUBLIC_BUSYBOX = "docker.io/library/busybox:1.35"
@@ -104,10 +104,10 @@ def write_archive(images: Sequence[Image], path: Path) -> Path:
     return path
 
 
-def build_sh(*words: object) -> str:
-    """tests/image/build.sh: builds our image, or runs buildah where the image lies."""
+def build_sh(*words: object, tree: Path = TREE) -> str:
+    """tests/image/build.sh of a tree: builds that one's image, or runs buildah where images lie."""
     return subprocess.run(
-        ["sh", BUILD, *map(str, words)],
+        ["sh", tree / BUILD, *map(str, words)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
@@ -118,19 +118,22 @@ def build_sh(*words: object) -> str:
 
 def tidemark_archive(name: str = TIDEMARK) -> Path:
     """Build our image from the Dockerfile, unless this tree's is built already, and write its archive."""
-    return _exported(build_sh(name))
+    return exported(build_sh(name))
 
 
 def postgres_archive() -> Path:
     """Make an image with Debian's PostgreSQL from the base image of ours, once, and write its archive."""
     _make_postgres()
-    return _exported(POSTGRES)
+    return exported(POSTGRES)
 
 
 def prepare() -> None:
     """Build all images that are missing. It takes minutes from nothing, which no test's limit allows for."""
+    from rig import earlier
+
     build_sh(TIDEMARK)
     _make_postgres()
+    earlier.build()
 
 
 def _make_postgres() -> None:
@@ -143,7 +146,8 @@ def _make_postgres() -> None:
         build_sh("buildah", "commit", "--quiet", "--rm", container, POSTGRES)
 
 
-def _exported(name: str) -> Path:
+def exported(name: str) -> Path:
+    """The archive of an image that was built here."""
     # Each export is a new file, named after the image: what another run reads is never written to.
     image = build_sh("buildah", "images", "--quiet", "--no-trunc", name).splitlines()[0].rpartition(":")[2]
     directory = STATE / "images"

@@ -1,0 +1,144 @@
+"""Objects that another version wrote: what it noted stays, and what is not known here is left to it, never guessed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from rollback_cases import CREATED, HELD, READY, ROLLING, TARGET, UID, WISH, done, next_of, volume
+
+from csi_driver import __version__
+from csi_driver.kube.kinds import SCHEDULES
+from csi_driver.operator.rollback_actions import RollBack, Say, Stand
+from csi_driver.operator.rollback_spent import SPENT_ANNOTATION, spend
+from csi_driver.operator.rollback_status import status_of
+from csi_driver.operator.rollback_who import Trouble
+from csi_driver.operator.rollback_wish import Phase, read_progress, read_wish, stamp, unfinished
+from csi_driver.operator.schedule_act import Acts
+from csi_driver.operator.schedule_decide import refuse
+from csi_driver.operator.schedule_spec import Unacceptable, read_spec
+from csi_driver.operator.schedule_status import CONDITIONS
+
+LATER = {"type": "Levitated", "status": "True", "reason": "Light", "message": "m", "lastTransitionTime": "t"}
+"""A condition that nobody here knows."""
+
+
+def rollback(**status: Any) -> dict[str, Any]:
+    meta = {"namespace": "shop", "name": "back", "uid": UID, "creationTimestamp": stamp(CREATED), "generation": 1}
+    return {"metadata": meta, "spec": {"claimName": "v1", "snapshotName": "s1"}, "status": status}
+
+
+# ---- rollbacks
+
+
+def test_a_phase_of_another_version_is_that_versions_alone() -> None:
+    """It may be the end of a rollback: what was written since must not be rolled away a second time."""
+    made = rollback(phase="RolledSideways")
+    progress = read_progress(made)
+    assert (progress.phase, progress.foreign) == (None, "RolledSideways")
+    assert unfinished(made)
+    for more in ({}, {"disk_rollbacks": done()}, {"progress_deleted": CREATED + 1}, {"now": CREATED + 10**6}):
+        action = next_of(ROLLING, progress_phase=None, progress_foreign="RolledSideways", **more)
+        assert isinstance(action, Stand)
+        assert f"phase RolledSideways is not one of version {__version__}" in action.message
+
+
+@pytest.mark.parametrize("base", [READY, HELD, ROLLING], ids=["ready", "held", "rolling"])
+def test_a_field_of_another_version_is_no_wish_that_may_be_overlooked(base: Any) -> None:
+    made = rollback()
+    made["spec"]["dryRun"] = True
+    assert read_wish(made).unknown == ("dryRun",)
+    action = next_of(base, wish_unknown=("dryRun",))
+    assert isinstance(action, Say)
+    assert (action.phase, action.reason) == (base.progress.phase, "UnknownField")
+    assert "spec.dryRun" in action.message
+    late = next_of(READY, wish_unknown=("dryRun",), now=CREATED + WISH.timeout)
+    assert isinstance(late, Say)
+    assert (late.phase, late.reason) == (Phase.FAILED, "TimedOut")
+    assert "The disk was not touched" in late.message
+
+
+def test_names_that_cannot_be_read_stop_a_rollback_before_it_begins_and_none_that_rolls() -> None:
+    unread = Trouble("SpentNamesUnreadable", "annotation tidemark.dev/rollbacks cannot be read", final=False)
+    action = next_of(READY, spent=unread)
+    assert isinstance(action, Say)
+    assert (action.phase, action.reason) == (Phase.WAITING, "SpentNamesUnreadable")
+    assert isinstance(next_of(ROLLING, spent=unread), RollBack)
+    told = next_of(ROLLING, spent=unread, disk_rollbacks=done())
+    assert isinstance(told, Say)
+    assert (told.phase, told.reason) == (Phase.ROLLING, "SpentNamesUnreadable")
+
+
+def test_what_another_version_noted_beside_a_spent_name_stays() -> None:
+    entry = {"uid": "u", "snapshot": "s", "at": "t", "by": "somebody"}
+    noted = volume(metadata={"annotations": {SPENT_ANNOTATION: json.dumps({"shop/other": entry, "shop/back": entry})}})
+    written = json.loads(spend(noted, WISH, "now"))
+    assert written == {"shop/other": entry, "shop/back": {"uid": UID, "snapshot": "s1", "at": "now"}}
+
+
+def test_what_another_version_noted_in_a_rollbacks_status_stays() -> None:
+    made = rollback(phase="Pending", levitation=3, conditions=[LATER])
+    made["status"] = status_of(made, WISH, Say(Phase.WAITING, "DiskInUse", "pod web-1", 2, TARGET), CREATED + 1)
+    assert made["status"]["levitation"] == 3
+    assert LATER in made["status"]["conditions"]
+    again = status_of(made, WISH, Say(Phase.WAITING, "DiskInUse", "pod web-1", 2, TARGET), CREATED + 2)
+    assert again == made["status"], "nothing to write"
+
+
+# ---- schedules
+
+
+def schedule(spec: dict[str, Any] | None = None, **status: Any) -> dict[str, Any]:
+    meta = {"namespace": "shop", "name": "nightly", "uid": UID, "creationTimestamp": stamp(CREATED), "generation": 1}
+    wanted = {"cron": "0 1 * * *", "selector": {}} | (spec or {})
+    return {"metadata": {**meta, "resourceVersion": "7"}, "spec": wanted, "status": status}
+
+
+@pytest.mark.parametrize("spec", [{"pause": "1h"}, {"retention": {"keepLast": 2, "quarterly": 4}}])
+def test_a_schedule_with_a_field_of_another_version_makes_and_deletes_nothing(spec: dict[str, Any]) -> None:
+    """It may be the very rule that keeps what the others would let go."""
+    made = schedule(spec, conditions=[LATER], levitation=3)
+    words = r"does not know spec\.(pause|retention\.quarterly): nothing is made"
+    with pytest.raises(Unacceptable, match=words) as caught:
+        read_spec(made)
+    decision = refuse(made, caught.value, int(CREATED))
+    assert not (decision.makes or decision.removals or decision.labels)
+    assert LATER in decision.status["conditions"]
+    assert decision.status["levitation"] == 3
+
+
+class Patches:
+    """The API, as far as a status is written."""
+
+    def __init__(self) -> None:
+        self.made: list[dict[str, Any]] = []
+
+    async def patch(self, kind: object, name: str, body: Any, namespace: str, subresource: str) -> Any:
+        assert (kind, name, namespace, subresource) == (SCHEDULES, "nightly", "shop", "status")
+        self.made.append(body["status"])
+        return body
+
+
+async def written(before: dict[str, Any], status: dict[str, Any]) -> list[dict[str, Any]]:
+    api = Patches()
+    acts: Any = Acts(api, *[None] * 4)  # type: ignore[arg-type]
+    await acts.write(schedule(**before), status)
+    return api.made
+
+
+async def test_what_another_version_noted_in_a_schedules_status_stays() -> None:
+    run = {"scheduledFor": "2027-01-15T01:00:00Z", "waiting": [], "making": ["a"], "cutShort": False}
+    before = {"times": "t", "nextScheduled": "n", "levitation": 3, "run": run | {"by": "somebody"}}
+    assert await written(before, {"times": "t", "nextScheduled": "n", "run": run}) == []
+    assert await written(before, {"times": "t", "run": run}) == [{"nextScheduled": None}], "what is over goes"
+    (over,) = await written(before, {"times": "t", "nextScheduled": "n"})
+    assert over == {"run": None}
+    later = run | {"scheduledFor": "2027-01-16T01:00:00Z"}
+    (begun,) = await written(before, {"times": "t", "nextScheduled": "n", "run": later})
+    assert begun == {"run": later | {"by": None}}, "notes on an earlier run say nothing of this one"
+
+
+def test_the_conditions_of_a_schedule_are_those_that_are_written() -> None:
+    status = refuse(schedule(), Unacceptable("UnknownField", "why"), int(CREATED)).status
+    assert {condition["type"] for condition in status["conditions"]} <= set(CONDITIONS)

@@ -1,0 +1,330 @@
+"""What is fixed for good, contract.yaml, is what code and definitions have: nothing is renamed, or new unseen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from csi_driver import DRIVER_NAME
+from csi_driver._pb import tidemark_pb2
+from csi_driver.backends.reflink import catalogue, identity
+from csi_driver.backends.reflink.layout import IMAGE, RECORD, Layout
+from csi_driver.domain import certificates, fields, ids, pages, schema
+from csi_driver.domain.errors import Damaged
+from csi_driver.domain.model import (
+    BLANK,
+    RAW,
+    Capability,
+    Group,
+    Hold,
+    Mode,
+    Rolled,
+    SizeRange,
+    Snapshot,
+    Source,
+    Volume,
+    VolumeRequest,
+    formatting,
+)
+from csi_driver.domain.records import (
+    dump_group,
+    dump_snapshot,
+    dump_volume,
+    load_group,
+    load_snapshot,
+    load_volume,
+)
+from csi_driver.domain.requests import FILE_SYSTEMS
+from csi_driver.domain.routing import TOPOLOGY_KEY
+from csi_driver.host import announcements
+from csi_driver.kube import kinds
+from csi_driver.operator import authority_secret, rollback_wish, schedule_spec, schedule_status
+from csi_driver.operator.discovery import AGENT_PORT
+from csi_driver.operator.names import Ours
+from csi_driver.operator.rollback_safety import safety_name
+from csi_driver.operator.schedule_names import snapshot_name
+from csi_driver.rpc import tls
+from csi_driver.service.authority import new_authority
+from csi_driver.settings import DEFAULT_POOL
+
+TREE = Path(__file__).resolve().parent.parent.parent
+CHART = TREE / "charts" / "tidemark"
+CONTRACT: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("contract.yaml").read_text())
+RECORDS: dict[str, Any] = CONTRACT["records"]
+NEW = "a new name goes into tests/upgrade/contract.yaml, and is optional where it is read; an old one stays as it is"
+
+
+# ---- pools
+
+DIGEST = "0123456789abcdef" * 2
+ID = ids.ObjectId("n", "p", DIGEST)
+SNAPSHOT = Snapshot(ID, "s", "u1", 1, 4096, "n:p:x", "u", "xfs", True, {}, {"l": "1"}, DIGEST)
+GROUP = Group(ID, "g", "u2", 1, ("n:p:x",), (SNAPSHOT,), {}, {"l": "1"})
+VOLUME = Volume(
+    ID,
+    "v",
+    "u",
+    1,
+    4096,
+    VolumeRequest(
+        "v", SizeRange(1, 2), (Capability("mount", Mode.WRITER, "xfs", ("ro",)),), {}, {}, Source("snapshot", "n:p:y")
+    ),
+    format="xfs",
+    rollbacks=(Rolled("r", "n:p:s", 1, "n:p:t"),),
+    hold=Hold("h", 2, 1),
+)
+"""Objects that have every part of a record."""
+
+
+def parts() -> dict[str, dict[str, Any]]:
+    """Each object of a record, by its name in the contract."""
+    volume = json.loads(dump_volume(VOLUME))
+    group = json.loads(dump_group(GROUP))
+    return {
+        "volume": volume,
+        "request": volume["request"],
+        "capability": volume["request"]["capabilities"][0],
+        "source": volume["request"]["source"],
+        "rollback": volume["rollbacks"][0],
+        "hold": volume["hold"],
+        "snapshot": json.loads(dump_snapshot(SNAPSHOT)),
+        "group": group,
+    }
+
+
+def test_ids_are_made_as_they_were() -> None:
+    form = CONTRACT["ids"]["form"].format(owner="n", pool="p", hash=DIGEST)
+    assert str(ids.ObjectId("n", "p", DIGEST)) == form
+    assert ids.parse(form) == ids.ObjectId("n", "p", DIGEST)
+    for kind in CONTRACT["ids"]["kinds"]:
+        made = hashlib.sha256(f"{kind}\0pvc-1".encode()).hexdigest()[:32]
+        assert ids.name_hash(kind, "pvc-1") == made
+    assert ids.member_name("g", "n:p:x") == "g\0n:p:x"
+    assert pages.token_after(form) == CONTRACT["ids"]["page_token"].format(id=form)
+
+
+def test_a_pool_lies_where_it_lay(tmp_path: Path) -> None:
+    layout = Layout(tmp_path, "p")
+    directories = (layout.volumes, layout.snapshots, layout.groups, layout.new, layout.trash, layout.freezes)
+    assert [path.name for path in directories] == CONTRACT["pool"]["directories"]
+    member = catalogue.member_image(tmp_path, "{member hash}").name
+    announced = Path(announcements._announcement("", "any")).name.replace("any", "{any}")
+    files = [layout.identity.name, layout.lock.name, IMAGE, RECORD, member, announced]
+    assert files == CONTRACT["pool"]["files"]
+    identity._make(layout, "n")
+    assert list(json.loads(layout.identity.read_bytes())) == CONTRACT["pool"]["pool.json"]
+    assert identity.FORMAT == CONTRACT["pool"]["format"]
+
+
+@pytest.mark.parametrize("part", [name for name in RECORDS if name not in {"schema", "values"}])
+def test_records_have_the_keys_that_they_had(part: str) -> None:
+    written, first, later = set(parts()[part]), set(RECORDS[part]["first"]), set(RECORDS[part]["later"])
+    assert first <= written, NEW
+    assert written <= first | later, NEW
+    assert not first & later
+
+
+def test_a_group_has_the_records_of_its_members() -> None:
+    (member,) = parts()["group"]["members"]
+    assert set(member) == set(parts()["snapshot"]) - {"schema", "kind"}
+
+
+def test_what_came_later_may_lack() -> None:
+    """A record of the first version, made of the keys that the contract has for it, is read."""
+
+    def first(part: str, raw: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in raw.items() if key in RECORDS[part]["first"]}
+
+    found = parts()
+    volume = first("volume", found["volume"])
+    request = first("request", found["request"])
+    request["capabilities"] = [first("capability", found["capability"])]
+    request["source"] = first("source", found["source"])
+    volume |= {"request": request, "hold": first("hold", found["hold"])}
+    volume["rollbacks"] = [first("rollback", found["rollback"])]
+    read = load_volume(json.dumps(volume).encode(), VOLUME.size)
+    assert (read.id, read.uid, read.hold, read.rollbacks) == (VOLUME.id, VOLUME.uid, VOLUME.hold, VOLUME.rollbacks)
+    assert load_snapshot(json.dumps(first("snapshot", found["snapshot"])).encode(), 4096).uid == SNAPSHOT.uid
+    group = first("group", found["group"])
+    group["members"] = [first("snapshot", member) for member in group["members"]]
+    assert load_group(json.dumps(group).encode(), {DIGEST: 4096}).members[0].uid == SNAPSHOT.uid
+
+
+def test_keys_with_a_fixed_set_of_values_hold_those() -> None:
+    values = RECORDS["values"]
+    assert [mode.value for mode in Mode] == values["mode"]
+    formats = [BLANK, RAW, *FILE_SYSTEMS, *(formatting(name) for name in FILE_SYSTEMS)]
+    assert formats == values["format"]
+    for part, key, known in (
+        (("request", "capabilities", 0), "access", values["access"]),
+        (("request", "source"), "kind", values["source kind"]),
+    ):
+        for value in (*known, "another"):
+            raw = json.loads(dump_volume(VOLUME))
+            at: Any = raw
+            for step in part:
+                at = at[step]
+            at[key] = value
+            if value in known:
+                load_volume(json.dumps(raw).encode(), 4096)
+            else:
+                with pytest.raises(Damaged, match=value):
+                    load_volume(json.dumps(raw).encode(), 4096)
+    assert schema.SCHEMA == RECORDS["schema"]
+    assert set(schema.STEPS) == set(range(1, schema.SCHEMA)), "every schema before this one has a step to the next"
+
+
+def test_freezes_are_announced_as_they_were() -> None:
+    facts = announcements.freeze_facts("/p", 7, 1, (1, 2))
+    known = CONTRACT["freeze"]["facts"]
+    assert set(known["first"]) <= set(facts) <= {*known["first"], *known["later"]}, NEW
+    first = {key: facts[key] for key in known["first"]}
+    assert announcements.of_boot([first], str(facts["boot"])) == [first]
+    assert announcements.SCHEMA == CONTRACT["freeze"]["schema"]
+
+
+# ---- the wire
+
+
+def test_our_own_messages_have_the_numbers_that_they_had() -> None:
+    known = dict(CONTRACT["tidemark.v1"])
+    service = tidemark_pb2.DESCRIPTOR.services_by_name["Tidemark"]
+    assert [method.name for method in service.methods] == known.pop("Tidemark")
+    assert dict(_messages()) == known, NEW
+
+
+def _messages() -> Iterator[tuple[str, dict[str, Any]]]:
+    for message in tidemark_pb2.DESCRIPTOR.message_types_by_name.values():
+        yield from _message(message, message.name)
+
+
+def _message(message: Descriptor, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    yield name, {field.name: _field(field) for field in message.fields}
+    for nested in message.nested_types:
+        yield from _message(nested, f"{name}.{nested.name}")
+    for enum in message.enum_types:
+        yield f"{name}.{enum.name}", {value.name: value.number for value in enum.values}
+
+
+_SCALARS = {
+    FieldDescriptor.TYPE_STRING: "string",
+    FieldDescriptor.TYPE_INT64: "int64",
+    FieldDescriptor.TYPE_BOOL: "bool",
+    FieldDescriptor.TYPE_DOUBLE: "double",
+}
+
+
+def _field(field: FieldDescriptor) -> str:
+    of = field.message_type or field.enum_type
+    kind = of.full_name if of is not None else _SCALARS.get(field.type, str(field.type))
+    return f"{field.number} {'repeated ' if field.is_repeated else ''}{kind}"
+
+
+def test_peers_know_each_other_by_the_names_that_they_had() -> None:
+    peers = CONTRACT["peers"]
+    assert (tls.CONTROLLER, tls.AGENT, AGENT_PORT) == (peers["controller"], peers["agent"], peers["port"]["number"])
+
+
+# ---- the cluster
+
+
+def test_labels_and_annotations_are_those_that_they_were() -> None:
+    found = {key for path in _sources() for key in _KEY.findall(path.read_text())}
+    assert found == set(CONTRACT["keys"]), NEW
+    assert (TOPOLOGY_KEY, DRIVER_NAME) == (CONTRACT["topology"], CONTRACT["driver"])
+
+
+_KEY = re.compile(r"(?<![\w.-])((?:[a-z]+\.)*tidemark\.dev/[a-z0-9-]*)(?=[\"'`:\s])")
+
+
+def _sources() -> Iterator[Path]:
+    """Whatever may write a key: code and templates. Definitions speak of keys, and write none."""
+    for path in (TREE / "csi_driver").rglob("*.py"):
+        if "_pb" not in path.parts:
+            yield path
+    for path in (CHART / "templates").iterdir():
+        yield path
+
+
+def test_names_that_follow_from_others_follow_as_they_did() -> None:
+    names = CONTRACT["names_of_snapshots"]
+    assert snapshot_name(*names["snapshot"]["of"]) == names["snapshot"]["is"]
+    assert safety_name(*names["safety"]["of"]) == names["safety"]["is"]
+
+
+def test_objects_of_an_installation_are_looked_for_where_they_were() -> None:
+    ours, objects = Ours("ns", "RELEASE", CONTRACT["driver"]), CONTRACT["objects"]
+    assert [ours.authority, ours.certificate("controller"), ours.certificate("agent")] == objects["Secret"]
+    assert [ours.forgotten] == objects["ConfigMap"]
+    assert [ours.lease] == objects["Lease"]
+    assert [ours.webhook] == objects["MutatingWebhookConfiguration"]
+    for name in objects["DaemonSet"]:
+        assert ours.has({"node": "n", "owners": [name]})
+    assert ours.webhook_host.partition(".")[0] in objects["Service"]
+
+
+def test_secrets_hold_what_they_held() -> None:
+    first = new_authority()
+    keeping = authority_secret.Keeping(first, new_authority(), (new_authority().certificate,))
+    assert list(keeping.data()) == CONTRACT["secrets"]["authority"]
+    assert list(certificates.FILES) == CONTRACT["secrets"]["certificate"]
+
+
+def test_the_first_pool_of_a_node_is_called_as_it_was() -> None:
+    assert DEFAULT_POOL == CONTRACT["node"]["pool_name"]
+
+
+# ---- definitions
+
+
+@pytest.mark.parametrize("plural", list(CONTRACT["definitions"]))
+def test_definitions_have_the_fields_that_they_had(plural: str) -> None:
+    known = CONTRACT["definitions"][plural]
+    definition = yaml.safe_load((CHART / "files" / "crds" / f"{plural}.yaml").read_text())
+    spec = definition["spec"]
+    assert definition["metadata"]["name"] == f"{plural}.{CONTRACT['group']}"
+    assert (spec["group"], spec["names"]["kind"], spec["names"]["plural"]) == (CONTRACT["group"], known["kind"], plural)
+    version = next(one for one in spec["versions"] if one["name"] == CONTRACT["version"])
+    assert version["served"]
+    properties = version["schema"]["openAPIV3Schema"]["properties"]
+    assert sorted(properties["spec"].get("required", [])) == known["required"], "a field that older objects lack"
+    for part in ("spec", "status"):
+        assert dict(_fields(properties[part])) == known[part], NEW
+
+
+def _fields(schema_: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    for name, field in schema_.get("properties", {}).items():
+        yield f"{path}{name}", field["type"]
+        yield from _fields(field, f"{path}{name}.")
+        if field["type"] == "array":
+            yield from _fields(field["items"], f"{path}{name}[].")
+
+
+def test_the_controller_knows_the_fields_of_the_definitions_and_no_others() -> None:
+    """What stands in an object besides was asked of another version, and is never overlooked."""
+    schedules, rollbacks = (CONTRACT["definitions"][one] for one in ("snapshotschedules", "volumerollbacks"))
+    assert {path for path in schedules["spec"] if "." not in path} == schedule_spec.FIELDS
+    rules = {path.partition(".")[2] for path in schedules["spec"] if path.startswith("retention.")}
+    assert rules == schedule_spec.RULES
+    assert {path for path in schedules["status"] if "." not in path} == schedule_status.KEYS
+    assert set(rollbacks["spec"]) == rollback_wish.FIELDS
+    assert [str(phase) for phase in rollback_wish.Phase] == rollbacks["phases"]
+    definition = yaml.safe_load((CHART / "files" / "crds" / "volumerollbacks.yaml").read_text())
+    (version,) = definition["spec"]["versions"]
+    status = version["schema"]["openAPIV3Schema"]["properties"]["status"]
+    assert status["properties"]["phase"]["enum"] == rollbacks["phases"]
+    for kind, plural in ((kinds.ROLLBACKS, "volumerollbacks"), (kinds.SCHEDULES, "snapshotschedules")):
+        assert (kind.group, kind.version, kind.plural) == (CONTRACT["group"], CONTRACT["version"], plural)
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(Damaged, match="a volume's record, hold: since is missing"):
+        fields.Fields({"holder": "h"}, "a volume's record, hold").number("since")
