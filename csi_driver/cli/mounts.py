@@ -62,7 +62,7 @@ def mount(
             if isinstance(error, CallRefused) and "block access" in error.message and not raw:
                 raise Failure(f"{disk.name} is a raw block device: mount it with --block, DIR is a file then") from None
             raise
-    note = "" if stays else ", and the directory too: its file system has no room to write down that it was there before"
+    note = "" if stays else ", and the directory too: its file system cannot keep a note that it was there"
     typer.echo(f"{disk.name} is at {target}: `tidemark umount {directory}` takes it away{note}")
 
 
