@@ -213,3 +213,31 @@ def test_a_raw_disk_whose_device_went_away_is_taken_away(environment: dict[str, 
     assert not os.path.lexists(place)
     run("volume", "delete", "raw")
     assert [line for line in traces(place.parent.parent) if "published" in line or "staging" in line] == []
+
+
+def test_what_is_seen_at_two_paths_is_taken_away_at_either(
+    environment: dict[str, str], run: Callable[..., str]
+) -> None:
+    """Stage and publish lie in a directory that is bind-mounted within its peer group: the disk has one place of each all the same."""
+    root = Path(environment["TIDEMARK_STAGING"]).parent
+    origin, seen = root / "d", root / "k"
+    for path in (origin, seen):
+        path.mkdir()
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "d", str(origin)], check=True)
+        subprocess.run(["mount", "--make-shared", str(origin)], check=True)
+        (origin / "k").mkdir()
+        subprocess.run(["mount", "--bind", str(origin / "k"), str(seen)], check=True)
+        environment["TIDEMARK_STAGING"] = f"{seen}/staging"
+        run("volume", "create", "db", "--size", "64Mi")
+        run("mount", "db", str(seen / "db"))
+        listed = run("volume", "list")
+        assert str(seen / "db") in listed
+        assert str(origin / "k" / "db") not in listed
+        assert "db is not in use any more" in run("umount", str(origin / "k" / "db"))
+        run("volume", "delete", "db")
+        assert list((seen / "staging").iterdir()) == []
+        assert list(seen.iterdir()) == [seen / "staging"]
+    finally:
+        for path in (seen, origin):
+            subprocess.run(["umount", str(path)], check=False)
