@@ -20,8 +20,10 @@ from csi_driver.domain.errors import DriverError, Precondition, Unavailable
 from csi_driver.domain.ids import owner_of_node
 from csi_driver.domain.space import Policy, human
 from csi_driver.health import Health, serve
+from csi_driver.host import lvm
 from csi_driver.host.children import Children
 from csi_driver.host.commands import missing_tools
+from csi_driver.host.loopusers import TENANTS_DATA
 from csi_driver.service.context import Context
 from csi_driver.service.fullness import Fullness, has_run_full
 from csi_driver.service.groups import Groups
@@ -267,6 +269,8 @@ class Agent:
             raise Precondition(f"{', '.join(missing)} not found: install Debian's xfsprogs and e2fsprogs")
         if not os.access("/dev/loop-control", os.R_OK | os.W_OK):
             raise Precondition("/dev/loop-control cannot be opened: run as root, on a kernel with loop devices")
+        if why := lvm.why_looks_into_volumes():
+            log.warning("LVM of this node looks into disks of its tenants", why=why, what_to_do=TENANTS_DATA)
 
     def _pool_figures(self) -> list[PoolFigures]:
         figures = []

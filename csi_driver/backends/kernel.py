@@ -1,10 +1,12 @@
 """Showing volumes through the kernel: block devices, mounts and bind mounts. Shared by every backend that has devices.
 
-Nothing is remembered: what is mounted is read from mountinfo at each call, and whose device it is from the technology.
+Nothing is remembered: what is mounted is read from mountinfo at each call, and whose device it is from the technology. Where
+that tells no longer whose a mount is, because its device has gone, its mount point does (docs/adr/0019).
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,7 +16,7 @@ from csi_driver.backends.base import FileSystemStats
 from csi_driver.backends.jobs import VolumeJobs
 from csi_driver.domain.errors import AlreadyExists, DriverError, InUse, Precondition
 from csi_driver.domain.model import Capability, Use, Volume
-from csi_driver.host import mountinfo
+from csi_driver.host import mountinfo, mountpoints
 from csi_driver.host.volume_jobs import may_grow_mounted_ext4
 
 STAGED_NODE = "device"
@@ -73,6 +75,10 @@ class Devices(Protocol):
         """Whether what is mounted is the node of a device that holds nothing."""
         ...
 
+    def empty_nodes(self) -> list[mountinfo.Mount]:
+        """Every mount of the node of a device that holds nothing, whoever's it was."""
+        ...
+
     def holding(self, mount: mountinfo.Mount) -> str:
         """What tells the device behind a mount, as it is bound now, from the next owner of its number. Empty: it holds nothing."""
         ...
@@ -117,9 +123,29 @@ class KernelAccess:
     async def use(self, volume: Volume) -> Use:
         """See Access."""
         device = await self._devices.find(volume)
-        if device is None:
+        left = self._left(volume)
+        if device is None and not left:
             return Use()
-        return Use(device.path, tuple(mount.point for mount in _mounts(device)))
+        mounts = mountinfo.read()
+        shown = [*(_mounts(device, mounts) if device else ()), *left]
+        return Use(device.path if device else "", _places(shown, mounts))
+
+    def _left(self, volume: Volume) -> list[mountinfo.Mount]:
+        """Where the node of a device that the volume had is still shown: it has gone, and its mounts have not."""
+        mark = _mark(volume)
+        return [m for m in self._devices.empty_nodes() if mountpoints.marked(m.point, covered=True) == mark]
+
+    async def sweep(self, volumes: Iterable[Volume]) -> None:
+        """At start: take away what is left of devices of these volumes that have gone: the next owner of a number would be seen there."""
+        marks = {_mark(volume) for volume in volumes}
+        for mount in self._devices.empty_nodes():
+            if mountpoints.marked(mount.point, covered=True) not in marks:
+                continue
+            present = mountinfo.at(mount.point)
+            if present is not None and present.id == mount.id:  # or it went with another view of it
+                with suppress(DriverError):  # it is found again when the volume is staged or taken away
+                    await self._jobs.run(None, "umount", SLOW, point=mount.point)
+                    _remove_file(mount.point)
 
     async def attach(self, volume: Volume) -> str:
         """See Access."""
@@ -130,9 +156,10 @@ class KernelAccess:
         device = await self._devices.find(volume)
         if device is None:
             return
-        shown = [mount.point for mount in _mounts(device)]
-        if shown:
-            raise InUse(f"{volume.id} is shown at {', '.join(shown)}: unpublish and unstage it first")
+        mounts = mountinfo.read()
+        if places := _places(_mounts(device, mounts), mounts):
+            shown = ", ".join(place[0] for place in places)
+            raise InUse(f"{volume.id} is shown at {shown}: unpublish and unstage it first")
         await self._devices.detach(volume)
 
     async def is_empty(self, volume: Volume) -> bool:
@@ -169,7 +196,7 @@ class KernelAccess:
             return
         if mountinfo.at(os.path.join(point, STAGED_NODE)) is not None:
             raise AlreadyExists(f"{volume.id} is staged at {point} as a block device: unstage it first")
-        grows_now = fs_type == "ext4" and not may_grow_mounted_ext4() and not _mounts(device)
+        grows_now = fs_type == "ext4" and not may_grow_mounted_ext4() and not _mounts(device, mountinfo.read())
         if grows_now and await self._devices.grow_unmounted(volume):
             device = await self._devices.attach(volume)
         os.makedirs(point, mode=0o750, exist_ok=True)
@@ -243,6 +270,7 @@ class KernelAccess:
                 raise AlreadyExists(f"{volume.id} is published at {target} {now}: unpublish it there first")
             return
         _make_directory(target)
+        mountpoints.mark(target, _mark(volume))
         await self._jobs.run(
             volume, "bind", SLOW, source=source, target=target, read_only=read_only, device_number=_number(device)
         )
@@ -270,7 +298,8 @@ class KernelAccess:
         """See Access. A disk that died must not keep its pods from ending."""
         points = (os.path.join(path, STAGED_NODE), path)
         shown = await self._devices.shown(digest)
-        if last and (others := [mount.point for mount in shown if mount.point not in points]):
+        places = _places(shown, mountinfo.read())
+        if last and (others := [place[0] for place in places if not any(path in points for path in place)]):
             raise Precondition(f"the volume is still published at {', '.join(others)}: unpublish it there first")
         for point in points:
             while (mount := mountinfo.at(point)) is not None:
@@ -327,8 +356,10 @@ class KernelAccess:
         if present is not None:
             if not _holds(present, device) or not _is_node(present, device):
                 raise AlreadyExists(f"{target} is taken by a mount of {present.source}: unpublish or unmount it first")
+            mountpoints.mark(target, _mark(volume), covered=True)  # an agent before this one may have left it out
             return
         _make_file(target)
+        mountpoints.mark(target, _mark(volume))
         await self._jobs.run(
             volume, "bind", SLOW, source=device.path, target=target, read_only=False, device_number=None
         )
@@ -352,10 +383,12 @@ class KernelAccess:
         self, volume: Volume, device: BlockDevice, source: str, target: str, read_only: bool
     ) -> None:
         """A read-only bind does not stop writes to a device, so the device itself is set: one mode for all its places."""
-        places = [mount.point for mount in _mounts(device) if os.path.dirname(mount.point) != source]
-        others = [place for place in places if place != target]
+        mounts = mountinfo.read()
+        shown = _places(_mounts(device, mounts), mounts)
+        places = [place for place in shown if not any(os.path.dirname(path) == source for path in place)]
+        others = [place[0] for place in places if target not in place]
         is_read_only = _sysfs_read_only(device)
-        if target in places:
+        if len(others) < len(places):
             if is_read_only != read_only:
                 now = "read-only" if is_read_only else "writable"
                 raise AlreadyExists(f"{volume.id} is published at {target} {now}: unpublish it there first")
@@ -370,8 +403,18 @@ class KernelAccess:
         await self._jobs.run(volume, "set_read_only", QUICK, device=device.path, read_only=read_only)
 
 
-def _mounts(device: BlockDevice) -> list[mountinfo.Mount]:
-    return mountinfo.mounts_of(device.major, device.minor, device.name)
+def _mounts(device: BlockDevice, mounts: Sequence[mountinfo.Mount]) -> list[mountinfo.Mount]:
+    return mountinfo.mounts_of(device.major, device.minor, device.name, mounts)
+
+
+def _places(shown: Iterable[mountinfo.Mount], mounts: Iterable[mountinfo.Mount]) -> tuple[tuple[str, ...], ...]:
+    """The paths of each place: lines of mountinfo are views, and one mount that is seen through several is one use."""
+    return tuple(tuple(view.point for view in place) for place in mountinfo.places(shown, mounts))
+
+
+def _mark(volume: Volume) -> str:
+    """What is written on the volume's mount points: a name that was made again is another volume."""
+    return f"{volume.id} {volume.uid}"
 
 
 def _holds(mount: mountinfo.Mount, device: BlockDevice) -> bool:

@@ -31,7 +31,8 @@ class MemoryAccess:
     async def use(self, volume: Volume) -> Use:
         """See Access."""
         paths = self._paths(volume)
-        return Use(self._image(volume).path if paths or volume.uid in self._attached else "", paths)
+        device = self._image(volume).path if paths or volume.uid in self._attached else ""
+        return Use(device, tuple((path,) for path in paths))
 
     @faulty
     async def attach(self, volume: Volume) -> str:

@@ -119,9 +119,14 @@ def find_id(client: "Client", text: str, *kinds: "Kind") -> str:
     return text if parse(text) else find(client, text, *kinds).id
 
 
+def views(node: "Node") -> tuple[tuple[str, ...], ...]:
+    """The places where a disk is shown, each with every path by which it is seen."""
+    return node.places or tuple((path,) for path in node.used_by)
+
+
 def places(node: "Node") -> str:
     """Where a disk is shown, for people: the staging directories of `tidemark mount` are left out."""
-    seen = [path for path in node.used_by if not Path(path).is_relative_to(STAGING)]
+    seen = [place[0] for place in views(node) if not any(Path(path).is_relative_to(STAGING) for path in place)]
     if node.holder:
         seen.append(f"held by {node.holder}")
     return ", ".join(seen) or ("staged" if node.used_by else "")

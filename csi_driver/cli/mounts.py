@@ -2,18 +2,20 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from csi_driver.cli.common import STAGING, Endpoint, Failure, connect, find, patiently
+from csi_driver.cli.common import STAGING, Endpoint, Failure, connect, find, patiently, views
 from csi_driver.domain.model import RAW, Capability, Mode
+from csi_driver.host import mountpoints
 from csi_driver.settings import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
-    from csi_driver.rpc.client import Client
+    from csi_driver.rpc.client import Client, Node
 
 
 def staging_of(volume_id: str) -> Path:
@@ -50,6 +52,7 @@ def mount(
         except OSError as error:
             raise Failure(f"{error.filename} cannot be made ({error.strerror}): run as root") from None
         before = bool(disk.used_by)
+        stays = _to_stay(target)
         try:
             client.stage(disk.id, str(staging), capability)
             client.publish(disk.id, str(staging), target, capability, read_only)
@@ -59,14 +62,18 @@ def mount(
             if isinstance(error, CallRefused) and "block access" in error.message and not raw:
                 raise Failure(f"{disk.name} is a raw block device: mount it with --block, DIR is a file then") from None
             raise
-    typer.echo(f"{disk.name} is at {target}: `tidemark umount {directory}` takes it away")
+    note = "" if stays else ", and the directory too: its file system cannot keep a note that it was there"
+    typer.echo(f"{disk.name} is at {target}: `tidemark umount {directory}` takes it away{note}")
 
 
 def umount(
-    directory: Annotated[str, typer.Argument(metavar="DIR", help="Where a disk is shown.")],
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="Where a disk is shown, or the disk's name or id.")],
     endpoint: Endpoint = DEFAULT_ENDPOINT,
 ) -> None:
-    """Take a disk away from a directory, which is removed. What was written is safe on the disk.
+    """Take a disk away from a directory. What was written is safe on the disk.
+
+    A directory that `tidemark mount` made is removed, one that was there before stays. By its name a disk is taken away
+    that is shown nowhere any more, such as after a plain umount.
 
     $ tidemark umount /mnt/db
     """
@@ -74,24 +81,51 @@ def umount(
 
     target = _plain(directory)
     with connect(endpoint) as client:
-        disk = next((n for n in client.tree() if target in n.used_by), None)
-        if disk is None:
-            raise Failure(f"no disk is shown at {target}: `tidemark volume list` shows where disks are")
+        disk, is_there = _shown_at(client, target, directory)
         staging = staging_of(disk.id)
-        client.unpublish(disk.id, target)
-        left = [path for path in disk.used_by if path != target and not _is_below(path, staging)]
-        if left:
+        if is_there:
+            client.unpublish(disk.id, target)
+            # Asked again, not reckoned: whatever showed the same mount has gone with it.
+            disk = next((node for node in client.tree(volume_id=disk.id) if node.id == disk.id), None) or disk
+        left = [place[0] for place in views(disk) if not _is_stage(place, staging)]
+        if left and is_there:
             typer.echo(f"{disk.name} is still at {', '.join(left)}")
             return
-        if any(_is_below(path, staging) for path in disk.used_by):
+        if left:
+            raise Failure(f"{disk.name} is at {', '.join(left)}: name the directory that it is to be taken away from")
+        if disk.used_by:
             try:
                 patiently(lambda: client.unstage(disk.id, str(staging)), 5.0)
             except CallRefused as refused:
                 raise Failure(
-                    f"{disk.name} is away from {target}, but its device could not be given back: {refused.message}"
+                    f"{disk.name} is away from {target if is_there else 'every directory'}, but its device could not be "
+                    f"given back: {refused.message}"
                 ) from None
             _remove(staging)
     typer.echo(f"{disk.name} is not in use any more")
+
+
+def _shown_at(client: "Client", target: str, text: str) -> "tuple[Node, bool]":
+    """The disk that is meant, and whether it is, or was, at the path `target`. Raises Failure."""
+    disks = [node for node in client.tree() if node.kind == "volume"]
+    for disk in disks:
+        if any(target in place for place in views(disk)):
+            return disk, True
+    # Unmounted by hand: what the mount point was for is still written on it.
+    mark = mountpoints.marked(target)
+    for disk in disks:
+        if mark == f"{disk.id} {disk.uid}" and any(_is_stage(place, staging_of(disk.id)) for place in views(disk)):
+            return disk, not _holds_something(target)
+    named = [disk for disk in disks if text in {disk.id, disk.name}]
+    if len(named) > 1:
+        raise Failure(f"{text!r} is the name of {len(named)} disks: use an id, {' or '.join(n.id for n in named)}")
+    if named and named[0].used_by:
+        return named[0], False
+    if named:
+        raise Failure(f"{named[0].name} is not in use: there is nothing to take away")
+    raise Failure(
+        f"no disk is shown at {target}, and none is called {text}: `tidemark volume list` shows where disks are"
+    )
 
 
 def _plain(directory: str) -> str:
@@ -100,14 +134,29 @@ def _plain(directory: str) -> str:
     return os.path.join(os.path.realpath(parent), name)
 
 
-def _is_below(path: str, staging: Path) -> bool:
-    """Whether a path is the staging directory, or the device node inside it."""
-    return staging in (Path(path), Path(path).parent)
+def _is_stage(place: Sequence[str], staging: Path) -> bool:
+    """Whether a place is the staging directory, or the device node inside it."""
+    return any(staging in (Path(path), Path(path).parent) for path in place)
+
+
+def _to_stay(target: str) -> bool:
+    """Write on a mount point that was there before that it is to stay, before anything is mounted there: umount looks for that.
+
+    False: it was, and that cannot be written.
+    """
+    if not os.path.lexists(target) or os.path.islink(target) or os.path.ismount(target):
+        return True
+    # One that says which disk it was for was made for it, or has been written on before.
+    return bool(mountpoints.marked(target)) or mountpoints.keep(target)
+
+
+def _holds_something(target: str) -> bool:
+    return os.path.isdir(target) and not os.path.ismount(target) and bool(os.listdir(target))
 
 
 def _check_target(target: str) -> None:
-    """A mount hides what lies below it, and the path is removed by umount: nothing of the user's may be there."""
-    if os.path.isdir(target) and not os.path.ismount(target) and os.listdir(target):
+    """A mount hides what lies below it: nothing of the user's may be there."""
+    if _holds_something(target):
         raise Failure(f"{target} is not empty, and what is in it would be hidden: name an empty or a new directory")
 
 

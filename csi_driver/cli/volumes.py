@@ -88,9 +88,16 @@ def delete(
     endpoint: Endpoint = DEFAULT_ENDPOINT,
 ) -> None:
     """Delete disks that nobody uses. Their snapshots stay, and so does what was made from them."""
+    from csi_driver.rpc.client import CallRefused
+
     with connect(endpoint) as client:
         for volume_id in [find_id(client, text, "volume") for text in volumes]:
-            client.delete_volume(volume_id)
+            try:
+                client.delete_volume(volume_id)
+            except CallRefused as refused:
+                if refused.code == "FAILED_PRECONDITION" and places(disk := _one(client, volume_id)) == "staged":
+                    raise Failure(f"{refused.message}: `tidemark umount {disk.name}` does that") from None
+                raise
             typer.echo(f"deleted {volume_id}")
 
 

@@ -165,7 +165,16 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """Who uses a volume, as the kernel says it now: its block device, and every path where it is visible."""
+    """Who uses a volume, as the kernel says it now: its block device, and every place where it is shown.
+
+    A place is one mount with all the paths by which it is seen: several, where a directory above it is bind-mounted within
+    one peer group. To take it away at one of its paths takes it away at all.
+    """
 
     device: str = ""
-    paths: tuple[str, ...] = ()
+    places: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """One path of each place."""
+        return tuple(place[0] for place in self.places)

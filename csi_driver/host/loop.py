@@ -11,7 +11,7 @@ from contextlib import suppress
 from csi_driver.host import libc, loopctl, mountinfo
 from csi_driver.host.errors import Busy, HostError, Mismatch, Unsupported
 from csi_driver.host.loopctl import LoopDevice
-from csi_driver.host.loopusers import holders, openers, places_of
+from csi_driver.host.loopusers import TENANTS_DATA, holders, openers, places_of
 
 __all__ = [
     "BLOCK_SIZE", "IMAGE_NAME", "LoopDevice", "abandon", "attach", "detach", "find", "is_read_only", "refuse_discard",
@@ -255,7 +255,9 @@ def abandon(number: int, backing: str) -> None:
 
 
 def _in_use(device: LoopDevice, users: Sequence[str]) -> Busy:
-    return Busy(f"{device.path} is in use by {', '.join(users)}")
+    # No pod stacks a device on its volume: the node has looked into what is on it.
+    page = f"; {TENANTS_DATA} says how to end that, and how to keep a node from it" if holders(device) else ""
+    return Busy(f"{device.path} is in use by {', '.join(users)}{page}")
 
 
 def _let_go(fd: int, device: LoopDevice) -> None:

@@ -7,11 +7,27 @@ from csi_driver.host import mountinfo
 from csi_driver.host.loopctl import LoopDevice
 
 
-def holders(device: LoopDevice) -> list[str]:
-    """Name the block devices that are stacked on this one (device mapper, md), from sysfs."""
+TENANTS_DATA = "docs/how-to/tenants-data.md"
+"""How to end what a node has begun by itself with a tenant's data, and how to keep it from that."""
+
+
+def holders(device: LoopDevice, system: str = "/sys/block") -> list[str]:
+    """Name the block devices that are stacked on this one (device mapper, md), from sysfs, and whose they are."""
     with suppress(FileNotFoundError):
-        return sorted(os.listdir(f"/sys/block/{device.name}/holders"))
+        return [_holder(name, system) for name in sorted(os.listdir(f"{system}/{device.name}/holders"))]
     return []
+
+
+def _holder(name: str, system: str) -> str:
+    """A device of the device mapper is known to people by what its owner calls it, and its uuid begins with who that is."""
+    told = []
+    for word in ("name", "uuid"):
+        with suppress(OSError), open(f"{system}/{name}/dm/{word}", encoding="utf-8", errors="replace") as file:
+            told.append(file.read().strip())
+    if len(told) < 2:
+        return name
+    owner = told[1].partition("-")[0]
+    return f"{name} ({told[0]}{f', made by {owner}' if owner else ''})"
 
 
 def places_of(device: LoopDevice) -> list[str]:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
@@ -27,8 +27,15 @@ class Mount:
     fs_type: str
     source: str
     super_options: tuple[str, ...]
-    shared: bool = False
-    """Whether what is mounted below it appears in the peers of this mount too: in the host's namespace, and in pods."""
+    group: int = 0
+    """The number of its peer group, 0: private. What is mounted below one mount of a group appears below the others."""
+    master: int = 0
+    """The number of the peer group that it is a slave of, 0: none. What is mounted there appears here, not the reverse."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether what is mounted below it appears in the peers of this mount too: in the host's namespace, and in pods."""
+        return bool(self.group)
 
     @property
     def read_only(self) -> bool:
@@ -43,6 +50,15 @@ def read(path: str = "/proc/self/mountinfo") -> list[Mount]:
     """
     with open(path, "rb", buffering=1 << 20) as file:
         return parse(file.read())
+
+
+def read_with(word: bytes, path: str = "/proc/self/mountinfo") -> list[Mount]:
+    """Read the mounts whose line holds `word`, as the kernel writes it. Raises OSError.
+
+    Most lines are skipped unread: a tree of a thousand disks asks a thousand times.
+    """
+    with open(path, "rb", buffering=1 << 20) as file:
+        return [_parse_line(line) for line in file.read().split(b"\n") if word in line]
 
 
 def parse(text: bytes) -> list[Mount]:
@@ -67,8 +83,14 @@ def _parse_line(line: bytes) -> Mount:
         fs_type=_unescape(rest[0]),
         source=_unescape(rest[1]),
         super_options=tuple(_unescape(rest[2]).split(",")),
-        shared=any(field.startswith(b"shared:") for field in fields[6:]),
+        group=_numbered(b"shared:", fields[6:]),
+        master=_numbered(b"master:", fields[6:]),
     )
+
+
+def _numbered(word: bytes, fields: Sequence[bytes]) -> int:
+    """The number that an optional field gives, 0: the field is not there."""
+    return next((int(field.removeprefix(word)) for field in fields if field.startswith(word)), 0)
 
 
 def _unescape(field: bytes) -> str:
@@ -91,6 +113,56 @@ def _is_of(mount: Mount, major: int, minor: int, name: str) -> bool:
     if mount.fs_type == "btrfs" and mount.source == f"/dev/{name}":
         return True  # btrfs shows a device number of its own
     return mount.fs_type in _NODE_FILE_SYSTEMS and mount.root.removesuffix(_DELETED) == f"/{name}"
+
+
+def places(found: Iterable[Mount], mounts: Iterable[Mount]) -> list[list[Mount]]:
+    """Group mounts by place: several lines that are views of one mount are one place. In the order of `found`.
+
+    A mount is made at a directory of its parent's file system, and the kernel makes it below every peer and every slave of
+    the parent too. So lines are views of one mount where the same thing is mounted, at the same directory of the same file
+    system, and their parents belong to one peer group. A line of its own in each is what a kubelet's directory has that is
+    bind-mounted, on itself or elsewhere. `mounts`: all of the namespace. A place taken for two is one use too many; two
+    taken for one are told apart by nobody: to unmount one unmounts the other.
+    """
+    parents = {mount.id: mount for mount in mounts}
+    placed: list[_Place] = []
+    for mount in found:
+        place = _place(mount, parents.get(mount.parent))
+        same = [one for one in placed if one.is_that_of(place)]
+        if not same:
+            placed.append(place)
+            continue
+        same[0].views.append(mount)
+        same[0].groups |= place.groups
+        for other in same[1:]:  # this one has shown that the two are one
+            same[0].views += other.views
+            same[0].groups |= other.groups
+            placed.remove(other)
+    return [place.views for place in placed]
+
+
+@dataclass(eq=False, slots=True)
+class _Place:
+    """What is mounted at which directory, the peer groups that lead there, and the lines that show it."""
+
+    key: tuple[object, ...]
+    groups: set[int]
+    views: list[Mount]
+
+    def is_that_of(self, other: "_Place") -> bool:
+        return self.key == other.key and bool(self.groups & other.groups)
+
+
+def _place(mount: Mount, parent: Mount | None) -> _Place:
+    if parent is None or not _lies_below(mount.point, parent.point):
+        return _Place((), set(), [mount])  # seen through this line alone
+    inside = parent.root.rstrip("/") + "/" + mount.point.removeprefix(parent.point).lstrip("/")
+    key = (mount.major, mount.minor, mount.root, parent.major, parent.minor, inside)
+    return _Place(key, {parent.group, parent.master} - {0}, [mount])
+
+
+def _lies_below(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
 def at(point: str | os.PathLike[str], mounts: Iterable[Mount] | None = None) -> Mount | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from csi_driver.host import files, filesystems, loop, loopctl
+from csi_driver.host import files, filesystems, loop, loopctl, mountusers
 from csi_driver.host.errors import Busy, Mismatch
 from csi_driver.host.loop import LoopDevice
 
@@ -153,14 +153,21 @@ def bind(source: str, target: str, read_only: bool, device_number: Sequence[int]
 
 
 def umount(point: str) -> None:
-    """Unmount the topmost mount at `point`. Raises OSError EBUSY while files on it are open."""
+    """Unmount the topmost mount at `point`. Raises OSError EBUSY while files on it are open, naming who has them."""
     try:
         filesystems.umount(point)
     except OSError as error:
         if error.errno == errno.EBUSY:
-            raise Busy(f"{point} has open files or other mounts below it") from error
+            raise Busy(f"{point} has open files or other mounts below it ({_users(point)})") from error
         if error.errno not in {errno.EINVAL, errno.ENOENT}:
             raise
+
+
+def _users(point: str) -> str:
+    with suppress(OSError, ValueError):  # the refusal is what counts
+        if users := mountusers.users(point):
+            return ", ".join(users)
+    return f"of nobody that is seen from here: `fuser -vm {point}` on the node tells more"
 
 
 def grow(device: str, point: str, fs_type: str, device_number: Sequence[int]) -> None:

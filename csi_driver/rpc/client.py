@@ -82,7 +82,7 @@ class Rolled:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A volume, a snapshot or a group, with what it was made from."""
+    """A volume, a snapshot or a group, with what it was made from. `places`: those of `used_by`, each with all its paths."""
 
     id: str
     name: str
@@ -96,6 +96,7 @@ class Node:
     format: str = ""
     thick: bool = False
     used_by: tuple[str, ...] = ()
+    places: tuple[tuple[str, ...], ...] = ()
     device: str = ""
     group_id: str = ""
     usage: Usage | None = None
@@ -423,6 +424,7 @@ def _node(node: tidemark_pb2.TreeNode) -> Node:
         format=node.format,
         thick=node.thick,
         used_by=tuple(node.used_by),
+        places=tuple(tuple(place.paths) for place in node.places) or tuple((path,) for path in node.used_by),
         device=node.device,
         group_id=node.group_snapshot_id,
         usage=usage,

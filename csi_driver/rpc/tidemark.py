@@ -85,6 +85,7 @@ class Tidemark(tidemark_pb2_grpc.TidemarkServicer):
             parent_uid=node.parent_uid,
             created=translate.timestamp(item.created),
             used_by=node.use.paths,
+            places=[_Node.Place(paths=place) for place in node.use.places],
             device=node.use.device,
         )
         if isinstance(item, Group):

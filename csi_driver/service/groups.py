@@ -34,14 +34,18 @@ class Groups:
         refuse_parameters(asked, "group snapshots")
         digest = name_hash("group", name)
         # Before the look-up: a group that is being deleted is no answer.
-        self._pools.locks.settled(digest)
+        await self._pools.locks.settled(digest)
         existing = self._existing(digest, name, source_ids)
         if existing is not None:
             return existing
         pool, volumes = self._sources(source_ids)
         cut = [v.id.hash for v in volumes]
         made = [digest, *(name_hash("snapshot", member_name(name, str(v.id))) for v in volumes)]
-        with self._pools.locks.hold(f"CreateVolumeGroupSnapshot {name!r}", cut, existence=made):
+        async with self._pools.locks.hold(f"CreateVolumeGroupSnapshot {name!r}", cut, existence=made):
+            # Made meanwhile, by a call that this one waited for?
+            existing = self._existing(digest, name, source_ids)
+            if existing is not None:
+                return existing
             pool, volumes = self._sources(source_ids)
             check_room(pool, volumes)
             planned = Group(
@@ -68,15 +72,22 @@ class Groups:
         if place is None:
             return
         pool, digest = place
+        while not await self._deleted(pool, digest, group_id, snapshot_ids):
+            pass
+
+    async def _deleted(self, pool: Pool, digest: str, group_id: str, snapshot_ids: Sequence[str]) -> bool:
+        """Delete a group; False: it is another one than that whose members were locked, after a wait for who made it."""
         group = pool.groups.get(digest)
         locked = [digest, *(m.id.hash for m in group.members)] if group else [digest]
-        with self._pools.locks.hold(f"DeleteVolumeGroupSnapshot of {group_id}", existence=locked):
+        async with self._pools.locks.hold(f"DeleteVolumeGroupSnapshot of {group_id}", existence=locked):
             # Not before: what is being made now is not indexed yet, and would be there after all.
-            if group is None:
-                return
-            _check_members(group, snapshot_ids)
-            await pool.backend.delete_group(group)
-            pool.drop_group(digest)
+            if pool.groups.get(digest) is not group:
+                return False
+            if group is not None:
+                _check_members(group, snapshot_ids)
+                await pool.backend.delete_group(group)
+                pool.drop_group(digest)
+            return True
 
     def get(self, group_id: str, snapshot_ids: Sequence[str]) -> Group:
         """One group. Raises NotFound before anything else, InvalidRequest where the members given are not its own."""

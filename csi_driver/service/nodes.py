@@ -1,6 +1,7 @@
 """The node's half of a volume's life: stage, publish and back. What is staged is asked of the kernel each time."""
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from csi_driver.domain.errors import AlreadyExists, InvalidRequest, NotFound, Ou
 from csi_driver.domain.model import BLANK, RAW, Capability, Mode, SizeRange, Use, Volume, formatting, is_formatting
 from csi_driver.domain.requests import FILE_SYSTEMS, asked_file_system, check_capability
 from csi_driver.domain.sizes import check_range
+from csi_driver.host import mountpoints
 from csi_driver.service.context import Context
 from csi_driver.service.formats import look
 from csi_driver.service.pools import Pool
@@ -30,7 +32,7 @@ class Nodes:
         staging = _check_path(staging, "the staging path")
         check_capability(capability, made_before=True)
         pool, volume = self._pools.volume(volume_id)
-        with self._pools.locks.hold(f"NodeStageVolume of {volume_id}", [volume.id.hash]):
+        async with self._pools.locks.hold(f"NodeStageVolume of {volume_id}", [volume.id.hash]):
             pool, volume = self._pools.volume(volume_id)
             self._context.refuse_held(volume, "staging")
             # A hold that stands there has lapsed. A clock that is set back must not make it stand again: from now on somebody
@@ -59,21 +61,21 @@ class Nodes:
                     await access.grow(volume, staging)
             except BaseException:
                 # Nothing half-staged stays behind: after a refusal that is final, nobody unstages.
-                if not before.paths:
+                if not (before.device and before.places):
                     await self._undo_stage(pool, volume, staging, before.device)
                 raise
 
     async def unstage(self, volume_id: str, staging: str) -> None:
         """Take a stage away, verified, and the device with it. Unknown volumes and paths are fine."""
         staging = _check_path(staging, "the staging path")
-        if lost := self._in_lost_pool(volume_id):
-            await self._clear(f"NodeUnstageVolume of {volume_id}", lost, staging, last=True)
-            return
-        pool, volume = self._pool_for_cleaning(volume_id)
-        with self._pools.locks.hold(f"NodeUnstageVolume of {volume_id}", [volume.id.hash if volume else volume_id]):
+        async with self._pools.locks.hold(f"NodeUnstageVolume of {volume_id}", [self._key(volume_id)]):
+            if lost := self._in_lost_pool(volume_id):
+                await lost[0].backend.access.clear(lost[1], staging, last=True)
+                return
+            pool, volume = self._pool_for_cleaning(volume_id)
             if volume is not None:
                 use = await pool.backend.access.use(volume)
-                others = [p for p in use.paths if not _is_stage(p, staging)]
+                others = [place[0] for place in use.places if not _is_stage(place, staging)]
                 if others:
                     raise Precondition(
                         f"{volume_id} is still published at {', '.join(others)}: unpublish it there first"
@@ -93,7 +95,7 @@ class Nodes:
             raise Precondition(f"the staging path of {volume_id} is missing: stage the volume first and name the path")
         staging = _check_path(staging, "the staging path")
         read_only = read_only or capability.mode is Mode.READER
-        with self._pools.locks.hold(f"NodePublishVolume of {volume_id}", [volume.id.hash]):
+        async with self._pools.locks.hold(f"NodePublishVolume of {volume_id}", [volume.id.hash]):
             pool, volume = self._pools.volume(volume_id)
             self._context.refuse_held(volume, "publishing")
             reason = unsupported(volume, capability)
@@ -102,11 +104,12 @@ class Nodes:
             if reason:
                 raise Precondition(f"{volume_id} cannot be published so: {reason}")
             use = await pool.backend.access.use(volume)
-            if not any(_is_stage(path, staging) for path in use.paths):
+            if not any(_is_stage(place, staging) for place in use.places):
                 raise Precondition(f"{volume_id} is not staged at {staging}: stage it there first")
             # The kubelet binds what is published to places of its own (raw blocks, subPath), and publishes again when it
             # starts: where the target has the volume already, this is no second place.
-            others = [path for path in use.paths if not _is_stage(path, staging)] if target not in use.paths else []
+            again = any(target in place for place in use.places)
+            others = [place[0] for place in use.places if not again and not _is_stage(place, staging)]
             if others and capability.mode is not Mode.MULTI_WRITER:
                 raise Precondition(
                     f"{volume_id} is published at {', '.join(others)} and access mode {capability.mode.value} allows one "
@@ -117,13 +120,12 @@ class Nodes:
     async def unpublish(self, volume_id: str, target: str) -> None:
         """Take a publish away and remove its path. Unknown volumes and paths are fine."""
         target = _check_path(target, "the target path")
-        if lost := self._in_lost_pool(volume_id):
-            await self._clear(f"NodeUnpublishVolume of {volume_id}", lost, target, last=False)
-            _remove(target)
-            return
-        pool, volume = self._pool_for_cleaning(volume_id)
-        with self._pools.locks.hold(f"NodeUnpublishVolume of {volume_id}", [volume.id.hash if volume else volume_id]):
-            await pool.backend.access.unmount(volume, target)
+        async with self._pools.locks.hold(f"NodeUnpublishVolume of {volume_id}", [self._key(volume_id)]):
+            if lost := self._in_lost_pool(volume_id):
+                await lost[0].backend.access.clear(lost[1], target, last=False)
+            else:
+                pool, volume = self._pool_for_cleaning(volume_id)
+                await pool.backend.access.unmount(volume, target)
             _remove(target)
 
     async def stats(self, volume_id: str, path: str) -> tuple[Volume, FileSystemStats]:
@@ -134,10 +136,10 @@ class Nodes:
     async def expand(self, volume_id: str, path: str, wanted: SizeRange) -> Volume:
         """Grow the file system at `path` (or the device) to the volume's size. The size itself is the controller's."""
         check_range(wanted)
-        pool, volume, shown = await self._shown(volume_id, path)
-        with self._pools.locks.hold(f"NodeExpandVolume of {volume_id}", [volume.id.hash]):
+        volume = self._pools.volume(volume_id)[1]
+        async with self._pools.locks.hold(f"NodeExpandVolume of {volume_id}", [volume.id.hash]):
+            pool, volume, shown = await self._shown(volume_id, path)
             self._context.refuse_held(volume, "expansion")
-            volume = self._pools.volume(volume_id)[1]
             if wanted.required > volume.size:
                 raise OutOfRange(
                     f"{volume_id} has {volume.size} bytes and {wanted.required} are asked for: expand the volume itself first"
@@ -154,15 +156,15 @@ class Nodes:
         if path.startswith("/") and "\0" not in path:
             path = _real(path)
         use = await pool.backend.access.use(volume)
-        for shown in use.paths:
-            if _is_stage(shown, path):
+        for shown in (view for place in use.places for view in place):
+            if _is_stage((shown,), path):
                 return pool, volume, shown
         raise NotFound(f"{volume_id} is not shown at {path!r}: it is at {', '.join(use.paths) or 'no path'}")
 
     async def _refuse_other_stage(self, pool: Pool, volume: Volume, staging: str) -> Use:
         """Raise Precondition where the volume is shown elsewhere; returns what it has already."""
         use = await pool.backend.access.use(volume)
-        if use.paths and not any(_is_stage(path, staging) for path in use.paths):
+        if use.places and not any(_is_stage(place, staging) for place in use.places):
             raise Precondition(f"{volume.id} is in use at {', '.join(use.paths)}: unstage it there first")
         return use
 
@@ -211,8 +213,13 @@ class Nodes:
         pool.put_volume(volume)
         return volume
 
+    def _key(self, volume_id: str) -> str:
+        """What is locked to clean up after a volume, whether it still exists or not. Raises Unavailable for another owner's."""
+        place = self._pools.named_by(volume_id)
+        return place[1] if place else volume_id
+
     def _in_lost_pool(self, volume_id: str) -> tuple[Pool, str] | None:
-        """Pool and hash of a volume whose pool cannot be looked into now."""
+        """Pool and hash of a volume whose pool is away or dead: its pods must end, and what the kernel shows needs no pool."""
         place = self._pools.named_by(volume_id)
         if place is not None:
             try:
@@ -220,12 +227,6 @@ class Nodes:
             except Unavailable:
                 return place
         return None
-
-    async def _clear(self, call: str, lost: tuple[Pool, str], path: str, last: bool) -> None:
-        """Clean up after a volume whose pool is away or dead: its pods must end, and what the kernel shows needs no pool."""
-        pool, digest = lost
-        with self._pools.locks.hold(call, [digest]):
-            await pool.backend.access.clear(digest, path, last)
 
     def _pool_for_cleaning(self, volume_id: str) -> tuple[Pool, Volume | None]:
         """Where to clean up after a volume: its pool, or the default where the id says nothing."""
@@ -253,9 +254,9 @@ def _refuse_unknown_format(volume: Volume) -> None:
         )
 
 
-def _is_stage(path: str, staging: str) -> bool:
-    """Whether a path where the volume is visible is this staging directory, or the device node inside it."""
-    return path in (staging, os.path.join(staging, STAGED_NODE))
+def _is_stage(place: Sequence[str], staging: str) -> bool:
+    """Whether a place where the volume is shown is this staging directory, or the device node inside it."""
+    return staging in place or os.path.join(staging, STAGED_NODE) in place
 
 
 def _check_path(path: str, what: str) -> str:
@@ -277,7 +278,13 @@ def _real(path: str) -> str:
 
 
 def _remove(target: str) -> None:
-    """Remove an unpublished path: the protocol demands it gone. Whatever holds data of its own is left alone."""
+    """Remove an unpublished path: the protocol demands it gone. Whatever holds data of its own is left alone.
+
+    So is what its user had before: `tidemark mount` marks it. Of a kubelet's paths none is marked.
+    """
+    if mountpoints.is_kept(target):
+        mountpoints.unmark(target)
+        return
     try:
         if os.path.isdir(target) and not os.path.islink(target):
             os.rmdir(target)

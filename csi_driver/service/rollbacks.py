@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass, replace
 
-from csi_driver.domain.errors import AlreadyExists, InUse, InvalidRequest, Precondition
+from csi_driver.domain.errors import AlreadyExists, Busy, InUse, InvalidRequest, Precondition
 from csi_driver.domain.ids import name_hash
 from csi_driver.domain.model import Hold, Rolled, Snapshot, Volume
 from csi_driver.domain.requests import check_name
@@ -40,7 +40,8 @@ class Rollbacks:
         """Keep a volume out of use for five minutes, or for five more. Refused while it is in use or held by another."""
         check_name(holder, "the holder's name")
         pool, volume = self._pools.volume(volume_id)
-        with self._pools.locks.hold(f"Hold of {volume_id}", [volume.id.hash]):
+        async with self._pools.locks.hold(f"Hold of {volume_id}", [volume.id.hash]):
+            pool, volume = self._pools.volume(volume_id)
             self._refuse_other(volume, holder)
             await self._refuse_used(pool, volume)
             # Also where nothing shows it: a mount in another namespace would go on writing under the hold.
@@ -59,7 +60,7 @@ class Rollbacks:
         if place is None:
             return
         pool, digest = place
-        with self._pools.locks.hold(f"Release of {volume_id}", [digest]):
+        async with self._pools.locks.hold(f"Release of {volume_id}", [digest]):
             # Not before: a hold that is being made now is not indexed yet, and would stay.
             volume = pool.volumes.get(digest)
             if volume is None or volume.hold is None:
@@ -91,8 +92,14 @@ class Rollbacks:
                     f"{request.snapshot_id} is the safety snapshot of an earlier try of rollback {request.name!r}, which a "
                     "new try replaces: use another name to go back to it"
                 )
-        with self._pools.locks.hold(doing, [volume.id.hash], [locked], existence=made):
-            pool, volume = self._pools.volume(request.volume_id)
+        async with self._pools.locks.hold(doing, [volume.id.hash], [locked], existence=made):
+            was, (pool, volume) = volume, self._pools.volume(request.volume_id)
+            # Done meanwhile, by a call that this one waited for? Once more would take away what was written since.
+            done = self._done(volume, request)
+            if done is not None:
+                return done, True
+            if volume.uid != was.uid:  # another of the same name: its safety snapshot would be another one, and is not locked
+                raise Busy(f"{request.volume_id} was deleted and made again during this call: try again")
             snapshot = self._own(volume, request.snapshot_id)
             self._check_hold(volume, request.holder)
             async with self._context.outlasted(pool, [volume]):

@@ -38,13 +38,17 @@ class Snapshots:
         refuse_parameters(parameters, "snapshots")
         digest = name_hash("snapshot", request.name)
         # Before the look-up: a snapshot that is being deleted is no answer.
-        self._pools.locks.settled(digest)
+        await self._pools.locks.settled(digest)
         existing = self._existing(digest, request)
         if existing is not None:
             return existing
         pool, volume = self._pools.volume(request.source_id)
         doing = f"CreateSnapshot {request.name!r} of {volume.id}"
-        with self._pools.locks.hold(doing, [volume.id.hash], existence=[digest]):
+        async with self._pools.locks.hold(doing, [volume.id.hash], existence=[digest]):
+            # Made meanwhile, by a call that this one waited for?
+            existing = self._existing(digest, request)
+            if existing is not None:
+                return existing
             pool, volume = self._pools.volume(request.source_id)
             async with self._context.outlasted(pool, [volume]):
                 return await self.cut(pool, volume, request.name, labels)
@@ -70,7 +74,7 @@ class Snapshots:
         if place is None:
             return
         pool, digest = place
-        with self._pools.locks.hold(f"DeleteSnapshot of {snapshot_id}", existence=[digest]):
+        async with self._pools.locks.hold(f"DeleteSnapshot of {snapshot_id}", existence=[digest]):
             # Not before: what is being made now is not indexed yet, and would be there after all.
             snapshot = pool.snapshots.get(digest)
             if snapshot is None:

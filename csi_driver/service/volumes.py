@@ -1,11 +1,12 @@
 """Disks: created empty or from a source, listed, grown, deleted. Every call may be repeated and answers the same."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from csi_driver.domain.errors import AlreadyExists, Damaged, InUse, InvalidRequest, OutOfRange, OutOfSpace
 from csi_driver.domain.ids import ObjectId, name_hash
-from csi_driver.domain.model import Capability, SizeRange, Snapshot, Volume, VolumeRequest
+from csi_driver.domain.model import Capability, SizeRange, Snapshot, Use, Volume, VolumeRequest
 from csi_driver.domain.requests import (
     FILE_SYSTEMS,
     FS_TYPE_LABEL,
@@ -40,7 +41,7 @@ class Volumes:
         check_range(request.range)
         digest = name_hash("volume", request.name)
         # Before the look-up: a volume that is being deleted is no answer.
-        self._pools.locks.settled(digest)
+        await self._pools.locks.settled(digest)
         existing = self._existing(digest, request)
         if existing is not None:
             return existing
@@ -54,7 +55,11 @@ class Volumes:
         # A volume may be mounted and is then frozen while it is copied, so it is held alone; a snapshot is only read.
         exclusive = [source.id.hash] if isinstance(source, Volume) else []
         shared = [source.id.hash] if isinstance(source, Snapshot) else []
-        with self._pools.locks.hold(f"CreateVolume of {request.name!r}", exclusive, shared, existence=[digest]):
+        async with self._pools.locks.hold(f"CreateVolume of {request.name!r}", exclusive, shared, existence=[digest]):
+            # Made meanwhile, by a call that this one waited for?
+            existing = self._existing(digest, request)
+            if existing is not None:
+                return existing
             source = self._unchanged(source)
             begins_as = await format_of_copy(pool, request, source)
             check_format(request, source, begins_as)
@@ -76,18 +81,28 @@ class Volumes:
         if place is None:
             return
         pool, digest = place
-        with self._pools.locks.hold(f"DeleteVolume of {volume_id}", existence=[digest]):
+        deadline = time.monotonic() + self._pools.locks.patience
+        while use := await self._deleted_unless_used(pool, digest, volume_id):
+            # What is shown once and no more is staged, and its last pod has gone: a kubelet unstages it now, while the claim
+            # is deleted already. A pod's disk is shown twice, and nobody waits for a pod.
+            if len(use.places) > 1 or not await self._pools.locks.touched(digest, deadline):
+                raise InUse(f"volume {volume_id} is in use at {', '.join(use.paths)}: unpublish and unstage it first")
+
+    async def _deleted_unless_used(self, pool: Pool, digest: str, volume_id: str) -> Use | None:
+        """Delete a volume, or tell who uses it."""
+        async with self._pools.locks.hold(f"DeleteVolume of {volume_id}", existence=[digest]):
             # Not before: what is being made now is not indexed yet, and would be there after all.
             volume = pool.volumes.get(digest)
             if volume is None:
-                return
+                return None
             self._context.refuse_held(volume, "deletion")
             use = await pool.backend.access.use(volume)
-            if use.paths:
-                raise InUse(f"volume {volume_id} is in use at {', '.join(use.paths)}: unpublish and unstage it first")
+            if use.places:
+                return use
             await pool.backend.access.detach(volume)
             await pool.backend.delete_volume(volume)
             pool.drop_volume(digest)
+            return None
 
     async def expand(self, volume_id: str, wanted: SizeRange) -> Volume:
         """Grow a volume, in use or not. What does not fit is OutOfRange, so that a caller may ask for less."""
@@ -95,7 +110,8 @@ class Volumes:
         if not wanted.required and not wanted.limit:
             raise InvalidRequest("the capacity range is missing: say how large the volume is to be")
         pool, volume = self._pools.volume(volume_id)
-        with self._pools.locks.hold(f"ControllerExpandVolume of {volume_id}", [volume.id.hash]):
+        async with self._pools.locks.hold(f"ControllerExpandVolume of {volume_id}", [volume.id.hash]):
+            pool, volume = self._pools.volume(volume_id)
             self._context.refuse_held(volume, "expansion")
             size = expanded(volume.size, wanted)
             growth = size - volume.size

@@ -11,14 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from agent_rig import AgentRig
 from free_ports import free_port
 from outside_rig import Disk, agent_of, ready, refused, scrape, use, why_no_pool
 
+from csi_driver.app.agent import Agent
 from csi_driver.domain.model import Capability, Mode, SizeRange
 from csi_driver.rpc.client import CallRefused, Client
+from csi_driver.settings import PoolSpec, Settings
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(200)]
+
+LVM_LOOKS = "LVM of this node looks into disks of its tenants"
+"""Told at start, on a machine with LVM that nobody has told to leave loop devices alone."""
 
 MIB = 1 << 20
 XFS = Capability("mount", Mode.MULTI_WRITER, "xfs")
@@ -235,7 +241,8 @@ def test_every_option_is_a_variable_too(disks: Any, launch: Any, tmp_path: Path)
         assert scrape(port)["tidemark_pool_volumes", (("pool", "fast"),)] == 1
     assert ended(process) == 0
     log = tmp_path / "log"
-    assert {json.loads(line)["event"] for line in log.read_text().splitlines()} == {"ready", "call", "stopped"}
+    told = {json.loads(line)["event"] for line in log.read_text().splitlines()}
+    assert told - {LVM_LOOKS} == {"ready", "call", "stopped"}
 
     # An option says more than the variable.
     said = ["--node-name", "node-env", "--overcommit", "2"]
@@ -244,6 +251,21 @@ def test_every_option_is_a_variable_too(disks: Any, launch: Any, tmp_path: Path)
         assert {p.overcommit for p in client.pools()} == {2.0}
         assert len(client.tree()) == 2
     assert ended(process) == 0
+
+
+def test_a_node_whose_lvm_looks_into_disks_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Path(__file__).parent.parent.parent
+    monkeypatch.setattr("csi_driver.app.agent.missing_tools", list)
+    monkeypatch.setattr("csi_driver.app.agent.os.access", lambda *_: True)
+    agent = Agent(Settings(pools=(PoolSpec("default", "reflink", "/srv/tidemark"),)))
+    for why, expected in (("", 0), ("no global_filter", 1)):
+        monkeypatch.setattr("csi_driver.host.lvm.why_looks_into_volumes", lambda why=why: why)
+        with structlog.testing.capture_logs() as lines:
+            agent._check_host()
+        assert [line["event"] for line in lines] == [LVM_LOOKS] * expected
+        for line in lines:
+            assert (line["log_level"], line["why"]) == ("warning", why)
+            assert (whole / line["what_to_do"]).exists()
 
 
 def test_a_pool_image_by_variables(rig: AgentRig, launch: Any) -> None:

@@ -148,7 +148,8 @@ def test_one_line_a_call_and_no_secret(rig: AgentRig, form: str) -> None:
         assert 0 <= float(line["ms"]) < 60_000
         assert line["level"] == ("info" if line["code"] == "OK" else "warning")
         assert ("error" in line) == (line["code"] != "OK")
-    assert {line["event"] for line in lines} == {"ready", "call", "stopped"}
+    # A machine with LVM may have been told of it.
+    assert {line["event"] for line in lines if "LVM" not in line["event"]} == {"ready", "call", "stopped"}
 
 
 # ---- figures

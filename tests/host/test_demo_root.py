@@ -123,14 +123,23 @@ def environment() -> Iterator[dict[str, str]]:
     assert agent.left() == []
 
 
-def test_a_disk_is_mounted_and_unmounted_by_the_command_line(environment: dict[str, str]) -> None:
-    def run(*arguments: str) -> str:
+@pytest.fixture
+def run(environment: dict[str, str]) -> Callable[..., str]:
+    """A command; what it printed, or with `refused` what it said on stderr."""
+
+    def run(*arguments: str, refused: bool = False) -> str:
         done = subprocess.run(
             [*TIDEMARK, *arguments], capture_output=True, text=True, check=False, timeout=100, env=environment
         )
-        assert done.returncode == 0, (arguments, done.stdout, done.stderr)
-        return done.stdout
+        assert done.returncode == int(refused), (arguments, done.stdout, done.stderr)
+        return done.stderr if refused else done.stdout
 
+    return run
+
+
+def test_a_disk_is_mounted_and_unmounted_by_the_command_line(
+    environment: dict[str, str], run: Callable[..., str]
+) -> None:
     place = Path(environment["TIDEMARK_STAGING"]).parent / "published" / "db"
     second = place.with_name("copy")
     run("volume", "create", "db", "--size", "64Mi")
@@ -152,3 +161,83 @@ def test_a_disk_is_mounted_and_unmounted_by_the_command_line(environment: dict[s
     run("umount", str(place))
     run("volume", "delete", "db", "copy")
     assert list(Path(environment["TIDEMARK_STAGING"]).iterdir()) == []
+
+
+def test_what_was_unmounted_by_hand_is_taken_away_and_what_was_there_before_stays(
+    environment: dict[str, str], run: Callable[..., str]
+) -> None:
+    """A plain umount leaves the disk staged. The directory says which disk it was for, and whether it was there before."""
+    place = Path(environment["TIDEMARK_STAGING"]).parent / "published" / "db"
+    run("volume", "create", "db", "--size", "64Mi")
+    place.mkdir(parents=True, mode=0o750)
+    inode = place.stat().st_ino
+    run("mount", "db", str(place))
+    subprocess.run(["umount", str(place)], check=True)
+    told = run("volume", "delete", "db", refused=True)
+    assert "unpublish and unstage it first: `tidemark umount db` does that" in told
+    assert "db is not in use any more" in run("umount", str(place))
+    assert "no disk is shown at" in run("umount", str(place), refused=True)
+    assert place.stat().st_ino == inode
+
+    # Once more, and now files of the user's lie where it was: they stay, and the disk is taken away all the same.
+    run("mount", "db", str(place))
+    subprocess.run(["umount", str(place)], check=True)
+    (place / "mine").touch()
+    run("umount", str(place))
+    (place / "mine").unlink()
+
+    # Somebody works in it: told by name, and nothing is changed.
+    run("mount", "db", str(place))
+    with subprocess.Popen(["sleep", "600"], cwd=place) as process:
+        told = run("umount", str(place), refused=True)
+        process.kill()
+    assert f"pid {process.pid} (sleep)" in told
+    run("umount", str(place))
+    assert place.stat().st_ino == inode
+    run("volume", "delete", "db")
+    assert list(Path(environment["TIDEMARK_STAGING"]).iterdir()) == []
+
+
+@pytest.mark.alone  # nobody else may take the number that came free
+def test_a_raw_disk_whose_device_went_away_is_taken_away(environment: dict[str, str], run: Callable[..., str]) -> None:
+    place = Path(environment["TIDEMARK_STAGING"]).parent / "published" / "raw"
+    run("volume", "create", "raw", "--size", "64Mi", "--block")
+    run("mount", "raw", str(place), "--block")
+    (device,) = [line.split()[1] for line in run("volume", "show", "raw").splitlines() if line.startswith("device:")]
+    subprocess.run(["losetup", "--detach", device], check=True)
+    while device in (shown := run("volume", "show", "raw")):  # it goes when the last who looks at all devices has closed it
+        time.sleep(0.02)
+    assert str(place) in shown
+    assert f"in use at {environment['TIDEMARK_STAGING']}" in run("volume", "delete", "raw", refused=True)
+    run("umount", str(place))
+    assert not os.path.lexists(place)
+    run("volume", "delete", "raw")
+    assert [line for line in traces(place.parent.parent) if "published" in line or "staging" in line] == []
+
+
+def test_what_is_seen_at_two_paths_is_taken_away_at_either(
+    environment: dict[str, str], run: Callable[..., str]
+) -> None:
+    """Stage and publish lie in a directory that is bind-mounted within its peer group: the disk has one place of each all the same."""
+    root = Path(environment["TIDEMARK_STAGING"]).parent
+    origin, seen = root / "d", root / "k"
+    for path in (origin, seen):
+        path.mkdir()
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "d", str(origin)], check=True)
+        subprocess.run(["mount", "--make-shared", str(origin)], check=True)
+        (origin / "k").mkdir()
+        subprocess.run(["mount", "--bind", str(origin / "k"), str(seen)], check=True)
+        environment["TIDEMARK_STAGING"] = f"{seen}/staging"
+        run("volume", "create", "db", "--size", "64Mi")
+        run("mount", "db", str(seen / "db"))
+        listed = run("volume", "list")
+        assert str(seen / "db") in listed
+        assert str(origin / "k" / "db") not in listed
+        assert "db is not in use any more" in run("umount", str(origin / "k" / "db"))
+        run("volume", "delete", "db")
+        assert list((seen / "staging").iterdir()) == []
+        assert list(seen.iterdir()) == [seen / "staging"]
+    finally:
+        for path in (seen, origin):
+            subprocess.run(["umount", str(path)], check=False)

@@ -231,7 +231,7 @@ HOLD_OPEN = "import os, sys, time; os.open(sys.argv[1], os.O_RDONLY); print('rea
 
 
 @contextmanager
-def held_open(path: str | Path) -> Iterator[None]:
+def held_open(path: str | Path) -> Iterator["subprocess.Popen[str]"]:
     """Somebody else has `path` open."""
-    with process(sys.executable, "-c", HOLD_OPEN, str(path)):
-        yield
+    with process(sys.executable, "-c", HOLD_OPEN, str(path)) as holder:
+        yield holder

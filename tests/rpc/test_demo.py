@@ -203,7 +203,12 @@ def test_a_disk_from_its_creation_to_its_end(tidemark: Run, tmp_path: Path) -> N
     assert rolled["safety_id"] == again["safety_id"]
     tidemark("mount", "db", str(place))
     assert place.read_bytes()[:3] == b"old"
-    tidemark("umount", str(place))
+    # Taken away by hand it is staged still, and nothing tells where it was: by its name it is taken away entirely.
+    place.unlink()
+    assert "is in use" in tidemark("volume", "delete", "db", code=1).stderr
+    assert "`tidemark umount db` does that" in tidemark("volume", "delete", "db", code=1).stderr
+    assert "db is not in use any more" in tidemark("umount", "db").stdout
+    assert "there is nothing to take away" in tidemark("umount", "db", code=1).stderr
 
     tidemark("volume", "create", "copy", "--from", "s1")
     assert json.loads(tidemark("volume", "expand", "copy", "2Mi", "--json").stdout)["size"] == 2 << 20

@@ -86,11 +86,10 @@ async def test_refusals_keep_their_meaning(cluster: Cluster, disks: AgentDisks) 
     with pytest.raises(Precondition, match="has lapsed"):
         await disks.roll_back(Wanted(made, own, "r", "me"))
     agent = cluster.agents["n-1"]
-    with (
-        agent.context.pools.locks.hold("Somebody's call", [made.rsplit(":", 1)[1]]),
-        pytest.raises(Busy, match="Somebody's call"),
-    ):
-        await disks.hold(made, "me")
+    agent.context.pools.locks.patience = 0.0
+    async with agent.context.pools.locks.hold("Somebody's call", [made.rsplit(":", 1)[1]]):
+        with pytest.raises(Busy, match="Somebody's call"):
+            await disks.hold(made, "me")
     assert (await disks.look(made)).rollbacks == ()
 
 

@@ -38,7 +38,7 @@ async def test_probe(rig: Rig) -> None:
 
 
 async def test_probe_waits_for_no_lock(rig: Rig) -> None:
-    with rig.pools.locks.hold("everything", [f"{n:032x}" for n in range(100)]):
+    async with rig.pools.locks.hold("everything", [f"{n:032x}" for n in range(100)]):
         assert (await rig.identity.Probe(csi_pb2.ProbeRequest(), timeout=60)).ready.value
 
 

@@ -162,6 +162,7 @@ async def test_the_tree(rig: Rig) -> None:
     assert (copy.parent_id, copy.parent_uid) == (cut.id, cut.uid)
     assert (nodes[clone.volume_id].parent_id, nodes[clone.volume_id].parent_uid) == (copy.id, copy.uid)
     assert copy.used_by == [f"{staging}/device"]
+    assert [list(place.paths) for place in copy.places] == [[f"{staging}/device"]]
     assert copy.device
     assert cut.HasField("usage")
     whole = nodes[group.group_snapshot_id]

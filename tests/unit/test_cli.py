@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
-from csi_driver.cli import pools, sizes
+from csi_driver.cli import mounts, pools, sizes
 from csi_driver.cli.agent import address_of, pool_of
-from csi_driver.cli.common import Failure, endpoint_of, find, find_id, places, shown_name
+from csi_driver.cli.common import Failure, endpoint_of, find, find_id, places, shown_name, views
 from csi_driver.cli.main import app
 from csi_driver.cli.mounts import staging_of
 from csi_driver.cli.tree import draw, is_parent
@@ -327,6 +327,28 @@ def test_our_own_staging_directories_are_not_shown() -> None:
     assert places(node("db", used_by=(f"{staging}/device",))) == "staged"
     assert places(node("db", holder="rollback-1")) == "held by rollback-1"
     assert places(node("db")) == ""
+
+
+def test_a_disk_is_known_by_every_path_at_which_its_place_is_seen() -> None:
+    staging = str(staging_of(node("db").id))
+    db = node("db", used_by=("/d/stage", "/d/mnt"), places=(("/d/stage", staging), ("/d/mnt", "/k/mnt")))
+    assert places(db) == "/d/mnt"
+    client: Any = FakeClient(db, node("other"), node("twin"), node("twin", id=VOLUME_ID), node("snap", "snapshot"))
+    for path in ("/d/mnt", "/k/mnt"):
+        assert mounts._shown_at(client, path, path) == (db, True)
+    assert mounts._shown_at(client, "/cwd/db", "db") == (db, False)
+    assert mounts._shown_at(client, "/cwd/x", db.id) == (db, False)
+    for text, told in (
+        ("other", "is not in use: there is nothing to take away"),
+        ("twin", "the name of 2 disks: use an id"),
+        ("snap", "no disk is shown at /cwd/snap, and none is called snap"),
+    ):
+        with pytest.raises(Failure, match=told):
+            mounts._shown_at(client, f"/cwd/{text}", text)
+
+
+def test_an_agent_from_before_places_tells_one_path_of_each() -> None:
+    assert views(node("db", used_by=("/a", "/b"))) == (("/a",), ("/b",))
 
 
 # The tree

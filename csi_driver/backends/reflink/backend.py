@@ -55,7 +55,8 @@ class ReflinkBackend:
         self._options = options
         self.layout = Layout(Path(options.path), options.name)
         self._devices = LoopDevices(self.layout, children)
-        self.access: Access = KernelAccess(self._devices, seen_outside=options.in_container)
+        self._kernel = KernelAccess(self._devices, seen_outside=options.in_container)
+        self.access: Access = self._kernel
         self._cutter = Cutter(self.layout, self._devices, children, options.freeze_deadline, self._in_thread)
         self.identity = PoolIdentity(options.name, options.owner, "", "reflink", options.path)
         self._lock = -1
@@ -76,6 +77,7 @@ class ReflinkBackend:
                 await self._cutter.thaw_announced()
                 contents = await self._in_thread(self._read)
                 await self._devices.sweep()
+                await self._kernel.sweep(contents.volumes)
         except BaseException:
             self._unlock()  # or the next try would find the pool locked, by this one
             raise
