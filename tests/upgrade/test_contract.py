@@ -66,7 +66,7 @@ NEW = "a new name goes into tests/upgrade/contract.yaml, and is optional where i
 
 DIGEST = "0123456789abcdef" * 2
 ID = ids.ObjectId("n", "p", DIGEST)
-SNAPSHOT = Snapshot(ID, "s", "u1", 1, 4096, "n:p:x", "u", "xfs", True, {}, {"l": "1"}, DIGEST)
+SNAPSHOT = Snapshot(ID, "s", "u1", 1, 4096, "n:p:x", "u", "xfs", True, {}, {"l": "1"}, DIGEST, requested=4000)
 GROUP = Group(ID, "g", "u2", 1, ("n:p:x",), (SNAPSHOT,), {}, {"l": "1"})
 VOLUME = Volume(
     ID,
@@ -80,6 +80,7 @@ VOLUME = Volume(
     format="xfs",
     rollbacks=(Rolled("r", "n:p:s", 1, "n:p:t"),),
     hold=Hold("h", 2, 1),
+    requested=4000,
 )
 """Objects that have every part of a record."""
 
