@@ -36,6 +36,10 @@ class InUse(Precondition):
     """The volume is staged, published or held; the message names by whom."""
 
 
+class NotMountable(Precondition):
+    """The file system on the volume contradicts itself, and the kernel does not mount it."""
+
+
 class OutOfSpace(DriverError):
     """The pool cannot hold it now; another topology, or the same one later, may."""
 

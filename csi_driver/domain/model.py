@@ -83,6 +83,33 @@ class Rolled:
 
 
 @dataclass(frozen=True, slots=True)
+class Trouble:
+    """What is wrong with a file system: `kind` for programs, `text` for people, as the rest of "since ...".
+
+    `stopped`: nothing can be written to it any more.
+    """
+
+    kind: Literal["ReadOnlyAfterError", "ShutDown", "HasErrors", "Damaged"]
+    text: str
+    stopped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What the last check of a volume's file system came to, at `at` (Unix nanoseconds); `said`: by the program's own words.
+
+    mended: `kept` is where in the pool lies what the volume held before. damaged: the check could not mend it; that is true
+    of the image with this `stamp` (see Backend.stamp), and of no other.
+    """
+
+    state: Literal["mended", "damaged"]
+    at: int
+    said: str = ""
+    kept: str = ""
+    stamp: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Volume:
     """A disk. `size` in bytes is the image's; `created` in Unix nanoseconds; `format` is what it was last given:
     blank, formatting(fs), a file system's name, or raw. `made_from` is the uid of the snapshot or volume that it was
@@ -101,11 +128,15 @@ class Volume:
     made_from: str = ""
     rollbacks: tuple[Rolled, ...] = ()
     hold: Hold | None = None
+    condition: Condition | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A read-only image of one volume at one moment. `group` is the hash of its group, or empty."""
+    """A read-only image of one volume at one moment. `group` is the hash of its group, or empty.
+
+    `condition`: what was wrong with the volume's file system at that moment, in words; empty: nothing.
+    """
 
     id: ObjectId
     name: str
@@ -119,6 +150,7 @@ class Snapshot:
     parameters: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     group: str = ""
+    condition: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from csi_driver.domain.errors import Damaged
 from csi_driver.domain.ids import ObjectId, parse
 from csi_driver.domain.model import (
     Capability,
+    Condition,
     Group,
     Hold,
     Mode,
@@ -59,6 +60,7 @@ def dump_volume(volume: Volume) -> bytes:
             ],
             "hold": _hold_fields(volume.hold) if volume.hold else None,
         }
+        | ({"condition": _condition_fields(volume.condition)} if volume.condition else {})
     )
 
 
@@ -91,6 +93,7 @@ def load_volume(data: bytes, size: int) -> Volume:
             ),
             rollbacks=tuple(Rolled(r["name"], r["snapshot"], r["at"], r["safety"]) for r in raw["rollbacks"]),
             hold=Hold(raw["hold"]["holder"], raw["hold"]["expires"], raw["hold"]["since"]) if raw["hold"] else None,
+            condition=_condition(raw.get("condition")),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Damaged(f"a volume's record cannot be read: {error!r}") from error
@@ -145,6 +148,23 @@ def _hold_fields(hold: Hold) -> dict[str, Any]:
     return {"holder": hold.holder, "expires": hold.expires, "since": hold.since}
 
 
+def _condition_fields(condition: Condition) -> dict[str, Any]:
+    return {
+        "state": condition.state,
+        "at": condition.at,
+        "said": condition.said,
+        "kept": condition.kept,
+        "stamp": condition.stamp,
+    }
+
+
+def _condition(raw: dict[str, Any] | None) -> Condition | None:
+    """Absent in a record of a volume that no check had anything to say about, and in all from before there were checks."""
+    if raw is None:
+        return None
+    return Condition(raw["state"], raw["at"], raw["said"], raw["kept"], raw["stamp"])
+
+
 def _snapshot_fields(snapshot: Snapshot) -> dict[str, Any]:
     return {
         "id": str(snapshot.id),
@@ -158,7 +178,7 @@ def _snapshot_fields(snapshot: Snapshot) -> dict[str, Any]:
         "parameters": snapshot.parameters,
         "labels": snapshot.labels,
         "group": snapshot.group,
-    }
+    } | ({"condition": snapshot.condition} if snapshot.condition else {})
 
 
 def _snapshot(raw: dict[str, Any], size: int) -> Snapshot:
@@ -176,6 +196,7 @@ def _snapshot(raw: dict[str, Any], size: int) -> Snapshot:
             parameters=raw["parameters"],
             labels=raw["labels"],
             group=raw["group"],
+            condition=raw.get("condition", ""),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Damaged(f"a snapshot's record cannot be read: {error!r}") from error
