@@ -3,15 +3,18 @@
 Nothing is remembered: what is mounted is read from mountinfo at each call, and whose device it is from the technology.
 """
 
+import errno
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from csi_driver.backends import condition
 from csi_driver.backends.base import FileSystemStats
 from csi_driver.backends.jobs import VolumeJobs
-from csi_driver.domain.errors import AlreadyExists, InUse, Precondition
-from csi_driver.domain.model import Capability, Use, Volume
+from csi_driver.domain.errors import AlreadyExists, DriverError, InUse, NotMountable, OutOfSpace, Precondition, Unavailable
+from csi_driver.domain.model import Capability, Trouble, Use, Volume
 from csi_driver.host import mountinfo
 from csi_driver.host.volume_jobs import may_grow_mounted_ext4
 
@@ -24,6 +27,14 @@ SLOW = 60.0
 """Seconds for what may have to write a lot first: mount (log replay), umount (write-back), mkfs, grow."""
 CHECKED = 120.0
 """Seconds for a growth that all metadata are read before: what a kubelet waits for."""
+
+_LOG = logging.getLogger(__name__)
+
+_LEFT_UNMENDED = 4
+"""A bit of e2fsck's exit status."""
+
+_CONTRADICTS_ITSELF = frozenset({errno.EUCLEAN, errno.EBADMSG})
+"""What a mount answers of metadata that cannot be right, and of a checksum that does not fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,24 +173,48 @@ class KernelAccess:
             missing = [flag for flag in flags if _visibly_missing(flag, present)]
             if missing:
                 raise AlreadyExists(f"{volume.id} is staged at {point} without {', '.join(missing)}: unstage it first")
+            if trouble := await self._trouble(volume, device, present):
+                raise condition.refusal(volume, trouble, "staging")
             return
         if mountinfo.at(os.path.join(point, STAGED_NODE)) is not None:
             raise AlreadyExists(f"{volume.id} is staged at {point} as a block device: unstage it first")
-        grows_now = fs_type == "ext4" and not may_grow_mounted_ext4() and not _mounts(device)
-        if grows_now and await self._devices.grow_unmounted(volume):
-            device = await self._devices.attach(volume)
+        if fs_type == "ext4" and not may_grow_mounted_ext4() and not _mounts(device):
+            device = await self._grown(volume, device)
         os.makedirs(point, mode=0o750, exist_ok=True)
-        await self._jobs.run(
-            volume,
-            "mount",
-            SLOW,
-            device=device.path,
-            point=point,
-            fs_type=fs_type,
-            options=list(flags),
-            device_number=_number(device),
-        )
+        try:
+            await self._jobs.run(
+                volume,
+                "mount",
+                SLOW,
+                device=device.path,
+                point=point,
+                fs_type=fs_type,
+                options=list(flags),
+                device_number=_number(device),
+            )
+        except Precondition as error:
+            if _errno(error) in _CONTRADICTS_ITSELF:
+                raise NotMountable(f"the kernel does not mount it ({error})") from error
+            raise
         await self._verify(volume, device, point)
+        if fs_type == "ext4" and (trouble := condition.of_ext4(device.name, ())):
+            # Its superblock told of none before: they were met at the mount.
+            await self._jobs.run(volume, "umount", SLOW, point=point)
+            raise NotMountable(f"its mount met what cannot be right ({trouble.text})")
+
+    async def _grown(self, volume: Volume, device: BlockDevice) -> BlockDevice:
+        """The volume's device after its ext4 has grown as far as it can now: to mount it does not take more."""
+        try:
+            grown = await self._devices.grow_unmounted(volume)
+        except (OutOfSpace, Precondition) as error:
+            tool, status = _command(error)
+            if tool == "e2fsck" and status & _LEFT_UNMENDED:
+                raise NotMountable(f"the check before its growth found what it cannot mend ({error})") from error
+            if status < 0:
+                raise  # somebody killed it: the next try may end
+            _LOG.warning("%s does not grow at this stage, and is mounted as large as it was: %s", volume.id, error)
+            grown = False
+        return await self._devices.attach(volume) if grown else device
 
     async def grow(self, volume: Volume, point: str) -> None:
         """See Access."""
@@ -188,14 +223,20 @@ class KernelAccess:
         if mount is None or not _holds(mount, device):
             raise Precondition(f"{volume.id} is not shown at {point}: stage it there first")
         if not _is_node(mount, device):
+            if mount.fs_type == "ext4" and (trouble := await self._trouble(volume, device, mount)):
+                raise condition.refusal(volume, trouble, "growth")
+            # A pod's own mount may be read-only while the file system is not.
+            views = [mount, *(view for view in _mounts(device) if not _is_node(view, device))]
+            writable = next((view for view in views if not view.read_only), None)
             await self._jobs.run(
                 volume,
                 "grow",
                 SLOW,
                 device=device.path,
-                point=point,
+                point=(writable or mount).point,
                 fs_type=mount.fs_type,
                 device_number=_number(device),
+                read_only=writable is None,
             )
             await self._devices.settle(volume)
 
@@ -230,11 +271,21 @@ class KernelAccess:
             if present.read_only != (read_only or staged.read_only):
                 now = "read-only" if present.read_only else "writable"
                 raise AlreadyExists(f"{volume.id} is published at {target} {now}: unpublish it there first")
+            if trouble := await self._trouble(volume, device, present):
+                raise condition.refusal(volume, trouble, "publishing")
             return
+        if staged.fs_type == "ext4" and (trouble := await self._trouble(volume, device, staged)):
+            raise condition.refusal(volume, trouble, "publishing")
         _make_directory(target)
-        await self._jobs.run(
-            volume, "bind", SLOW, source=source, target=target, read_only=read_only, device_number=_number(device)
-        )
+        try:
+            await self._jobs.run(
+                volume, "bind", SLOW, source=source, target=target, read_only=read_only, device_number=_number(device)
+            )
+        except Unavailable as error:
+            # The job opens what it binds: what was shut down is found without another process.
+            if _errno(error) in {errno.EIO, errno.ESHUTDOWN}:
+                raise condition.refusal(volume, condition.of_shut_down(staged.fs_type), "publishing") from error
+            raise
         await self._verify(volume, device, target)
 
     async def unmount(self, volume: Volume | None, path: str, its_own: bool = False) -> None:
@@ -290,6 +341,10 @@ class KernelAccess:
             volume, "statvfs", QUICK, point=path, major=device.major, minor=device.minor
         )
         unit = found["f_frsize"]
+        if found["shut_down"]:
+            trouble: Trouble | None = condition.of_shut_down(mount.fs_type if mount else "file system")
+        else:
+            trouble = await self._trouble(volume, device, mount) if mount and mount.fs_type == "ext4" else None
         return FileSystemStats(
             total=found["f_blocks"] * unit,
             used=(found["f_blocks"] - found["f_bfree"]) * unit,
@@ -297,7 +352,23 @@ class KernelAccess:
             inodes=found["f_files"],
             inodes_used=found["f_files"] - found["f_ffree"],
             inodes_free=found["f_ffree"],
+            trouble=trouble,
         )
+
+    async def trouble(self, volume: Volume) -> Trouble | None:
+        """See Access."""
+        device = await self._devices.find(volume)
+        if device is None:
+            return None
+        mount = next((mount for mount in _mounts(device) if not _is_node(mount, device)), None)
+        return await self._trouble(volume, device, mount) if mount is not None else None
+
+    async def _trouble(self, volume: Volume, device: BlockDevice, mount: mountinfo.Mount) -> Trouble | None:
+        """What is wrong with the file system on a device that is mounted there. Of an ext4 it is told without a process."""
+        if mount.fs_type == "ext4":
+            return condition.of_ext4(device.name, mount.super_options)
+        shut = await self._jobs.run(volume, "is_shut_down", QUICK, point=mount.point, device_number=_number(device))
+        return condition.of_shut_down(mount.fs_type) if shut else None
 
     async def _attached(self, volume: Volume) -> BlockDevice:
         device = await self._devices.find(volume)
@@ -370,6 +441,17 @@ def _holds(mount: mountinfo.Mount, device: BlockDevice) -> bool:
 def _is_node(mount: mountinfo.Mount, device: BlockDevice) -> bool:
     """Whether a mount shows the device's node, not a file system on it."""
     return (mount.major, mount.minor) != (device.major, device.minor)
+
+
+def _errno(error: DriverError) -> int:
+    """The errno of the system call that failed in a job; 0 where none did."""
+    return int(getattr(error.__cause__, "errno", None) or 0)
+
+
+def _command(error: DriverError) -> tuple[str, int]:
+    """The command that failed in a job, and its exit status; an empty name where it was none."""
+    details = getattr(error.__cause__, "details", None) or {}
+    return (details.get("argv") or [""])[0], int(details.get("rc") or 0)
 
 
 def _number(device: BlockDevice) -> list[int]:

@@ -14,6 +14,8 @@ from csi_driver.host import frozen
 
 StrPath = str | os.PathLike[str]
 
+LOST = "its superblock is lost"
+
 _SHUT = (errno.EIO, errno.ESHUTDOWN)
 _SUPERBLOCK, _LENGTH = 1024, 1024
 _MAGIC = 0xEF53
@@ -67,7 +69,7 @@ def complaint(image: StrPath, *, is_ext4: bool) -> str:
     magic, state = struct.unpack_from("<HH", block, _AT_MAGIC)
     (errors,) = struct.unpack_from("<I", block, _AT_ERROR_COUNT)
     if magic != _MAGIC:
-        return "its superblock is lost" if is_ext4 else ""
+        return LOST if is_ext4 else ""
     if errors:
         return f"its superblock counts {errors} errors"
     if state & _HAS_ERRORS:
