@@ -22,8 +22,10 @@ from csi_driver.domain.space import Policy
 from csi_driver.health import Health, serve
 from csi_driver.host.children import Children
 from csi_driver.host.commands import missing_tools
+from csi_driver.service.conditions import claim_of
 from csi_driver.service.context import Context
 from csi_driver.service.groups import Groups
+from csi_driver.service.health import HealthWalk
 from csi_driver.service.nodes import Nodes
 from csi_driver.service.pools import Pool, Pools
 from csi_driver.service.rollbacks import Rollbacks
@@ -32,7 +34,7 @@ from csi_driver.service.trees import Trees
 from csi_driver.service.volumes import Volumes
 from csi_driver.service.walk import UsageWalk
 from csi_driver.settings import PoolSpec, Settings
-from csi_driver.telemetry import NodeFigures, PoolFigures, Telemetry, configure_logging
+from csi_driver.telemetry import NodeFigures, PoolFigures, Telemetry, Unwell, configure_logging
 
 if TYPE_CHECKING:
     from csi_driver.rpc.registration import Registrar
@@ -87,6 +89,7 @@ class Agent:
         self._pools = Pools(self._owner, [Pool(self._backend(spec), policy) for spec in settings.pools])
         self._context = Context(self._pools, observer=self._telemetry)
         self._walk = UsageWalk(self._context)
+        self._health_walk = HealthWalk(self._context)
         self._tasks: list[asyncio.Task[None]] = []
         self._ready = False
         self._health = Health()
@@ -122,7 +125,7 @@ class Agent:
             Identity(self._settings.driver_name, lambda: self._ready, self._manifest),
             Controller(Volumes(self._context), snapshots),
             GroupController(Groups(self._context)),
-            Node(Nodes(self._context), self._owner),
+            Node(Nodes(self._context), self._owner, self._settings.volume_health),
             Tidemark(Rollbacks(self._context, snapshots), Trees(self._context)),
         ]
         self._server = Server(self._settings.endpoint, servicers, [self._calls])
@@ -136,8 +139,9 @@ class Agent:
             await prepare(self._children, image.path, image.size, image.sparse, image.mount, in_container)
         self._health.lack("start", "the pools are being opened")
         await self._open_pools()
-        self._telemetry.watch(self._pool_figures, self._node_figures)
+        self._telemetry.watch(self._pool_figures, self._node_figures, self._unwell)
         self._tasks.append(asyncio.create_task(self._walk.run()))
+        self._tasks.append(asyncio.create_task(self._health_walk.run()))
         self._ready = True
         self._health.have("start")
         log.info("ready", endpoint=self._settings.endpoint, node=self._owner, pools=[pool.name for pool in self._pools])
@@ -268,3 +272,10 @@ class Agent:
     def _node_figures(self) -> NodeFigures:
         devices = sum(pool.backend.attached for pool in self._pools)
         return NodeFigures(devices, self._children.stuck)
+
+    def _unwell(self) -> list[Unwell]:
+        found = []
+        for volume, trouble in self._context.conditions.all():
+            namespace, _, claim = claim_of(volume).partition("/")
+            found.append(Unwell(volume.id.pool, str(volume.id), namespace, claim, trouble.kind))
+        return found

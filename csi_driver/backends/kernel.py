@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from csi_driver.backends import condition
 from csi_driver.backends.base import FileSystemStats
-from csi_driver.backends.jobs import VolumeJobs
-from csi_driver.domain.errors import AlreadyExists, DriverError, InUse, NotMountable, OutOfSpace, Precondition, Unavailable
+from csi_driver.backends.jobs import VolumeJobs, command_of, errno_of
+from csi_driver.domain.errors import AlreadyExists, InUse, NotMountable, OutOfSpace, Precondition, Unavailable
 from csi_driver.domain.model import Capability, Trouble, Use, Volume
 from csi_driver.host import mountinfo
 from csi_driver.host.volume_jobs import may_grow_mounted_ext4
@@ -193,7 +193,7 @@ class KernelAccess:
                 device_number=_number(device),
             )
         except Precondition as error:
-            if _errno(error) in _CONTRADICTS_ITSELF:
+            if errno_of(error) in _CONTRADICTS_ITSELF:
                 raise NotMountable(f"the kernel does not mount it ({error})") from error
             raise
         await self._verify(volume, device, point)
@@ -207,7 +207,7 @@ class KernelAccess:
         try:
             grown = await self._devices.grow_unmounted(volume)
         except (OutOfSpace, Precondition) as error:
-            tool, status = _command(error)
+            tool, status = command_of(error)
             if tool == "e2fsck" and status & _LEFT_UNMENDED:
                 raise NotMountable(f"the check before its growth found what it cannot mend ({error})") from error
             if status < 0:
@@ -283,7 +283,7 @@ class KernelAccess:
             )
         except Unavailable as error:
             # The job opens what it binds: what was shut down is found without another process.
-            if _errno(error) in {errno.EIO, errno.ESHUTDOWN}:
+            if errno_of(error) in {errno.EIO, errno.ESHUTDOWN}:
                 raise condition.refusal(volume, condition.of_shut_down(staged.fs_type), "publishing") from error
             raise
         await self._verify(volume, device, target)
@@ -441,17 +441,6 @@ def _holds(mount: mountinfo.Mount, device: BlockDevice) -> bool:
 def _is_node(mount: mountinfo.Mount, device: BlockDevice) -> bool:
     """Whether a mount shows the device's node, not a file system on it."""
     return (mount.major, mount.minor) != (device.major, device.minor)
-
-
-def _errno(error: DriverError) -> int:
-    """The errno of the system call that failed in a job; 0 where none did."""
-    return int(getattr(error.__cause__, "errno", None) or 0)
-
-
-def _command(error: DriverError) -> tuple[str, int]:
-    """The command that failed in a job, and its exit status; an empty name where it was none."""
-    details = getattr(error.__cause__, "details", None) or {}
-    return (details.get("argv") or [""])[0], int(details.get("rc") or 0)
 
 
 def _number(device: BlockDevice) -> list[int]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from csi_driver.cli.common import STAGING, Endpoint, Failure, connect, find, patiently
+from csi_driver.domain.errors import BEING_CHECKED
 from csi_driver.domain.model import RAW, Capability, Mode
 from csi_driver.settings import DEFAULT_ENDPOINT
 
@@ -51,7 +53,7 @@ def mount(
             raise Failure(f"{error.filename} cannot be made ({error.strerror}): run as root") from None
         before = bool(disk.used_by)
         try:
-            client.stage(disk.id, str(staging), capability)
+            _stage(client, disk.id, staging, capability)
             client.publish(disk.id, str(staging), target, capability, read_only)
         except BaseException as error:
             if not before:
@@ -92,6 +94,25 @@ def umount(
                 ) from None
             _remove(staging)
     typer.echo(f"{disk.name} is not in use any more")
+
+
+def _stage(client: "Client", volume_id: str, staging: Path, capability: Capability) -> None:
+    """Stage a disk; while its file system is checked, which may take hours, wait and say why. Ctrl-C ends the wait alone."""
+    from csi_driver.rpc.client import CallRefused
+
+    told = False
+    while True:
+        try:
+            client.stage(volume_id, str(staging), capability)
+        except CallRefused as refused:
+            if refused.code != "ABORTED" or BEING_CHECKED not in refused.message:
+                raise
+            if not told:
+                typer.echo(refused.message, err=True)
+                told = True
+            time.sleep(0.5)
+        else:
+            return
 
 
 def _plain(directory: str) -> str:

@@ -75,6 +75,7 @@ class Tidemark(tidemark_pb2_grpc.TidemarkServicer):
             created=translate.timestamp(item.created),
             used_by=node.use.paths,
             device=node.use.device,
+            condition=node.condition,
         )
         if isinstance(item, Group):
             message.kind = _Node.GROUP

@@ -85,6 +85,7 @@ class Volumes:
             await pool.backend.access.detach(volume)
             await pool.backend.delete_volume(volume)
             pool.drop_volume(digest)
+            self._context.conditions.note(volume, None)
 
     async def expand(self, volume_id: str, wanted: SizeRange) -> Volume:
         """Grow a volume, in use or not. What does not fit is OutOfRange, so that a caller may ask for less."""
