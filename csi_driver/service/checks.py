@@ -132,7 +132,7 @@ class Checks:
 def damaged(volume: Volume, said: str) -> NotMountable:
     """Why a volume is refused whose file system no check mends."""
     return NotMountable(
-        f"{volume.id} cannot be mounted: its file system is damaged, and `e2fsck -p` does not mend it ({said}). Nothing was "
+        f"{volume.id} cannot be mounted: its file system is damaged, and is not mended without a person ({said}). Nothing was "
         f"changed: {WAY_OUT}"
     )
 
