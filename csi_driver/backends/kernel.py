@@ -208,10 +208,10 @@ class KernelAccess:
             grown = await self._devices.grow_unmounted(volume)
         except (OutOfSpace, Precondition) as error:
             tool, status = command_of(error)
-            if tool == "e2fsck" and status & _LEFT_UNMENDED:
-                raise NotMountable(f"the check before its growth found what it cannot mend ({error})") from error
             if status < 0:
                 raise  # somebody killed it: the next try may end
+            if tool == "e2fsck" and status & _LEFT_UNMENDED:
+                raise NotMountable(f"the check before its growth found what it cannot mend ({error})") from error
             _LOG.warning("%s does not grow at this stage, and is mounted as large as it was: %s", volume.id, error)
             grown = False
         return await self._devices.attach(volume) if grown else device

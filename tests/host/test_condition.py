@@ -158,7 +158,9 @@ def test_what_it_cannot_mend(ext4: Path, directory: Path) -> None:
         ("kill -9 $$", "interrupted"),
     ],
 )
-def test_how_it_ended(tmp_path: Path, directory: Path, monkeypatch: pytest.MonkeyPatch, script: str, result: str) -> None:
+def test_how_it_ended(
+    tmp_path: Path, directory: Path, monkeypatch: pytest.MonkeyPatch, script: str, result: str
+) -> None:
     monkeypatch.setattr(fsck, "_BOOTSTRAP", stand_in(tmp_path, script))
     fsck.start(str(directory), "/nowhere")
     assert ended(directory).result == result
