@@ -276,6 +276,7 @@ class KernelAccess:
             return
         if staged.fs_type == "ext4" and (trouble := await self._trouble(volume, device, staged)):
             raise condition.refusal(volume, trouble, "publishing")
+        fresh = not os.path.lexists(target)
         _make_directory(target)
         try:
             await self._jobs.run(
@@ -284,6 +285,8 @@ class KernelAccess:
         except Unavailable as error:
             # The job opens what it binds: what was shut down is found without another process.
             if errno_of(error) in {errno.EIO, errno.ESHUTDOWN}:
+                if fresh:
+                    os.rmdir(target)
                 raise condition.refusal(volume, condition.of_shut_down(staged.fs_type), "publishing") from error
             raise
         await self._verify(volume, device, target)

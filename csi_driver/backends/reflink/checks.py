@@ -76,7 +76,6 @@ class ReflinkChecks:
         """See Checks."""
         with self._layout.translated(f"the end of a check of {volume.id}"):
             await self._in_thread(self._adopt, volume)
-        self._emptied()
 
     async def drop(self, volume: Volume) -> None:
         """See Checks."""
@@ -92,8 +91,8 @@ class ReflinkChecks:
         """After the deletion of a volume: take away its check and what was kept of it. What cannot go now goes at a later look."""
         with suppress(OSError):
             self._discard(self._place(volume))
-            for kept in self._layout.kept.glob(f"{volume.id.hash}-*"):
-                self._layout.discard(kept)
+            for kept in sorted(self._layout.kept.glob(f"{volume.id.hash}-*")):
+                self._discard(kept)
 
     def sweep(self, volumes: Mapping[str, Volume]) -> None:
         """At start: end what a crash left half-done. A check that is at work or has ended is left to the next stage."""
@@ -113,14 +112,15 @@ class ReflinkChecks:
         if standing is None:
             return None
         job, outcome = standing
+        assert outcome.result != "interrupted"
         if stamp(self._image(volume)) != job.stamp:
             # Rolled back, grown or written to since: what was checked is not what the volume holds. Its process ends by itself.
             self._discard(self._place(volume))
             return None
-        result = outcome.result
-        if result == "failed" and job.why == condition.LOST:
-            result = "damaged"  # not even a superblock's copy was found: there will be none next time
-        return Check(job.why, job.started, f"{self._layout.kept.name}/{job.kept}", result, outcome.said)
+        # Where not even a copy of the superblock was found, there will be none next time.
+        hopeless = outcome.result == "failed" and job.why == condition.LOST
+        kept = f"{self._layout.kept.name}/{job.kept}"
+        return Check(job.why, job.started, kept, "damaged" if hopeless else outcome.result, outcome.said)
 
     def _standing(self, volume: Volume) -> tuple[_Job, fsck.Outcome] | None:
         """A volume's check, if there is one that may still be of use; what is left of any other is cleared away."""
@@ -183,7 +183,7 @@ class ReflinkChecks:
             with suppress(OSError):
                 os.rename(place / fsck.LOG, kept / fsck.LOG)
             with suppress(OSError):
-                self._layout.discard(place)
+                self._discard(place)
 
     def _discard(self, place: Path) -> None:
         if place.exists():
@@ -191,15 +191,14 @@ class ReflinkChecks:
             self._emptied()
 
     def _forget_old(self, now: int) -> None:
-        gone = False
+        for place in sorted(self._layout.checks.iterdir()):
+            if not (self._layout.volumes / place.name).exists():
+                self._discard(place)
         for kept in sorted(self._layout.kept.iterdir()):
             named = _KEPT.fullmatch(kept.name)
             alive = named is not None and (self._layout.volumes / named[1]).exists()
             if not alive or named is None or int(named[2]) + KEPT_SECONDS * 1_000_000_000 <= now:
-                self._layout.discard(kept)
-                gone = True
-        if gone:
-            self._emptied()
+                self._discard(kept)
 
     def _place(self, volume: Volume) -> Path:
         return self._layout.checks / volume.id.hash
