@@ -70,7 +70,14 @@ def list_(
     print_table(
         ("NAME", "OF", ">SIZE", "HOLDS", "CUT", "CONDITION"),
         [
-            (names[s.id], names.get(s.parent_id, s.parent_id), show(s.size), s.format, show_time(s.created), s.condition)
+            (
+                names[s.id],
+                names.get(s.parent_id, s.parent_id),
+                show(s.size),
+                s.format,
+                show_time(s.created),
+                s.condition,
+            )
             for s in snapshots
         ],
         "no snapshots yet: `tidemark snapshot create VOLUME NAME` makes one",

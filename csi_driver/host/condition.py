@@ -78,4 +78,3 @@ def complaint(image: StrPath, *, is_ext4: bool) -> str:
     if not state & _CLEAN:
         return "it has no journal and was not unmounted, or a check of it was broken off"
     return ""
-

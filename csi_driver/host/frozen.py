@@ -65,8 +65,9 @@ def _words(error: BaseException) -> str:
 def open_mount(point: str, major: int, minor: int, flags: int = os.O_RDONLY) -> int:
     """Open the file system mounted at `point` if it is the one on the block device `major`:`minor`.
 
-    `flags`: O_PATH for one that was shut down, which refuses any other open and answers statfs all the same. Returns a descriptor that stays this file system whatever is mounted there later. Raises FreezeError NotOurs for
-    anything else (a host file system is never frozen, synced or thawed because a mount was missing).
+    `flags`: O_PATH for one that was shut down, which refuses any other open and answers statfs all the same. Returns a descriptor
+    that stays this file system whatever is mounted there later. Raises FreezeError NotOurs for anything else (a host file
+    system is never frozen, synced or thawed because a mount was missing).
     """
     try:
         fd = os.open(point, flags | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -8,6 +8,7 @@ In the directory of a check: `lock`, held by the runner and by e2fsck as long as
 `status.json`, written durably after its end.
 """
 
+import errno
 import json
 import os
 import signal
@@ -27,8 +28,8 @@ _READ = 1 << 20
 _SAID = 300
 """Characters of what e2fsck said that go into a record and into messages: its last ones say how it ended."""
 
-_MENDED, _BEYOND, _CANCELLED = 1 | 2, 4, 32
-"""Bits of e2fsck's exit status: errors corrected; errors left; ended by its user."""
+_MENDED, _BEYOND, _FAILED, _CANCELLED = 1 | 2, 4, 8, 32
+"""Bits of e2fsck's exit status: errors corrected; errors left; it could not work; ended by its user."""
 
 _BOOTSTRAP = (
     "import sys; sys.path.append(sys.argv[1]); from csi_driver.host.fsck import main; "
@@ -115,9 +116,12 @@ def main(directory: str, image: str, lock: int) -> None:
             )
             status = process.wait()
         with open(path, "rb") as log:
-            said = _told(log.read(_READ).decode(errors="replace"), image)
+            text = log.read(_READ).decode(errors="replace")
+        said = _told(text, image)
+        if any(os.strerror(code) in text for code in (errno.ENOSPC, errno.EIO)):
+            status = _FAILED  # of the pool below, whatever e2fsck takes it for
     except OSError as error:
-        status, said = 8, f"e2fsck does not run: {error}"
+        status, said = _FAILED, f"e2fsck does not run: {error}"
     with suppress(OSError):  # given up meanwhile, with its directory
         files.write_durably(os.path.join(directory, _STATUS), json.dumps({"status": status, "said": said}).encode())
 

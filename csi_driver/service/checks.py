@@ -135,4 +135,3 @@ def damaged(volume: Volume, said: str) -> NotMountable:
         f"{volume.id} cannot be mounted: its file system is damaged, and is not mended without a person ({said}). Nothing was "
         f"changed: {WAY_OUT}"
     )
-

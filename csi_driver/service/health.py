@@ -35,9 +35,11 @@ class HealthWalk:
     async def walk(self, pool: Pool, breath: float = BREATH_SECONDS) -> None:
         """Walk one pool once. What cannot be looked at now is left as it was known."""
         conditions = self._context.conditions
-        for volume in list(pool.volumes.values()):
+        for digest, volume in list(pool.volumes.items()):
             with suppress(DriverError):
-                conditions.note(volume, of_record(volume) or await pool.backend.access.trouble(volume))
+                trouble = await pool.backend.access.trouble(volume)
+                if (now := pool.volumes.get(digest)) is not None:
+                    conditions.note(now, of_record(now) or trouble)
             await asyncio.sleep(breath)
         conditions.keep({str(volume.id) for each in self._context.pools for volume in each.volumes.values()})
         with suppress(DriverError):

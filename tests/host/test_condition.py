@@ -154,6 +154,8 @@ def test_what_it_cannot_mend(ext4: Path, directory: Path) -> None:
         ("exit 12", "damaged"),
         ("exit 8", "failed"),
         ("exit 16", "failed"),
+        ("echo Error writing block 7: No space left on device; exit 12", "failed"),
+        ("echo Input/output error; exit 4", "failed"),
         ("exit 32", "interrupted"),
         ("kill -9 $$", "interrupted"),
     ],
@@ -229,4 +231,3 @@ def test_a_killed_runner_does_not_make_its_work_look_ended(
     assert fsck.look(str(directory)).result == "running"
     go.touch()
     assert ended(directory).result == "interrupted", "nobody noted how it ended"
-

@@ -12,7 +12,7 @@ from typing import Any
 
 from csi_driver.backends import condition
 from csi_driver.backends.base import CutReport
-from csi_driver.backends.jobs import to_its_end, translate
+from csi_driver.backends.jobs import errno_of, to_its_end, translate
 from csi_driver.backends.kernel import QUICK, SLOW, BlockDevice
 from csi_driver.backends.reflink.layout import Layout
 from csi_driver.backends.reflink.loops import LoopDevices
@@ -140,7 +140,8 @@ class Cutter:
                 cut = await self._frozen([member.clone for member in live], [member.facts for member in live])
             except Unavailable as refused:
                 # What refuses a freeze for an error of its own takes no writes either. Of an XFS only this tells it.
-                seen = [replace(member, trouble=await self._trouble(member, len(live) == 1, refused)) for member in live]
+                alone = len(live) == 1
+                seen = [replace(member, trouble=await self._trouble(member, alone, refused)) for member in live]
                 if not any(member.trouble is not None and member.trouble.stopped for member in seen):
                     raise
                 return await self._cut_mounted([*stopped, *seen])
@@ -159,7 +160,7 @@ class Cutter:
         shown = mountinfo.mounts_of(device.major, device.minor, device.name)
         mount = next((m for m in shown if (m.major, m.minor) == (device.major, device.minor)), None)
         trouble = condition.of_ext4(device.name, mount.super_options) if mount is not None else None
-        if trouble is not None and alone and getattr(refused.__cause__, "errno", 0) == errno.EROFS:
+        if trouble is not None and alone and errno_of(refused) == errno.EROFS:
             return replace(trouble, stopped=True)  # a kernel that has no word for it in mountinfo
         return trouble
 
