@@ -85,8 +85,9 @@ def look(directory: str) -> Outcome:
         noted = json.loads(files.read_small(os.path.join(directory, _STATUS)))
         status, said = int(noted["status"]), str(noted["said"])
     except (FileNotFoundError, KeyError, TypeError, ValueError):
-        return Outcome("interrupted")
-    return Outcome(_result(status), said)
+        return Outcome("interrupted", "it and its runner were killed")
+    result = _result(status)
+    return Outcome(result, f"exit status {status}" if result == "interrupted" else said)
 
 
 def _result(status: int) -> Literal["interrupted", "mended", "damaged", "failed"]:
@@ -101,6 +102,7 @@ def main(directory: str, image: str, lock: int) -> None:
     """The runner: start e2fsck, wait for it, and note how it ended."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    os.umask(0o077)
     path = os.path.join(directory, LOG)
     try:
         with open(path, "wb") as log:
@@ -118,7 +120,7 @@ def main(directory: str, image: str, lock: int) -> None:
         with open(path, "rb") as log:
             text = log.read(_READ).decode(errors="replace")
         said = _told(text, image)
-        if any(os.strerror(code) in text for code in (errno.ENOSPC, errno.EIO)):
+        if status > _MENDED and any(os.strerror(code) in text for code in (errno.ENOSPC, errno.EIO)):
             status = _FAILED  # of the pool below, whatever e2fsck takes it for
     except OSError as error:
         status, said = _FAILED, f"e2fsck does not run: {error}"

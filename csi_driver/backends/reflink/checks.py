@@ -6,6 +6,7 @@ that, so it says at any later moment whether `copy` is the checked one or what w
 """
 
 import json
+import logging
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,6 +20,8 @@ from csi_driver.backends.reflink.layout import IMAGE, RECORD, Layout
 from csi_driver.domain.model import Volume
 from csi_driver.domain.records import dump_volume
 from csi_driver.host import announcements, condition, files, fsck
+
+_LOG = logging.getLogger(__name__)
 
 _JOB = "job.json"
 _COPY = "copy"
@@ -136,6 +139,11 @@ class ReflinkChecks:
             return None
         outcome = fsck.look(str(place))
         if outcome.result == "interrupted":
+            _LOG.warning(
+                "the check of %s was ended in the middle (%s), which harmed nothing: the next stage begins it anew",
+                volume.id,
+                outcome.said,
+            )
             self._discard(place)
             return None
         return job, outcome
