@@ -137,6 +137,10 @@ class Settings:
     driver_name: str = DRIVER_NAME
     """What GetPluginInfo answers and CSIDriver is called: another only to run two of them on one cluster."""
 
+    volume_health: bool = False
+    """False: NodeGetVolumeHealth is served and not announced, since the capability is alpha, and clients of an older CSI fail
+    at one that they do not know. True: for a kubelet with the feature gate CSIVolumeHealth."""
+
     def __post_init__(self) -> None:
         if not self.pools:
             raise BadSetting("no pool is given: --pool /srv/tidemark for a directory on XFS, or --pool-image FILE")

@@ -42,6 +42,17 @@ class PoolFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class Unwell:
+    """A volume whose file system is in trouble. `namespace` and `claim` are empty where it was made for no claim."""
+
+    pool: str
+    volume: str
+    namespace: str
+    claim: str
+    condition: str
+
+
+@dataclass(frozen=True, slots=True)
 class NodeFigures:
     """This agent at one moment."""
 
@@ -89,6 +100,13 @@ class Telemetry:
             registry=self.registry,
         )
 
+        self._checks = Counter(
+            "tidemark_file_system_checks_total",
+            "Checks of file systems that have ended, by what came of them.",
+            ["pool", "result"],
+            registry=self.registry,
+        )
+
     def call(self, method: str, code: str, seconds: float) -> None:
         """A call was answered, or its client went away. See rpc.interceptors.CallObserver."""
         self._calls.labels(method, code).inc()
@@ -105,17 +123,32 @@ class Telemetry:
             self._freeze.labels(pool).observe(report.frozen)
         self._snapshot.labels(pool).observe(report.cloned)
 
-    def watch(self, pools: Callable[[], Iterable[PoolFigures]], node: Callable[[], NodeFigures]) -> None:
-        """Export what these callables say at each scrape; both are called from the scraping thread, and must be quick."""
-        self.registry.register(_Gauges(pools, node))
+    def checked(self, pool: str, result: str) -> None:
+        """A check of a file system has ended. See service.context.Observer."""
+        self._checks.labels(pool, result).inc()
+
+    def watch(
+        self,
+        pools: Callable[[], Iterable[PoolFigures]],
+        node: Callable[[], NodeFigures],
+        unwell: Callable[[], Iterable[Unwell]] = lambda: (),
+    ) -> None:
+        """Export what these callables say at each scrape; all are called from the scraping thread, and must be quick."""
+        self.registry.register(_Gauges(pools, node, unwell))
 
 
 class _Gauges:
     """Gauges that are read when they are asked for."""
 
-    def __init__(self, pools: Callable[[], Iterable[PoolFigures]], node: Callable[[], NodeFigures]) -> None:
+    def __init__(
+        self,
+        pools: Callable[[], Iterable[PoolFigures]],
+        node: Callable[[], NodeFigures],
+        unwell: Callable[[], Iterable[Unwell]],
+    ) -> None:
         self._pools = pools
         self._node = node
+        self._unwell = unwell
 
     def describe(self) -> "Iterable[Metric]":
         """Nothing: registering must not read pools that are not open yet."""
@@ -133,6 +166,12 @@ class _Gauges:
                 if value is not None:
                     family.add_metric([figures.pool], value)
             yield family
+        family = GaugeMetricFamily(
+            "tidemark_volume_unwell", "1 for each volume whose file system is in trouble.", labels=_UNWELL
+        )
+        for volume in _read(lambda: list(self._unwell())) or []:
+            family.add_metric([getattr(volume, name) for name in _UNWELL], 1)
+        yield family
         node = _read(self._node)
         if node is not None:
             yield GaugeMetricFamily("tidemark_loop_devices", "Loop devices attached.", value=node.loop_devices)
@@ -140,6 +179,8 @@ class _Gauges:
                 "tidemark_children_written_off", "Child processes stuck in the kernel.", value=node.written_off
             )
 
+
+_UNWELL = ("pool", "volume", "namespace", "claim", "condition")
 
 _POOL_GAUGES = (
     ("total_bytes", "Size of the pool.", "total"),

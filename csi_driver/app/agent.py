@@ -24,9 +24,11 @@ from csi_driver.host import lvm
 from csi_driver.host.children import Children
 from csi_driver.host.commands import missing_tools
 from csi_driver.host.loopusers import TENANTS_DATA
+from csi_driver.service.conditions import claim_of
 from csi_driver.service.context import Context
 from csi_driver.service.fullness import Fullness, has_run_full
 from csi_driver.service.groups import Groups
+from csi_driver.service.health import HealthWalk
 from csi_driver.service.nodes import Nodes
 from csi_driver.service.pools import Pool, Pools
 from csi_driver.service.rollbacks import Rollbacks
@@ -35,7 +37,7 @@ from csi_driver.service.trees import Trees
 from csi_driver.service.volumes import Volumes
 from csi_driver.service.walk import UsageWalk
 from csi_driver.settings import NEW_IMAGE, PoolImage, PoolSpec, Settings
-from csi_driver.telemetry import NodeFigures, PoolFigures, Telemetry, configure_logging
+from csi_driver.telemetry import NodeFigures, PoolFigures, Telemetry, Unwell, configure_logging
 
 if TYPE_CHECKING:
     from csi_driver.rpc.registration import Registrar
@@ -96,6 +98,7 @@ class Agent:
         self._context = Context(self._pools, observer=self._telemetry)
         self._walk = UsageWalk(self._context)
         self._fullness = Fullness(self._pools, self._walk)
+        self._health_walk = HealthWalk(self._context)
         self._tasks: list[asyncio.Task[None]] = []
         self._ready = False
         self._health = Health()
@@ -131,7 +134,7 @@ class Agent:
             Identity(self._settings.driver_name, lambda: self._ready, self._manifest),
             Controller(Volumes(self._context), snapshots),
             GroupController(Groups(self._context)),
-            Node(Nodes(self._context), self._owner),
+            Node(Nodes(self._context), self._owner, self._settings.volume_health),
             Tidemark(Rollbacks(self._context, snapshots), Trees(self._context), self._fullness),
         ]
         self._server = Server(self._settings.endpoint, servicers, [self._calls])
@@ -151,9 +154,10 @@ class Agent:
                 await asyncio.gather(*(pool.backend.close() for pool in self._pools))  # it cannot be unmounted before
                 await remove(self._children, made.path, made.mount)
             raise
-        self._telemetry.watch(self._pool_figures, self._node_figures)
+        self._telemetry.watch(self._pool_figures, self._node_figures, self._unwell)
         self._tasks.append(asyncio.create_task(self._walk.run()))
         self._tasks.append(asyncio.create_task(self._fullness.run()))
+        self._tasks.append(asyncio.create_task(self._health_walk.run()))
         self._ready = True
         self._health.have("start")
         log.info("ready", endpoint=self._settings.endpoint, node=self._owner, pools=[pool.name for pool in self._pools])
@@ -301,6 +305,12 @@ class Agent:
         devices = sum(pool.backend.attached for pool in self._pools)
         return NodeFigures(devices, self._children.stuck)
 
+    def _unwell(self) -> list[Unwell]:
+        found = []
+        for volume, trouble in self._context.conditions.all():
+            namespace, _, claim = claim_of(volume).partition("/")
+            found.append(Unwell(volume.id.pool, str(volume.id), namespace, claim, trouble.kind))
+        return found
 
 def _warn_of_no_room(pool: Pool) -> None:
     """Say at once what the first claim would find: that nothing fits."""

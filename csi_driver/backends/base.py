@@ -7,13 +7,17 @@ of domain.errors; anything else is a defect.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
-from csi_driver.domain.model import Capability, Group, Snapshot, Usage, Use, Volume
+from csi_driver.domain.model import Capability, Group, Snapshot, Trouble, Usage, Use, Volume
 from csi_driver.domain.space import Space
 
 STAGED_NODE = "device"
 """The name under which a staged block volume is visible inside its staging directory."""
+
+
+KEPT_SECONDS = 7 * 86400
+"""For so long what a volume held before its file system was mended can be looked at: time to find out that something is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,23 @@ class FileSystemStats:
     inodes: int = 0
     inodes_used: int = 0
     inodes_free: int = 0
+    trouble: Trouble | None = None
+    """What is wrong with the file system; None: nothing that the kernel knows of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A check of a volume's file system, begun at `started` (Unix nanoseconds) since `why`; `said`: in the program's words.
+
+    mended: the checked copy can take the volume's place. damaged: it is beyond what is mended without a person. failed: the
+    check could not do its work. In each case the volume still is what it was. `kept`: where in the pool it will lie.
+    """
+
+    why: str
+    started: int
+    kept: str
+    result: Literal["running", "mended", "damaged", "failed"]
+    said: str = ""
 
 
 class Access(Protocol):
@@ -84,11 +105,17 @@ class Access(Protocol):
         ...
 
     async def mount(self, volume: Volume, point: str, fs_type: str, flags: Sequence[str]) -> None:
-        """Mount the attached device at `point`; the same mount again is fine, another is AlreadyExists."""
+        """Mount the attached device at `point`; the same mount again is fine, another is AlreadyExists.
+
+        NotMountable where the file system contradicts itself, Precondition where what is mounted already is in trouble.
+        """
         ...
 
     async def grow(self, volume: Volume, point: str) -> None:
-        """Grow device and mounted file system (or the device alone for block) to the volume's size."""
+        """Grow device and mounted file system (or the device alone for block) to the volume's size.
+
+        Precondition where it cannot grow as it is mounted.
+        """
         ...
 
     async def bind(self, volume: Volume, source: str, target: str, how: Capability, read_only: bool) -> None:
@@ -114,7 +141,47 @@ class Access(Protocol):
         ...
 
     async def stats(self, volume: Volume, path: str) -> FileSystemStats:
-        """Space at `path`. NotFound where the volume is not shown there."""
+        """Space at `path`, and what is wrong there. NotFound where the volume is not shown there."""
+        ...
+
+    async def trouble(self, volume: Volume) -> Trouble | None:
+        """What is wrong with the file system on the volume, where it is mounted; None: nothing that the kernel knows of."""
+        ...
+
+
+class Checks(Protocol):
+    """Checks of file systems before they are mounted. They may take hours, so they outlast calls, and agents.
+
+    The caller holds the volume's lock, but for `forget_old`.
+    """
+
+    async def complaint(self, volume: Volume, is_ext4: bool) -> str:
+        """Why the volume's file system asks for a check, as the rest of "since ..."; empty where it does not. Costs one read.
+
+        `is_ext4`: that is known; otherwise it is only so if it looks like one.
+        """
+        ...
+
+    async def found(self, volume: Volume) -> Check | None:
+        """The check of what the volume holds now, at work or ended; None: there is none."""
+        ...
+
+    async def begin(self, volume: Volume, why: str, now: int) -> Check:
+        """Begin a check of a volume that has no device and no check. A thick volume takes its size once more. OutOfSpace."""
+        ...
+
+    async def adopt(self, volume: Volume) -> None:
+        """Replace the volume's content and record by the mended copy and `volume`, in one step; `volume.condition` says where
+        what it held is kept. It has no device.
+        """
+        ...
+
+    async def drop(self, volume: Volume) -> None:
+        """Forget a check that has ended."""
+        ...
+
+    async def forget_old(self, now: int) -> None:
+        """Throw away what was kept for longer than KEPT_SECONDS, or of volumes that are gone."""
         ...
 
 
@@ -123,6 +190,7 @@ class Backend(Protocol):
 
     identity: PoolIdentity
     access: Access
+    checks: Checks
 
     @property
     def attached(self) -> int:

@@ -90,3 +90,14 @@ def translate(error: JobFailed) -> DriverError:
     if error.type in {"NoServer", "ServerDied", "Stopped", "ForkFailed", "Crashed"}:
         return Busy(f"{error.job} was interrupted ({text}): try again")
     return Precondition(f"{error.job} failed: {text}")
+
+
+def errno_of(error: DriverError) -> int:
+    """The errno of the system call that failed in a job; 0 where none did."""
+    return int(getattr(error.__cause__, "errno", None) or 0)
+
+
+def command_of(error: DriverError) -> tuple[str, int]:
+    """The command that failed in a job, and its exit status; an empty name where it was none."""
+    details = getattr(error.__cause__, "details", None) or {}
+    return (details.get("argv") or [""])[0], int(details.get("rc") or 0)

@@ -4,18 +4,28 @@ Nothing is remembered: what is mounted is read from mountinfo at each call, and 
 that tells no longer whose a mount is, because its device has gone, its mount point does (docs/adr/0019).
 """
 
+import errno
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
+from csi_driver.backends import condition
 from csi_driver.backends.base import FileSystemStats
-from csi_driver.backends.jobs import VolumeJobs
-from csi_driver.domain.errors import AlreadyExists, DriverError, InUse, Precondition
-from csi_driver.domain.model import Capability, Use, Volume
+from csi_driver.backends.devices import BlockDevice, Devices
+from csi_driver.backends.jobs import command_of, errno_of
+from csi_driver.domain.errors import (
+    AlreadyExists,
+    DriverError,
+    InUse,
+    NotMountable,
+    OutOfSpace,
+    Precondition,
+    Unavailable,
+)
+from csi_driver.domain.model import Capability, Trouble, Use, Volume
 from csi_driver.host import mountinfo, mountpoints
 from csi_driver.host.volume_jobs import may_grow_mounted_ext4
 
@@ -31,81 +41,11 @@ CHECKED = 120.0
 
 log = structlog.get_logger()
 
+_LEFT_UNMENDED = 4
+"""A bit of e2fsck's exit status."""
 
-@dataclass(frozen=True, slots=True)
-class BlockDevice:
-    """A device that holds a volume now."""
-
-    path: str
-    name: str
-    major: int
-    minor: int
-
-
-class Devices(Protocol):
-    """What a technology supplies to be shown here."""
-
-    jobs: VolumeJobs
-
-    async def find(self, volume: Volume) -> BlockDevice | None:
-        """The volume's device, told by identity, or None."""
-        ...
-
-    async def attach(self, volume: Volume) -> BlockDevice:
-        """Make or find the volume's one device, at the volume's size."""
-        ...
-
-    async def detach(self, volume: Volume) -> None:
-        """Take the volume's device away, verified. Raises InUse with nothing changed."""
-        ...
-
-    async def is_empty(self, volume: Volume) -> bool:
-        """Whether the volume holds no data at all."""
-        ...
-
-    async def erase(self, volume: Volume) -> None:
-        """Make a detached volume empty."""
-        ...
-
-    async def is_ours(self, mount: mountinfo.Mount, volume: Volume | None) -> bool:
-        """Whether what is mounted there is, or was, a volume of this pool, and no living one besides `volume`."""
-        ...
-
-    def is_empty_node(self, mount: mountinfo.Mount) -> bool:
-        """Whether what is mounted is the node of a device that holds nothing."""
-        ...
-
-    def empty_nodes(self) -> list[mountinfo.Mount]:
-        """Every mount of the node of a device that holds nothing, whoever's it was."""
-        ...
-
-    def holding(self, mount: mountinfo.Mount) -> str:
-        """What tells the device behind a mount, as it is bound now, from the next owner of its number. Empty: it holds nothing."""
-        ...
-
-    async def reclaim(self, mount: mountinfo.Mount, held: str) -> None:
-        """Take away the device that was behind a mount of a volume that is no longer known, if it still is what was `held`."""
-        ...
-
-    def backing(self, volume: Volume) -> str:
-        """The path of the file that the volume's device holds; empty where devices hold no files."""
-        ...
-
-    async def shown(self, digest: str) -> list[mountinfo.Mount]:
-        """Where the volume with this hash is shown, as far as can be told without looking into its pool."""
-        ...
-
-    async def abandon(self, digest: str) -> None:
-        """Take away the device of a volume whose pool cannot be looked into, if it is surely that volume's. Raises InUse."""
-        ...
-
-    async def grow_unmounted(self, volume: Volume) -> bool:
-        """Grow the ext4 of a volume that is shown nowhere to the volume's size, in one step. True: it has no device now."""
-        ...
-
-    async def settle(self, volume: Volume) -> None:
-        """Make good what a thick volume was promised, where it lacks space. Raises OutOfSpace where the pool has none."""
-        ...
+_CONTRADICTS_ITSELF = frozenset({errno.EUCLEAN, errno.EBADMSG})
+"""What a mount answers of metadata that cannot be right, and of a checksum that does not fit."""
 
 
 class KernelAccess:
@@ -193,24 +133,48 @@ class KernelAccess:
             missing = [flag for flag in flags if _visibly_missing(flag, present)]
             if missing:
                 raise AlreadyExists(f"{volume.id} is staged at {point} without {', '.join(missing)}: unstage it first")
+            if trouble := await self._trouble(volume, device, present):
+                raise condition.refusal(volume, trouble, "staging")
             return
         if mountinfo.at(os.path.join(point, STAGED_NODE)) is not None:
             raise AlreadyExists(f"{volume.id} is staged at {point} as a block device: unstage it first")
-        grows_now = fs_type == "ext4" and not may_grow_mounted_ext4() and not _mounts(device, mountinfo.read())
-        if grows_now and await self._devices.grow_unmounted(volume):
-            device = await self._devices.attach(volume)
+        if fs_type == "ext4" and not may_grow_mounted_ext4() and not _mounts(device, mountinfo.read()):
+            device = await self._grown(volume, device)
         os.makedirs(point, mode=0o750, exist_ok=True)
-        await self._jobs.run(
-            volume,
-            "mount",
-            SLOW,
-            device=device.path,
-            point=point,
-            fs_type=fs_type,
-            options=list(flags),
-            device_number=_number(device),
-        )
+        try:
+            await self._jobs.run(
+                volume,
+                "mount",
+                SLOW,
+                device=device.path,
+                point=point,
+                fs_type=fs_type,
+                options=list(flags),
+                device_number=_number(device),
+            )
+        except Precondition as error:
+            if errno_of(error) in _CONTRADICTS_ITSELF:
+                raise NotMountable(f"the kernel does not mount it ({error})") from error
+            raise
         await self._verify(volume, device, point)
+        if fs_type == "ext4" and (trouble := condition.of_ext4(device.name, ())):
+            # Its superblock told of none before: they were met at the mount.
+            await self._jobs.run(volume, "umount", SLOW, point=point)
+            raise NotMountable(f"its mount met what cannot be right ({trouble.text})")
+
+    async def _grown(self, volume: Volume, device: BlockDevice) -> BlockDevice:
+        """The volume's device after its ext4 has grown as far as it can now: to mount it does not take more."""
+        try:
+            grown = await self._devices.grow_unmounted(volume)
+        except (OutOfSpace, Precondition) as error:
+            tool, status = command_of(error)
+            if status < 0:
+                raise  # somebody killed it: the next try may end
+            if tool == "e2fsck" and status & _LEFT_UNMENDED:
+                raise NotMountable(f"the check before its growth found what it cannot mend ({error})") from error
+            log.warning("a file system does not grow at this stage", volume=str(volume.id), why=str(error))
+            grown = False
+        return await self._devices.attach(volume) if grown else device
 
     async def grow(self, volume: Volume, point: str) -> None:
         """See Access."""
@@ -219,14 +183,20 @@ class KernelAccess:
         if mount is None or not _holds(mount, device):
             raise Precondition(f"{volume.id} is not shown at {point}: stage it there first")
         if not _is_node(mount, device):
+            if mount.fs_type == "ext4" and (trouble := await self._trouble(volume, device, mount)):
+                raise condition.refusal(volume, trouble, "growth")
+            # A pod's own mount may be read-only while the file system is not.
+            views = [mount, *(view for view in _mounts(device) if not _is_node(view, device))]
+            writable = next((view for view in views if not view.read_only), None)
             await self._jobs.run(
                 volume,
                 "grow",
                 SLOW,
                 device=device.path,
-                point=point,
+                point=(writable or mount).point,
                 fs_type=mount.fs_type,
                 device_number=_number(device),
+                read_only=writable is None,
             )
             await self._make_good(volume)
 
@@ -268,12 +238,25 @@ class KernelAccess:
             if present.read_only != (read_only or staged.read_only):
                 now = "read-only" if present.read_only else "writable"
                 raise AlreadyExists(f"{volume.id} is published at {target} {now}: unpublish it there first")
+            if trouble := await self._trouble(volume, device, present):
+                raise condition.refusal(volume, trouble, "publishing")
             return
+        if staged.fs_type == "ext4" and (trouble := await self._trouble(volume, device, staged)):
+            raise condition.refusal(volume, trouble, "publishing")
+        fresh = not os.path.lexists(target)
         _make_directory(target)
         mountpoints.mark(target, _mark(volume))
-        await self._jobs.run(
-            volume, "bind", SLOW, source=source, target=target, read_only=read_only, device_number=_number(device)
-        )
+        try:
+            await self._jobs.run(
+                volume, "bind", SLOW, source=source, target=target, read_only=read_only, device_number=_number(device)
+            )
+        except Unavailable as error:
+            # The job opens what it binds: what was shut down is found without another process.
+            if errno_of(error) in {errno.EIO, errno.ESHUTDOWN}:
+                if fresh:
+                    os.rmdir(target)
+                raise condition.refusal(volume, condition.of_shut_down(staged.fs_type), "publishing") from error
+            raise
         await self._verify(volume, device, target)
 
     async def unmount(self, volume: Volume | None, path: str, its_own: bool = False) -> None:
@@ -330,6 +313,10 @@ class KernelAccess:
             volume, "statvfs", QUICK, point=path, major=device.major, minor=device.minor
         )
         unit = found["f_frsize"]
+        if found["shut_down"]:
+            trouble: Trouble | None = condition.of_shut_down(mount.fs_type if mount else "file system")
+        else:
+            trouble = await self._trouble(volume, device, mount) if mount and mount.fs_type == "ext4" else None
         return FileSystemStats(
             total=found["f_blocks"] * unit,
             used=(found["f_blocks"] - found["f_bfree"]) * unit,
@@ -337,7 +324,23 @@ class KernelAccess:
             inodes=found["f_files"],
             inodes_used=found["f_files"] - found["f_ffree"],
             inodes_free=found["f_ffree"],
+            trouble=trouble,
         )
+
+    async def trouble(self, volume: Volume) -> Trouble | None:
+        """See Access."""
+        device = await self._devices.find(volume)
+        if device is None:
+            return None
+        mount = next((mount for mount in _mounts(device) if not _is_node(mount, device)), None)
+        return await self._trouble(volume, device, mount) if mount is not None else None
+
+    async def _trouble(self, volume: Volume, device: BlockDevice, mount: mountinfo.Mount) -> Trouble | None:
+        """What is wrong with the file system on a device that is mounted there. Of an ext4 it is told without a process."""
+        if mount.fs_type == "ext4":
+            return condition.of_ext4(device.name, mount.super_options)
+        shut = await self._jobs.run(volume, "is_shut_down", QUICK, point=mount.point, device_number=_number(device))
+        return condition.of_shut_down(mount.fs_type) if shut else None
 
     async def _attached(self, volume: Volume) -> BlockDevice:
         device = await self._devices.find(volume)

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from csi_driver.backends.base import Access, Contents, CutReport, PoolIdentity
-from csi_driver.backends.memory_access import MemoryAccess, block_only
+from csi_driver.backends.base import Access, Checks, Contents, CutReport, PoolIdentity
+from csi_driver.backends.memory_access import MemoryAccess, NoChecks, block_only
 from csi_driver.backends.memory_faults import Faults, faulty
 from csi_driver.backends.memory_images import Image
 from csi_driver.domain.errors import Damaged, OutOfSpace, Precondition, Unavailable
@@ -57,6 +57,7 @@ class MemoryBackend:
         self.faults = faults or Faults()
         self._access = MemoryAccess(name, self._image, self.faults)
         self.access: Access = self._access
+        self.checks: Checks = NoChecks()
         self._total = total
         self._now = now
         self._open = False

@@ -4,11 +4,11 @@ import os
 import re
 from collections.abc import Callable, Sequence
 
-from csi_driver.backends.base import STAGED_NODE, FileSystemStats
+from csi_driver.backends.base import STAGED_NODE, Check, FileSystemStats
 from csi_driver.backends.memory_faults import Faults, faulty
 from csi_driver.backends.memory_images import Image
 from csi_driver.domain.errors import AlreadyExists, InUse, InvalidRequest, NotFound, Precondition, Unsupported
-from csi_driver.domain.model import Capability, Use, Volume
+from csi_driver.domain.model import Capability, Trouble, Use, Volume
 
 _LINK = re.compile(r"/proc/(\d+)/fd/\d+", re.ASCII)
 
@@ -120,6 +120,11 @@ class MemoryAccess:
             raise NotFound(f"{volume.id} is not shown at {path}")
         return FileSystemStats(total=volume.size)
 
+    @faulty
+    async def trouble(self, volume: Volume) -> Trouble | None:  # noqa: ARG002
+        """See Access. What is never mounted has no file system to be in trouble."""
+        return None
+
     def forget(self, volume: Volume) -> None:
         """Drop what is remembered of a deleted volume."""
         self._attached.discard(volume.uid)
@@ -151,6 +156,32 @@ class MemoryAccess:
             except FileExistsError:
                 raise AlreadyExists(f"{path} exists and does not show {volume.id}: look at what lies there") from None
         self._links.setdefault(volume.uid, set()).add(path)
+
+
+class NoChecks:
+    """The Checks port of a pool that mounts nothing: there is never anything to check."""
+
+    async def complaint(self, volume: Volume, is_ext4: bool) -> str:  # noqa: ARG002
+        """See Checks."""
+        return ""
+
+    async def found(self, volume: Volume) -> Check | None:  # noqa: ARG002
+        """See Checks."""
+        return None
+
+    async def begin(self, volume: Volume, why: str, now: int) -> Check:  # noqa: ARG002
+        """Refused."""
+        raise block_only(volume.id.pool)
+
+    async def adopt(self, volume: Volume) -> None:
+        """Refused."""
+        raise block_only(volume.id.pool)
+
+    async def drop(self, volume: Volume) -> None:
+        """See Checks."""
+
+    async def forget_old(self, now: int) -> None:
+        """See Checks."""
 
 
 def block_only(pool: str) -> InvalidRequest:

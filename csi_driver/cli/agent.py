@@ -182,6 +182,14 @@ def agent(
     driver_name: Annotated[
         str, typer.Option(envvar="TIDEMARK_DRIVER_NAME", help="The CSI driver's name.")
     ] = DRIVER_NAME,
+    volume_health: Annotated[
+        bool,
+        typer.Option(
+            "--volume-health",
+            envvar="TIDEMARK_VOLUME_HEALTH",
+            help="Announce CSI's alpha capabilities for the health of volumes: for kubelets with the gate CSIVolumeHealth.",
+        ),
+    ] = False,
 ) -> None:
     """Serve the pools of this node as a complete CSI driver on a unix socket.
 
@@ -216,6 +224,7 @@ def agent(
             kubelet_socket=kubelet_socket,
             log_format=log_format,
             driver_name=driver_name,
+            volume_health=volume_health,
         )
     except BadSetting as error:
         raise typer.BadParameter(str(error)) from None

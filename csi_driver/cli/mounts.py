@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Sequence
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from csi_driver.cli.common import STAGING, Endpoint, Failure, connect, find, patiently, views
+from csi_driver.domain.errors import BEING_CHECKED
 from csi_driver.domain.model import RAW, Capability, Mode
 from csi_driver.host import mountpoints
 from csi_driver.settings import DEFAULT_ENDPOINT
@@ -54,7 +56,7 @@ def mount(
         before = bool(disk.used_by)
         stays = _to_stay(target)
         try:
-            client.stage(disk.id, str(staging), capability)
+            _stage(client, disk.id, staging, capability)
             client.publish(disk.id, str(staging), target, capability, read_only)
         except BaseException as error:
             if not before:
@@ -126,6 +128,25 @@ def _shown_at(client: "Client", target: str, text: str) -> "tuple[Node, bool]":
     raise Failure(
         f"no disk is shown at {target}, and none is called {text}: `tidemark volume list` shows where disks are"
     )
+
+
+def _stage(client: "Client", volume_id: str, staging: Path, capability: Capability) -> None:
+    """Stage a disk; while its file system is checked, which may take hours, wait and say why. Ctrl-C ends the wait alone."""
+    from csi_driver.rpc.client import CallRefused
+
+    told = False
+    while True:
+        try:
+            client.stage(volume_id, str(staging), capability)
+        except CallRefused as refused:
+            if refused.code != "ABORTED" or BEING_CHECKED not in refused.message:
+                raise
+            if not told:
+                typer.echo(refused.message, err=True)
+                told = True
+            time.sleep(0.5)
+        else:
+            return
 
 
 def _plain(directory: str) -> str:

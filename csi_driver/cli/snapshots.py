@@ -68,9 +68,16 @@ def list_(
         return
     names = {node.id: shown_name(node, nodes) for node in nodes}
     print_table(
-        ("NAME", "OF", ">SIZE", "HOLDS", "CUT"),
+        ("NAME", "OF", ">SIZE", "HOLDS", "CUT", "CONDITION"),
         [
-            (names[s.id], names.get(s.parent_id, s.parent_id), show(s.size), s.format, show_time(s.created))
+            (
+                names[s.id],
+                names.get(s.parent_id, s.parent_id),
+                show(s.size),
+                s.format,
+                show_time(s.created),
+                s.condition,
+            )
             for s in snapshots
         ],
         "no snapshots yet: `tidemark snapshot create VOLUME NAME` makes one",

@@ -95,6 +95,8 @@ def _label(node: "Node", nodes: "Sequence[Node]", gone: bool) -> "Text":
         text.append(f"  in use: {places(node)}", "red")
     elif node.holder:
         text.append(f"  held by {node.holder}", "red")
+    if node.condition:
+        text.append(f"  {node.condition}", "red")
     if gone:
         text.append(f"  made from {node.parent_id}, which is gone", "dim")
     return text

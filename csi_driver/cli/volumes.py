@@ -201,6 +201,8 @@ def show_(volume: Volume, endpoint: Endpoint = DEFAULT_ENDPOINT, as_json: Json =
     ]
     if node.usage:
         lines.append(("its own", f"{show(node.usage.exclusive)}, {show(node.usage.shared)} shared with others"))
+    if node.condition:
+        lines.append(("condition", node.condition))
     if node.holder:
         lines.append(("held by", node.holder))
     for rolled in node.rollbacks:

@@ -4,6 +4,10 @@ Nothing here knows gRPC: rpc/errors.py holds the one table from these classes to
 """
 
 
+BEING_CHECKED = "is being checked before it is mounted"
+"""In the message of a Busy that the same call, made again, will find ended sooner or later."""
+
+
 class DriverError(Exception):
     """Base of every refusal that a caller is meant to read."""
 
@@ -34,6 +38,10 @@ class Precondition(DriverError):
 
 class InUse(Precondition):
     """The volume is staged, published or held; the message names by whom."""
+
+
+class NotMountable(Precondition):
+    """The file system on the volume contradicts itself, and the kernel does not mount it."""
 
 
 class OutOfSpace(DriverError):

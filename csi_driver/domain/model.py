@@ -96,6 +96,34 @@ class Rolled:
 
 
 @dataclass(frozen=True, slots=True)
+class Trouble:
+    """What is wrong with a file system: `kind` for programs, `text` for people, as the rest of "since ...".
+
+    `stopped`: nothing can be written to it any more.
+    """
+
+    kind: Literal["ReadOnlyAfterError", "ShutDown", "HasErrors", "Damaged"]
+    text: str
+    stopped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What the last check of a volume's file system came to, at `at` (Unix nanoseconds); `said`: by the program's own words.
+
+    mended: `kept` is where in the pool lies what the volume held before. damaged: the check could not mend it; that is true
+    of the image with this `stamp` (see Backend.stamp), and of no other.
+    """
+
+    state: Literal["mended", "damaged"]
+    at: int
+    said: str = ""
+    kept: str = ""
+    stamp: str = ""
+    unknown: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Volume:
     """A disk. `size` in bytes is the image's; `created` in Unix nanoseconds; `format` is what it was last given:
     blank, formatting(fs), a file system's name, or raw: since a stage as a block device, what its user made of it.
@@ -116,12 +144,16 @@ class Volume:
     rollbacks: tuple[Rolled, ...] = ()
     hold: Hold | None = None
     requested: int = 0
+    condition: Condition | None = None
     unknown: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A read-only image of one volume at one moment. `group` is the hash of its group, or empty; `requested` as of a volume."""
+    """A read-only image of one volume at one moment. `group` is the hash of its group, or empty; `requested` as of a volume.
+
+    `condition`: what was wrong with the volume's file system at that moment, in words; empty: nothing.
+    """
 
     id: ObjectId
     name: str
@@ -136,6 +168,7 @@ class Snapshot:
     labels: dict[str, str] = field(default_factory=dict)
     group: str = ""
     requested: int = 0
+    condition: str = ""
     unknown: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 

@@ -13,6 +13,7 @@ from csi_driver.domain.fields import Fields
 from csi_driver.domain.ids import ObjectId, parse
 from csi_driver.domain.model import (
     Capability,
+    Condition,
     Group,
     Hold,
     Mode,
@@ -26,6 +27,7 @@ from csi_driver.domain.model import (
 from csi_driver.domain.schema import dump, load
 
 _ACCESS: tuple[Literal["mount", "block"], ...] = ("mount", "block")
+_STATES: tuple[Literal["mended", "damaged"], ...] = ("mended", "damaged")
 _SOURCES: tuple[Literal["snapshot", "volume"], ...] = ("snapshot", "volume")
 
 
@@ -63,6 +65,7 @@ def dump_volume(volume: Volume) -> bytes:
             "hold": _hold_fields(volume.hold) if volume.hold else None,
             **_requested_field(volume.requested),
         }
+        | ({"condition": _condition_fields(volume.condition)} if volume.condition else {})
         | volume.unknown
     )
 
@@ -85,6 +88,7 @@ def load_volume(data: bytes, size: int) -> Volume:
         rollbacks=tuple(map(_rolled, fields.parts("rollbacks"))),
         hold=Hold(hold.text("holder"), hold.number("expires"), hold.number("since"), hold.unknown) if hold else None,
         requested=_requested(fields),
+        condition=_condition(fields.part_or_none("condition", may_lack=True)),
         unknown=fields.unknown,
     )
 
@@ -141,6 +145,30 @@ def _hold_fields(hold: Hold) -> dict[str, Any]:
     return {"holder": hold.holder, "expires": hold.expires, "since": hold.since} | hold.unknown
 
 
+def _condition_fields(condition: Condition) -> dict[str, Any]:
+    return {
+        "state": condition.state,
+        "at": condition.at,
+        "said": condition.said,
+        "kept": condition.kept,
+        "stamp": condition.stamp,
+    } | condition.unknown
+
+
+def _condition(fields: Fields | None) -> Condition | None:
+    """Absent in a record of a volume that no check had anything to say about, and in all from before there were checks."""
+    if fields is None:
+        return None
+    return Condition(
+        fields.one_of("state", _STATES),
+        fields.number("at"),
+        fields.text("said"),
+        fields.text("kept"),
+        fields.text("stamp"),
+        fields.unknown,
+    )
+
+
 def _snapshot_fields(snapshot: Snapshot) -> dict[str, Any]:
     return {
         "id": str(snapshot.id),
@@ -155,6 +183,7 @@ def _snapshot_fields(snapshot: Snapshot) -> dict[str, Any]:
         "labels": snapshot.labels,
         "group": snapshot.group,
         **_requested_field(snapshot.requested),
+        **({"condition": snapshot.condition} if snapshot.condition else {}),
     } | snapshot.unknown
 
 
@@ -220,6 +249,7 @@ def _snapshot(fields: Fields, size_of: Callable[[ObjectId], int]) -> Snapshot:
         labels=fields.table("labels"),
         group=fields.text("group"),
         requested=_requested(fields),
+        condition=fields.text("condition", absent=""),
         unknown=fields.unknown,
     )
 

@@ -10,9 +10,9 @@ from functools import cache
 from csi_driver.host.errors import NOT_STARTED, CommandError
 
 DIRECTORIES = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
-TOOLS = ("mkfs.ext4", "mkfs.xfs", "resize2fs", "xfs_growfs")
+TOOLS = ("mkfs.ext4", "mkfs.xfs", "resize2fs", "xfs_growfs", "e2fsck")
 # Nothing of the caller's environment reaches a tool: MKE2FS_CONFIG, for one, would undo the pinned profiles.
-_ENVIRONMENT = {"LC_ALL": "C", "PATH": ":".join(DIRECTORIES)}
+ENVIRONMENT = {"LC_ALL": "C", "PATH": ":".join(DIRECTORIES)}
 _REAP_SECONDS = 2.0
 
 
@@ -49,7 +49,7 @@ def run_both(argv: Sequence[str], timeout: float) -> tuple[str, str]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=_ENVIRONMENT,
+            env=ENVIRONMENT,
             start_new_session=True,
             text=True,
             encoding="utf-8",

@@ -62,14 +62,15 @@ def _words(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def open_mount(point: str, major: int, minor: int) -> int:
+def open_mount(point: str, major: int, minor: int, flags: int = os.O_RDONLY) -> int:
     """Open the file system mounted at `point` if it is the one on the block device `major`:`minor`.
 
-    Returns a descriptor that stays this file system whatever is mounted there later. Raises FreezeError NotOurs for
-    anything else (a host file system is never frozen, synced or thawed because a mount was missing).
+    `flags`: O_PATH for one that was shut down, which refuses any other open and answers statfs all the same. Returns a descriptor
+    that stays this file system whatever is mounted there later. Raises FreezeError NotOurs for anything else (a host file
+    system is never frozen, synced or thawed because a mount was missing).
     """
     try:
-        fd = os.open(point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(point, flags | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FreezeError(
             "NotOurs", f"{point} is no directory that a file system is mounted on", error.errno or 0

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from csi_driver.host import commands, freeze, frozen, pool_image, thaw, volume_jobs
+from csi_driver.host import commands, condition, freeze, frozen, pool_image, thaw, volume_jobs
 
 Job = Callable[..., Any]
 
@@ -37,12 +37,20 @@ def sync_device(device: str) -> None:
 def statvfs(point: str, major: int | None = None, minor: int | None = None) -> dict[str, int]:
     """Tell the space of the file system at `point` (fields of statvfs(3)); with a device number only if it is that one's.
 
-    Raises OSError; FreezeError NotOurs.
+    `shut_down`: 1 where it refuses an open as one that was shut down; never without a number. Raises OSError; FreezeError
+    NotOurs.
     """
+    shut_down = 0
     if major is None or minor is None:
         status = os.statvfs(point)
     else:
-        fd = frozen.open_mount(point, major, minor)
+        try:
+            fd = frozen.open_mount(point, major, minor)
+        except OSError as error:
+            if not condition.is_of_shut_down(error):
+                raise
+            shut_down = 1
+            fd = frozen.open_mount(point, major, minor, os.O_PATH)
         try:
             status = os.fstatvfs(fd)
         finally:
@@ -59,7 +67,7 @@ def statvfs(point: str, major: int | None = None, minor: int | None = None) -> d
         "f_flag",
         "f_namemax",
     )
-    return {name: getattr(status, name) for name in names}
+    return {"shut_down": shut_down} | {name: getattr(status, name) for name in names}
 
 
 def command(argv: Sequence[str], seconds: float) -> str:

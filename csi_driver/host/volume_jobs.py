@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from csi_driver.host import files, filesystems, loop, loopctl, mountusers
+from csi_driver.host import condition, files, filesystems, loop, loopctl, mountusers
 from csi_driver.host.errors import Busy, Mismatch
 from csi_driver.host.loop import LoopDevice
 
@@ -146,10 +146,25 @@ def grow_copy(image: str, copy: str) -> bool:
 
 
 def bind(source: str, target: str, read_only: bool, device_number: Sequence[int] | None) -> None:
-    """Show `source` at `target`; with a number only if `source` is on that device's file system. Raises OSError."""
-    if device_number is not None and os.stat(source).st_dev != os.makedev(*device_number):
-        raise Mismatch(errno.ESTALE, f"{source} does not show the volume any more")
+    """Show `source` at `target`; with a number only if `source` is on that device's file system, and can be opened.
+
+    Opened, not just looked at: one that shut itself down answers everything else. Raises OSError, EIO for that.
+    """
+    if device_number is not None:
+        fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            shown = os.fstat(fd).st_dev
+        finally:
+            os.close(fd)
+        if shown != os.makedev(*device_number):
+            raise Mismatch(errno.ESTALE, f"{source} does not show the volume any more")
     filesystems.bind(source, target, read_only)
+
+
+def is_shut_down(point: str, device_number: Sequence[int]) -> bool:
+    """Whether the file system of a device, mounted at `point`, was shut down. Raises FreezeError NotOurs, OSError."""
+    major, minor = device_number
+    return condition.is_shut_down(point, major, minor)
 
 
 def umount(point: str) -> None:
@@ -170,12 +185,21 @@ def _users(point: str) -> str:
     return f"of nobody that is seen from here: `fuser -vm {point}` on the node tells more"
 
 
-def grow(device: str, point: str, fs_type: str, device_number: Sequence[int]) -> None:
-    """Grow a mounted file system to its device, where it is smaller. Raises CommandError, OSError."""
+def grow(device: str, point: str, fs_type: str, device_number: Sequence[int], read_only: bool = False) -> None:
+    """Grow a mounted file system to its device, where it is smaller. Raises CommandError, OSError.
+
+    `read_only`: no mount of it can be written through, so that it cannot grow.
+    """
     _check_number(device, device_number)
     # Less than one allocation group or block group cannot be added; the tools know, and do nothing then.
     if not _room_to_grow(device, point if fs_type == "xfs" else device):
         return
+    if read_only:
+        raise PermissionError(
+            errno.EPERM,
+            f"the {fs_type} at {point} cannot grow while it is mounted read-only: it grows when the volume is staged "
+            "writable the next time",
+        )
     if fs_type == "ext4" and not may_grow_mounted_ext4():
         raise PermissionError(
             errno.EPERM,
@@ -233,6 +257,7 @@ TABLE: dict[str, Callable[..., Any]] = {
         grow_copy,
         mount,
         bind,
+        is_shut_down,
         umount,
         grow,
     )

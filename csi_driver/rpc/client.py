@@ -102,6 +102,7 @@ class Node:
     usage: Usage | None = None
     holder: str = ""
     rollbacks: tuple[Rolled, ...] = ()
+    condition: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,4 +434,5 @@ def _node(node: tidemark_pb2.TreeNode) -> Node:
             Rolled(r.name, r.snapshot_id, _moment(r.at), r.safety_snapshot_id, already_done=True)
             for r in node.rollbacks
         ),
+        condition=node.condition,
     )

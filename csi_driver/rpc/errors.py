@@ -15,6 +15,7 @@ CODES: dict[type[errors.DriverError], grpc.StatusCode] = {
     errors.BadToken: grpc.StatusCode.ABORTED,
     errors.Precondition: grpc.StatusCode.FAILED_PRECONDITION,
     errors.InUse: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.NotMountable: grpc.StatusCode.FAILED_PRECONDITION,
     errors.OutOfSpace: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.OutOfRange: grpc.StatusCode.OUT_OF_RANGE,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
@@ -27,7 +28,9 @@ _UNKNOWN_OUTCOME = frozenset(
     {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 )
 _REFUSALS: dict[grpc.StatusCode, type[errors.DriverError]] = {
-    code: kind for kind, code in CODES.items() if kind not in (errors.BadToken, errors.InUse, errors.OtherVersion)
+    code: kind
+    for kind, code in CODES.items()
+    if kind not in (errors.BadToken, errors.InUse, errors.NotMountable, errors.OtherVersion)
 }
 
 MAX_MESSAGE_BYTES = 1024

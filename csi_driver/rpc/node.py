@@ -6,13 +6,14 @@ import grpc
 
 from csi_driver._pb import csi_pb2, csi_pb2_grpc
 from csi_driver.domain.errors import Unsupported
-from csi_driver.rpc import translate
+from csi_driver.rpc import conditions, translate
 from csi_driver.rpc.translate import required
 from csi_driver.service.nodes import Nodes
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Rpc = csi_pb2.NodeServiceCapability.RPC
 _Usage = csi_pb2.VolumeUsage
+_Stats = csi_pb2.NodeGetVolumeStatsResponse
 
 CAPABILITIES = (
     _Rpc.STAGE_UNSTAGE_VOLUME,
@@ -20,14 +21,20 @@ CAPABILITIES = (
     _Rpc.EXPAND_VOLUME,
     _Rpc.SINGLE_NODE_MULTI_WRITER,
 )
+HEALTH_CAPABILITIES = (_Rpc.GET_VOLUME_HEALTH, conditions.VOLUME_CONDITION)
+"""What is served in any case, and announced only on demand: both are alpha, and clients exist that fail at what they do not know."""
 
 
 class Node(csi_pb2_grpc.NodeServicer):
-    """Translates; every decision is the service's. Contexts and secrets of the requests are not looked at."""
+    """Translates; every decision is the service's. Contexts and secrets of the requests are not looked at.
 
-    def __init__(self, nodes: Nodes, owner: str) -> None:
+    `volume_health`: announce that the health of volumes is told.
+    """
+
+    def __init__(self, nodes: Nodes, owner: str, volume_health: bool = False) -> None:
         self._nodes = nodes
         self._owner = owner
+        self._capabilities = CAPABILITIES + (HEALTH_CAPABILITIES if volume_health else ())
 
     async def NodeStageVolume(
         self, request: csi_pb2.NodeStageVolumeRequest, _context: _Context
@@ -67,14 +74,16 @@ class Node(csi_pb2_grpc.NodeServicer):
     async def NodeGetVolumeStats(
         self, request: csi_pb2.NodeGetVolumeStatsRequest, _context: _Context
     ) -> csi_pb2.NodeGetVolumeStatsResponse:
-        """Bytes and inodes of a file system; of a block device its size alone."""
+        """Bytes and inodes of a file system, and its condition; of a block device its size alone."""
         volume_id = required(request.volume_id, "volume_id")
         _, stats = await self._nodes.stats(volume_id, required(request.volume_path, "volume_path"))
         if not stats.inodes:
-            return csi_pb2.NodeGetVolumeStatsResponse(usage=[_Usage(total=stats.total, unit=_Usage.BYTES)])
+            return conditions.with_condition(
+                _Stats(usage=[_Usage(total=stats.total, unit=_Usage.BYTES)]), stats.trouble
+            )
         size = _Usage(total=stats.total, used=stats.used, available=stats.available, unit=_Usage.BYTES)
         inodes = _Usage(total=stats.inodes, used=stats.inodes_used, available=stats.inodes_free, unit=_Usage.INODES)
-        return csi_pb2.NodeGetVolumeStatsResponse(usage=[size, inodes])
+        return conditions.with_condition(_Stats(usage=[size, inodes]), stats.trouble)
 
     async def NodeExpandVolume(
         self, request: csi_pb2.NodeExpandVolumeRequest, _context: _Context
@@ -89,7 +98,7 @@ class Node(csi_pb2_grpc.NodeServicer):
         self, _request: csi_pb2.NodeGetCapabilitiesRequest, _context: _Context
     ) -> csi_pb2.NodeGetCapabilitiesResponse:
         """What is served here."""
-        found = [csi_pb2.NodeServiceCapability(rpc=_Rpc(type=kind)) for kind in CAPABILITIES]
+        found = [csi_pb2.NodeServiceCapability(rpc=_Rpc(type=kind)) for kind in self._capabilities]
         return csi_pb2.NodeGetCapabilitiesResponse(capabilities=found)
 
     async def NodeGetInfo(
@@ -100,10 +109,12 @@ class Node(csi_pb2_grpc.NodeServicer):
         return csi_pb2.NodeGetInfoResponse(node_id=self._owner, accessible_topology=place)
 
     async def NodeGetVolumeHealth(
-        self, _request: csi_pb2.NodeGetVolumeHealthRequest, _context: _Context
+        self, request: csi_pb2.NodeGetVolumeHealthRequest, _context: _Context
     ) -> csi_pb2.NodeGetVolumeHealthResponse:
-        """Not served."""
-        raise Unsupported("NodeGetVolumeHealth is not offered: this driver does not have GET_VOLUME_HEALTH")
+        """What is wrong with a volume, staged or not."""
+        volume_id = required(request.volume_id, "volume_id")
+        found = conditions.health(volume_id, await self._nodes.trouble(volume_id))
+        return csi_pb2.NodeGetVolumeHealthResponse(volume_health=found)
 
     async def NodeGetStorageHealth(
         self, _request: csi_pb2.NodeGetStorageHealthRequest, _context: _Context

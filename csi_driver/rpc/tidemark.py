@@ -87,6 +87,7 @@ class Tidemark(tidemark_pb2_grpc.TidemarkServicer):
             used_by=node.use.paths,
             places=[_Node.Place(paths=place) for place in node.use.places],
             device=node.use.device,
+            condition=node.condition,
         )
         if isinstance(item, Group):
             message.kind = _Node.GROUP

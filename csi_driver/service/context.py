@@ -11,6 +11,7 @@ from csi_driver.backends.base import CutReport
 from csi_driver.domain.errors import DriverError, InUse
 from csi_driver.domain.model import Snapshot, Volume
 from csi_driver.domain.pages import read_token, token_after
+from csi_driver.service.conditions import Conditions
 from csi_driver.service.pools import Pool, Pools
 
 HOLD_SECONDS = 300
@@ -29,11 +30,18 @@ class Observer(Protocol):
         """One snapshot, group or clone of a volume was cut."""
         ...
 
+    def checked(self, pool: str, result: str) -> None:
+        """A check of a file system has ended: mended, damaged or failed."""
+        ...
+
 
 class Unobserved:
     """An observer that drops everything."""
 
     def cut(self, pool: str, report: CutReport) -> None:
+        """See Observer."""
+
+    def checked(self, pool: str, result: str) -> None:
         """See Observer."""
 
 
@@ -45,6 +53,7 @@ class Context:
     now: Callable[[], int] = time.time_ns
     new_uid: Callable[[], str] = lambda: uuid.uuid4().hex
     observer: Observer = field(default_factory=Unobserved)
+    conditions: Conditions = field(default_factory=Conditions)
     _outlasting: set[str] = field(default_factory=set)
     """Volumes at work whose hold stood when that began."""
 

@@ -5,19 +5,46 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
+import structlog
+
 from csi_driver import __version__
 from csi_driver.backends.base import STAGED_NODE, FileSystemStats
-from csi_driver.domain.errors import AlreadyExists, InvalidRequest, NotFound, OutOfRange, Precondition, Unavailable
-from csi_driver.domain.model import BLANK, RAW, Capability, Mode, SizeRange, Use, Volume, formatting, is_formatting
+from csi_driver.domain.errors import (
+    AlreadyExists,
+    DriverError,
+    InvalidRequest,
+    NotFound,
+    NotMountable,
+    OutOfRange,
+    OutOfSpace,
+    Precondition,
+    Unavailable,
+)
+from csi_driver.domain.model import (
+    BLANK,
+    RAW,
+    Capability,
+    Mode,
+    SizeRange,
+    Trouble,
+    Use,
+    Volume,
+    formatting,
+    is_formatting,
+)
 from csi_driver.domain.requests import FILE_SYSTEMS, asked_file_system, check_capability
 from csi_driver.domain.sizes import check_range
 from csi_driver.host import mountpoints
+from csi_driver.service.checks import Checks
+from csi_driver.service.conditions import of_record
 from csi_driver.service.context import Context
 from csi_driver.service.formats import look
 from csi_driver.service.pools import Pool
 from csi_driver.service.volumes import unsupported
 
 MAX_PATH_BYTES = 4096
+
+log = structlog.get_logger()
 
 
 class Nodes:
@@ -26,9 +53,14 @@ class Nodes:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._pools = context.pools
+        self._checks = Checks(context)
 
     async def stage(self, volume_id: str, staging: str, capability: Capability) -> None:
-        """Attach, format once in a lifetime, mount and grow. The same stage again is fine."""
+        """Attach, format once in a lifetime, check where that is asked for, mount and grow. The same stage again is fine.
+
+        Raises Busy while a check runs, NotMountable where none mends the file system, Precondition where one that is mounted
+        already takes no more writes.
+        """
         staging = _check_path(staging, "the staging path")
         check_capability(capability, made_before=True)
         pool, volume = self._pools.volume(volume_id)
@@ -48,20 +80,27 @@ class Nodes:
             if volume != recorded:
                 volume = await self._save(pool, volume)
             access = pool.backend.access
+            shown = bool(before.device and before.places)  # mounts of a device that has gone show nothing
             try:
                 if capability.access == "block":
+                    await self._checks.refuse_running(pool, volume)
                     await access.attach(volume)
                     if staging not in before.paths:  # else it is mounted there, and refused below
                         volume = await self._settle_raw(pool, volume)
                     await access.stage_block(volume, staging)
                 else:
                     volume = await self._format_once(pool, volume, capability.fs_type)
+                    fs_type, checked = volume.format, False
+                    if not shown:
+                        volume, checked = await self._checks.mended(pool, volume, fs_type)
                     await access.attach(volume)
-                    await access.mount(volume, staging, volume.format, capability.mount_flags)
-                    await access.grow(volume, staging)
+                    volume = await self._mount(pool, volume, staging, fs_type, capability.mount_flags, checked)
+                    await self._grow_if_it_can(pool, volume, staging)
             except BaseException:
                 # Nothing half-staged stays behind: after a refusal that is final, nobody unstages.
-                if not (before.device and before.places):
+                if shown:
+                    await self._look_after(pool, volume)
+                else:
                     await self._undo_stage(pool, volume, staging, before.device)
                 raise
 
@@ -83,6 +122,7 @@ class Nodes:
             await pool.backend.access.unmount(volume, staging)
             if volume is not None:
                 await pool.backend.access.detach(volume)
+                self._context.conditions.note(volume, of_record(volume))
 
     async def publish(
         self, volume_id: str, staging: str, target: str, capability: Capability, read_only: bool = False
@@ -115,7 +155,11 @@ class Nodes:
                     f"{volume_id} is published at {', '.join(others)} and access mode {capability.mode.value} allows one "
                     "place only: unpublish it there first"
                 )
-            await pool.backend.access.bind(volume, staging, target, capability, read_only)
+            try:
+                await pool.backend.access.bind(volume, staging, target, capability, read_only)
+            except Precondition:
+                await self._look_after(pool, volume)
+                raise
 
     async def unpublish(self, volume_id: str, target: str) -> None:
         """Take a publish away and remove its path. Unknown volumes and paths are fine."""
@@ -129,9 +173,18 @@ class Nodes:
             _remove(target)
 
     async def stats(self, volume_id: str, path: str) -> tuple[Volume, FileSystemStats]:
-        """Space of a volume at one of its paths. Raises NotFound where it is not shown there."""
+        """Space of a volume at one of its paths, and what is wrong there. Raises NotFound where it is not shown there."""
         pool, volume, shown = await self._shown(volume_id, path)
-        return volume, await pool.backend.access.stats(volume, shown)
+        stats = await pool.backend.access.stats(volume, shown)
+        self._context.conditions.note(volume, stats.trouble)
+        return volume, stats
+
+    async def trouble(self, volume_id: str) -> Trouble | None:
+        """What is wrong with a volume's file system, staged or not; None: nothing that is known. Raises NotFound."""
+        pool, volume = self._pools.volume(volume_id)
+        trouble = of_record(volume) or await pool.backend.access.trouble(volume)
+        self._context.conditions.note(volume, trouble)
+        return trouble
 
     async def expand(self, volume_id: str, path: str, wanted: SizeRange) -> Volume:
         """Grow the file system at `path` (or the device) to the volume's size. The size itself is the controller's."""
@@ -180,13 +233,40 @@ class Nodes:
             await access.erase(volume)
         elif not await access.is_empty(volume):
             raise Precondition(
-                f"{volume.id} was never formatted by this driver and yet holds data: it is not formatted; "
-                "use it as a block volume to look at it"
+                f"{volume.id} was never formatted by this driver and yet holds data: it is not formatted; to look at the data, "
+                "snapshot it and restore that with volumeMode Block"
             )
         volume = await self._save(pool, replace(volume, format=formatting(asked)))
         await access.attach(volume)
         await access.make_file_system(volume, asked)
         return await self._save(pool, replace(volume, format=asked))
+
+    async def _mount(
+        self, pool: Pool, volume: Volume, staging: str, fs_type: str, flags: Sequence[str], checked: bool
+    ) -> Volume:
+        """Mount it. What the kernel does not mount is checked, where that may help and was not just done."""
+        try:
+            await pool.backend.access.mount(volume, staging, fs_type, flags)
+        except NotMountable as error:
+            if fs_type == "ext4" and not checked:
+                await self._checks.begin(pool, volume, str(error))
+            await self._checks.give_up(pool, volume, str(error))
+        return await self._checks.mounted(pool, volume)
+
+    async def _grow_if_it_can(self, pool: Pool, volume: Volume, staging: str) -> None:
+        """Let the file system fill the volume. What cannot be now (it is mounted read-only, say) is put off to a later stage.
+
+        It is mounted and whole: whoever waits for the data need not wait for the room.
+        """
+        try:
+            await pool.backend.access.grow(volume, staging)
+        except (Precondition, OutOfSpace) as error:
+            log.warning("a file system does not grow at this stage", volume=str(volume.id), why=str(error))
+
+    async def _look_after(self, pool: Pool, volume: Volume) -> None:
+        """After a refusal: whether the file system is the reason, so that metrics and lists tell it too."""
+        with suppress(DriverError):
+            self._context.conditions.note(volume, await pool.backend.access.trouble(volume))
 
     async def _settle_raw(self, pool: Pool, volume: Volume) -> Volume:
         """From a stage as block on, a volume is its user's own: never formatted, and mounted as what is found on it."""

@@ -114,7 +114,9 @@ class Rollbacks:
             await pool.backend.access.detach(volume)
             safety = await self._safety(pool, volume, request, needed)
             rolled = Rolled(request.name, request.snapshot_id, self._context.now(), safety)
-            back = replace(volume, format=snapshot.format, rollbacks=(*volume.rollbacks, rolled)[-REMEMBERED:])
+            rollbacks = (*volume.rollbacks, rolled)[-REMEMBERED:]
+            # What a check found is of the content that goes.
+            back = replace(volume, format=snapshot.format, rollbacks=rollbacks, condition=None)
             await pool.backend.roll_back(back, snapshot)
             pool.put_volume(back)
             return rolled

@@ -6,13 +6,17 @@ from csi_driver.domain.errors import Busy, DriverError, NotFound
 from csi_driver.domain.ids import ObjectId
 from csi_driver.domain.model import Group, Snapshot, Usage, Use, Volume
 from csi_driver.domain.space import Account
+from csi_driver.service.conditions import in_words
 from csi_driver.service.context import Context
 from csi_driver.service.pools import Pool
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One object of the tree. `parent` is the id of what it was made from; `usage` only where it was asked for."""
+    """One object of the tree. `parent` is the id of what it was made from; `usage` only where it was asked for.
+
+    `condition`: what is, or was, wrong with its file system, in words, as of the last look at it.
+    """
 
     pool: Pool
     item: Volume | Snapshot | Group
@@ -20,6 +24,7 @@ class Node:
     parent_uid: str = ""
     use: Use = field(default_factory=Use)
     usage: Usage | None = None
+    condition: str = ""
 
 
 class Trees:
@@ -72,13 +77,14 @@ class Trees:
             return Node(pool, item)
         usage = await pool.backend.usage(item) if with_usage else None
         if isinstance(item, Snapshot):
-            return Node(pool, item, item.source_id, item.source_uid, usage=usage)
+            return Node(pool, item, item.source_id, item.source_uid, usage=usage, condition=item.condition)
         try:
             use = await pool.backend.access.use(item)
         except Busy:  # a child of this volume hangs in the kernel: looking at the others does not wait for it
             use = Use(device="unknown, look at the node's kernel log")
         parent = item.request.source.id if item.request.source else ""
-        return Node(pool, item, parent, _parent_uid(pool, item), use, usage)
+        words = in_words(item, self._context.conditions.of(item), pool.backend.identity.path)
+        return Node(pool, item, parent, _parent_uid(pool, item), use, usage, words)
 
 
 def _by_now(node: Node) -> Node:

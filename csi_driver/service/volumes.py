@@ -102,6 +102,7 @@ class Volumes:
             await pool.backend.access.detach(volume)
             await pool.backend.delete_volume(volume)
             pool.drop_volume(digest)
+            self._context.conditions.note(volume, None)
             return None
 
     async def expand(self, volume_id: str, wanted: SizeRange) -> Volume:

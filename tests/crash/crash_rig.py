@@ -21,7 +21,7 @@ from node_host import GIB, Disk, is_frozen, make_disk
 from node_rig import Rig
 
 from csi_driver.domain.sizes import least_request
-from csi_driver.host import allocation, mounts
+from csi_driver.host import allocation, condition, mounts
 from csi_driver.host.children import Children
 from csi_driver.host.commands import run
 
@@ -225,6 +225,10 @@ def tree(pool: Path) -> list[tuple[Any, ...]]:
     )
 
 
+def has_errors(image: Path) -> bool:
+    return bool(condition.complaint(image, is_ext4=True))
+
+
 async def check_tidy(pool: Path) -> None:
     """After a recovery nothing is left where things are made and thrown away; the trash is emptied in the background."""
     until = time.monotonic() + 30
@@ -236,6 +240,7 @@ async def check_tidy(pool: Path) -> None:
         str(path)
         for path in pool.rglob("*")
         if path.is_file()
+        and not {".check", ".kept"} & set(path.relative_to(pool).parts)  # of these there is something left to find
         and path.name not in {"record.json", "disk.img", "pool.json", ".lock"}
         and not re.fullmatch(r"[0-9a-f]{32}\.img", path.name)
     ]
@@ -462,6 +467,14 @@ async def node_recovered(world: World, scenario: NodeScenario, pool: Path) -> No
         staging = Path(rig.staging(volume))
         assert volume.format == {"b": "raw", "x": "xfs"}.get(scenario.volume, volume.format)
         assert "formatting" not in volume.format
+        if scenario.name == "stage of one with errors":
+            assert (staging / "data").read_bytes() == b"kept"
+            assert volume.condition is not None
+            assert os.listdir(pool / ".check") == []
+            (kept,) = (pool / ".kept").iterdir()
+            assert str(kept).endswith(volume.condition.kept)
+            assert has_errors(kept / "disk.img")
+            assert not has_errors(rig.image(volume))
         if scenario.name.startswith("stage that grows"):
             assert (staging / "data").read_bytes() == b"kept"
             assert os.statvfs(staging).f_blocks * 4096 > 300 << 20

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from node_host import MIB, write_at, write_file
-from node_rig import Rig, mounted
+from node_rig import Rig, mounted, stage_at_last
 
 from csi_driver.domain.model import Snapshot, Volume
 from csi_driver.host import announcements, libc
@@ -285,8 +285,19 @@ async def grown_ext4(rig: Rig) -> None:
     await rig.expand(volume, 400 * MIB)
 
 
+async def with_errors(rig: Rig) -> None:
+    volume = await rig.volume("m", "ext4", 16 * MIB)
+    async with rig.shown(volume) as path:
+        write_file(f"{path}/data", b"kept")
+    run(("debugfs", "-w", "-R", "set_super_value state 2", str(rig.image(volume))), 10)
+
+
 async def staged(rig: Rig, name: str = "m") -> None:
     await rig.stage(find(rig, name))
+
+
+async def staged_at_last(rig: Rig) -> None:
+    await stage_at_last(rig, find(rig, "m"))
 
 
 async def shown(rig: Rig) -> None:
@@ -330,6 +341,7 @@ NODE_SCENARIOS = [
     NodeScenario("stage that grows", grown_copy, staged),
     NodeScenario("stage that grows, ext4", grown_ext4, staged),
     NodeScenario("mount of what was a block device", formatted_by_its_user, mounted_as_found),
+    NodeScenario("stage of one with errors", with_errors, staged_at_last),
     NodeScenario("publish", blank_volumes, published, before=(staged,)),
     NodeScenario("unpublish", blank_volumes, unpublished, before=(shown,)),
     NodeScenario("unstage", blank_volumes, unstaged, before=(staged,), finished=False),

@@ -23,6 +23,7 @@ from node_host import (
 )
 
 from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
+from csi_driver.domain.errors import Busy
 from csi_driver.domain.model import Capability, Group, Mode, SizeRange, Snapshot, Source, Volume, VolumeRequest
 from csi_driver.domain.space import Policy
 from csi_driver.host import loop
@@ -64,6 +65,16 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+async def stage_at_last(rig: "Rig", volume: Volume, how: Capability | None = None) -> str:
+    """Stage as a kubelet does: as often as it takes until a check has ended."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                return await rig.stage(volume, how)
+            except Busy:
+                await asyncio.sleep(0.02)
 
 
 # ---- an agent without gRPC ---------------------------------------------------------------------------------------------

@@ -401,13 +401,14 @@ MATRIX: list[tuple[str, str, Any, Any, str]] = [
     ("node", "NodeExpandVolume", C.NodeExpandVolumeRequest(), CODE.INVALID_ARGUMENT, "volume_id"),
     ("node", "NodeExpandVolume", C.NodeExpandVolumeRequest(volume_id=GONE), CODE.INVALID_ARGUMENT, "volume_path"),
     ("node", "NodeExpandVolume", C.NodeExpandVolumeRequest(volume_id=GONE, volume_path="/p"), CODE.NOT_FOUND, GONE),
+    ("node", "NodeGetVolumeHealth", C.NodeGetVolumeHealthRequest(), CODE.INVALID_ARGUMENT, "volume_id"),
+    ("node", "NodeGetVolumeHealth", C.NodeGetVolumeHealthRequest(volume_id=GONE), CODE.NOT_FOUND, GONE),
     # not served
     ("controller", "ControllerPublishVolume", C.ControllerPublishVolumeRequest(), CODE.UNIMPLEMENTED, "attach"),
     ("controller", "ControllerUnpublishVolume", C.ControllerUnpublishVolumeRequest(), CODE.UNIMPLEMENTED, "attach"),
     ("controller", "ControllerModifyVolume", C.ControllerModifyVolumeRequest(), CODE.UNIMPLEMENTED, "mutable"),
     ("controller", "ControllerListVolumeHealth", C.ControllerListVolumeHealthRequest(), CODE.UNIMPLEMENTED, "HEALTH"),
     ("controller", "ControllerGetVolumeHealth", C.ControllerGetVolumeHealthRequest(), CODE.UNIMPLEMENTED, "HEALTH"),
-    ("node", "NodeGetVolumeHealth", C.NodeGetVolumeHealthRequest(), CODE.UNIMPLEMENTED, "HEALTH"),
     ("node", "NodeGetStorageHealth", C.NodeGetStorageHealthRequest(), CODE.UNIMPLEMENTED, "HEALTH"),
     # our own
     ("tidemark", "Hold", T.HoldRequest(holder="h"), CODE.INVALID_ARGUMENT, "volume_id"),

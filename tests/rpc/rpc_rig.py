@@ -55,6 +55,7 @@ class Recorder:
         self.calls: list[tuple[str, str]] = []
         self.lates: list[tuple[str, str]] = []
         self.cuts: list[str] = []
+        self.checks: list[str] = []
 
     def call(self, method: str, code: str, seconds: float) -> None:
         assert seconds >= 0
@@ -66,6 +67,9 @@ class Recorder:
 
     def cut(self, pool: str, report: CutReport) -> None:
         self.cuts.append(pool)
+
+    def checked(self, pool: str, result: str) -> None:
+        self.checks.append(result)
 
 
 class Rig:

@@ -17,6 +17,7 @@ EXPECTED = {
     "Busy": CODE.ABORTED,
     "BadToken": CODE.ABORTED,
     "InUse": CODE.FAILED_PRECONDITION,
+    "NotMountable": CODE.FAILED_PRECONDITION,
     "Precondition": CODE.FAILED_PRECONDITION,
     "OutOfSpace": CODE.RESOURCE_EXHAUSTED,
     "OutOfRange": CODE.OUT_OF_RANGE,

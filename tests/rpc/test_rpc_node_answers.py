@@ -19,6 +19,8 @@ from rpc_rig import (
 
 from csi_driver._pb import csi_pb2, tidemark_pb2
 from csi_driver.backends.base import FileSystemStats
+from csi_driver.domain.model import Trouble
+from csi_driver.rpc.node import CAPABILITIES, Node
 
 C = csi_pb2
 T = tidemark_pb2
@@ -87,6 +89,87 @@ async def test_stats_of_a_file_system_have_bytes_and_inodes(rig: Rig, monkeypatc
         (C.VolumeUsage.BYTES, 100, 60, 30),
         (C.VolumeUsage.INODES, 10, 4, 6),
     ]
+
+
+READ_ONLY = Trouble("ReadOnlyAfterError", "its ext4 met an error and takes no more writes " + "\N{CROSS MARK}" * 400, True)
+
+
+@pytest.mark.parametrize("trouble", [None, READ_ONLY], ids=["well", "in trouble"])
+async def test_stats_tell_the_condition_to_clients_of_before_1_13(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, trouble: Trouble | None
+) -> None:
+    """The field is out of use in 1.13, and read by kubelets that were built before: 2 {1: abnormal, 2: message}."""
+
+    async def stats(volume_id: str, path: str) -> tuple[None, FileSystemStats]:
+        return None, FileSystemStats(100, 60, 30, 10, 4, 6, trouble)
+
+    monkeypatch.setattr(rig.nodes, "stats", stats)
+    answer = await rig.node.NodeGetVolumeStats(C.NodeGetVolumeStatsRequest(volume_id="v", volume_path="/p"))
+    assert [u.total for u in answer.usage] == [100, 10], "those who know the field no more are not disturbed"
+    # As a client of before has it: read by a message with the same numbers.
+    ((number, wire, condition),) = [field for field in fields(answer.SerializeToString()) if field[0] == 2]
+    assert (number, wire) == (2, 2)
+    abnormal, message = (field[2] for field in fields(condition))
+    assert bool(abnormal) is (trouble is not None)
+    text = bytes(message).decode()
+    assert text
+    assert trouble is None or trouble.text.startswith(text)
+    assert len(message) <= 1000
+
+
+def fields(data: bytes) -> list[tuple[int, int, object]]:
+    """The fields of a message as they lie on the wire: number, wire type (0 or 2 alone), value."""
+    found: list[tuple[int, int, object]] = []
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = data[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while at < len(data):
+        key = varint()
+        value: object = varint()
+        if key & 7 == 2:
+            assert isinstance(value, int)
+            value, at = data[at : at + value], at + value
+        found.append((key >> 3, key & 7, value))
+    return found
+
+
+async def test_the_health_of_a_volume(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = await rig.volume()
+    request = C.NodeGetVolumeHealthRequest(volume_id=made.volume_id)
+    well = (await rig.node.NodeGetVolumeHealth(request)).volume_health
+    assert (well.volume_id, len(well.health_statuses)) == (made.volume_id, 0)
+
+    async def trouble(volume: object) -> Trouble:
+        return READ_ONLY
+
+    monkeypatch.setattr(rig.backend.access, "trouble", trouble)
+    (entry,) = (await rig.node.NodeGetVolumeHealth(request)).volume_health.health_statuses
+    assert (entry.status, entry.reason, entry.message) == (C.DEGRADED, "ReadOnlyAfterError", READ_ONLY.text)
+    node = (await rig.tidemark.GetTree(T.GetTreeRequest(volume_id=made.volume_id))).nodes[0]
+    assert node.condition == READ_ONLY.text
+    await rig.controller.DeleteVolume(C.DeleteVolumeRequest(volume_id=made.volume_id))
+    assert rig.context.conditions.all() == []
+
+
+async def test_health_is_announced_only_on_demand(rig: Rig) -> None:
+    """4 is the number that the condition had until 1.12."""
+    asked = C.NodeGetCapabilitiesRequest()
+    silent, told = [
+        [c.rpc.type for c in (await Node(rig.nodes, OWNER, on).NodeGetCapabilities(asked, None)).capabilities]  # type: ignore[arg-type]
+        for on in (False, True)
+    ]
+    assert silent == list(CAPABILITIES)
+    assert told == [*CAPABILITIES, C.NodeServiceCapability.RPC.GET_VOLUME_HEALTH, 4]
 
 
 async def test_rollback(rig: Rig) -> None:

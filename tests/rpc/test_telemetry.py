@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from csi_driver import __version__
 from csi_driver.backends.base import CutReport
-from csi_driver.telemetry import NodeFigures, PoolFigures, Telemetry, configure_logging
+from csi_driver.telemetry import NodeFigures, PoolFigures, Telemetry, Unwell, configure_logging
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +73,20 @@ def test_gauges_are_read_at_the_scrape() -> None:
     assert found["tidemark_pool_used_bytes", ("p",)] == 41
     assert found["tidemark_pool_exclusive_bytes", ("p",)] == 9
     assert found["tidemark_pool_walk_age_seconds", ("p",)] == 12.5
+
+
+def test_volumes_in_trouble_and_checks() -> None:
+    telemetry = Telemetry()
+    unwell = [Unwell("p", "n:p:0", "shop", "db", "ShutDown")]
+    telemetry.watch(list, lambda: NodeFigures(0, 0), lambda: unwell)
+    telemetry.checked("p", "mended")
+    text = generate_latest(telemetry.registry).decode()
+    assert (
+        'tidemark_volume_unwell{claim="db",condition="ShutDown",namespace="shop",pool="p",volume="n:p:0"} 1.0' in text
+    )
+    assert 'tidemark_file_system_checks_total{pool="p",result="mended"} 1.0' in text
+    unwell.clear()
+    assert "tidemark_volume_unwell{" not in generate_latest(telemetry.registry).decode()
 
 
 def test_a_scrape_survives_what_changes_below_it_and_what_has_gone() -> None:

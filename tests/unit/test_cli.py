@@ -19,8 +19,9 @@ from csi_driver.cli.common import Failure, endpoint_of, find, find_id, places, s
 from csi_driver.cli.main import app
 from csi_driver.cli.mounts import staging_of
 from csi_driver.cli.tree import draw, is_parent
-from csi_driver.domain.model import Usage
-from csi_driver.rpc.client import Freed, Node, PoolSpace
+from csi_driver.domain.errors import BEING_CHECKED
+from csi_driver.domain.model import Capability, Mode, Usage
+from csi_driver.rpc.client import CallRefused, Freed, Node, PoolSpace
 from csi_driver.settings import BadSetting, PoolImage, PoolSpec, Settings, load
 
 VOLUME_ID = f"n1:default:{'a' * 32}"
@@ -156,7 +157,7 @@ def test_every_option_reaches_the_settings(started: list[Settings]) -> None:
         "--pool fast=/srv/fast --pool demo=memory: --pool-init --endpoint /run/x.sock --node-name n1 --overcommit 1.5 "
         "--reserve 64Mi --max-snapshots 7 --freeze-deadline 2.5 --metrics-address :9808 --log-format json "
         "--driver-name other.dev --listen :9807 --certificates /etc/tls --register /registration "
-        "--kubelet-socket /var/lib/kubelet/plugins/x/csi.sock"
+        "--kubelet-socket /var/lib/kubelet/plugins/x/csi.sock --volume-health"
     )
     result = CliRunner().invoke(app, ["agent", *options.split()])
     assert result.exit_code == 0, result.output
@@ -177,6 +178,7 @@ def test_every_option_reaches_the_settings(started: list[Settings]) -> None:
             kubelet_socket="/var/lib/kubelet/plugins/x/csi.sock",
             log_format="json",
             driver_name="other.dev",
+            volume_health=True,
         )
     ]
 
@@ -202,6 +204,7 @@ def test_every_option_is_an_environment_variable_too(started: list[Settings]) ->
         "TIDEMARK_KUBELET_SOCKET": "/k/csi.sock",
         "TIDEMARK_LOG_FORMAT": "json",
         "TIDEMARK_DRIVER_NAME": "d",
+        "TIDEMARK_VOLUME_HEALTH": "1",
     }
     result = CliRunner().invoke(app, ["agent"], env=environment)
     assert result.exit_code == 0, result.output
@@ -223,6 +226,7 @@ def test_every_option_is_an_environment_variable_too(started: list[Settings]) ->
             kubelet_socket="/k/csi.sock",
             log_format="json",
             driver_name="d",
+            volume_health=True,
         )
     ]
 
@@ -371,6 +375,32 @@ def test_everything_hangs_below_what_it_was_made_from() -> None:
     assert "own 2 MiB" in lines[0]
     assert "shared 1 MiB" in lines[0]
     assert lines[3].startswith("g1")
+
+
+def test_what_is_wrong_with_a_disk_stands_beside_it() -> None:
+    lines = _drawn(node("db", condition="its ext4 met an error and takes no more writes"), node("well")).splitlines()
+    assert "takes no more writes" in lines[0]
+    assert "takes no more writes" not in lines[1]
+
+
+def test_mount_waits_for_a_check_and_says_so_once(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from csi_driver.cli import mounts
+
+    answers = [CallRefused("ABORTED", f"db {BEING_CHECKED}, for {n} s: try again") for n in range(3)]
+
+    class Client:
+        def stage(self, *_: object) -> None:
+            if answers:
+                raise answers.pop(0)
+
+    monkeypatch.setattr(mounts.time, "sleep", lambda _: None)
+    client: Any = Client()
+    mounts._stage(client, VOLUME_ID, staging_of(VOLUME_ID), Capability("mount", Mode.WRITER))
+    assert capsys.readouterr().err == f"db {BEING_CHECKED}, for 0 s: try again\n"
+    for code, message in (("ABORTED", "somebody else works on it"), ("FAILED_PRECONDITION", BEING_CHECKED)):
+        answers.append(CallRefused(code, message))
+        with pytest.raises(CallRefused):
+            mounts._stage(client, VOLUME_ID, staging_of(VOLUME_ID), Capability("mount", Mode.WRITER))
 
 
 def test_an_object_with_the_parents_id_alone_is_not_the_parent() -> None:

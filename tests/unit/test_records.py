@@ -15,6 +15,7 @@ from csi_driver.domain.errors import Damaged
 from csi_driver.domain.ids import ObjectId
 from csi_driver.domain.model import (
     Capability,
+    Condition,
     Group,
     Hold,
     Mode,
@@ -53,6 +54,7 @@ CAPABILITY = st.builds(
 )
 ROLLED = st.builds(Rolled, TEXT, TEXT, NUMBER, TEXT)
 HOLD = st.none() | st.builds(Hold, TEXT, NUMBER, NUMBER)
+CONDITION = st.none() | st.builds(Condition, st.sampled_from(["mended", "damaged"]), NUMBER, TEXT, TEXT, TEXT)
 SOURCE = st.none() | st.builds(Source, st.sampled_from(["snapshot", "volume"]), TEXT)
 
 
@@ -79,6 +81,7 @@ def volumes(draw: st.DrawFn) -> Volume:
         rollbacks=tuple(draw(st.lists(ROLLED, max_size=3))),
         hold=draw(HOLD),
         requested=draw(NUMBER),
+        condition=draw(CONDITION),
     )
 
 
@@ -97,6 +100,7 @@ SNAPSHOT = st.builds(
     labels=MAP,
     group=st.just("") | HASH,
     requested=NUMBER,
+    condition=TEXT,
 )
 GROUP = st.builds(
     Group,
@@ -305,3 +309,14 @@ def test_every_field_of_the_first_records_is_needed() -> None:
         if path[:2] != ("request", "parameters") and not isinstance(path[-1], int) and not LATER.intersection(path):
             with pytest.raises(Damaged):
                 load_volume(json.dumps(_changed(raw, path, None)).encode(), 0)
+
+
+def test_a_condition_is_no_part_of_a_record_without_one() -> None:
+    """A driver from before there were conditions writes none, and reads what has none."""
+    request = VolumeRequest("v", SizeRange(1, 2), (Capability("mount", Mode.WRITER, "ext4"),))
+    volume = Volume(ObjectId("n", "p", "0" * 32), "v", "u", 1, 0, request)
+    snapshot = Snapshot(ObjectId("n", "p", "0" * 32), "s", "u", 1, 0, "v", "u", "ext4")
+    assert "condition" not in json.loads(dump_volume(volume))
+    assert "condition" not in json.loads(dump_snapshot(snapshot))
+    assert load_volume(dump_volume(volume), 0).condition is None
+    assert load_snapshot(dump_snapshot(snapshot), 0).condition == ""

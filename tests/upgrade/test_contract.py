@@ -23,6 +23,7 @@ from csi_driver.domain.model import (
     BLANK,
     RAW,
     Capability,
+    Condition,
     Group,
     Hold,
     Mode,
@@ -66,7 +67,7 @@ NEW = "a new name goes into tests/upgrade/contract.yaml, and is optional where i
 
 DIGEST = "0123456789abcdef" * 2
 ID = ids.ObjectId("n", "p", DIGEST)
-SNAPSHOT = Snapshot(ID, "s", "u1", 1, 4096, "n:p:x", "u", "xfs", True, {}, {"l": "1"}, DIGEST, requested=4000)
+SNAPSHOT = Snapshot(ID, "s", "u1", 1, 4096, "n:p:x", "u", "xfs", True, {}, {"l": "1"}, DIGEST, requested=4000, condition="c")
 GROUP = Group(ID, "g", "u2", 1, ("n:p:x",), (SNAPSHOT,), {}, {"l": "1"})
 VOLUME = Volume(
     ID,
@@ -81,6 +82,7 @@ VOLUME = Volume(
     rollbacks=(Rolled("r", "n:p:s", 1, "n:p:t"),),
     hold=Hold("h", 2, 1),
     requested=4000,
+    condition=Condition("damaged", 1, "a", "b", "c"),
 )
 """Objects that have every part of a record."""
 
@@ -96,6 +98,7 @@ def parts() -> dict[str, dict[str, Any]]:
         "source": volume["request"]["source"],
         "rollback": volume["rollbacks"][0],
         "hold": volume["hold"],
+        "condition": volume["condition"],
         "snapshot": json.loads(dump_snapshot(SNAPSHOT)),
         "group": group,
     }

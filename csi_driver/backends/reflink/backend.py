@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from csi_driver.backends.base import Access, Contents, CutReport, PoolIdentity
+from csi_driver.backends.base import Access, Checks, Contents, CutReport, PoolIdentity
 from csi_driver.backends.jobs import to_its_end
 from csi_driver.backends.kernel import KernelAccess
 from csi_driver.backends.reflink import catalogue, identity
+from csi_driver.backends.reflink.checks import ReflinkChecks, stamp
 from csi_driver.backends.reflink.cuts import Clone, Cutter
 from csi_driver.backends.reflink.layout import IMAGE, Layout
 from csi_driver.backends.reflink.loops import LoopDevices
@@ -58,6 +59,8 @@ class ReflinkBackend:
         self._kernel = KernelAccess(self._devices, seen_outside=options.in_container)
         self.access: Access = self._kernel
         self._cutter = Cutter(self.layout, self._devices, children, options.freeze_deadline, self._in_thread)
+        self._checks = ReflinkChecks(self.layout, self.image, _take_size, self._in_thread, self._empty_trash)
+        self.checks: Checks = self._checks
         self.identity = PoolIdentity(options.name, options.owner, "", "reflink", options.path)
         self._lock = -1
         self._known: tuple[int, int] = (0, 0)
@@ -157,6 +160,7 @@ class ReflinkBackend:
     async def delete_volume(self, volume: Volume) -> None:
         """See Backend."""
         await self._discard(str(volume.id), self._place(volume))
+        await self._in_thread(self._checks.forget, volume)
 
     async def create_snapshot(self, snapshot: Snapshot, source: Volume) -> tuple[Snapshot, CutReport]:
         """See Backend."""
@@ -167,7 +171,8 @@ class ReflinkBackend:
                 await self._keep_promise([source])
 
                 def finish() -> Snapshot:
-                    made = replace(snapshot, size=_freeze_image(image), created=report.moment)
+                    condition = report.conditions.get(source.id.hash, "")
+                    made = replace(snapshot, size=_freeze_image(image), created=report.moment, condition=condition)
                     self.layout.publish(draft, dump_snapshot(made), self.layout.snapshots / made.id.hash)
                     return made
 
@@ -185,9 +190,10 @@ class ReflinkBackend:
 
                 def finish() -> Group:
                     sizes = [_freeze_image(image) for image in images]
+                    conditions = [report.conditions.get(source.id.hash, "") for source in sources]
                     members = tuple(
-                        replace(member, size=size, created=report.moment)
-                        for member, size in zip(group.members, sizes, strict=True)
+                        replace(member, size=size, created=report.moment, condition=condition)
+                        for member, size, condition in zip(group.members, sizes, conditions, strict=True)
                     )
                     made = replace(group, members=members, created=report.moment)
                     self.layout.publish(draft, dump_group(made), self.layout.groups / made.id.hash)
@@ -215,8 +221,7 @@ class ReflinkBackend:
     def stamp(self, item: Volume | Snapshot) -> str:
         """See Backend."""
         with self.layout.translated(f"looking at {item.id}"):
-            status = os.stat(self.image(item))
-            return f"{status.st_ino}:{status.st_ctime_ns}"
+            return stamp(self.image(item))
 
     async def usage(self, item: Volume | Snapshot) -> Usage:
         """See Backend."""
@@ -255,7 +260,9 @@ class ReflinkBackend:
         self._known = (status.st_dev, status.st_ino)
         self._devices.file_system = status.st_dev
         self.layout.sweep()
-        return catalogue.read(self.layout, self._options.owner)
+        contents = catalogue.read(self.layout, self._options.owner)
+        self._checks.sweep({volume.id.hash: volume for volume in contents.volumes})
+        return contents
 
     def _make_volume(self, volume: Volume, source: Path | None) -> None:
         with self.layout.draft(IMAGE) as draft:

@@ -1,21 +1,24 @@
 """The cut: several images cloned at one moment, their file systems frozen for it, and thawed whatever happens."""
 
 import asyncio
+import errno
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from csi_driver.backends import condition
 from csi_driver.backends.base import CutReport
-from csi_driver.backends.jobs import to_its_end, translate
-from csi_driver.backends.kernel import QUICK, SLOW, BlockDevice
+from csi_driver.backends.jobs import errno_of, to_its_end, translate
+from csi_driver.backends.devices import BlockDevice
+from csi_driver.backends.kernel import QUICK, SLOW
 from csi_driver.backends.reflink.layout import Layout
 from csi_driver.backends.reflink.loops import LoopDevices
-from csi_driver.domain.errors import Busy, DriverError, Precondition
-from csi_driver.domain.model import Volume
+from csi_driver.domain.errors import Busy, DriverError, Precondition, Unavailable
+from csi_driver.domain.model import Trouble, Volume
 from csi_driver.host import announcements, extents, files, frozen, mountinfo
 from csi_driver.host.children import Children, JobFailed, JobStuck
 from csi_driver.host.runs import Gone
@@ -38,10 +41,22 @@ class Clone:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """When the cut was (Unix nanoseconds), and what it cost."""
+    """When the cut was (Unix nanoseconds), and what it cost. `conditions`: what was wrong with volumes then, by their hashes."""
 
     moment: int
     report: CutReport
+    conditions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Mounted:
+    """A volume that is mounted: to be frozen by these facts, unless nothing can be written to it any more."""
+
+    clone: Clone
+    device: BlockDevice
+    fs_type: str
+    facts: dict[str, object]
+    trouble: Trouble | None
 
 
 class Cutter:
@@ -66,9 +81,11 @@ class Cutter:
         self._dropping = asyncio.Lock()  # members of a group may take their parts of its announcement back at once
 
     async def cut(self, clones: Sequence[Clone]) -> Moment:
-        """Clone all at one moment. Raises Busy past the deadline, Precondition where it cannot be one moment."""
-        mounts: list[dict[str, object]] = []
-        mounted: list[Clone] = []
+        """Clone all at one moment. Raises Busy past the deadline, Precondition where it cannot be one moment.
+
+        A file system that takes no more writes is flushed, not frozen (the kernel refuses to freeze it): it cannot change.
+        """
+        mounted: list[_Mounted] = []
         raw: list[tuple[Volume, BlockDevice]] = []
         unseen: list[tuple[Volume, BlockDevice]] = []
         held: dict[tuple[int, int], Volume] = {}
@@ -80,10 +97,11 @@ class Cutter:
             backing = (status.st_dev, status.st_ino)
             held[backing] = clone.volume
             shown = mountinfo.mounts_of(device.major, device.minor, device.name)
-            points = [m.point for m in shown if (m.major, m.minor) == (device.major, device.minor)]
-            if points:
-                mounts.append(announcements.freeze_facts(points[0], device.major, device.minor, backing))
-                mounted.append(clone)
+            mount = next((m for m in shown if (m.major, m.minor) == (device.major, device.minor)), None)
+            if mount is not None:
+                facts = announcements.freeze_facts(mount.point, device.major, device.minor, backing)
+                trouble = condition.of_ext4(device.name, mount.super_options) if mount.fs_type == "ext4" else None
+                mounted.append(_Mounted(clone, device, mount.fs_type, facts, trouble))
             else:
                 # A device that is shown nowhere is only left over; what was written through it counts all the same.
                 (raw if shown else unseen).append((clone.volume, device))
@@ -104,10 +122,48 @@ class Cutter:
             await self._devices.jobs.run(volume, "sync_device", SLOW, device=device.path)
         # What is mounted nowhere cannot change now: no writer waits for its clone.
         started, moment = time.monotonic(), time.time_ns()
-        await self._in_thread(_clone_all, [clone for clone in clones if clone not in mounted])
-        if not mounts:
+        in_use = [member.clone for member in mounted]
+        await self._in_thread(_clone_all, [clone for clone in clones if clone not in in_use])
+        if not mounted:
             return Moment(moment, CutReport(0.0, time.monotonic() - started))
-        return await self._frozen(mounted, mounts)
+        return await self._cut_mounted(mounted)
+
+    async def _cut_mounted(self, mounted: list[_Mounted]) -> Moment:
+        stopped = [member for member in mounted if member.trouble is not None and member.trouble.stopped]
+        live = [member for member in mounted if member not in stopped]
+        for member in stopped:
+            await self._devices.jobs.run(member.clone.volume, "sync_device", SLOW, device=member.device.path)
+        started, moment = time.monotonic(), time.time_ns()
+        await self._in_thread(_clone_all, [member.clone for member in stopped])
+        cut = Moment(moment, CutReport(0.0, time.monotonic() - started))
+        if live:
+            try:
+                cut = await self._frozen([member.clone for member in live], [member.facts for member in live])
+            except Unavailable as refused:
+                # What refuses a freeze for an error of its own takes no writes either. Of an XFS only this tells it.
+                alone = len(live) == 1
+                seen = [replace(member, trouble=await self._trouble(member, alone, refused)) for member in live]
+                if not any(member.trouble is not None and member.trouble.stopped for member in seen):
+                    raise
+                return await self._cut_mounted([*stopped, *seen])
+        troubles = {m.clone.volume.id.hash: m.trouble.text for m in mounted if m.trouble is not None}
+        return replace(cut, conditions=troubles)
+
+    async def _trouble(self, member: _Mounted, alone: bool, refused: Unavailable) -> Trouble | None:
+        """What is wrong with a file system whose freeze was refused, which was `alone` in it or not."""
+        device, point = member.device, member.facts["point"]
+        if member.fs_type != "ext4":
+            number = [device.major, device.minor]
+            shut = await self._devices.jobs.run(
+                member.clone.volume, "is_shut_down", QUICK, point=point, device_number=number
+            )
+            return condition.of_shut_down(member.fs_type) if shut else None
+        shown = mountinfo.mounts_of(device.major, device.minor, device.name)
+        mount = next((m for m in shown if (m.major, m.minor) == (device.major, device.minor)), None)
+        trouble = condition.of_ext4(device.name, mount.super_options) if mount is not None else None
+        if trouble is not None and alone and errno_of(refused) == errno.EROFS:
+            return replace(trouble, stopped=True)  # a kernel that has no word for it in mountinfo
+        return trouble
 
     async def _frozen(self, clones: Sequence[Clone], mounts: list[dict[str, object]]) -> Moment:
         # Of this cut alone: what an earlier one announced and may have left frozen must outlast it.

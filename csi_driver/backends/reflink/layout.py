@@ -49,13 +49,16 @@ class Layout:
         self.new = root / ".new"
         self.trash = root / ".trash"
         self.freezes = root / ".freeze"
+        self.checks = root / ".check"
+        self.kept = root / ".kept"
         self.identity = root / "pool.json"
         self.lock = root / ".lock"
         self.crash_point: CrashPoint = _go_on
 
     def make_directories(self) -> None:
         """Create what is missing below the root, durably."""
-        for directory in (self.volumes, self.snapshots, self.groups, self.new, self.trash, self.freezes):
+        shown, hidden = (self.volumes, self.snapshots, self.groups), (self.new, self.trash, self.freezes)
+        for directory in (*shown, *hidden, self.checks, self.kept):
             directory.mkdir(mode=0o700, exist_ok=True)
         files.fsync_directory(self.root)
 
@@ -144,22 +147,37 @@ class Layout:
 
     def exchange(self, draft: Path, record: bytes, place: Path) -> None:
         """Put a draft where `place` is, in one step; what was there is thrown away afterwards."""
-        self.seal(draft, record)
-        files.rename_exchange(draft, place)
-        self.crash_point("exchanged")
-        try:
-            files.fsync_directory(place.parent)
-            files.fsync_directory(self.new)
-        except OSError:
-            files.rename_exchange(draft, place)
-            raise
-        self.crash_point("exchange durable")
+        self._swap(draft, record, place)
         # It has happened, and what lies in the draft now is nobody's: a pool that is full may refuse the name in the trash.
         try:
             os.rename(draft, self.trash / draft.name)
         except OSError:
             self.abandon(draft)
         self.crash_point("old content discarded")
+
+    def exchange_kept(self, draft: Path, record: bytes, place: Path, kept: Path) -> None:
+        """Put a draft where `place` is, in one step; what was there lies at `kept` afterwards, or in the draft's place."""
+        self._swap(draft, record, place)
+        with suppress(OSError):  # it has happened: whoever looks for the draft next puts it there
+            self.keep(draft, kept)
+
+    def keep(self, old: Path, kept: Path) -> None:
+        """Put what a volume held before an exchange where it is kept."""
+        os.rename(old, kept)
+        self.crash_point("old content kept")
+        files.fsync_directory(kept.parent)
+
+    def _swap(self, draft: Path, record: bytes, place: Path) -> None:
+        self.seal(draft, record)
+        files.rename_exchange(draft, place)
+        self.crash_point("exchanged")
+        try:
+            files.fsync_directory(place.parent)
+            files.fsync_directory(draft.parent)
+        except OSError:
+            files.rename_exchange(draft, place)
+            raise
+        self.crash_point("exchange durable")
 
     def discard(self, place: Path) -> None:
         """Make what lies at `place` disappear, durably; its space comes back when the trash is emptied."""

@@ -8,8 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from csi_driver.backends.devices import BlockDevice
 from csi_driver.backends.jobs import VolumeJobs, to_its_end
-from csi_driver.backends.kernel import CHECKED, QUICK, SLOW, BlockDevice
+from csi_driver.backends.kernel import CHECKED, QUICK, SLOW
 from csi_driver.backends.reflink.layout import IMAGE, Layout
 from csi_driver.domain.errors import DriverError, InUse
 from csi_driver.domain.model import Volume

@@ -1,0 +1,84 @@
+"""What a technology whose volumes are block devices supplies to be shown through the kernel."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from csi_driver.backends.jobs import VolumeJobs
+from csi_driver.domain.model import Volume
+from csi_driver.host import mountinfo
+
+
+@dataclass(frozen=True, slots=True)
+class BlockDevice:
+    """A device that holds a volume now."""
+
+    path: str
+    name: str
+    major: int
+    minor: int
+
+
+class Devices(Protocol):
+    """What a technology supplies to be shown here."""
+
+    jobs: VolumeJobs
+
+    async def find(self, volume: Volume) -> BlockDevice | None:
+        """The volume's device, told by identity, or None."""
+        ...
+
+    async def attach(self, volume: Volume) -> BlockDevice:
+        """Make or find the volume's one device, at the volume's size."""
+        ...
+
+    async def detach(self, volume: Volume) -> None:
+        """Take the volume's device away, verified. Raises InUse with nothing changed."""
+        ...
+
+    async def is_empty(self, volume: Volume) -> bool:
+        """Whether the volume holds no data at all."""
+        ...
+
+    async def erase(self, volume: Volume) -> None:
+        """Make a detached volume empty."""
+        ...
+
+    async def is_ours(self, mount: mountinfo.Mount, volume: Volume | None) -> bool:
+        """Whether what is mounted there is, or was, a volume of this pool, and no living one besides `volume`."""
+        ...
+
+    def is_empty_node(self, mount: mountinfo.Mount) -> bool:
+        """Whether what is mounted is the node of a device that holds nothing."""
+        ...
+
+    def empty_nodes(self) -> list[mountinfo.Mount]:
+        """Every mount of the node of a device that holds nothing, whoever's it was."""
+        ...
+
+    def holding(self, mount: mountinfo.Mount) -> str:
+        """What tells the device behind a mount, as it is bound now, from the next owner of its number. Empty: it holds nothing."""
+        ...
+
+    async def reclaim(self, mount: mountinfo.Mount, held: str) -> None:
+        """Take away the device that was behind a mount of a volume that is no longer known, if it still is what was `held`."""
+        ...
+
+    def backing(self, volume: Volume) -> str:
+        """The path of the file that the volume's device holds; empty where devices hold no files."""
+        ...
+
+    async def shown(self, digest: str) -> list[mountinfo.Mount]:
+        """Where the volume with this hash is shown, as far as can be told without looking into its pool."""
+        ...
+
+    async def abandon(self, digest: str) -> None:
+        """Take away the device of a volume whose pool cannot be looked into, if it is surely that volume's. Raises InUse."""
+        ...
+
+    async def grow_unmounted(self, volume: Volume) -> bool:
+        """Grow the ext4 of a volume that is shown nowhere to the volume's size, in one step. True: it has no device now."""
+        ...
+
+    async def settle(self, volume: Volume) -> None:
+        """Make good what a thick volume was promised, where it lacks space. Raises OutOfSpace where the pool has none."""
+        ...
