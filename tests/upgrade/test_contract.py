@@ -117,8 +117,8 @@ def test_ids_are_made_as_they_were() -> None:
 
 def test_a_pool_lies_where_it_lay(tmp_path: Path) -> None:
     layout = Layout(tmp_path, "p")
-    directories = (layout.volumes, layout.snapshots, layout.groups, layout.new, layout.trash, layout.freezes)
-    assert [path.name for path in directories] == CONTRACT["pool"]["directories"]
+    shown, hidden = (layout.volumes, layout.snapshots, layout.groups), (layout.new, layout.trash, layout.freezes)
+    assert [path.name for path in (*shown, *hidden, layout.checks, layout.kept)] == CONTRACT["pool"]["directories"]
     member = catalogue.member_image(tmp_path, "{member hash}").name
     announced = Path(announcements._announcement("", "any")).name.replace("any", "{any}")
     files = [layout.identity.name, layout.lock.name, IMAGE, RECORD, member, announced]
