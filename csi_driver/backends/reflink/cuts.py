@@ -12,8 +12,8 @@ from typing import Any
 
 from csi_driver.backends import condition
 from csi_driver.backends.base import CutReport
-from csi_driver.backends.jobs import errno_of, to_its_end, translate
 from csi_driver.backends.devices import BlockDevice
+from csi_driver.backends.jobs import errno_of, to_its_end, translate
 from csi_driver.backends.kernel import QUICK, SLOW
 from csi_driver.backends.reflink.layout import Layout
 from csi_driver.backends.reflink.loops import LoopDevices
