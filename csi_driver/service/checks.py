@@ -16,7 +16,7 @@ from csi_driver.domain.model import Condition, Volume
 from csi_driver.service.conditions import is_damaged
 from csi_driver.service.context import Context
 from csi_driver.service.pools import Pool
-from csi_driver.service.promises import promised, taken
+from csi_driver.service.promises import CHECKED, promised, taken
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Checks:
         backend = pool.backend
         await backend.access.detach(volume)
         # A thick one takes its space a second time, as for a rollback: what it held is kept beside what it will hold.
-        with promised(pool, "the check of a thick volume", taken(pool, made=volume)):
+        with promised(pool, "the check of a thick volume", taken(pool, made=volume), CHECKED):
             check = await backend.checks.begin(volume, why, self._context.now())
         _LOG.warning("%s is checked before it is mounted, since %s", volume.id, why)
         raise self._running(pool, volume, check)

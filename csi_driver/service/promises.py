@@ -14,6 +14,7 @@ from csi_driver.service.pools import Pool
 MADE = "the whole size, since its blocks are its own from the start"
 CUT = "as much again as each thick volume that is cut has allocated: the copy keeps the old blocks, the volume gets new ones"
 COPIED = "the larger of what the thick source has allocated, which is given as much again, and the size of a thick copy"
+CHECKED = "the volume's size: what it held is kept beside what it will hold"
 BACK = "the volume's size: old and new content are there at the same time; a safety snapshot takes as much on top"
 """What `needed` is, in words for a refusal; docs/how-to/space.md has the same as a table."""
 
