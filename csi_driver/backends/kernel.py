@@ -186,7 +186,7 @@ class KernelAccess:
             if mount.fs_type == "ext4" and (trouble := await self._trouble(volume, device, mount)):
                 raise condition.refusal(volume, trouble, "growth")
             # A pod's own mount may be read-only while the file system is not.
-            views = [mount, *(view for view in _mounts(device) if not _is_node(view, device))]
+            views = [mount, *(view for view in _mounts(device, mountinfo.read()) if not _is_node(view, device))]
             writable = next((view for view in views if not view.read_only), None)
             await self._jobs.run(
                 volume,
@@ -332,7 +332,7 @@ class KernelAccess:
         device = await self._devices.find(volume)
         if device is None:
             return None
-        mount = next((mount for mount in _mounts(device) if not _is_node(mount, device)), None)
+        mount = next((mount for mount in _mounts(device, mountinfo.read()) if not _is_node(mount, device)), None)
         return await self._trouble(volume, device, mount) if mount is not None else None
 
     async def _trouble(self, volume: Volume, device: BlockDevice, mount: mountinfo.Mount) -> Trouble | None:
