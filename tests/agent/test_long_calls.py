@@ -115,6 +115,25 @@ def longest(prober: Prober) -> str:
     return f"{max(took) * 1000:.0f} ms of {len(took)}"
 
 
+def inside(trace: Trace, rig: AgentRig, make: Callable[[str], str], delete: Callable[[str], None]) -> str:
+    """Make something until three probes in all were asked and answered inside its one FICLONE; returns how long they took.
+
+    How many one of them meets is the machine's affair. A loop that waits for the ioctl answers none in any.
+    """
+    met = 0
+    for attempt in range(5 * ATTEMPTS):
+        before = len(trace.ioctls(FICLONE))
+        with probing(rig.endpoint) as prober:
+            made = make(f"large {attempt}")
+        (span,) = trace.ioctls(FICLONE)[before:]
+        met += prober.within(*span)
+        delete(made)
+        if met >= 3:
+            return longest(prober)
+        quiet(rig)
+    raise AssertionError(f"{met} probes were answered within an ioctl in {5 * ATTEMPTS} attempts")
+
+
 def test_the_event_loop_goes_on_during_large_ioctls(
     big: Big, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,30 +162,36 @@ def test_the_event_loop_goes_on_during_large_ioctls(
                     walks.append((began, time.time()))
                     assert node.usage is not None
                     assert node.usage.extents == EXTENTS
-            with probing(big.rig.endpoint) as cutting:
-                snapshot = client.create_snapshot(big.volume, "large")
-            with probing(big.rig.endpoint) as copying:
-                copy = client.create_volume("large copy", SizeRange(), [BLOCK], source=Source("snapshot", snapshot.id))
+            cut = inside(
+                trace,
+                big.rig,
+                lambda name: client.create_snapshot(big.volume, name).id,
+                client.delete_snapshot,
+            )
+            snapshot = client.create_snapshot(big.volume, "large").id
+            source = Source("snapshot", snapshot)
+            copied = inside(
+                trace,
+                big.rig,
+                lambda name: client.create_volume(name, SizeRange(), [BLOCK], source=source).id,
+                client.delete_volume,
+            )
         finally:
             trace.end()
-        client.delete_volume(copy.id)
-        client.delete_snapshot(snapshot.id)
+        client.delete_snapshot(snapshot)
         assert big.rig.stop() == 0
-    slices = trace.ioctls(FIEMAP)
+    slices, met = trace.ioctls(FIEMAP), 0
     for began, ended in walks:
         # A walk is many calls, of 4,096 extents each: what counts is the time from the first to the last.
         mine = [(first, last) for first, last in slices if began < first and last < ended]
         assert len(mine) >= EXTENTS // 4096
-        assert walking.within(mine[0][0], mine[-1][1]) >= 3
-    cut, copied = trace.ioctls(FICLONE)
-    assert cutting.within(*cut) >= 3
-    assert copying.within(*copied) >= 3
+        met += walking.within(mine[0][0], mine[-1][1])
+    assert met >= 3
     with capsys.disabled():
         print(
             f"\nlongest answer to Probe, under strace: idle: {longest(idle)}; "
             f"three walks over {EXTENTS} extents: {longest(walking)}; "
-            f"CreateSnapshot (FICLONE of {cut[1] - cut[0]:.2f} s): {longest(cutting)}; "
-            f"CreateVolume from it ({copied[1] - copied[0]:.2f} s): {longest(copying)}"
+            f"CreateSnapshot (FICLONE): {cut}; CreateVolume from it: {copied}"
         )
 
 
