@@ -312,6 +312,7 @@ class Agent:
             found.append(Unwell(volume.id.pool, str(volume.id), namespace, claim, trouble.kind))
         return found
 
+
 def _warn_of_no_room(pool: Pool) -> None:
     """Say at once what the first claim would find: that nothing fits."""
     try:

@@ -2,8 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

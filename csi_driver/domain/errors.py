@@ -3,7 +3,6 @@
 Nothing here knows gRPC: rpc/errors.py holds the one table from these classes to status codes.
 """
 
-
 BEING_CHECKED = "is being checked before it is mounted"
 """In the message of a Busy that the same call, made again, will find ended sooner or later."""
 

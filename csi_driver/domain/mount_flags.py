@@ -114,7 +114,9 @@ def check_known_flags(flags: Iterable[str], fs_type: str) -> None:
         name = flag.partition("=")[0]
         if not _FLAG.fullmatch(flag) or name not in known:
             on = f" with {fs_type}" if fs_type else ""
-            raise InvalidRequest(f"mount flag {name!r} is not allowed{on}: see docs/reference/parameters.md for the list")
+            raise InvalidRequest(
+                f"mount flag {name!r} is not allowed{on}: see docs/reference/parameters.md for the list"
+            )
 
 
 def removed_flags(flags: Iterable[str], fs_type: str) -> list[str]:

@@ -6,7 +6,6 @@ from contextlib import suppress
 from csi_driver.host import mountinfo
 from csi_driver.host.loopctl import LoopDevice
 
-
 TENANTS_DATA = "docs/how-to/tenants-data.md"
 """How to end what a node has begun by itself with a tenant's data, and how to keep it from that."""
 

@@ -98,7 +98,9 @@ class Rollbacks:
             done = self._done(volume, request)
             if done is not None:
                 return done, True
-            if volume.uid != was.uid:  # another of the same name: its safety snapshot would be another one, and is not locked
+            if (
+                volume.uid != was.uid
+            ):  # another of the same name: its safety snapshot would be another one, and is not locked
                 raise Busy(f"{request.volume_id} was deleted and made again during this call: try again")
             snapshot = self._own(volume, request.snapshot_id)
             self._check_hold(volume, request.holder)

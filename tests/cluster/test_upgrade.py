@@ -138,9 +138,7 @@ def _there_and_back(cluster: Cluster, kubectl: Kubectl) -> None:
     _nothing_was_lost_or_done_twice(kubectl, seen, safeties, had)
 
 
-def _nothing_was_lost_or_done_twice(
-    kubectl: Kubectl, seen: dict[str, str], safeties: dict[str, str], had: int
-) -> None:
+def _nothing_was_lost_or_done_twice(kubectl: Kubectl, seen: dict[str, str], safeties: dict[str, str], had: int) -> None:
     assert read_in(kubectl, "other") == {"a": "newest"}, "no rollback was made again"
     volume = kubectl.get("pv", kubectl.get("pvc", "v1")["spec"]["volumeName"])
     spent = json.loads(volume["metadata"]["annotations"]["tidemark.dev/rollbacks"])

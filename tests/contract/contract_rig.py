@@ -182,7 +182,9 @@ class World:
         self.pool = Pool(self.backend, policy or Policy(reserve=0))
         await self.pool.open()
         self.pools = Pools(OWNER, [self.pool])
-        self.pools.locks.patience = 0.0  # what stands still here stands until the test lets it go: nobody need wait to see that
+        self.pools.locks.patience = (
+            0.0  # what stands still here stands until the test lets it go: nobody need wait to see that
+        )
         self.context = context = Context(self.pools, now=self.clock)
         self.volumes = Volumes(context)
         self.snapshots = Snapshots(context)

@@ -176,7 +176,9 @@ async def test_a_claim_that_is_deleted_with_its_pod(patient: Faulty) -> None:
             await after(faults, "detach", world.unstage(v), world.volumes.delete(str(v.id)))
         else:
             deletion = await waits(world.volumes.delete(str(v.id)))
-            await world.snapshot("in between", v)  # some other call: the volume is still staged, and the deletion waits on
+            await world.snapshot(
+                "in between", v
+            )  # some other call: the volume is still staged, and the deletion waits on
             for _ in range(10):
                 await asyncio.sleep(0)
             assert not deletion.done()

@@ -71,6 +71,8 @@ async def thick_volume(rig: Rig) -> None:
 async def half_formatted_thick(rig: Rig) -> None:
     await thick_volume(rig)
     await recorded(rig, format="formatting(ext4)")
+
+
 async def uneven_volume(rig: Rig) -> None:
     fill(rig, await rig.volume("v", "block", DISK - 1000), 1)
 

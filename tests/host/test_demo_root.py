@@ -205,7 +205,9 @@ def test_a_raw_disk_whose_device_went_away_is_taken_away(environment: dict[str, 
     run("mount", "raw", str(place), "--block")
     (device,) = [line.split()[1] for line in run("volume", "show", "raw").splitlines() if line.startswith("device:")]
     subprocess.run(["losetup", "--detach", device], check=True)
-    while device in (shown := run("volume", "show", "raw")):  # it goes when the last who looks at all devices has closed it
+    while device in (
+        shown := run("volume", "show", "raw")
+    ):  # it goes when the last who looks at all devices has closed it
         time.sleep(0.02)
     assert str(place) in shown
     assert f"in use at {environment['TIDEMARK_STAGING']}" in run("volume", "delete", "raw", refused=True)

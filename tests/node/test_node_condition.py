@@ -47,7 +47,9 @@ async def test_what_takes_no_more_writes_is_refused_with_the_way_out(rig: Rig, f
         rig.publish(volume),  # a kubelet that starts anew
         rig.stage(volume),
     ):
-        with pytest.raises(Precondition, match=r"is refused, since its \w+ .*end every pod .*\(scale its workload to 0\)"):
+        with pytest.raises(
+            Precondition, match=r"is refused, since its \w+ .*end every pod .*\(scale its workload to 0\)"
+        ):
             await call
     assert not os.path.lexists(rig.target(volume, "b"))
     assert mountinfo.at(rig.staging(volume)) is not None, "what is there stays: somebody may read from it"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from node_host import MIB, has_capability, read_at, write_at, write_file
-from node_rig import SMALL, Rig, block, mounted
+from node_rig import SMALL, Rig, mounted
 
 from csi_driver.domain.errors import Busy, OutOfRange, Precondition
 from csi_driver.domain.model import SizeRange, Volume

@@ -473,7 +473,9 @@ async def test_an_announcement_that_cannot_be_read_is_kept_and_told(rig: Rig, fo
     later.write_text(found.replace("%s", freezing.boot_id()))
     await rig.close()
     freeze(target)
-    with pytest.raises(Precondition, match=rf"{later} tells of frozen file systems and is not followed: .* fsfreeze -u"):
+    with pytest.raises(
+        Precondition, match=rf"{later} tells of frozen file systems and is not followed: .* fsfreeze -u"
+    ):
         await rig.open()
     await rig.close()
     assert not is_frozen(target), "what this version announced is thawed all the same"

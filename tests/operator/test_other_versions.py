@@ -103,7 +103,9 @@ def test_a_schedule_with_a_field_of_another_version_makes_and_deletes_nothing(sp
     with pytest.raises(Unacceptable, match=words) as caught:
         read_spec(made)
     decision = refuse(made, caught.value, int(CREATED))
-    assert not (decision.makes or decision.removals or decision.labels)
+    assert not (decision.makes)
+    assert not (decision.removals)
+    assert not (decision.labels)
     assert LATER in decision.status["conditions"]
     assert decision.status["levitation"] == 3
 

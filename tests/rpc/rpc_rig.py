@@ -84,7 +84,9 @@ class Rig:
         self.other = MountableMemory("other", OWNER, 8 * GIB, now=lambda: next(self.clock))
         self.opened = [Pool(self.backend, Policy()), Pool(self.other, Policy())]
         self.pools = Pools(OWNER, self.opened)
-        self.pools.locks.patience = 0.0  # what stands still here stands until the test lets it go: nobody need wait to see that
+        self.pools.locks.patience = (
+            0.0  # what stands still here stands until the test lets it go: nobody need wait to see that
+        )
         uids = itertools.count()
         self.context = Context(
             self.pools, now=lambda: next(self.clock), new_uid=lambda: f"uid-{next(uids)}", observer=self.seen

@@ -91,7 +91,9 @@ async def test_stats_of_a_file_system_have_bytes_and_inodes(rig: Rig, monkeypatc
     ]
 
 
-READ_ONLY = Trouble("ReadOnlyAfterError", "its ext4 met an error and takes no more writes " + "\N{CROSS MARK}" * 400, True)
+READ_ONLY = Trouble(
+    "ReadOnlyAfterError", "its ext4 met an error and takes no more writes " + "\N{CROSS MARK}" * 400, True
+)
 
 
 @pytest.mark.parametrize("trouble", [None, READ_ONLY], ids=["well", "in trouble"])

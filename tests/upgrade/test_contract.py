@@ -67,7 +67,9 @@ NEW = "a new name goes into tests/upgrade/contract.yaml, and is optional where i
 
 DIGEST = "0123456789abcdef" * 2
 ID = ids.ObjectId("n", "p", DIGEST)
-SNAPSHOT = Snapshot(ID, "s", "u1", 1, 4096, "n:p:x", "u", "xfs", True, {}, {"l": "1"}, DIGEST, requested=4000, condition="c")
+SNAPSHOT = Snapshot(
+    ID, "s", "u1", 1, 4096, "n:p:x", "u", "xfs", True, {}, {"l": "1"}, DIGEST, requested=4000, condition="c"
+)
 GROUP = Group(ID, "g", "u2", 1, ("n:p:x",), (SNAPSHOT,), {}, {"l": "1"})
 VOLUME = Volume(
     ID,
@@ -125,7 +127,7 @@ def test_a_pool_lies_where_it_lay(tmp_path: Path) -> None:
     assert files == CONTRACT["pool"]["files"]
     identity._make(layout, "n")
     assert list(json.loads(layout.identity.read_bytes())) == CONTRACT["pool"]["pool.json"]
-    assert identity.FORMAT == CONTRACT["pool"]["format"]
+    assert CONTRACT["pool"]["format"] == identity.FORMAT
 
 
 @pytest.mark.parametrize("part", [name for name in RECORDS if name not in {"schema", "values"}])
@@ -182,7 +184,7 @@ def test_keys_with_a_fixed_set_of_values_hold_those() -> None:
             else:
                 with pytest.raises(Damaged, match=value):
                     load_volume(json.dumps(raw).encode(), 4096)
-    assert schema.SCHEMA == RECORDS["schema"]
+    assert RECORDS["schema"] == schema.SCHEMA
     assert set(schema.STEPS) == set(range(1, schema.SCHEMA)), "every schema before this one has a step to the next"
 
 
@@ -192,7 +194,7 @@ def test_freezes_are_announced_as_they_were() -> None:
     assert set(known["first"]) <= set(facts) <= {*known["first"], *known["later"]}, NEW
     first = {key: facts[key] for key in known["first"]}
     assert announcements.of_boot([first], str(facts["boot"])) == [first]
-    assert announcements.SCHEMA == CONTRACT["freeze"]["schema"]
+    assert CONTRACT["freeze"]["schema"] == announcements.SCHEMA
 
 
 # ---- the wire
@@ -234,7 +236,7 @@ def _field(field: FieldDescriptor) -> str:
 
 def test_peers_know_each_other_by_the_names_that_they_had() -> None:
     peers = CONTRACT["peers"]
-    assert (tls.CONTROLLER, tls.AGENT, AGENT_PORT) == (peers["controller"], peers["agent"], peers["port"]["number"])
+    assert (peers["controller"], peers["agent"], peers["port"]["number"]) == (tls.CONTROLLER, tls.AGENT, AGENT_PORT)
 
 
 # ---- the cluster
@@ -243,7 +245,7 @@ def test_peers_know_each_other_by_the_names_that_they_had() -> None:
 def test_labels_and_annotations_are_those_that_they_were() -> None:
     found = {key for path in _sources() for key in _KEY.findall(path.read_text())}
     assert found == set(CONTRACT["keys"]), NEW
-    assert (TOPOLOGY_KEY, DRIVER_NAME) == (CONTRACT["topology"], CONTRACT["driver"])
+    assert (CONTRACT["topology"], CONTRACT["driver"]) == (TOPOLOGY_KEY, DRIVER_NAME)
 
 
 _KEY = re.compile(r"(?<![\w.-])((?:[a-z]+\.)*tidemark\.dev/[a-z0-9-]*)(?=[\"'`:\s])")
@@ -283,7 +285,7 @@ def test_secrets_hold_what_they_held() -> None:
 
 
 def test_the_first_pool_of_a_node_is_called_as_it_was() -> None:
-    assert DEFAULT_POOL == CONTRACT["node"]["pool_name"]
+    assert CONTRACT["node"]["pool_name"] == DEFAULT_POOL
 
 
 # ---- definitions

@@ -51,7 +51,7 @@ async def test_notes_of_a_later_version_outlive_all_that_this_one_does(rig: Rig)
     await rig.group("g", volume)
     await rig.rollbacks.hold(str(volume.id), "me")
     await rig.close()
-    kept = {path: b"" for path in (rig.disk.point / "pool.json", *rig.disk.point.glob("[vsg]*/*/record.json"))}
+    kept = dict.fromkeys((rig.disk.point / "pool.json", *rig.disk.point.glob("[vsg]*/*/record.json")), b"")
     assert len(kept) == 4
     for path in kept:
         raw = json.loads(path.read_bytes())
