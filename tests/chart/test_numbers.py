@@ -118,12 +118,12 @@ def test_no_number_of_the_schema_refuses_its_digits_as_a_string() -> None:
 def test_names_of_digits_stay_names(chart: Chart) -> None:
     """A label that YAML takes for a number is refused by the API."""
     values = {
-        "storageClasses": {"1e3": {}},
+        "storageClasses": {"1000": {}},
         "snapshots": {"classes": {"2026": {}}},
         "nodeGroups": {"1": {"nodes": {"label": "example.com/disks", "values": ["1"]}}},
     }
     documents = chart.render(values, release="2026")
-    assert documents.names("StorageClass") == {"tidemark", "1e3"}
+    assert documents.names("StorageClass") == {"tidemark", "1000"}
     assert documents.names("VolumeSnapshotClass") == {"tidemark", "2026"}
     for document in documents:
         for label, value in document["metadata"]["labels"].items():

@@ -77,6 +77,15 @@ def waits_for(path: Path) -> str:
     return f'until [ -e {path} ]; do sleep 0.02; done; exec "$0.real" "$@"'
 
 
+def mend_by_hand(device: str) -> None:
+    """As a person does who answers every question with yes. Its exit status tells what it mended."""
+    try:
+        commands.run(("e2fsck", "-f", "-y", device), 60)
+    except commands.CommandError as error:
+        if error.rc is None or error.rc & ~3:
+            raise
+
+
 async def test_an_ext4_with_errors_is_mended_before_it_is_mounted(rig: Rig) -> None:
     volume = await with_data(rig)
     flag_errors(rig, volume)
@@ -191,11 +200,7 @@ async def test_what_no_check_mends_is_refused_with_a_way_that_works(rig: Rig) ->
     broken = await rig.snapshot("broken", volume)
     mend = await rig.volume("mend", source=broken, capabilities=(block(),))
     async with rig.shown(mend) as device:
-        try:
-            commands.run(("e2fsck", "-f", "-y", device), 60)
-        except commands.CommandError as error:
-            assert error.rc is not None
-            assert error.rc & ~3 == 0
+        mend_by_hand(device)
     mended = await rig.volume("mended", source=await rig.snapshot("m", mend), capabilities=(mounted("ext4"),))
     async with rig.shown(mended) as path:
         found = [file for file in Path(path).rglob("*") if file.is_file() and file.read_bytes() == DATA]
@@ -215,11 +220,7 @@ async def test_what_was_mended_by_hand_is_mounted(rig: Rig) -> None:
     with pytest.raises(NotMountable):
         await stage_at_last(rig, volume, mounted("ext4"))
     await rig.stage(volume, block())
-    try:
-        commands.run(("e2fsck", "-f", "-y", f"{rig.staging(volume)}/device"), 60)
-    except commands.CommandError as error:
-        assert error.rc is not None
-        assert error.rc & ~3 == 0
+    mend_by_hand(f"{rig.staging(volume)}/device")
     await rig.unstage(volume)
     await rig.stage(volume, mounted("ext4"))
     assert rig.now(volume).condition is None

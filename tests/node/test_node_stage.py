@@ -376,9 +376,11 @@ async def test_a_file_that_is_open_keeps_the_mount(rig: Rig) -> None:
     volume = await rig.volume("v")
     target = await rig.show(volume)
     write_file(f"{target}/data", b"1")
-    with held_open(f"{target}/data") as holder:
-        with pytest.raises(InUse, match=rf"open files .*\(pid {holder.pid} \(python"):
-            await rig.unpublish(volume)
+    with (
+        held_open(f"{target}/data") as holder,
+        pytest.raises(InUse, match=rf"open files .*\(pid {holder.pid} \(python"),
+    ):
+        await rig.unpublish(volume)
     assert mountinfo.at(target) is not None
     await rig.unpublish(volume)
 
