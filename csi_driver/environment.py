@@ -42,7 +42,7 @@ _UNICODE = frozenset(("C", "POSIX", "C.UTF-8", "C.utf8", "UTF-8"))
 
 def is_ambient(name: str, value: str = "") -> bool:
     """Whether a variable would change what a daemon does though it is no option of ours, nor of the system it runs on."""
-    if name in _KEPT or (name.startswith(("LC_", "LANG")) and value in _UNICODE):
+    if name.startswith("TIDEMARK_") or name in _KEPT or (name.startswith(("LC_", "LANG")) and value in _UNICODE):
         return False
     return name.lower().endswith("_proxy") or name in _NAMES or name.startswith(_PREFIXES)
 

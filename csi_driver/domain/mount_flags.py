@@ -21,8 +21,7 @@ _PLAIN = {
         "quota user_xattr usrquota".split()
     ),
     "xfs": frozenset(
-        "attr2 filestreams gqnoenforce gquota grpquota ikeep inode32 inode64 largeio noalign noikeep nolargeio noquota "
-        "nouuid pqnoenforce pquota prjquota swalloc uqnoenforce uquota usrquota wsync".split()
+        "attr2 filestreams ikeep inode32 inode64 largeio noalign noikeep nolargeio noquota nouuid swalloc wsync".split()
     ),
 }
 """Flags without a value; under "" those of every file system."""
@@ -62,8 +61,11 @@ _REMOVED = {
     "": frozenset(("iversion", "norelatime", "nostrictatime")),
     # The first two are gone from newer kernels; project quotas need a feature that no volume here is made with.
     "ext4": frozenset(("noacl", "nouser_xattr", "prjquota")),
-    # Of a file system that was made without stripes, as all are here, a mount refuses to change them.
-    "xfs": frozenset(("sunit", "swidth")),
+    # Of a file system that was made without stripes, as all are here, a mount refuses to change them. Quotas need a kernel that
+    # was built with them.
+    "xfs": frozenset(
+        "sunit swidth gqnoenforce gquota grpquota pqnoenforce pquota prjquota uqnoenforce uquota usrquota".split()
+    ),
 }
 """Accepted by earlier versions, and not mountable on some or all kernels."""
 

@@ -16,6 +16,8 @@ from csi_driver.host import extents, libc
 STEP = 64 << 20
 """Bytes of one call at most: writers wait, and the caller cannot be killed, during a call."""
 BLOCK = 4096
+_LEAST = 1 << 20
+"""Bytes of a call that is not halved any more where space is short."""
 _NEAR = 1 << 20
 """Runs closer than this are worked on in one call: an image in many pieces would take one for each, and each syncs."""
 
@@ -113,11 +115,19 @@ def _joined(runs: Iterable[Run]) -> Iterator[Run]:
 
 
 def _call(fd: int, what: str, mode: int, runs: Iterable[Run]) -> None:
+    most = STEP
     for begin, end in runs:
         at = begin
         while at < end:
-            length = min(end - at, _step(fd))
-            libc.call(f"{what} {length} bytes at {at}", "fallocate", fd, mode, at, length)
+            length = min(end - at, most, _step(fd))
+            try:
+                libc.call(f"{what} {length} bytes at {at}", "fallocate", fd, mode, at, length)
+            except OSError as error:
+                # It reserves more than it takes, and how much more is XFS's affair: less at a time needs less.
+                if error.errno != errno.ENOSPC or length <= _LEAST:
+                    raise
+                most = length // 2 // BLOCK * BLOCK
+                continue
             at += length
 
 

@@ -3,7 +3,7 @@
 import errno
 import os
 
-from csi_driver.host import libc
+from csi_driver.host import libc, mountinfo
 
 FIFREEZE = 0xC0045877
 FITHAW = 0xC0045878
@@ -75,7 +75,11 @@ def open_mount(point: str, major: int, minor: int, flags: int = os.O_RDONLY) -> 
         raise FreezeError(
             "NotOurs", f"{point} is no directory that a file system is mounted on", error.errno or 0
         ) from None
-    device = os.fstat(fd).st_dev
+    try:
+        device = _device_of_mount(fd) if flags & os.O_PATH else os.fstat(fd).st_dev
+    except BaseException:
+        os.close(fd)
+        raise
     # 0 as a major is what file systems without a device have (overlay, tmpfs, btrfs): never one of our disks.
     if major == 0 or device != os.makedev(major, minor):
         os.close(fd)
@@ -84,6 +88,13 @@ def open_mount(point: str, major: int, minor: int, flags: int = os.O_RDONLY) -> 
             "NotOurs", f"{point} shows the file system on device {shown}, not {major}:{minor}", errno.ENODEV
         )
     return fd
+
+
+def _device_of_mount(fd: int) -> int:
+    """The device of the mount that a descriptor is on, by mountinfo: on an XFS that was shut down fstat answers EIO."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        number = next(int(line.split()[1]) for line in file if line.startswith("mnt_id:"))
+    return next((os.makedev(mount.major, mount.minor) for mount in mountinfo.read() if mount.id == number), 0)
 
 
 def sync_mount(point: str, major: int, minor: int) -> None:

@@ -71,16 +71,16 @@ class Nodes:
             # may write.
             recorded, volume = volume, replace(volume, hold=None)
             _refuse_unknown_format(volume)
-            if capability.access == "mount":
+            before = await self._refuse_other_stage(pool, volume, staging)
+            shown = bool(before.device and before.places)  # mounts of a device that has gone show nothing
+            if capability.access == "mount" and not shown:
                 volume = await _as_found(pool, volume)
             reason = unsupported(volume, capability)
             if reason:
                 raise Precondition(f"{volume_id} cannot be staged so: {reason}")
-            before = await self._refuse_other_stage(pool, volume, staging)
             if volume != recorded:
                 volume = await self._save(pool, volume)
             access = pool.backend.access
-            shown = bool(before.device and before.places)  # mounts of a device that has gone show nothing
             try:
                 if capability.access == "block":
                     await self._checks.refuse_running(pool, volume)

@@ -201,7 +201,10 @@ class Rig:
 
     def staging(self, volume: Volume, where: str = "") -> str:
         path = self.place / "staging" / (volume.id.hash[:8] + where)
-        path.mkdir(parents=True, exist_ok=True)
+        with suppress(
+            FileExistsError
+        ):  # not exist_ok: what is mounted there may have shut itself down, and be no directory
+            path.mkdir(parents=True)
         return str(path)
 
     def target(self, volume: Volume, where: str = "a") -> str:

@@ -474,7 +474,7 @@ async def test_an_announcement_that_cannot_be_read_is_kept_and_told(rig: Rig, fo
     await rig.close()
     freeze(target)
     with pytest.raises(
-        Precondition, match=rf"{later} tells of frozen file systems and is not followed: .* fsfreeze -u"
+        Precondition, match=rf"{later} tells of frozen file systems and is not followed: .*\(fsfreeze -u\)"
     ):
         await rig.open()
     await rig.close()

@@ -124,7 +124,7 @@ async def test_a_block_stage_is_not_turned_into_a_mount(rig: Rig) -> None:
     path = await rig.stage(volume, block())
     with pytest.raises(AlreadyExists, match=r"staged at .* as a block device"):
         await rig.stage(volume, mounted("ext4"))
-    with pytest.raises(AlreadyExists, match=r"as a block device, not as a file system"):
+    with pytest.raises(Precondition, match=r"it was staged as a block device"):
         await rig.publish(volume, how=mounted("ext4"))
     assert mountinfo.at(path) is None
 

@@ -190,7 +190,7 @@ async def test_publish_needs_its_stage(rig: Rig) -> None:
     await refused_unchanged(rig, publish(rig.path("t")), CODE.FAILED_PRECONDITION, "staging path")
     await refused_unchanged(rig, publish(rig.path("t"), rig.path("x")), CODE.FAILED_PRECONDITION, "not staged")
     staging = await rig.stage(made.volume_id)
-    await refused_unchanged(rig, publish(rig.path("t"), staging, mount()), CODE.FAILED_PRECONDITION, "block access")
+    await refused_unchanged(rig, publish(rig.path("t"), staging, mount()), CODE.FAILED_PRECONDITION, "block device")
     await publish(rig.path("t"), staging)
     await publish(rig.path("t"), staging)
     await refused_unchanged(rig, publish(rig.path("t2"), staging), CODE.FAILED_PRECONDITION, rig.path("t"))
