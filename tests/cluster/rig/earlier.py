@@ -16,6 +16,21 @@ TIDEMARK = f"localhost/tidemark-csi:{COMMIT}"
 PARTS = ("Dockerfile", "LICENSE", "README.md", "pyproject.toml", "csi_driver", "proto", "charts", "tests/image")
 
 
+def missing() -> str:
+    """Why the version before cannot be had here; empty where it can."""
+    if (_cache() / "versions" / COMMIT).exists():
+        return ""
+    known = subprocess.run(
+        ["git", "-C", TREE, "cat-file", "-e", f"{COMMIT}^{{tree}}"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    if not known.returncode:
+        return ""
+    return f"needs commit {COMMIT}, the version before, of git's history: a clone without it gets it by `git fetch --unshallow`"
+
+
 def tree() -> Path:
     """The directory that holds what is needed of that version. Raises RigError where git does not have it."""
     kept = _cache() / "versions" / COMMIT
@@ -27,10 +42,7 @@ def tree() -> Path:
             ["git", "-C", TREE, "archive", COMMIT, *PARTS], stdin=subprocess.DEVNULL, capture_output=True, check=False
         )
         if archive.returncode:
-            raise RigError(
-                f"commit {COMMIT}, the version before, cannot be had of {TREE}: {archive.stderr.decode().strip()}; a clone "
-                "without its history gets it by `git fetch --unshallow`"
-            )
+            raise RigError(f"commit {COMMIT} cannot be had of {TREE}: {missing() or archive.stderr.decode().strip()}")
         subprocess.run(["tar", "--extract", f"--directory={part}"], input=archive.stdout, check=True)
         try:
             part.rename(kept)

@@ -133,7 +133,8 @@ def prepare() -> None:
 
     build_sh(TIDEMARK)
     _make_postgres()
-    earlier.build()
+    if not earlier.missing():
+        earlier.build()
 
 
 def _make_postgres() -> None:
