@@ -25,7 +25,13 @@ def _documents() -> list[dict[str, Any]]:
     }
     template = {
         "metadata": {"labels": {"app": NAME}},
-        "spec": {"serviceAccountName": NAME, "containers": [container], "tolerations": [{"operator": "Exists"}]},
+        "spec": {
+            "serviceAccountName": NAME,
+            "containers": [container],
+            "tolerations": [{"operator": "Exists"}],
+            # Scenarios switch the last node off, and expect that snapshots go on.
+            "nodeSelector": {"kubernetes.io/hostname": "node1"},
+        },
     }
     return [
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata},
