@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -38,16 +38,19 @@ def proxy_of(text: str) -> str:
     return text
 
 
-ApiProxy = Annotated[
-    str,
-    typer.Option(
+def api_proxy_option(told: str, panel: str | None = None) -> Any:
+    """The option of every command that reaches the Kubernetes API; `panel`: the part of the help that it stands in."""
+    return typer.Option(
         envvar="TIDEMARK_API_PROXY",
         metavar="URL",
         callback=proxy_of,
         show_default="none, whatever HTTPS_PROXY says",
-        help="Reach the Kubernetes API through this proxy, http://HOST:PORT.",
-    ),
-]
+        help=told,
+        rich_help_panel=panel,
+    )
+
+
+ApiProxy = Annotated[str, api_proxy_option("Reach the Kubernetes API through this proxy, http://HOST:PORT.")]
 
 
 def controller(

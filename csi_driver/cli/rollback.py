@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from csi_driver.cli.common import Endpoint, Failure, Json, connect, find, places, print_json, show_time, shown_name
-from csi_driver.cli.controller import proxy_of
+from csi_driver.cli.controller import api_proxy_option
 from csi_driver.settings import DEFAULT_ENDPOINT
 
 _CLUSTER = "In a cluster"
@@ -44,17 +44,7 @@ def rollback(
         str,
         typer.Option(envvar="KUBECONFIG", metavar="FILE", help="Where the cluster is.", rich_help_panel=_CLUSTER),
     ] = "",
-    api_proxy: Annotated[
-        str,
-        typer.Option(
-            envvar="TIDEMARK_API_PROXY",
-            metavar="URL",
-            callback=proxy_of,
-            show_default="none, whatever HTTPS_PROXY says",
-            help="Reach its API through this proxy.",
-            rich_help_panel=_CLUSTER,
-        ),
-    ] = "",
+    api_proxy: Annotated[str, api_proxy_option("Reach its API through this proxy.", _CLUSTER)] = "",
 ) -> None:
     """Take a disk back to one of its snapshots, in place.
 

@@ -154,14 +154,15 @@ class _Place:
 
 
 def _place(mount: Mount, parent: Mount | None) -> _Place:
-    if parent is None or not _lies_below(mount.point, parent.point):
+    if parent is None or not lies_below(mount.point, parent.point):
         return _Place((), set(), [mount])  # seen through this line alone
     inside = parent.root.rstrip("/") + "/" + mount.point.removeprefix(parent.point).lstrip("/")
     key = (mount.major, mount.minor, mount.root, parent.major, parent.minor, inside)
     return _Place(key, {parent.group, parent.master} - {0}, [mount])
 
 
-def _lies_below(path: str, directory: str) -> bool:
+def lies_below(path: str, directory: str) -> bool:
+    """Whether a path is the directory or lies below it, by their names alone."""
     return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 

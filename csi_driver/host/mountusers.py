@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from csi_driver.host import loopctl, mountinfo
-from csi_driver.host.mountinfo import Mount
+from csi_driver.host.mountinfo import Mount, lies_below
 
 MOST = 8
 """So many are named; an error message has room for about as many."""
@@ -42,7 +42,7 @@ def _mounts_below(views: Sequence[Mount], mounts: Sequence[Mount]) -> Iterator[s
 def _loop_devices(views: Sequence[Mount]) -> Iterator[str]:
     for number in loopctl.numbers():
         backing = (loopctl.sysfs(number, "loop/backing_file") or "").removesuffix(_DELETED)
-        if any(_lies_below(backing, view.point) for view in views):
+        if any(lies_below(backing, view.point) for view in views):
             yield f"/dev/loop{number}, which holds {backing}"
 
 
@@ -68,9 +68,9 @@ def _is_copy(other: Mount, mount: Mount) -> bool:
 
 def _is_on(path: str, mounts: Sequence[Mount], wanted: set[int]) -> bool:
     """Whether a path leads through one of the mounts `wanted`, by what covers what. No file is looked at."""
-    if not any(mount.id in wanted and _lies_below(path, mount.point) for mount in mounts):
+    if not any(mount.id in wanted and lies_below(path, mount.point) for mount in mounts):
         return False
-    above = [mount for mount in mounts if _lies_below(path, mount.point)]
+    above = [mount for mount in mounts if lies_below(path, mount.point)]
     length = max(len(mount.point) for mount in above)
     top = mountinfo.at(next(mount.point for mount in above if len(mount.point) == length), above)
     return top is not None and top.id in wanted
@@ -99,7 +99,3 @@ def _pids() -> list[str]:
 def _named(pid: str) -> str:
     with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
         return f"pid {pid} ({file.read().strip()})"
-
-
-def _lies_below(path: str, directory: str) -> bool:
-    return path == directory or path.startswith(directory.rstrip("/") + "/")
