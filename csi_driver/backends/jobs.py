@@ -77,7 +77,7 @@ async def to_its_end(work: Awaitable[_T]) -> _T:
 def translate(error: JobFailed) -> DriverError:
     """The driver's error for a job's."""
     text = error.message
-    if error.type in {"Busy", "TooManyStuck"} and error.errno != errno.EBUSY:
+    if error.errno == errno.EAGAIN or (error.type in {"Busy", "TooManyStuck"} and error.errno != errno.EBUSY):
         return Busy(f"{text}: try again")
     if error.errno == errno.EBUSY:
         return InUse(f"{text}: stop what uses it, then try again")

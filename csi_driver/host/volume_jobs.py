@@ -7,12 +7,14 @@ from contextlib import suppress
 from typing import Any
 
 from csi_driver.host import condition, files, filesystems, loop, loopctl, mountusers
-from csi_driver.host.errors import Busy, Mismatch
+from csi_driver.host.errors import Busy, CommandError, Mismatch
 from csi_driver.host.loop import LoopDevice
 
 _MKFS_SECONDS = 55.0
 _GROW_SECONDS = 55.0
 _CAP_SYS_RESOURCE = 24
+# xfs_growfs for EWOULDBLOCK, resize2fs for EBUSY: the exit status of both is 1, as for anything else.
+_GROWS_ALREADY = ("in progress already", "Device or resource busy")
 
 
 def loop_find(path: str) -> dict[str, Any] | None:
@@ -186,9 +188,10 @@ def _users(point: str) -> str:
 
 
 def grow(device: str, point: str, fs_type: str, device_number: Sequence[int], read_only: bool = False) -> None:
-    """Grow a mounted file system to its device, where it is smaller. Raises CommandError, OSError.
+    """Grow a mounted file system to its device, where it is smaller.
 
-    `read_only`: no mount of it can be written through, so that it cannot grow.
+    `read_only`: no mount of it can be written through, so that it cannot grow. Raises BlockingIOError while another growth
+    of it is under way, such as that of a killed agent, which its freeze held up in the kernel; CommandError, OSError.
     """
     _check_number(device, device_number)
     # Less than one allocation group or block group cannot be added; the tools know, and do nothing then.
@@ -206,7 +209,12 @@ def grow(device: str, point: str, fs_type: str, device_number: Sequence[int], re
             f"ext4 at {point} cannot grow while it is mounted: this agent lacks CAP_SYS_RESOURCE; give it that capability, or "
             "unstage and stage the volume, which grows it",
         )
-    filesystems.run(filesystems.grow_argv(fs_type, device, point), _GROW_SECONDS)
+    try:
+        filesystems.run(filesystems.grow_argv(fs_type, device, point), _GROW_SECONDS)
+    except CommandError as error:
+        if any(words in error.err for words in _GROWS_ALREADY):
+            raise BlockingIOError(errno.EAGAIN, f"the {fs_type} at {point} is growing already") from error
+        raise
 
 
 def _room_to_grow(device: str, file_system: str) -> bool:

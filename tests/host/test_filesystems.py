@@ -1,12 +1,15 @@
 import errno
 import itertools
+import os
 import struct
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from csi_driver.host import extents, files, filesystems, loop, mounts
+from csi_driver.host import extents, files, filesystems, loop, mounts, volume_jobs
 from csi_driver.host.commands import run
 from csi_driver.host.errors import CommandError, Unsupported
 
@@ -43,6 +46,40 @@ def test_made_mounted_and_grown(image: Image, point: Path, may_grow_ext4: bool, 
     assert filesystems.size_of_file_system(device.path) == 2 * size
     mounts.mount(device.path, point, fs_type, filesystems.mount_options(fs_type))
     assert (point / "file").read_text() == "here"
+
+
+@pytest.mark.root
+def test_growths_at_once_end_or_ask_for_another_try(image: Image, point: Path) -> None:
+    """A freeze holds growths up, also those of an agent that was killed; its end lets all of them go on at the same moment."""
+    device = loop.attach(path := image(size=SMALLEST["xfs"]))
+    run(filesystems.mkfs_argv("xfs", device.path), 30)
+    mounts.mount(device.path, point, "xfs", filesystems.mount_options("xfs"))
+    number = (os.major(rdev := os.stat(device.path).st_rdev), os.minor(rdev))
+
+    def grow() -> BlockingIOError | None:
+        try:
+            volume_jobs.grow(device.path, os.fspath(point), "xfs", number)
+        except BlockingIOError as error:
+            return error
+        return None
+
+    refused: list[BlockingIOError] = []
+    with ThreadPoolExecutor(8) as pool:
+        for size in range(320 * MIB, 640 * MIB, 16 * MIB):
+            os.truncate(path, size)
+            loop.resize(device)
+            run(("fsfreeze", "-f", str(point)), 30)
+            try:
+                growths = [pool.submit(grow) for _ in range(8)]
+                time.sleep(0.2)  # most are in the kernel by then
+            finally:
+                run(("fsfreeze", "-u", str(point)), 30)
+            refused += [error for growth in growths if (error := growth.result())]
+            assert filesystems.size_of_file_system(point) == size
+            if refused:
+                break
+    assert refused, "no two growths met: this shows nothing"
+    assert {error.errno for error in refused} == {errno.EAGAIN}
 
 
 @pytest.mark.root
