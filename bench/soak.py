@@ -1,6 +1,7 @@
 """`make soak`: random examples of the model test, power cuts, thousands of cycles, and whether anything grows.
 
-Minutes as the argument (20). On top of them schedules live through ten minutes without the Kubernetes API.
+Minutes as the argument (20). On top of them ten snapshots are taken of a busy database, and schedules
+live through ten minutes without the Kubernetes API.
 """
 
 import json
@@ -33,6 +34,8 @@ def main() -> int:
         "power": again_and_again("tests/power", third, TIDEMARK_POWER_CUTS="5"),
     }
     clock = "tests/cluster/test_schedule_clock.py::test_the_api_is_away"
+    database = "tests/agent/test_postgresql.py"
+    tests["database"] = again_and_again(database, 0, TIDEMARK_DATABASE_CUTS="10")
     tests["api away"] = again_and_again(clock, 0, TIDEMARK_API_AWAY_SECONDS=str(API_AWAY_SECONDS))
     row = cycles(time.monotonic() + third)
     print(json.dumps({"machine": machine(), "minutes": minutes, **tests, **row}, indent=2))

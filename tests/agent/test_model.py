@@ -139,7 +139,7 @@ def explore(bench: Bench, machine: type[Machine], examples: int, steps: int) -> 
 @pytest.mark.slow(seconds=60)
 @pytest.mark.timeout(0)
 def test_raw_disks_and_snapshots_hold_what_the_model_says(bench: Bench) -> None:
-    explore(bench, RawMachine, 5, 26)
+    explore(bench, RawMachine, 4, 26)
 
 
 @pytest.mark.root

@@ -1,6 +1,8 @@
 """A real database under load is cut, restored, rolled back: it starts, is whole, and has all that it ever promised.
 
 What a snapshot must hold is told by two times around the call: each transaction acknowledged before it, none begun after.
+
+TIDEMARK_DATABASE_CUTS=N takes N snapshots of each database, 3 at least.
 """
 
 import os
@@ -23,7 +25,7 @@ from csi_driver.rpc.client import Client
 
 pytestmark = [pytest.mark.root, pytest.mark.slow(seconds=25), pytest.mark.timeout(400)]
 
-CUTS = 10
+CUTS = int(os.environ.get("TIDEMARK_DATABASE_CUTS", "4"))
 SCALE = 3
 DISK = SizeRange(1 << 30)
 
@@ -141,7 +143,7 @@ def verified(node: Node, taken: Taken, name: str, fs_type: str) -> int:
 
 
 @pytest.mark.parametrize("fs_type", ["ext4", "xfs"])
-def test_ten_snapshots_of_a_busy_database_and_the_way_back(
+def test_snapshots_of_a_busy_database_and_the_way_back(
     node: Node, fs_type: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client = node.client
@@ -174,19 +176,19 @@ def test_ten_snapshots_of_a_busy_database_and_the_way_back(
     under_load = time.monotonic() - began
 
     server.stop()
-    last = [verified(node, one, f"copy-{number}", fs_type) for number, one in enumerate(taken[:8])]
+    last = [verified(node, one, f"copy-{number}", fs_type) for number, one in enumerate(taken[:-1])]
     assert last == sorted(set(last))
 
-    # Back to the fourth, in place.
+    # Back to the second, in place.
     node.free(disk, "db")
-    back = client.roll_back(disk, taken[3].ids[0], "back to the fourth")
+    back = client.roll_back(disk, taken[1].ids[0], "back to the second")
     server = node.server(node.use(disk, "db", fs_type), "db")
     server.log.unlink()
     server.start()
     assert server.recovered()
     connection = server.connect()
     assert_sums_agree(connection)
-    assert kept(connection) == last[3], "the disk rolled back and the disk restored hold the same"
+    assert kept(connection) == last[1], "the disk rolled back and the disk restored hold the same"
     connection.close()
     server.check()
     server.pgbench("-n", "-c", "2", "-t", "50")
@@ -206,9 +208,8 @@ def test_ten_snapshots_of_a_busy_database_and_the_way_back(
     safety.stop()
     node.free(volume, "safety")
 
-    # And the other snapshots are as they were.
-    for number, one in list(enumerate(taken))[8:]:
-        verified(node, one, f"copy-{number}", fs_type)
+    # And the one after it is as it was.
+    verified(node, taken[-1], "copy-last", fs_type)
     with capsys.disabled():
         took = ", ".join(f"{(returned - called) * 1000:.0f}" for _, called, returned in cuts)
         print(

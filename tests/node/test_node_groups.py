@@ -14,7 +14,7 @@ from csi_driver.domain.errors import Busy, DriverError, Precondition
 from csi_driver.domain.model import Volume
 from csi_driver.host import extents
 
-CUTS = 200
+CUTS = 80
 
 COUNTERS = """
 import os, sys

@@ -49,71 +49,64 @@ built() {
     done
 }
 
-# module DIRECTORY: begins a tools module of its own there, and goes into it.
+# module NAME REQUIREMENT...: begins a module that asks for these, and goes into it.
 module() {
     mkdir -p "$scratch/$1"
     cd "$scratch/$1"
     "$go" mod init "tidemark.test/$1" >/dev/null 2>&1
+    shift
+    for one in "$@"; do
+        "$go" mod edit -require "$one"
+    done
 }
 
-# tools FLAGS: builds the module's tools. They appear under their names only when all are whole.
+# build FLAGS PACKAGE...: builds programs of the module. They appear under their names only when all are whole.
 build() {
+    flags=$1
+    shift
     mkdir -p out
-    "$go" build -trimpath -ldflags "-s -w $1" -o out/ tool >&2
+    "$go" build -mod=mod -trimpath -ldflags "-s -w $flags" -o out/ "$@" >&2
     mv out/* "$programs/"
 }
 
-build_kubernetes() {
-    module kubernetes
-    "$go" mod edit -require "k8s.io/kubernetes@v$kubernetes"
+# Kubernetes and helm are one module, so that both are made of the same libraries: what helm compiles, Kubernetes finds compiled.
+kubernetes_module() {
+    module "$1" "k8s.io/kubernetes@v$kubernetes" "helm.sh/helm/v3@$helm"
     for one in $staging; do
         "$go" mod edit -replace "k8s.io/$one=k8s.io/$one@v0.${kubernetes#1.}"
     done
-    # All in one call: each loads the whole graph of modules.
-    set --
-    for one in kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl; do
-        set -- "$@" "k8s.io/kubernetes/cmd/$one@v$kubernetes"
-    done
-    "$go" get -tool "$@" >/dev/null 2>log || { cat log >&2; return 1; }
+}
+
+build_kubernetes() {
+    kubernetes_module kubernetes
     major=${kubernetes%%.*}
     minor=${kubernetes#*.}
     stamp=k8s.io/component-base/version
-    build "-X $stamp.gitVersion=v$kubernetes -X $stamp.gitMajor=$major -X $stamp.gitMinor=${minor%.*}"
-}
-
-build_provisioner() {
-    module provisioner
-    "$go" get -tool "github.com/kubernetes-csi/external-provisioner/v6/cmd/csi-provisioner@$provisioner" \
-        >/dev/null 2>log || { cat log >&2; return 1; }
-    build "-X main.version=$provisioner"
-}
-
-build_snapshotter() {
-    module snapshotter
-    client=github.com/kubernetes-csi/external-snapshotter/client/v8
-    "$go" mod edit -require "$client@$snapshotter"
-    for one in csi-snapshotter snapshot-controller; do
-        "$go" get -tool "github.com/kubernetes-csi/external-snapshotter/v8/cmd/$one@$snapshotter" \
-            >/dev/null 2>log || { cat log >&2; return 1; }
-    done
-    mkdir -p "$programs/crd"
-    cp "$("$go" list -m -f '{{.Dir}}' "$client")"/config/crd/*snapshot*.yaml "$programs/crd/"
-    chmod u+w "$programs"/crd/*
-    build "-X main.version=$snapshotter"
-}
-
-build_resizer() {
-    mkdir -p "$scratch/resizer"
-    GOBIN=$scratch/resizer "$go" install -trimpath -ldflags "-s -w -X main.version=$resizer" \
-        "github.com/kubernetes-csi/external-resizer/v2/cmd/csi-resizer@$resizer" >&2
-    mv "$scratch/resizer/csi-resizer" "$programs/"
+    command=k8s.io/kubernetes/cmd
+    build "-X $stamp.gitVersion=v$kubernetes -X $stamp.gitMajor=$major -X $stamp.gitMinor=${minor%.*}" \
+        $command/kube-apiserver $command/kube-controller-manager $command/kube-scheduler $command/kube-proxy \
+        $command/kubelet $command/kubectl
 }
 
 build_helm() {
-    mkdir -p "$scratch/helm"
-    GOBIN=$scratch/helm "$go" install -trimpath -ldflags "-s -w -X helm.sh/helm/v3/internal/version.version=$helm" \
-        "helm.sh/helm/v3/cmd/helm@$helm" >&2
-    mv "$scratch/helm/helm" "$programs/"
+    kubernetes_module helm
+    build "-X helm.sh/helm/v3/internal/version.version=$helm" helm.sh/helm/v3/cmd/helm
+}
+
+# One module as well, for the same reason.
+build_sidecars() {
+    client=github.com/kubernetes-csi/external-snapshotter/client/v8
+    module sidecars "github.com/kubernetes-csi/external-provisioner/v6@$provisioner" \
+        "github.com/kubernetes-csi/external-snapshotter/v8@$snapshotter" "$client@$snapshotter" \
+        "github.com/kubernetes-csi/external-resizer/v2@$resizer"
+    build "-X main.version=$provisioner" github.com/kubernetes-csi/external-provisioner/v6/cmd/csi-provisioner
+    for one in csi-snapshotter snapshot-controller; do
+        build "-X main.version=$snapshotter" "github.com/kubernetes-csi/external-snapshotter/v8/cmd/$one"
+    done
+    build "-X main.version=$resizer" github.com/kubernetes-csi/external-resizer/v2/cmd/csi-resizer
+    mkdir -p "$programs/crd"
+    cp "$("$go" list -mod=mod -m -f '{{.Dir}}' "$client")"/config/crd/*snapshot*.yaml "$programs/crd/"
+    chmod u+w "$programs"/crd/*
 }
 
 # unless PROGRAM... -- PART: builds the part unless its programs are there.
@@ -160,9 +153,7 @@ if ! built $all; then
             exit 0
         fi
         part kubernetes kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl
-        part provisioner csi-provisioner
-        part snapshotter csi-snapshotter snapshot-controller
-        part resizer csi-resizer
+        part sidecars csi-provisioner csi-snapshotter snapshot-controller csi-resizer
     )
 fi
 # The last, since a run of the tests builds it at a higher priority meanwhile.
