@@ -51,8 +51,8 @@ class Devices(Protocol):
         """Whether what is mounted is the node of a device that holds nothing."""
         ...
 
-    def empty_nodes(self) -> list[mountinfo.Mount]:
-        """Every mount of the node of a device that holds nothing, whoever's it was."""
+    def nodes(self) -> list[mountinfo.Mount]:
+        """Every mount of the node of a device of this kind, whoever's it is."""
         ...
 
     def holding(self, mount: mountinfo.Mount) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from csi_driver.domain.errors import Busy, DriverError, InUse, OutOfSpace, Precondition, Unavailable
+from csi_driver.domain.errors import Busy, DriverError, InUse, OutOfSpace, Precondition, TooSlow, Unavailable
 from csi_driver.domain.model import Volume
 from csi_driver.host.children import Children, JobFailed, JobStuck
 
@@ -77,12 +77,16 @@ async def to_its_end(work: Awaitable[_T]) -> _T:
 def translate(error: JobFailed) -> DriverError:
     """The driver's error for a job's."""
     text = error.message
-    if error.errno == errno.EAGAIN or (error.type in {"Busy", "TooManyStuck"} and error.errno != errno.EBUSY):
+    if error.type in {"Busy", "TooManyStuck"} and error.errno != errno.EBUSY:
         return Busy(f"{text}: try again")
+    if error.errno == errno.EAGAIN and error.type == "BlockingIOError":
+        return TooSlow(f"{text}: try again")
     if error.errno == errno.EBUSY:
         return InUse(f"{text}: stop what uses it, then try again")
     if error.errno == errno.ETIMEDOUT:
-        return Busy(f"{text}: {error.job} was given up; look at the node's kernel log, try again")
+        # A tool that was killed at its deadline is gone; a child that passed its own may hang on.
+        kind = TooSlow if error.type == "CommandError" else Busy
+        return kind(f"{text}: {error.job} was given up; look at the node's kernel log, try again")
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return OutOfSpace(f"{text}: delete something first")
     if error.errno in {errno.EIO, errno.EROFS, errno.ENODEV, errno.ESHUTDOWN} and error.type != "CommandError":

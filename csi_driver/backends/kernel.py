@@ -23,6 +23,7 @@ from csi_driver.domain.errors import (
     NotMountable,
     OutOfSpace,
     Precondition,
+    TooSlow,
     Unavailable,
 )
 from csi_driver.domain.model import Capability, Trouble, Use, Volume
@@ -63,23 +64,34 @@ class KernelAccess:
     async def use(self, volume: Volume) -> Use:
         """See Access."""
         device = await self._devices.find(volume)
-        left = self._left(volume)
+        left = self._left(volume, device)
         if device is None and not left:
             return Use()
         mounts = mountinfo.read()
         shown = [*(_mounts(device, mounts) if device else ()), *left]
         return Use(device.path if device else "", _places(shown, mounts))
 
-    def _left(self, volume: Volume) -> list[mountinfo.Mount]:
-        """Where the node of a device that the volume had is still shown: it has gone, and its mounts have not."""
-        mark = _mark(volume)
-        return [m for m in self._devices.empty_nodes() if mountpoints.marked(m.point, covered=True) == mark]
+    def _left(self, volume: Volume, device: BlockDevice | None) -> list[mountinfo.Mount]:
+        """Where the node of a device that the volume had is still shown: it has gone, and its mounts have not.
+
+        Its number may be anybody's by now: the mark of the mount point tells, whatever the number holds.
+        """
+        return [mount for mount in self._devices.nodes() if self._is_left(mount, volume, device)]
+
+    def _is_left(self, mount: mountinfo.Mount, volume: Volume, device: BlockDevice | None) -> bool:
+        if device is not None and _holds(mount, device):
+            return False
+        return mountpoints.marked(mount.point, covered=True) == _mark(volume)
 
     async def sweep(self, volumes: Iterable[Volume]) -> None:
-        """At start: take away what is left of devices of these volumes that have gone: the next owner of a number would be seen there."""
-        marks = {_mark(volume) for volume in volumes}
-        for mount in self._devices.empty_nodes():
-            if mountpoints.marked(mount.point, covered=True) not in marks:
+        """At start: take away what is left of devices of these volumes that have gone: the next owner of a number is seen there, or soon would be."""
+        marked = {_mark(volume): volume for volume in volumes}
+        for mount in self._devices.nodes():
+            volume = marked.get(mountpoints.marked(mount.point, covered=True))
+            if volume is None:
+                continue
+            device = await self._devices.find(volume)
+            if device is not None and _holds(mount, device):
                 continue
             present = mountinfo.at(mount.point)
             if present is not None and present.id == mount.id:  # or it went with another view of it
@@ -166,7 +178,7 @@ class KernelAccess:
         """The volume's device after its ext4 has grown as far as it can now: to mount it does not take more."""
         try:
             grown = await self._devices.grow_unmounted(volume)
-        except (OutOfSpace, Precondition) as error:
+        except (OutOfSpace, Precondition, TooSlow) as error:
             tool, status = command_of(error)
             if status < 0:
                 raise  # somebody killed it: the next try may end
@@ -266,12 +278,13 @@ class KernelAccess:
             # The same path may have been mounted over more than once.
             while (mount := mountinfo.at(point)) is not None:
                 mine = device is not None and _holds(mount, device)
-                if not mine and (its_own or not await self._devices.is_ours(mount, volume)):
+                mine = mine or (not its_own and await self._devices.is_ours(mount, volume))
+                if not mine and not (volume is not None and self._is_left(mount, volume, device)):
                     raise Precondition(
                         f"{point} shows {mount.source}, not {volume.id if volume else 'a volume that is gone'}: unmount it "
                         "by hand"
                     )
-                held = self._devices.holding(mount)
+                held = self._devices.holding(mount) if mine else ""
                 await self._unmounted(volume, mount)
                 if device is None:
                     await self._devices.reclaim(mount, held)
@@ -352,8 +365,10 @@ class KernelAccess:
         """Bind the device node over a file at `target`, and make sure that it is this volume's."""
         device = await self._attached(volume)
         present = mountinfo.at(target)
-        if present is not None and self._devices.is_empty_node(present):
-            # Left of a device that is gone: it shows nothing, until somebody's next device gets that number.
+        if present is not None and (
+            self._devices.is_empty_node(present) or self._is_left(present, volume, device)
+        ):
+            # Left of a device that is gone: it shows nothing, or whoever's next device got that number.
             await self._jobs.run(volume, "umount", SLOW, point=target)
             present = mountinfo.at(target)
         if present is not None:

@@ -27,6 +27,10 @@ class Busy(DriverError):
     """Another operation on the same object is running: the same call may succeed later."""
 
 
+class TooSlow(Busy):
+    """What was begun was given up in order, or goes on elsewhere: nothing is broken, and nothing of it was needed before."""
+
+
 class BadToken(DriverError):
     """A page token that this driver did not give out."""
 

@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from csi_driver.domain.mount_flags import removed_flags
@@ -50,7 +50,9 @@ _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442  # the same on every arc
 _OPEN_TREE_CLONE, _AT_SYMLINK_NOFOLLOW, _AT_EMPTY_PATH = 1, 0x100, 0x1000
 _FSOPEN, _FSCONFIG = 430, 431
 _FSOPEN_CLOEXEC = 1
-_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING = 0, 1
+_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
+# Whatever is in a log stays there: it is only to be told whether there is a file system.
+_ONLY_LOOK = {"ext4": ("noload",), "xfs": ("norecovery", "nouuid")}
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _MOUNT_ATTR_RDONLY = 1
 
@@ -77,8 +79,8 @@ def mount(device: StrPath, point: StrPath, fs_type: str, options: Iterable[str] 
     """Mount the file system on the block device at the directory `point`, which must not be a symbolic link.
 
     `options`: the user's words ("noatime", "commit=30") after those of `filesystems.mount_options`. Raises ValueError
-    as `split_options`; OSError: EINVAL for an option that the file system does not know, which it then names, or a damaged
-    one, EUCLEAN, EBUSY, EROFS.
+    as `split_options`; OSError: EINVAL for an option that the file system does not know, which it then names, EUCLEAN for one
+    that is damaged, also where the kernel said EINVAL, EBUSY, EROFS.
     """
     words = [*options]
     flags, data = split_options(words)
@@ -87,24 +89,44 @@ def mount(device: StrPath, point: StrPath, fs_type: str, options: Iterable[str] 
         try:
             libc.call(what, "mount", os.fsencode(device), target, fs_type.encode(), flags, os.fsencode(data))
         except OSError as error:
-            if error.errno != errno.EINVAL or not data:
+            if error.errno != errno.EINVAL:
                 raise
-            raise OSError(error.errno, f"{error.strerror}; {_refused(fs_type, data)}") from error
+            options = [option for option in re.findall(r'(?:[^,"]|"[^"]*")+', data) if option]
+            if culprit := _culprit(fs_type, options):
+                why = (
+                    f"{fs_type} on this kernel refuses the mount option {culprit!r}: take it out of the mount options, in "
+                    "Kubernetes of the StorageClass and of the PersistentVolume"
+                )
+            elif not _can_be_opened(device, fs_type):
+                raise OSError(errno.EUCLEAN, f"{error.strerror}; without any option it is refused too") from error
+            else:
+                names = ", ".join(option.partition("=")[0] for option in options)
+                why = f"{fs_type} refuses one of its options ({names}) or two together: see the node's kernel log"
+            raise OSError(error.errno, f"{error.strerror}; {why}") from error
 
 
-def _refused(fs_type: str, data: str) -> str:
-    """Say which of these options a mount was refused for: EINVAL names none."""
-    options = [option for option in re.findall(r'(?:[^,"]|"[^"]*")+', data) if option]
+def _culprit(fs_type: str, options: Sequence[str]) -> str:
+    """Name the option that a mount was refused for, where that can be told: EINVAL names none."""
     culprit = next((option for option in options if not _takes(fs_type, option)), "")
-    if not culprit:
-        culprit = next(iter(removed_flags(options, fs_type)), "")
-    if culprit:
-        return (
-            f"{fs_type} on this kernel refuses the mount option {culprit.partition('=')[0]!r}: take it out of the mount options, "
-            "in Kubernetes of the StorageClass and of the PersistentVolume"
-        )
-    names = ", ".join(option.partition("=")[0] for option in options)
-    return f"{fs_type} refuses one of its options ({names}) or two together, or is damaged: see the node's kernel log"
+    return (culprit or next(iter(removed_flags(options, fs_type)), "")).partition("=")[0]
+
+
+def _can_be_opened(device: StrPath, fs_type: str) -> bool:
+    """Whether a device holds such a file system at all: opened read-only and let go, attached nowhere."""
+    try:
+        context = libc.syscall("fsopen", _FSOPEN, fs_type.encode(), _FSOPEN_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        libc.syscall("fsconfig", _FSCONFIG, context, _FSCONFIG_SET_STRING, b"source", os.fsencode(device), 0)
+        for word in ("ro", *_ONLY_LOOK.get(fs_type, ())):
+            libc.syscall("fsconfig", _FSCONFIG, context, _FSCONFIG_SET_FLAG, word.encode(), 0, 0)
+        libc.syscall("fsconfig", _FSCONFIG, context, _FSCONFIG_CMD_CREATE, 0, 0, 0)
+    except OSError as error:
+        return error.errno not in {errno.EINVAL, errno.EUCLEAN, errno.EBADMSG}
+    finally:
+        os.close(context)
+    return True
 
 
 def _takes(fs_type: str, option: str) -> bool:

@@ -12,6 +12,7 @@ CODES: dict[type[errors.DriverError], grpc.StatusCode] = {
     errors.NotFound: grpc.StatusCode.NOT_FOUND,
     errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
     errors.Busy: grpc.StatusCode.ABORTED,
+    errors.TooSlow: grpc.StatusCode.ABORTED,
     errors.BadToken: grpc.StatusCode.ABORTED,
     errors.Precondition: grpc.StatusCode.FAILED_PRECONDITION,
     errors.InUse: grpc.StatusCode.FAILED_PRECONDITION,
@@ -30,7 +31,7 @@ _UNKNOWN_OUTCOME = frozenset(
 _REFUSALS: dict[grpc.StatusCode, type[errors.DriverError]] = {
     code: kind
     for kind, code in CODES.items()
-    if kind not in (errors.BadToken, errors.InUse, errors.NotMountable, errors.OtherVersion)
+    if kind not in (errors.TooSlow, errors.BadToken, errors.InUse, errors.NotMountable, errors.OtherVersion)
 }
 
 MAX_MESSAGE_BYTES = 1024

@@ -18,6 +18,7 @@ from csi_driver.domain.errors import (
     OutOfRange,
     OutOfSpace,
     Precondition,
+    TooSlow,
     Unavailable,
 )
 from csi_driver.domain.model import (
@@ -254,13 +255,13 @@ class Nodes:
         return await self._checks.mounted(pool, volume)
 
     async def _grow_if_it_can(self, pool: Pool, volume: Volume, staging: str) -> None:
-        """Let the file system fill the volume. What cannot be now (it is mounted read-only, say) is put off to a later stage.
+        """Let the file system fill the volume. What cannot be now (it is mounted read-only, say, or it takes too long) is put off to a later stage.
 
         It is mounted and whole: whoever waits for the data need not wait for the room.
         """
         try:
             await pool.backend.access.grow(volume, staging)
-        except (Precondition, OutOfSpace) as error:
+        except (Precondition, OutOfSpace, TooSlow) as error:
             log.warning("a file system does not grow at this stage", volume=str(volume.id), why=str(error))
 
     async def _look_after(self, pool: Pool, volume: Volume) -> None:

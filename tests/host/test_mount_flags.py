@@ -78,6 +78,23 @@ def test_a_flag_that_a_mount_refuses_is_named(image: Image, point: Path, fs_type
 def test_what_one_word_does_not_explain_lists_them_all(image: Image, point: Path) -> None:
     device = loop.attach(image())
     run(mkfs_argv("ext4", device.path), 30)
-    with pytest.raises(OSError, match=r"\(data, delalloc\) or two together, or is damaged"):
+    with pytest.raises(OSError, match=r"refuses one of its options \(data, delalloc\) or two together: "):
         mounts.mount(device.path, point, "ext4", ["data=journal", "delalloc", "noatime"])
+    assert mountinfo.at(point) is None
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("fs_type", FS_TYPES)
+@pytest.mark.parametrize("flags", [[], ["noatime", "nodev"]], ids=["no flags", "flags"])
+def test_what_cannot_be_opened_is_no_matter_of_flags(image: Image, point: Path, fs_type: str, flags: list[str]) -> None:
+    """The kernel says EINVAL of a superblock that is gone, as it does of a flag."""
+    device = loop.attach(path := image())
+    run(mkfs_argv(fs_type, device.path), 30)
+    with path.open("r+b") as file:
+        file.write(bytes(4096))
+        os.fsync(file.fileno())
+    run(("blockdev", "--flushbufs", device.path), 10)
+    with pytest.raises(OSError, match="without any option it is refused too") as refused:
+        mounts.mount(device.path, point, fs_type, [*flags, *mount_options(fs_type)])
+    assert refused.value.errno == errno.EUCLEAN
     assert mountinfo.at(point) is None

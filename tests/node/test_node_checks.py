@@ -212,6 +212,25 @@ async def test_what_no_check_mends_is_refused_with_a_way_that_works(rig: Rig) ->
         assert Path(path, "data").read_bytes() == DATA
 
 
+async def test_an_xfs_that_lost_its_superblock_is_called_damaged(rig: Rig) -> None:
+    """The kernel says no more of it than of a wrong mount option."""
+    volume = await with_data(rig, capabilities=(mounted("xfs"),))
+    with rig.image(volume).open("r+b") as image:
+        first = image.read(4096)
+        image.seek(0)
+        image.write(bytes(4096))
+        os.fsync(image.fileno())
+    for _ in range(2):
+        with pytest.raises(NotMountable, match=r"without any option it is refused too.*volumeMode Block"):
+            await rig.stage(volume)
+    assert rig.devices() == []
+    assert [(v.name, t.kind) for v, t in rig.context.conditions.all()] == [("v", "Damaged")]
+    with rig.image(volume).open("r+b") as image:
+        image.write(first)
+    async with rig.shown(volume) as path:
+        assert Path(path, "data").read_bytes() == DATA
+
+
 async def test_what_was_mended_by_hand_is_mounted(rig: Rig) -> None:
     """A verdict is about one image: whoever changes it is believed."""
     volume = await with_data(rig, capabilities=BOTH)

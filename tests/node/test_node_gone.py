@@ -63,6 +63,42 @@ async def test_what_is_left_counts_as_use_and_goes_by_the_usual_calls(rig: Rig) 
     assert places(rig) == []
 
 
+async def test_what_is_left_is_known_and_goes_though_its_number_is_somebody_elses(rig: Rig) -> None:
+    """Another program asked for the first free device: the pod must end all the same, and that program keeps its device."""
+    volume, target, number = await gone(rig)
+    foreign = rig.place / "foreign.img"
+    foreign.write_bytes(b"foreign" * 8192)
+    run(("losetup", f"/dev/loop{number}", str(foreign)), 10)
+    try:
+        staged = f"{rig.staging(volume)}/device"
+        assert (await rig.access.use(volume)).paths == (staged, target)
+        with pytest.raises(InUse, match=rf"in use at {staged}, {target}: unpublish"):
+            await rig.delete(volume)
+        await rig.unpublish(volume)
+        await rig.unstage(volume)
+        assert places(rig) == []
+        assert read_at(f"/dev/loop{number}", 0, 7) == b"foreign"
+        await rig.show(volume)
+        assert rig.device(volume) is not None
+    finally:
+        run(("losetup", "--detach", f"/dev/loop{number}"), 10)
+
+
+async def test_a_start_takes_away_what_is_left_though_its_number_is_somebody_elses(rig: Rig) -> None:
+    volume, target, number = await gone(rig)
+    foreign = rig.place / "foreign.img"
+    foreign.write_bytes(b"foreign" * 8192)
+    run(("losetup", f"/dev/loop{number}", str(foreign)), 10)
+    try:
+        await rig.reopen()
+        assert places(rig) == []
+        assert not os.path.lexists(target)
+        assert read_at(f"/dev/loop{number}", 0, 7) == b"foreign"
+        await rig.delete(volume)
+    finally:
+        run(("losetup", "--detach", f"/dev/loop{number}"), 10)
+
+
 async def test_what_is_left_is_swept_at_start_and_only_that(rig: Rig) -> None:
     """The next owner of the number would be seen there. What is not marked may be anybody's, and stays."""
     volume, target, number = await gone(rig)

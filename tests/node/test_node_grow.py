@@ -246,9 +246,17 @@ async def test_a_pod_that_reads_alone_does_not_keep_the_file_system_from_growing
     assert whole(rig, rig.now(volume)) == GROWN
 
 
+CANNOT_GROW = {
+    "it is refused": (errno.EIO, "CommandError"),
+    "the tool is killed at its deadline": (errno.ETIMEDOUT, "CommandError"),
+    "another growth goes on": (errno.EAGAIN, "BlockingIOError"),
+}
+
+
+@pytest.mark.parametrize("why", CANNOT_GROW)
 @pytest.mark.parametrize("fs_type", ["ext4", "xfs"])
 async def test_a_volume_that_cannot_grow_is_staged_as_large_as_it_was(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch, fs_type: str
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, fs_type: str, why: str
 ) -> None:
     """To fill the volume is no part of showing the data, whatever keeps it from that."""
     volume = await rig.volume("v", fs_type)
@@ -259,9 +267,10 @@ async def test_a_volume_that_cannot_grow_is_staged_as_large_as_it_was(
 
     async def run_(job: str, timeout: float, **args: Any) -> Any:
         if job == "grow":
-            raise JobFailed(job, errno.EIO, "the file system cannot grow", "CommandError")
+            raise JobFailed(job, CANNOT_GROW[why][0], "the file system cannot grow", CANNOT_GROW[why][1])
         if job == "grow_copy":
-            raise JobFailed(job, errno.ENOSPC, "no room for a copy", "OSError")
+            number, kind = (errno.ENOSPC, "OSError") if why == "it is refused" else CANNOT_GROW[why]
+            raise JobFailed(job, number, "no room, or no time, for a copy", kind)
         return await real(job, timeout, **args)
 
     with monkeypatch.context() as patch:

@@ -15,6 +15,7 @@ EXPECTED = {
     "NotFound": CODE.NOT_FOUND,
     "AlreadyExists": CODE.ALREADY_EXISTS,
     "Busy": CODE.ABORTED,
+    "TooSlow": CODE.ABORTED,
     "BadToken": CODE.ABORTED,
     "InUse": CODE.FAILED_PRECONDITION,
     "NotMountable": CODE.FAILED_PRECONDITION,

@@ -154,9 +154,9 @@ class LoopDevices:
         number = _node_number(mount)
         return number is not None and loopctl.sysfs(number, "loop/backing_file") is None
 
-    def empty_nodes(self) -> list[mountinfo.Mount]:
+    def nodes(self) -> list[mountinfo.Mount]:
         """See Devices."""
-        return [mount for mount in mountinfo.read_with(b" /loop") if self.is_empty_node(mount)]
+        return [mount for mount in mountinfo.read_with(b" /loop") if _node_number(mount) is not None]
 
     def holding(self, mount: mountinfo.Mount) -> str:
         """See Devices."""
