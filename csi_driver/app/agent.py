@@ -149,7 +149,7 @@ class Agent:
         self._health.lack("start", "the pools are being opened")
         try:
             await self._open_pools()
-        except DriverError:
+        except BaseException:  # refused, or broken off by SIGTERM
             if made is not None:
                 await asyncio.gather(*(pool.backend.close() for pool in self._pools))  # it cannot be unmounted before
                 await remove(self._children, made.path, made.mount)

@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -327,6 +328,36 @@ def test_a_start_that_fails_leaves_no_image(rig: AgentRig, disks: Any, launch: A
     status, said = refused(*words, "--pool", f"other={other}")
     assert status == 1
     assert rig.image.exists(), "it was there before"
+
+
+HANGS = """
+import asyncio, sys
+from csi_driver.app import agent
+from csi_driver.settings import MIB, PoolImage, PoolSpec, Settings
+
+async def hang(self):
+    print("opening", flush=True)
+    await asyncio.sleep(600)
+
+agent.Agent._open_pools = hang
+endpoint, image, mount = sys.argv[1:]
+pools = (PoolSpec("default", "reflink", mount),)
+settings = Settings(pools, PoolImage(image, mount, 400 * MIB), endpoint=endpoint, node_name="node1")
+sys.exit(asyncio.run(agent.run_agent(settings)))
+"""
+
+
+def test_a_start_that_is_broken_off_leaves_no_image(rig: AgentRig) -> None:
+    """A kubelet stops what does not become ready, here while the pool is opened in the image that it has just made."""
+    argv = [sys.executable, "-c", HANGS, rig.endpoint, str(rig.image), str(rig.pool)]
+    rig.process = subprocess.Popen(argv, stdout=subprocess.PIPE)
+    assert rig.process.stdout is not None
+    with rig.process.stdout as out:
+        assert any(line.strip() == b"opening" for line in out)
+        assert rig.image.exists()
+        assert rig.stop() == 0
+    assert not rig.image.exists()
+    assert subprocess.run(["mountpoint", "-q", str(rig.pool)], check=False).returncode != 0
 
 
 def test_a_small_pool_serves_and_one_that_cannot_says_so_at_its_start(disks: Any, launch: Any, tmp_path: Path) -> None:
