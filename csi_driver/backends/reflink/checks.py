@@ -107,7 +107,8 @@ class ReflinkChecks:
                 self._standing(volume)
         for kept in sorted(self._layout.kept.iterdir()):
             named = _KEPT.fullmatch(kept.name)
-            if named is None or named[1] not in volumes:
+            # A name of another form is a later version's, and what it keeps is data.
+            if named is not None and named[1] not in volumes:
                 self._layout.discard(kept)
 
     def _found(self, volume: Volume) -> Check | None:
@@ -204,8 +205,10 @@ class ReflinkChecks:
                 self._discard(place)
         for kept in sorted(self._layout.kept.iterdir()):
             named = _KEPT.fullmatch(kept.name)
-            alive = named is not None and (self._layout.volumes / named[1]).exists()
-            if not alive or named is None or int(named[2]) + KEPT_SECONDS * 1_000_000_000 <= now:
+            if named is None:
+                continue
+            alive = (self._layout.volumes / named[1]).exists()
+            if not alive or int(named[2]) + KEPT_SECONDS * 1_000_000_000 <= now:
                 self._discard(kept)
 
     def _place(self, volume: Volume) -> Path:
