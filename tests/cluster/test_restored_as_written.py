@@ -19,7 +19,7 @@ def cut(kubectl: Kubectl, *names: str) -> dict[str, Document]:
 @pytest.mark.slow(seconds=45)
 def test_the_same_claim_is_restored_from_its_own_snapshot(kubectl: Kubectl, xfs: str) -> None:
     """Sizes that no image has: of 10^6 bytes, and below what the file system needs."""
-    asked = {"uneven": ("100M", CLASS), "small": ("5M", CLASS), "raised": ("100M", xfs)}
+    asked = {"uneven": ("10G", CLASS), "small": ("5M", CLASS), "raised": ("100M", xfs)}
     for name, (size, used) in asked.items():
         kubectl.apply(claim(name, size, storage_class=used), pod(f"{name}-user", {"/disk": name}))
     kubectl.apply(claim("device", "100M", block=True), pod("device-user", devices={"/dev/disk": "device"}))
@@ -36,7 +36,7 @@ def test_the_same_claim_is_restored_from_its_own_snapshot(kubectl: Kubectl, xfs:
         kubectl.apply(again, pod(f"{name}-reader", {"/disk": f"{name}-again"}))
     # A class that names no file system takes the source's, whatever it is.
     by_default = claim("by-default", "100M", snapshot="raised")
-    clone = claim("clone", "100M", clone="uneven")
+    clone = claim("clone", "10G", clone="uneven")
     kubectl.apply(
         *(by_default, pod("by-default-reader", {"/disk": "by-default"})),
         *(clone, pod("clone-reader", {"/disk": "clone"})),

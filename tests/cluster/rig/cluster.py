@@ -34,8 +34,9 @@ COMMANDS = (
 VALUES: dict[str, Any] = {
     "image": dict(zip(("repository", "tag"), images.TIDEMARK.rsplit(":", 1), strict=True)),
     "poolImage": {"size": "4Gi"},
+    "agent": {"overcommit": 12},
 }
-"""What differs from the default install: the image that was built here, and pools that fit on a shared disk."""
+"""What differs from the default install: the image that was built here, pools that fit on a shared disk, and disks of 10G in them."""
 
 
 def why_not() -> str:
