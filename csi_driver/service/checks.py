@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from csi_driver.backends.base import KEPT_SECONDS, Check
 from csi_driver.domain.durations import format_duration
-from csi_driver.domain.errors import BEING_CHECKED, Busy, NotMountable
+from csi_driver.domain.errors import BEING_CHECKED, Busy, NotMountable, OutOfSpace
 from csi_driver.domain.model import Condition, Volume
 from csi_driver.service.conditions import is_damaged
 from csi_driver.service.context import Context
@@ -80,7 +80,11 @@ class Checks:
         if volume.condition is None or volume.condition.state != "damaged":
             return volume
         self._context.conditions.note(volume, None)
-        return await self._save(pool, replace(volume, condition=None))
+        try:
+            return await self._save(pool, replace(volume, condition=None))
+        except OutOfSpace as error:  # of another image now, the note binds nobody, and the pod has its data
+            _LOG.warning("%s is mounted, and its record still calls it damaged: %s", volume.id, error)
+            return volume
 
     async def _taken(self, pool: Pool, volume: Volume, check: Check) -> Volume:
         """What came of a check that has ended."""

@@ -10,9 +10,9 @@ import pytest
 from release_rig import AMBIENT, COUNT, counted, cut, goes_on, helm_upgrade, lines, upgrade
 from rig import addons, earlier
 from rig.cluster import NAMESPACE, RELEASE, Cluster
-from rig.kubectl import Kubectl
+from rig.kubectl import Kubectl, is_ready
 from rig.node import Node
-from rig.objects import claim, pod
+from rig.objects import claim, pod, snapshot
 from rollback_rig import ask, ended, phase_of, read_in, using
 from rollback_rig import cut as cut_of
 from test_schedule import schedule, times
@@ -117,6 +117,13 @@ def _there_and_back(cluster: Cluster, kubectl: Kubectl) -> None:
     with using(kubectl, name="looker") as name:
         assert read_in(kubectl, name) == {"a": "old"}
         kubectl.sh(name, "echo newer >/v1/a; sync")
+    # What the version before has no words for: a size that is not what was asked for.
+    kubectl.apply(claim("odd", "100M"), pod("odd", ["odd"], node=node))
+    kubectl.ready("odd")
+    kubectl.sh("odd", "echo odd >/odd/a; sync")
+    kubectl.apply(snapshot("odd", "odd"))
+    assert kubectl.until(is_ready, "volumesnapshot", "odd")["status"]["restoreSize"] == "100M"
+    kubectl.delete("pod", "odd")
     seen |= made(kubectl)
 
     # One that this version began is ended by its controllers on agents of the version before.
@@ -128,9 +135,10 @@ def _there_and_back(cluster: Cluster, kubectl: Kubectl) -> None:
         safeties |= {rolled_back(kubectl, "back"): "newer"}
         cut(kubectl, "by-controllers-of-this")
     goes_on(kubectl)
-    kubectl.apply(pod("other", ["v1"]))
+    kubectl.apply(pod("other", ["v1", "odd"]))
     kubectl.ready("other")
     assert read_in(kubectl, "other") == {"a": "old"}
+    assert read_in(kubectl, "other", "odd") == {"a": "odd"}
     kubectl.sh("other", "echo newest >/v1/a; sync")
     seen |= made(kubectl)
 
@@ -154,8 +162,10 @@ def _nothing_was_lost_or_done_twice(kubectl: Kubectl, seen: dict[str, str], safe
 
     kept = {name: f"kept-{number}" for number, name in enumerate(safeties)}
     claims = [claim(of, snapshot=name) for name, of in kept.items()]
-    kubectl.apply(*claims, claim("counted", snapshot="on-again"), pod("reader", [*kept.values(), "counted"]))
+    claims += [claim("counted", snapshot="on-again"), claim("odd-again", "100M", snapshot="odd")]
+    kubectl.apply(*claims, pod("reader", [*kept.values(), "counted", "odd-again"]))
     kubectl.ready("reader")
+    assert read_in(kubectl, "reader", "odd-again") == {"a": "odd"}, "a claim is restored as it was written"
     assert {name: read_in(kubectl, "reader", of)["a"] for name, of in kept.items()} == safeties
     assert len(counted(kubectl.sh("reader", "cat /counted/log"))) >= had
     assert lines(kubectl)
