@@ -15,6 +15,7 @@ from rig.node import Node
 from rig.objects import claim, pod, snapshot
 from rollback_rig import ask, ended, phase_of, read_in, using
 from rollback_rig import cut as cut_of
+from csi_driver.kube.quantity import whole
 from test_schedule import schedule, times
 
 CONTROLLER, AGENT = "deployment/tidemark-controller", "daemonset/tidemark-agent"
@@ -122,7 +123,7 @@ def _there_and_back(cluster: Cluster, kubectl: Kubectl) -> None:
     kubectl.ready("odd")
     kubectl.sh("odd", "echo odd >/odd/a; sync")
     kubectl.apply(snapshot("odd", "odd"))
-    assert kubectl.until(is_ready, "volumesnapshot", "odd")["status"]["restoreSize"] == "100M"
+    assert whole(kubectl.until(is_ready, "volumesnapshot", "odd")["status"]["restoreSize"]) == 100_000_000
     kubectl.delete("pod", "odd")
     seen |= made(kubectl)
 
