@@ -45,7 +45,7 @@ group does not say is said by the chart's values.
 {{- if not $pools }}
 {{- $daemonset := printf "%s-agent%s" $full (ternary "" (printf "-%s" $name) (eq $name "default")) }}
 {{- include "tidemark.sameImage" (list $root $daemonset (printf "%s/pool.img" $image.directory)) }}
-{{- include "tidemark.noSmallerImage" (list $root $daemonset $image.size) }}
+{{- include "tidemark.noSmallerImage" (list $root $daemonset (include "tidemark.plain" $image.size)) }}
 {{- end }}
 {{- $poolInit := ternary $group.poolInit $values.poolInit (hasKey $group "poolInit") }}
 {{- $tolerations := ternary $group.tolerations $values.agent.tolerations (hasKey $group "tolerations") }}
