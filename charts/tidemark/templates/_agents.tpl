@@ -60,7 +60,7 @@ apiVersion: apps/v1
 kind: DaemonSet
 metadata:
   name: {{ $full }}-agent{{ if ne $name "default" }}-{{ $name }}{{ end }}
-  namespace: {{ $root.Release.Namespace }}
+  namespace: {{ $root.Release.Namespace | quote }}
   labels:
     {{- include "tidemark.labels" $root | nindent 4 }}
     app.kubernetes.io/component: agent
@@ -100,7 +100,7 @@ spec:
       automountServiceAccountToken: false
       enableServiceLinks: false
       {{- with $values.agent.priorityClassName }}
-      priorityClassName: {{ . }}
+      priorityClassName: {{ . | quote }}
       {{- end }}
       terminationGracePeriodSeconds: {{ int $values.agent.terminationGracePeriodSeconds }}
       nodeSelector:
@@ -213,7 +213,7 @@ spec:
         - {name: dev, hostPath: {path: /dev, type: Directory}}
         - {name: sys, hostPath: {path: /sys, type: Directory}}
         - {name: udev, hostPath: {path: /run/udev, type: ""}}
-        - {name: tls, secret: {secretName: {{ default (printf "%s-agent-tls" $full) (include "tidemark.givenSecret" (list $root "agent")) }}}}
+        - {name: tls, secret: {secretName: {{ default (printf "%s-agent-tls" $full) (include "tidemark.givenSecret" (list $root "agent")) | quote }}}}
         - {name: run, emptyDir: {medium: Memory, sizeLimit: 16Mi}}
         - {name: tmp, emptyDir: {medium: Memory, sizeLimit: 16Mi}}
         {{- if $pools }}
