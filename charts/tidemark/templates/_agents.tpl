@@ -69,7 +69,7 @@ metadata:
   {{- . | nindent 2 }}
   {{- end }}
 spec:
-  revisionHistoryLimit: {{ ternary 10 (int $values.agent.revisionHistoryLimit) (kindIs "invalid" $values.agent.revisionHistoryLimit) }}
+  revisionHistoryLimit: {{ include "tidemark.history" $values.agent.revisionHistoryLimit }}
   selector:
     matchLabels:
       {{- include "tidemark.selector" $root | nindent 6 }}
