@@ -75,6 +75,7 @@ class Chart:
         strings: Iterable[str] = (),
         chart: Path = CHART,
         release: str = "tidemark",
+        namespace: str = "tidemark",
     ) -> str:
         """The manifests as helm writes them. Raises Refused."""
         argv = [
@@ -83,7 +84,7 @@ class Chart:
             release,
             str(chart),
             "--namespace",
-            "tidemark",
+            namespace,
             "--kube-version",
             kubernetes,
         ]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from chart_rig import CHART, Chart, Document
+from chart_rig import VALUES as SETS
 
 VALUES: Document = yaml.safe_load((CHART / "values.yaml").read_text())
 SCHEMA: Document = json.loads((CHART / "values.schema.json").read_text())
@@ -115,14 +116,48 @@ def test_no_number_of_the_schema_refuses_its_digits_as_a_string() -> None:
     assert {path.rpartition(".")[2] for path in walk(SCHEMA, "")} == {"tolerationSeconds"}
 
 
+NAMES = {"name", "namespace", "priorityClassName", "secretName", "serviceAccountName"}
+"""Keys of names; a definition has some of them as keys of its schema."""
+
+
+def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """All values that hold no others, each with the key that it is below."""
+    if isinstance(node, dict):
+        for below, value in node.items():
+            yield from leaves(value, str(below))
+    elif isinstance(node, list):
+        for one in node:
+            yield from leaves(one, key)
+    else:
+        yield key, node
+
+
 def test_names_of_digits_stay_names(chart: Chart) -> None:
-    """A label that YAML takes for a number is refused by the API."""
-    values = {
+    """A name or a label that YAML takes for a number is refused by helm or the API."""
+    values: Document = yaml.safe_load((SETS / "everything.yaml").read_text())
+    values |= {
+        "fullnameOverride": "2026",
+        "imagePullSecrets": [{"name": "2026"}],
+        "tls": {
+            "controllerSecret": "2026",
+            "agentSecret": "2026",
+            "certManager": {"enabled": True, "issuer": {"name": "2026"}},
+        },
         "storageClasses": {"1000": {}},
         "snapshots": {"classes": {"2026": {}}},
         "nodeGroups": {"1": {"nodes": {"label": "example.com/disks", "values": ["1"]}}},
     }
-    documents = chart.render(values, release="2026")
+    for section in ("agent", "controller"):
+        values[section]["priorityClassName"] = "2026"
+    values["monitoring"]["dashboard"]["namespace"] = "2026"
+    documents = chart.render(values, release="2026", namespace="2026")
+    named = [(key, value) for document in documents for key, value in leaves(document) if key in NAMES]
+    assert {key for key, _ in named} == NAMES
+    assert [(key, value) for key, value in named if not isinstance(value, str)] == []
+    assert [key for document in documents for key, value in leaves(document) if value == 2026] == []
+    assert {document["metadata"].get("namespace", "2026") for document in documents} == {"2026"}
+    assert {one["spec"]["issuerRef"]["name"] for one in documents.of("Certificate")} == {"2026"}
+    assert documents.names("ServiceMonitor") == documents.names("PrometheusRule") == {"2026"}
     assert documents.names("StorageClass") == {"tidemark", "1000"}
     assert documents.names("VolumeSnapshotClass") == {"tidemark", "2026"}
     for document in documents:

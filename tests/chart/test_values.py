@@ -61,15 +61,48 @@ WRONG = [
 
 
 SIZES = ["4096", "500M", "300Mi", "20G", "20Gi", "1.5Gi", "0.5T", "2Ti", "7P", "3Pi", "1000K", "1000Ki"]
+NUMBERS = [1, 4096, 1234567, 20 * 2**30, 3 * 2**50]
 
 
 def test_sizes_are_read_as_the_agent_reads_them(chart: Chart, tmp_path: Path) -> None:
-    """Where a pool's image may not shrink, helm has to know which of two sizes is the smaller one."""
+    """Where a pool's image may not shrink, helm has to know which of two sizes is the smaller one, numbers or texts."""
     copy = Path(shutil.copytree(CHART, tmp_path / "tidemark"))
-    lines = [f'  - {{{{ include "tidemark.bytes" "{size}" | quote }}}}' for size in SIZES]
-    (copy / "templates" / "sizes.yaml").write_text("\n".join(["kind: Sizes", "read:", *lines, ""]))
-    (found,) = chart.render(chart=copy).of("Sizes")
-    assert [int(size) for size in found["read"]] == [parse(size) for size in SIZES]
+    (copy / "values.schema.json").unlink()  # it does not know the value of this test
+    read = '  {{- range .Values.sizes }}\n  - {{ include "tidemark.bytes" . | quote }}\n  {{- end }}\n'
+    (copy / "templates" / "sizes.yaml").write_text(f"kind: Sizes\nread:\n{read}")
+    sizes = [*SIZES, *NUMBERS]
+    words = ",".join(str(size) for size in sizes)
+    for documents in (
+        chart.render({"sizes": sizes}, chart=copy),
+        chart.render(sets=[f"sizes={{{words}}}"], chart=copy),
+    ):
+        (found,) = documents.of("Sizes")
+        assert [int(size) for size in found["read"]] == [parse(str(size)) for size in sizes]
+
+
+@pytest.mark.parametrize("way", ["file", "set", "string"])
+def test_a_pool_image_that_is_there_never_shrinks(chart: Chart, tmp_path: Path, way: str) -> None:
+    """`helm upgrade` asks the cluster for the size that its agents have. Here a file has the cluster's answer."""
+    copy = Path(shutil.copytree(CHART, tmp_path / "tidemark"))
+    (copy / "installed.yaml").write_text(yaml.safe_dump(chart.render().one("DaemonSet", "tidemark-agent")))
+    guards = copy / "templates" / "_guards.tpl"
+    asked, text = '(lookup "apps/v1" "DaemonSet" $root.Release.Namespace $name)', guards.read_text()
+    assert asked in text
+    guards.write_text(text.replace(asked, '($root.Files.Get "installed.yaml" | fromYaml)'))
+
+    def upgrade(size: int) -> Document:
+        given: dict[str, dict[str, Any]] = {
+            "file": {"values": {"poolImage": {"size": size}}},
+            "set": {"sets": [f"poolImage.size={size}"]},
+            "string": {"strings": [f"poolImage.size={size}"]},
+        }
+        return chart.render(chart=copy, **given[way]).one("DaemonSet", "tidemark-agent")
+
+    there = 20 * 2**30
+    assert f"'value': '{2 * there}'" in str(upgrade(2 * there))
+    upgrade(there)
+    with pytest.raises(Refused, match=rf"cannot become {there - 1}: it is 20Gi"):
+        upgrade(there - 1)
 
 
 def properties(schema: Document) -> dict[str, Any]:

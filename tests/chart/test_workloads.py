@@ -10,6 +10,16 @@ import pytest
 from chart_rig import CHART, VALUES, Chart, Document, Rendered
 
 WORKLOADS = [("agent", "DaemonSet", "tidemark-agent"), ("controller", "Deployment", "tidemark-controller")]
+LASTING = [*WORKLOADS, ("snapshotController", "Deployment", "tidemark-snapshot-controller")]
+"""All that run as long as the release."""
+DEPLOYMENTS = [(section, name) for section, kind, name in LASTING if kind == "Deployment"]
+PODS = [*LASTING, ("uninstall", "Job", "tidemark-uninstall-check")]
+
+
+def installed(section: str, values: Document) -> Document:
+    """Values of one section, and the snapshot-controller installed."""
+    install: Document = {"snapshotController": {"install": True}}
+    return {**install, section: {**install.get(section, {}), **values}}
 
 
 def pod(documents: Rendered, kind: str, name: str) -> Document:
@@ -42,19 +52,37 @@ def test_variables_volumes_and_containers_come_beside_ours(chart: Chart, section
     assert with_more == ours
 
 
-@pytest.mark.parametrize(("section", "kind", "name"), WORKLOADS)
+@pytest.mark.parametrize(("section", "kind", "name"), LASTING)
 def test_history_annotations_and_account(chart: Chart, section: str, kind: str, name: str) -> None:
     note = {"example.com/note": section}
     values = {"revisionHistoryLimit": 0, "annotations": note, "serviceAccount": {"annotations": note}}
-    documents = chart.render({section: values})
+    documents = chart.render(installed(section, values))
     workload = documents.one(kind, name)
     assert workload["spec"]["revisionHistoryLimit"] == 0
     assert workload["metadata"]["annotations"] == note
-    assert "example.com/note" not in workload["spec"]["template"]["metadata"]["annotations"]
+    assert "example.com/note" not in workload["spec"]["template"]["metadata"].get("annotations", {})
     assert documents.one("ServiceAccount", name)["metadata"]["annotations"] == note
     marked = [one for one in documents.of("ServiceAccount") if "annotations" in one["metadata"]]
     assert len(marked) == 1
-    assert chart.render().one(kind, name)["spec"]["revisionHistoryLimit"] == 10
+    kept = {one["metadata"]["name"]: one["spec"].get("revisionHistoryLimit") for one in documents.of(kind)}
+    assert {other for other, limit in kept.items() if limit == 0} == {name}
+    assert chart.render(installed(section, {})).one(kind, name)["spec"]["revisionHistoryLimit"] == 10
+
+
+@pytest.mark.parametrize(("section", "kind", "name"), PODS)
+def test_labels_and_annotations_reach_the_pods_of_one(chart: Chart, section: str, kind: str, name: str) -> None:
+    """By them a service mesh leaves pods alone: with a container of a mesh in it, the pod of a Job never ends."""
+    mark, note = {"example.com/inject": "false"}, {"example.com/mesh": "disabled"}
+    documents = chart.render(installed(section, {"podLabels": mark, "podAnnotations": note}))
+    workloads = [one for one in documents if "template" in (one.get("spec") or {})]
+    assert len(workloads) == len(PODS)
+    for one in workloads:
+        found = one["spec"]["template"]["metadata"]
+        wanted = (one["kind"], one["metadata"]["name"]) == (kind, name)
+        assert (mark.items() <= found["labels"].items()) is wanted
+        assert (note.items() <= found.get("annotations", {}).items()) is wanted
+        assert not {*mark, *note} & {*one["metadata"]["labels"], *one["metadata"].get("annotations", {})}
+        assert not mark.items() & one["spec"].get("selector", {}).get("matchLabels", {}).items()
 
 
 def test_updates_go_as_the_user_says(chart: Chart) -> None:
@@ -96,17 +124,31 @@ def test_a_node_stays_in_one_group_whatever_affinity_is_given(chart: Chart) -> N
     assert "affinity" not in pod(chart.render(), "DaemonSet", "tidemark-agent")
 
 
-def test_controllers_spread_over_what_is_named(chart: Chart) -> None:
+@pytest.mark.parametrize(("section", "name"), DEPLOYMENTS)
+def test_pods_of_a_deployment_keep_apart_unless_told_otherwise(chart: Chart, section: str, name: str) -> None:
+    documents = chart.render(installed(section, {}))
+    labels = documents.one("Deployment", name)["spec"]["template"]["metadata"]["labels"]
+    apart = pod(documents, "Deployment", name)["affinity"]["podAntiAffinity"]
+    (preferred,) = apart["preferredDuringSchedulingIgnoredDuringExecution"]
+    selected = preferred["podAffinityTerm"]["labelSelector"]["matchLabels"]
+    assert selected.items() <= labels.items()
+    assert selected["app.kubernetes.io/component"] == name.removeprefix("tidemark-")
+    other: Document = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}
+    assert pod(chart.render(installed(section, {"affinity": other})), "Deployment", name)["affinity"] == other
+
+
+@pytest.mark.parametrize(("section", "name"), DEPLOYMENTS)
+def test_pods_of_a_deployment_spread_over_what_is_named(chart: Chart, section: str, name: str) -> None:
     zone = {"maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "DoNotSchedule"}
     other = {**zone, "labelSelector": {"matchLabels": {"app": "other"}}}
-    documents = chart.render({"controller": {"topologySpreadConstraints": [other, zone]}})
-    first, second = pod(documents, "Deployment", "tidemark-controller")["topologySpreadConstraints"]
+    documents = chart.render(installed(section, {"topologySpreadConstraints": [other, zone]}))
+    first, second = pod(documents, "Deployment", name)["topologySpreadConstraints"]
     assert first == other
-    labels = documents.one("Deployment", "tidemark-controller")["spec"]["template"]["metadata"]["labels"]
+    labels = documents.one("Deployment", name)["spec"]["template"]["metadata"]["labels"]
     selected = second.pop("labelSelector")["matchLabels"]
     assert second == zone
     assert selected.items() <= labels.items()
-    assert selected["app.kubernetes.io/component"] == "controller"
+    assert selected["app.kubernetes.io/component"] == name.removeprefix("tidemark-")
 
 
 def images(documents: Rendered) -> set[str]:

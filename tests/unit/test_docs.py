@@ -65,3 +65,10 @@ def test_the_mount_flags_of_the_reference_are_those_that_are_allowed() -> None:
     }
     kinds = {"every": "", "ext4": "ext4", "xfs": "xfs"}
     assert rows == {name: {*mount_flags.plain_flags(kind), *mount_flags.examples(kind)} for name, kind in kinds.items()}
+
+
+def test_nothing_is_mounted_by_a_label() -> None:
+    """A tenant's disk may carry the same one. The page that warns of labels names them, and no other makes or uses any."""
+    labels = re.compile(r"\bLABEL=|/by-label|\bmkfs\S*[^`\n]* -L\b|\bmount [^`\n]*-L\b")
+    named = {page.relative_to(TREE).as_posix() for page in PAGES if labels.search(page.read_text())}
+    assert named == {"docs/how-to/tenants-data.md"}

@@ -45,7 +45,7 @@ group does not say is said by the chart's values.
 {{- if not $pools }}
 {{- $daemonset := printf "%s-agent%s" $full (ternary "" (printf "-%s" $name) (eq $name "default")) }}
 {{- include "tidemark.sameImage" (list $root $daemonset (printf "%s/pool.img" $image.directory)) }}
-{{- include "tidemark.noSmallerImage" (list $root $daemonset $image.size) }}
+{{- include "tidemark.noSmallerImage" (list $root $daemonset (include "tidemark.plain" $image.size)) }}
 {{- end }}
 {{- $poolInit := ternary $group.poolInit $values.poolInit (hasKey $group "poolInit") }}
 {{- $tolerations := ternary $group.tolerations $values.agent.tolerations (hasKey $group "tolerations") }}
@@ -60,7 +60,7 @@ apiVersion: apps/v1
 kind: DaemonSet
 metadata:
   name: {{ $full }}-agent{{ if ne $name "default" }}-{{ $name }}{{ end }}
-  namespace: {{ $root.Release.Namespace }}
+  namespace: {{ $root.Release.Namespace | quote }}
   labels:
     {{- include "tidemark.labels" $root | nindent 4 }}
     app.kubernetes.io/component: agent
@@ -69,7 +69,7 @@ metadata:
   {{- . | nindent 2 }}
   {{- end }}
 spec:
-  revisionHistoryLimit: {{ ternary 10 (int $values.agent.revisionHistoryLimit) (kindIs "invalid" $values.agent.revisionHistoryLimit) }}
+  revisionHistoryLimit: {{ include "tidemark.history" $values.agent.revisionHistoryLimit }}
   selector:
     matchLabels:
       {{- include "tidemark.selector" $root | nindent 6 }}
@@ -100,7 +100,7 @@ spec:
       automountServiceAccountToken: false
       enableServiceLinks: false
       {{- with $values.agent.priorityClassName }}
-      priorityClassName: {{ . }}
+      priorityClassName: {{ . | quote }}
       {{- end }}
       terminationGracePeriodSeconds: {{ int $values.agent.terminationGracePeriodSeconds }}
       nodeSelector:
@@ -213,7 +213,7 @@ spec:
         - {name: dev, hostPath: {path: /dev, type: Directory}}
         - {name: sys, hostPath: {path: /sys, type: Directory}}
         - {name: udev, hostPath: {path: /run/udev, type: ""}}
-        - {name: tls, secret: {secretName: {{ default (printf "%s-agent-tls" $full) (include "tidemark.givenSecret" (list $root "agent")) }}}}
+        - {name: tls, secret: {secretName: {{ default (printf "%s-agent-tls" $full) (include "tidemark.givenSecret" (list $root "agent")) | quote }}}}
         - {name: run, emptyDir: {medium: Memory, sizeLimit: 16Mi}}
         - {name: tmp, emptyDir: {medium: Memory, sizeLimit: 16Mi}}
         {{- if $pools }}

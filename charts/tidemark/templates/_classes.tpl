@@ -22,7 +22,7 @@ metadata:
   labels: {{- include "tidemark.labelsWith" (list $root $class.labels) | nindent 4 }}
   {{- $mark := dict (printf "%s.kubernetes.io/is-default-class" $group) (default false $class.default | toString) }}
   {{- include "tidemark.annotations" (list $root $class.annotations $mark) | nindent 2 }}
-driver: {{ $root.Values.driverName }}
+driver: {{ $root.Values.driverName | quote }}
 deletionPolicy: {{ default "Delete" $class.deletionPolicy }}
 {{- end }}
 {{- end }}

@@ -30,11 +30,12 @@ nothing here.
 {{- end -}}
 {{- end }}
 
-{{/* Bytes of a size, as a number for comparisons. */}}
+{{/* Bytes of a size, be it a number or a text, as a number for comparisons. */}}
 {{- define "tidemark.bytes" -}}
-{{- $number := regexFind "^[0-9.]+" . -}}
+{{- $size := include "tidemark.plain" . -}}
+{{- $number := regexFind "^[0-9.]+" $size -}}
 {{- $units := dict "" 1 "K" 1e3 "Ki" 1024 "M" 1e6 "Mi" 1048576 "G" 1e9 "Gi" 1073741824 "T" 1e12 "Ti" 1099511627776 "P" 1e15 "Pi" 1125899906842624 -}}
-{{- printf "%.0f" (mulf (float64 $number) (get $units (trimPrefix $number .))) -}}
+{{- printf "%.0f" (mulf (float64 $number) (get $units (trimPrefix $number $size))) -}}
 {{- end }}
 
 {{/* An image that is there never shrinks: (list root daemonset size). The agent refuses it too, but helm can say so before anything is changed. */}}

@@ -26,8 +26,7 @@ through `tidemark.plain`.
 {{- if $all }}{{ toYaml $all }}{{ end -}}
 {{- end }}
 
-{{/* Old replica sets that are kept of the Deployments: none is a number too. */}}
-{{- define "tidemark.controllerHistory" -}}
-{{- $given := .Values.controller.revisionHistoryLimit -}}
-{{- ternary 10 (int $given) (kindIs "invalid" $given) -}}
+{{/* How many old versions of a workload are kept: none is a number too. */}}
+{{- define "tidemark.history" -}}
+{{- ternary 10 (int .) (kindIs "invalid" .) -}}
 {{- end }}
