@@ -4,8 +4,8 @@ A pod gets variables that nobody meant for this driver: the proxy of the whole c
 Measured: with `https_proxy` a controller reached no agent, since gRPC sent its calls to the proxy; with `HTTPS_PROXY` and a
 `NO_PROXY` of CIDRs, which Python does not know, each call to the Kubernetes API went there too.
 
-Libraries read most of these when they are loaded, Python its own before anything of ours runs. So agent and controller begin
-again without them. No channel and no session of ours reads a proxy from the environment in any case, the command line's
+Libraries read most of these when they are loaded, Python its own before anything of ours runs. So agent, controller and the
+check that the chart makes before an uninstallation begin again without them. No channel and no session of ours reads a proxy from the environment in any case, the command line's
 neither. Every variable has its line in docs/reference/environment.md.
 """
 

@@ -77,20 +77,23 @@ def began(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, st
     return seen
 
 
-def test_a_controller_begins_again_without_them(
-    began: list[tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("words", [["controller", "--no-operator"], ["uninstall-check", "--no-snapshots"]])
+def test_what_runs_in_a_pod_begins_again_without_them(
+    began: list[tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
+    """A controller; and the chart's check, or what another program was told would refuse an uninstallation."""
     monkeypatch.setattr(main, "app", lambda **_: None)
-    monkeypatch.setattr(sys, "argv", ["tidemark", "controller", "--no-operator"])
+    monkeypatch.setattr(sys, "argv", ["tidemark", *words])
     main.main()
     assert began == [], "there is nothing to leave out"
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("SSLKEYLOGFILE", "/nowhere/keys")
     monkeypatch.setenv("TIDEMARK_NAMESPACE", "storage")
     main.main()
     ((argv, environment),) = began
-    assert argv == ["-P", "-m", "csi_driver.cli.main", "controller", "--no-operator"]
+    assert argv == ["-P", "-m", "csi_driver.cli.main", *words]
     assert environment["TIDEMARK_NAMESPACE"] == "storage"
-    assert "HTTPS_PROXY" not in environment
+    assert environment.keys().isdisjoint({"HTTPS_PROXY", "SSLKEYLOGFILE"})
 
 
 def test_a_command_of_a_person_keeps_them(
