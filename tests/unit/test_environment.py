@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csi_driver.cli import main
-from csi_driver.environment import begin_again, forget, is_ambient, without_ambient
+from csi_driver.environment import begin_again, forget, is_ambient, without_ambient, without_proxies
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "reference" / "environment.md"
 AMBIENT = {
@@ -118,6 +118,19 @@ def test_grpc_is_loaded_without_what_was_set_for_another(monkeypatch: pytest.Mon
     forget("GRPC_")
     assert "GRPC_DNS_RESOLVER" not in os.environ
     assert os.environ["GRPC_TRACE"] == "http"
+
+
+def test_proxies_are_hidden_for_a_while_and_nothing_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (AMBIENT | MEANT).items():
+        monkeypatch.setenv(name, value)
+    before = dict(os.environ)
+    with without_proxies():
+        hidden = {name for name in AMBIENT | MEANT if name not in os.environ}
+    assert hidden == {
+        *("http_proxy", "https_proxy", "HTTPS_PROXY", "ALL_PROXY"),
+        *("grpc_proxy", "NO_PROXY", "no_proxy", "no_grpc_proxy"),
+    }
+    assert dict(os.environ) == before
 
 
 def test_the_reference_has_a_line_for_each() -> None:
