@@ -4,14 +4,15 @@ A pod gets variables that nobody meant for this driver: the proxy of the whole c
 Measured: with `https_proxy` a controller reached no agent, since gRPC sent its calls to the proxy; with `HTTPS_PROXY` and a
 `NO_PROXY` of CIDRs, which Python does not know, each call to the Kubernetes API went there too.
 
-Libraries read most of these when they are loaded, Python its own before anything of ours runs. So agent and controller begin
-again without them. No channel and no session of ours reads a proxy from the environment in any case, the command line's
+Libraries read most of these when they are loaded, Python its own before anything of ours runs. So agent, controller and the
+check that the chart makes before an uninstallation begin again without them. No channel and no session of ours reads a proxy from the environment in any case, the command line's
 neither. Every variable has its line in docs/reference/environment.md.
 """
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 _PREFIXES = (
@@ -44,7 +45,11 @@ def is_ambient(name: str, value: str = "") -> bool:
     """Whether a variable would change what a daemon does though it is no option of ours, nor of the system it runs on."""
     if name.startswith("TIDEMARK_") or name in _KEPT or (name.startswith(("LC_", "LANG")) and value in _UNICODE):
         return False
-    return name.lower().endswith("_proxy") or name in _NAMES or name.startswith(_PREFIXES)
+    return _is_proxy(name) or name in _NAMES or name.startswith(_PREFIXES)
+
+
+def _is_proxy(name: str) -> bool:
+    return name.lower().endswith("_proxy")
 
 
 def without_ambient(environment: Mapping[str, str]) -> dict[str, str]:
@@ -62,3 +67,18 @@ def forget(prefix: str) -> None:
     """Take the ambient variables with this prefix from this process, before a library that reads them is loaded."""
     for name in [name for name in os.environ if name.startswith(prefix) and is_ambient(name)]:
         del os.environ[name]
+
+
+@contextmanager
+def without_proxies() -> Iterator[None]:
+    """Within, this process has no proxy in its environment: for a library that reads them whatever it is told.
+
+    No other thread and no program that is started meanwhile sees them either, so it is for the one request alone.
+    """
+    hidden = {name: value for name, value in os.environ.items() if _is_proxy(name) and is_ambient(name)}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)

@@ -75,8 +75,9 @@ app.command("uninstall-check", hidden=True)(uninstall_check.uninstall_check)  # 
 
 def main() -> None:
     """Run the command line: exit code 0, 1 for a refusal, 2 for wrong usage."""
-    # A daemon is started by a pod or a unit, whose environment is not of its making. (An agent begins again in any case.)
-    if sys.argv[1:2] == ["controller"] and any(is_ambient(name, value) for name, value in os.environ.items()):
+    # These are started by a pod or a unit, whose environment is not of its making. (An agent begins again in any case.)
+    in_pod = sys.argv[1:2] in (["controller"], ["uninstall-check"])
+    if in_pod and any(is_ambient(name, value) for name, value in os.environ.items()):
         begin_again(["-m", "csi_driver.cli.main", *sys.argv[1:]], os.environ)
     try:
         app(prog_name="tidemark")

@@ -26,7 +26,20 @@ _PLAIN = {
 }
 """Flags without a value; under "" those of every file system."""
 
-_NUMBER = r"\d{1,9}"
+
+def _powers(least: int, most: int) -> str:
+    """A pattern of the powers of two from one to the other, both included."""
+    return "|".join(str(1 << bit) for bit in range(least.bit_length() - 1, most.bit_length()))
+
+
+def _sizes(least: int, most: int) -> str:
+    """A pattern of the powers of two from one to the other in bytes, written as xfs reads them: as they are, or with a suffix."""
+    units = (("", 0), ("[kK]", 10), ("[mM]", 20), ("[gG]", 30))
+    return "|".join(f"(?:{_powers(max(1, least >> bits), most >> bits)}){unit}" for unit, bits in units if most >> bits)
+
+
+# A leading zero makes a kernel read the rest as octal, and refuse an 8 or a 9.
+_NUMBER = r"[1-9]\d{0,8}|0[0-7]{0,8}"
 _LABEL = r'"?[A-Za-z0-9_.:,-]+"?'
 _VALUED = {
     "": {
@@ -39,22 +52,30 @@ _VALUED = {
     "ext4": {
         "auto_da_alloc": ("[01]", "auto_da_alloc=1"),
         "barrier": ("[01]", "barrier=1"),
-        "commit": (r"\d{1,6}", "commit=30"),
+        "commit": (r"[1-9]\d{0,5}|0[0-7]{0,5}", "commit=30"),
         "data": ("journal|ordered|writeback", "data=ordered"),
         "errors": ("continue|panic|remount-ro", "errors=remount-ro"),
         "init_itable": (_NUMBER, "init_itable=10"),
-        "inode_readahead_blks": (_NUMBER, "inode_readahead_blks=32"),
+        "inode_readahead_blks": (f"0|{_powers(1, 1 << 30)}", "inode_readahead_blks=32"),
         "max_batch_time": (_NUMBER, "max_batch_time=15000"),
         "min_batch_time": (_NUMBER, "min_batch_time=0"),
         "stripe": (_NUMBER, "stripe=16"),
     },
     "xfs": {
-        "allocsize": (r"\d{1,10}[kmgKMG]?", "allocsize=64k"),
-        "logbsize": (r"(16|32|64|128|256)[kK]|\d{5,6}", "logbsize=256k"),
+        # From a page on: a node with larger pages than 4 KiB refuses the lowest. Of another number xfs takes its lowest bit.
+        "allocsize": (_sizes(1 << 12, 1 << 30), "allocsize=64k"),
+        "logbsize": (_sizes(1 << 14, 1 << 18), "logbsize=256k"),
         "logbufs": ("[2-8]", "logbufs=8"),
     },
 }
 """Flags with a value: its form, and an example. Those that are in _PLAIN too may do without."""
+
+_BOUNDS = {
+    "allocsize": "a power of two from 4k to 1g",
+    "inode_readahead_blks": "0, or a power of two up to 1073741824",
+    "logbsize": "16k, 32k, 64k, 128k or 256k",
+}
+"""What an example does not show of a value."""
 
 _REMOVED = {
     # Words of mount(8) alone, which no kernel was ever told.
@@ -105,7 +126,8 @@ def check_mount_flags(flags: Sequence[str], fs_type: str) -> None:
         if equals and valued is None:
             raise InvalidRequest(f"mount flag {name!r} takes no value: write {name}")
         if valued is not None and not (re.fullmatch(valued[0], value, re.ASCII) if equals else plain):
-            raise InvalidRequest(f"mount flag {name!r} needs another value: write it like {valued[1]}")
+            bounds = f" ({_BOUNDS[name]})" if name in _BOUNDS else ""
+            raise InvalidRequest(f"mount flag {name!r} needs another value: write it like {valued[1]}{bounds}")
     _check_together(flags)
 
 

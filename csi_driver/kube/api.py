@@ -14,10 +14,12 @@ from urllib.parse import urlencode
 import aiohttp
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
-from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+from kubernetes.aio.config import ConfigException, kube_config, load_incluster_config, load_kube_config
+from kubernetes.aio.config.openid import OpenIDRequestor
 
 from csi_driver import __version__
 from csi_driver.domain.errors import AlreadyExists, NotFound, Precondition, Unavailable
+from csi_driver.environment import without_proxies
 from csi_driver.kube.errors import Conflict, Gone, Refused
 from csi_driver.kube.kinds import Kind
 
@@ -53,8 +55,8 @@ class Api:
     async def connect(cls, kubeconfig: str = "", proxy: str = "") -> "Api":
         """With the pod's own account, or with a kubeconfig file. Raises Precondition where there is neither.
 
-        Nothing is sent yet. `proxy`: the URL of one to go through, instead of the kubeconfig's `proxy-url`; the environment's
-        are not looked at.
+        Nothing is sent to that yet. `proxy`: the URL of one to go through, instead of the kubeconfig's `proxy-url`; the
+        environment's are not looked at.
         """
         configuration = Configuration()
         try:
@@ -250,6 +252,22 @@ class _Rest(RESTClientObject):  # type: ignore[misc]  # the client's modules are
     def _create_connector(self) -> aiohttp.TCPConnector:
         # No limit: each watch holds a connection, and a call must never wait for one of them.
         return aiohttp.TCPConnector(limit=0, ssl=self.ssl_context, socket_factory=_socket)
+
+
+class _Issuer(OpenIDRequestor):  # type: ignore[misc]  # as above
+    """Where the client renews the token of an `auth-provider` oidc, through no proxy of the environment either.
+
+    Its session has trust_env, and cannot be told otherwise. The variables are hidden for this request, not while all of
+    a kubeconfig is loaded: the program that another one calls for a token (`exec`) is not ours, and may need them.
+    """
+
+    async def refresh_token(self, refresh_token: str) -> Any:
+        """See OpenIDRequestor."""
+        with without_proxies():
+            return await super().refresh_token(refresh_token)
+
+
+kube_config.OpenIDRequestor = _Issuer  # where the client looks for it
 
 
 def _socket(address: Any) -> socket.socket:

@@ -16,6 +16,30 @@ Image = Callable[..., Path]
 LABELS = {"context", "fscontext", "defcontext", "rootcontext"}
 """Words of SELinux, which a kernel without it does not know: the kubelet gives them on nodes that have it only."""
 COMPANIONS = {"journal_async_commit": ["data=writeback"]}
+BOUNDS = {
+    "ext4": [
+        [
+            *("data=journal", "errors=continue", "auto_da_alloc=0", "barrier=0", "commit=0", "init_itable=0"),
+            *("inode_readahead_blks=0", "max_batch_time=0", "min_batch_time=0", "stripe=0"),
+        ],
+        [
+            *("data=writeback", "commit=999999", "init_itable=999999999", "inode_readahead_blks=1073741824"),
+            *("max_batch_time=999999999", "min_batch_time=999999999", "stripe=999999999"),
+        ],
+        ["inode_readahead_blks=1", "commit=017", "stripe=017"],
+        ["errors=panic", "ro"],  # without a write that could fail: this machine is not to panic
+    ],
+    "xfs": [
+        ["allocsize=4096", "logbsize=16384", "logbufs=2"],
+        ["allocsize=4k", "logbsize=16k"],
+        ["allocsize=1M", "logbsize=32k"],
+        ["allocsize=1024m", "logbsize=64k"],
+        ["allocsize=1048576k", "logbsize=128k"],
+        ["allocsize=1073741824", "logbsize=262144", "logbufs=8"],
+        ["allocsize=1g", "logbsize=256K"],
+    ],
+}
+"""Every other word of an enumeration, and the lowest and the highest of each value, several in one mount."""
 REMOVED = {
     "ext4": ["norelatime", "nostrictatime", "iversion", "noacl", "nouser_xattr", "prjquota"],
     "xfs": ["norelatime", "nostrictatime", "iversion", "sunit=8", "swidth=16"],
@@ -38,13 +62,12 @@ def test_each_flag_is_mounted(image: Image, point: Path, fs_type: str) -> None:
     device = loop.attach(image())
     run(mkfs_argv(fs_type, device.path), 30)
     refused: dict[str, str] = {}
-    for flag in flags_of(fs_type):
-        words = [flag, *COMPANIONS.get(flag, ())]
+    for words in (*([flag, *COMPANIONS.get(flag, ())] for flag in flags_of(fs_type)), *BOUNDS[fs_type]):
         check_mount_flags(words, fs_type)
         try:
             mounts.mount(device.path, point, fs_type, [*words, *mount_options(fs_type)])
         except OSError as error:
-            refused[flag] = str(error)
+            refused[",".join(words)] = str(error)
         else:
             mounts.umount(point)
     assert refused == {}

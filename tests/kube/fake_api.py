@@ -116,13 +116,13 @@ class FakeApi:
         await self._site.stop()
         self.cut_watches()
 
-    def kubeconfig(self, path: Path) -> str:
-        """Write a kubeconfig that leads here."""
+    def kubeconfig(self, path: Path, user: Object | None = None) -> str:
+        """Write a kubeconfig that leads here, with a token or what else `user` says."""
         cluster = {"name": "fake", "cluster": {"server": f"http://127.0.0.1:{self.port}"}}
         context = {"name": "fake", "context": {"cluster": "fake", "user": "fake"}}
-        user = {"name": "fake", "user": {"token": "of-a-test"}}
+        named = {"name": "fake", "user": user or {"token": "of-a-test"}}
         path.write_text(
-            json.dumps({"clusters": [cluster], "contexts": [context], "users": [user], "current-context": "fake"})
+            json.dumps({"clusters": [cluster], "contexts": [context], "users": [named], "current-context": "fake"})
         )
         return str(path)
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import shlex
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from api_contract import CHECKS, Check
 from fake_api import Call, FakeApi, Fault
 
@@ -120,22 +124,75 @@ async def proxy() -> AsyncIterator[tuple[str, list[str]]]:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", asked
 
 
-async def test_no_proxy_of_the_environment_is_used(
-    fake: FakeApi, proxy: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A pod has the cluster's proxy for what leaves the cluster, and Python knows no CIDR in NO_PROXY."""
-    url, asked = proxy
+@pytest.fixture
+def ambient(proxy: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[str]]:
+    """That proxy as a pod has the cluster's, for what leaves the cluster; Python knows no CIDR in NO_PROXY."""
     for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.setenv(name, url)
-        monkeypatch.setenv(name.upper(), url)
+        monkeypatch.setenv(name, proxy[0])
+        monkeypatch.setenv(name.upper(), proxy[0])
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.0/8,10.0.0.0/8")
+    return proxy
+
+
+async def test_no_proxy_of_the_environment_is_used(fake: FakeApi, ambient: tuple[str, list[str]]) -> None:
+    _, asked = ambient
     fake.put(NODES, {"metadata": {"name": "n"}})
     api = await fake.connect()
     assert len(await api.list(NODES)) == 1
     async with aclosing(api.watch(NODES, "0")) as changes:
         assert (await anext(changes))[0] == "ADDED"
     assert asked == []
+
+
+@pytest.fixture
+async def issuer() -> AsyncIterator[tuple[str, list[str]]]:
+    """Who renews tokens of OpenID; for which paths it was asked."""
+    asked: list[str] = []
+
+    async def serve(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        if request.path == "/token":
+            return web.json_response({"id_token": "renewed", "refresh_token": "next"})
+        return web.json_response({"token_endpoint": f"http://{request.host}/token"})
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", serve)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}", asked
+    await runner.cleanup()
+
+
+async def test_a_token_is_renewed_through_no_proxy_of_the_environment(
+    fake: FakeApi, ambient: tuple[str, list[str]], issuer: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    """By the client, in a session of its own. What comes after finds the variables as they were."""
+    before = dict(os.environ)
+    said = {"client-id": "a", "client-secret": "b", "idp-issuer-url": issuer[0], "refresh-token": "first"}
+    user = {"auth-provider": {"name": "oidc", "config": said}}
+    api = await Api.connect(fake.kubeconfig(tmp_path / "config", user))
+    assert await api.list(VOLUMES) == []
+    await api.close()
+    assert issuer[1] == ["/.well-known/openid-configuration", "/token"]
+    assert ambient[1] == []
+    assert dict(os.environ) == before
+
+
+async def test_a_program_that_a_kubeconfig_calls_for_a_token_sees_the_proxy(
+    fake: FakeApi, ambient: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    """It is its user's, and may have to reach somebody far away."""
+    version = "client.authentication.k8s.io/v1"
+    credential = json.dumps({"apiVersion": version, "kind": "ExecCredential", "status": {"token": "of-a-program"}})
+    seen = tmp_path / "seen"
+    script = f'printf %s "$https_proxy" >{shlex.quote(str(seen))}; printf %s {shlex.quote(credential)}'
+    user = {"exec": {"apiVersion": version, "command": "sh", "args": ["-c", script]}}
+    api = await Api.connect(fake.kubeconfig(tmp_path / "config", user))
+    assert await api.list(VOLUMES) == []
+    await api.close()
+    assert (seen.read_text(), ambient[1]) == (ambient[0], [])
 
 
 async def test_a_proxy_that_is_asked_for_is_used(fake: FakeApi, proxy: tuple[str, list[str]], tmp_path: Path) -> None:

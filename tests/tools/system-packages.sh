@@ -49,6 +49,7 @@ need_group() {
             need attr setfattr
             need btrfs-progs mkfs.btrfs
             need curl curl
+            need dmsetup dmsetup
             need fio fio
             need kmod insmod
             need postgresql '/usr/lib/postgresql/*/bin/initdb'

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csi_driver.cli import main
-from csi_driver.environment import begin_again, forget, is_ambient, without_ambient
+from csi_driver.environment import begin_again, forget, is_ambient, without_ambient, without_proxies
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "reference" / "environment.md"
 AMBIENT = {
@@ -77,20 +77,23 @@ def began(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, st
     return seen
 
 
-def test_a_controller_begins_again_without_them(
-    began: list[tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("words", [["controller", "--no-operator"], ["uninstall-check", "--no-snapshots"]])
+def test_what_runs_in_a_pod_begins_again_without_them(
+    began: list[tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
+    """A controller; and the chart's check, or what another program was told would refuse an uninstallation."""
     monkeypatch.setattr(main, "app", lambda **_: None)
-    monkeypatch.setattr(sys, "argv", ["tidemark", "controller", "--no-operator"])
+    monkeypatch.setattr(sys, "argv", ["tidemark", *words])
     main.main()
     assert began == [], "there is nothing to leave out"
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("SSLKEYLOGFILE", "/nowhere/keys")
     monkeypatch.setenv("TIDEMARK_NAMESPACE", "storage")
     main.main()
     ((argv, environment),) = began
-    assert argv == ["-P", "-m", "csi_driver.cli.main", "controller", "--no-operator"]
+    assert argv == ["-P", "-m", "csi_driver.cli.main", *words]
     assert environment["TIDEMARK_NAMESPACE"] == "storage"
-    assert "HTTPS_PROXY" not in environment
+    assert environment.keys().isdisjoint({"HTTPS_PROXY", "SSLKEYLOGFILE"})
 
 
 def test_a_command_of_a_person_keeps_them(
@@ -115,6 +118,19 @@ def test_grpc_is_loaded_without_what_was_set_for_another(monkeypatch: pytest.Mon
     forget("GRPC_")
     assert "GRPC_DNS_RESOLVER" not in os.environ
     assert os.environ["GRPC_TRACE"] == "http"
+
+
+def test_proxies_are_hidden_for_a_while_and_nothing_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (AMBIENT | MEANT).items():
+        monkeypatch.setenv(name, value)
+    before = dict(os.environ)
+    with without_proxies():
+        hidden = {name for name in AMBIENT | MEANT if name not in os.environ}
+    assert hidden == {
+        *("http_proxy", "https_proxy", "HTTPS_PROXY", "ALL_PROXY"),
+        *("grpc_proxy", "NO_PROXY", "no_proxy", "no_grpc_proxy"),
+    }
+    assert dict(os.environ) == before
 
 
 def test_the_reference_has_a_line_for_each() -> None:

@@ -110,6 +110,9 @@ def test_a_flag_has_the_value_that_it_needs(fs_type: str) -> None:
         (["commit=soon"], "write it like commit=30"),
         (["errors=ignore"], "write it like errors=remount-ro"),
         (["logbufs=9"], "write it like logbufs=8"),
+        (["inode_readahead_blks=33"], r"write it like inode_readahead_blks=32 \(0, or a power of two"),
+        (["allocsize=96k"], r"write it like allocsize=64k \(a power of two from 4k to 1g\)"),
+        (["logbsize=48k"], r"write it like logbsize=256k \(16k, 32k, 64k, 128k or 256k\)"),
         (["journal_async_commit"], "alone is refused .* add data=writeback"),
         (["data=journal", "delalloc"], "exclude each other"),
     ],
@@ -117,6 +120,36 @@ def test_a_flag_has_the_value_that_it_needs(fs_type: str) -> None:
 def test_values_and_pairs_that_a_mount_refuses(flags: list[str], told: str) -> None:
     with pytest.raises(InvalidRequest, match=told):
         check_mount_flags(flags, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "taken", "refused"),
+    [
+        ("inode_readahead_blks", "0 1 2 64 1073741824", "3 33 1073741823 2147483648 064 -1 32k"),
+        (
+            "logbsize",
+            "16k 16K 16384 32k 32768 64k 65536 128k 131072 256k 256K 262144",
+            "0 0k 8k 8192 16 24k 20000 512k 524288 1m m 256m 16kk",
+        ),
+        (
+            "allocsize",
+            "4096 4k 4K 64k 65536 1m 1M 1048576 512m 1024m 1048576k 1g 1G 1073741824",
+            "0 1 2k 2048 5k 4095 96k 100000 3m 2g 2048m 2097152k 2147483648 g 04k",
+        ),
+        ("commit", "0 30 999999 017", "08 019 1000000 -1"),
+        ("stripe", "0 16 999999999 017", "08 1000000000 16k"),
+    ],
+)
+def test_a_bounded_value_is_one_that_a_mount_takes(name: str, taken: str, refused: str) -> None:
+    for value in taken.split():
+        check_mount_flags([f"{name}={value}"], "")
+    for value in refused.split():
+        with pytest.raises(InvalidRequest, match=f"'{name}' needs another value: write it like {name}="):
+            check_mount_flags([f"{name}={value}"], "")
+
+
+def test_a_volume_that_exists_keeps_a_value_that_is_refused_now() -> None:
+    check_known_flags(["inode_readahead_blks=33", "allocsize=96k", "logbsize=0", "commit=08"], "")
 
 
 def test_a_flags_value_is_not_told() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from csi_driver import DRIVER_NAME
 from csi_driver._pb import tidemark_pb2
-from csi_driver.backends.reflink import catalogue, identity
+from csi_driver.backends.reflink import catalogue, checks, identity
 from csi_driver.backends.reflink.layout import IMAGE, RECORD, Layout
 from csi_driver.domain import certificates, fields, ids, pages, schema
 from csi_driver.domain.errors import Damaged
@@ -45,7 +46,7 @@ from csi_driver.domain.records import (
 )
 from csi_driver.domain.requests import FILE_SYSTEMS
 from csi_driver.domain.routing import TOPOLOGY_KEY
-from csi_driver.host import announcements
+from csi_driver.host import announcements, files, fsck
 from csi_driver.kube import kinds
 from csi_driver.operator import authority_secret, rollback_wish, schedule_spec, schedule_status
 from csi_driver.operator.discovery import AGENT_PORT
@@ -172,6 +173,7 @@ def test_keys_with_a_fixed_set_of_values_hold_those() -> None:
     for part, key, known in (
         (("request", "capabilities", 0), "access", values["access"]),
         (("request", "source"), "kind", values["source kind"]),
+        (("condition",), "state", values["condition state"]),
     ):
         for value in (*known, "another"):
             raw = json.loads(dump_volume(VOLUME))
@@ -195,6 +197,41 @@ def test_freezes_are_announced_as_they_were() -> None:
     first = {key: facts[key] for key in known["first"]}
     assert announcements.of_boot([first], str(facts["boot"])) == [first]
     assert CONTRACT["freeze"]["schema"] == announcements.SCHEMA
+
+
+async def test_a_check_is_noted_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an empty image, with which e2fsck is done at once: how it ends is noted all the same."""
+    known, image, layout = CONTRACT["check"], tmp_path / "image", Layout(tmp_path / "pool", "p")
+    image.touch()
+    layout.root.mkdir()
+    layout.make_directories()
+    monkeypatch.setattr(files, "reflink", lambda *_: None)  # which takes a pool on XFS
+
+    async def at_once(call: Callable[..., Any], *arguments: object) -> Any:
+        return call(*arguments)
+
+    work = checks.ReflinkChecks(layout, lambda _: image, lambda *_: None, at_once, lambda: None)
+    began = await work.begin(VOLUME, "why", 1781697600000000000)
+    kept = known["kept"].format(hash=VOLUME.id.hash, nanoseconds=1781697600000000000)
+    assert began.kept == f"{layout.kept.name}/{kept}"
+    assert checks._KEPT.fullmatch(kept)
+    (place,) = layout.checks.iterdir()
+    while fsck.look(str(place)).result == "running":
+        await asyncio.sleep(0.01)
+    assert sorted(entry.name for entry in place.iterdir()) == sorted(known["files"])
+
+    _has_the_keys(place / "job.json", known["job.json"], lambda: checks._read(place) is not None)
+    _has_the_keys(place / "status.json", known["status.json"], lambda: fsck.look(str(place)).result != "interrupted")
+
+
+def _has_the_keys(path: Path, known: dict[str, list[str]], is_read: Callable[[], bool]) -> None:
+    """What was written has the keys of the contract, and is read with the first ones alone, and with more."""
+    written = json.loads(path.read_text())
+    assert set(known["first"]) <= set(written) <= {*known["first"], *known["later"]}, NEW
+    first = {key: written[key] for key in known["first"]}
+    for keys, enough in ((first, True), (first | {"of another version": 1}, True), ({}, False)):
+        path.write_text(json.dumps(keys))
+        assert is_read() is enough, keys
 
 
 # ---- the wire
