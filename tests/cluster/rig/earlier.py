@@ -31,18 +31,6 @@ def missing() -> str:
     return f"needs commit {COMMIT}, the version before, of git's history: a clone without it gets it by `git fetch --unshallow`"
 
 
-def is_lost() -> bool:
-    """Whether the version is missing though the clone has all of git's history: nothing brings it back then."""
-    shallow = subprocess.run(
-        ["git", "-C", TREE, "rev-parse", "--is-shallow-repository"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return bool(missing()) and shallow.stdout.strip() == "false"
-
-
 def tree() -> Path:
     """The directory that holds what is needed of that version. Raises RigError where git does not have it."""
     kept = _cache() / "versions" / COMMIT
