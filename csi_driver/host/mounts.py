@@ -91,24 +91,23 @@ def mount(device: StrPath, point: StrPath, fs_type: str, options: Iterable[str] 
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            options = [option for option in re.findall(r'(?:[^,"]|"[^"]*")+', data) if option]
-            if culprit := _culprit(fs_type, options):
-                why = (
-                    f"{fs_type} on this kernel refuses the mount option {culprit!r}: take it out of the mount options, in "
-                    "Kubernetes of the StorageClass and of the PersistentVolume"
-                )
-            elif not _can_be_opened(device, fs_type):
+            given = [option for option in re.findall(r'(?:[^,"]|"[^"]*")+', data) if option]
+            unknown = next((option for option in given if not _takes(fs_type, option)), "")
+            if not unknown and not _can_be_opened(device, fs_type):
                 raise OSError(errno.EUCLEAN, f"{error.strerror}; without any option it is refused too") from error
-            else:
-                names = ", ".join(option.partition("=")[0] for option in options)
-                why = f"{fs_type} refuses one of its options ({names}) or two together: see the node's kernel log"
-            raise OSError(error.errno, f"{error.strerror}; {why}") from error
+            culprit = unknown or next(iter(removed_flags(given, fs_type)), "")
+            raise OSError(error.errno, f"{error.strerror}; {_refused(fs_type, culprit, given)}") from error
 
 
-def _culprit(fs_type: str, options: Sequence[str]) -> str:
-    """Name the option that a mount was refused for, where that can be told: EINVAL names none."""
-    culprit = next((option for option in options if not _takes(fs_type, option)), "")
-    return (culprit or next(iter(removed_flags(options, fs_type)), "")).partition("=")[0]
+def _refused(fs_type: str, culprit: str, given: Sequence[str]) -> str:
+    """Say which option a mount was refused for, where that can be told: EINVAL names none."""
+    if culprit:
+        return (
+            f"{fs_type} on this kernel refuses the mount option {culprit.partition('=')[0]!r}: take it out of the mount options, "
+            "in Kubernetes of the StorageClass and of the PersistentVolume"
+        )
+    names = ", ".join(option.partition("=")[0] for option in given)
+    return f"{fs_type} refuses one of its options ({names}) or two together: see the node's kernel log"
 
 
 def _can_be_opened(device: StrPath, fs_type: str) -> bool:
