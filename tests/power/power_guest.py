@@ -336,10 +336,8 @@ class Worker:
 
 
 def main(step: str, seed: str) -> None:
-    """`boot`: no more than that. `check`: tell what is there, and end in order. `work`: then go on until the end."""
+    """`check`: tell what is there, and end in order. `work`: then go on until the end."""
     say(booted=True)
-    if step == "boot":
-        return
     machine = Machine()
     tell_all(machine)
     if step == "work":

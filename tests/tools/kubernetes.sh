@@ -65,7 +65,8 @@ build() {
     flags=$1
     shift
     mkdir -p out
-    "$go" build -mod=mod -trimpath -ldflags "-s -w $flags" -o out/ "$@" >&2
+    # shellcheck disable=SC2086  # several flags
+    "$go" build -mod=mod $go_flags -ldflags "-s -w $flags" -o out/ "$@" >&2
     mv out/* "$programs/"
 }
 
