@@ -365,9 +365,7 @@ class KernelAccess:
         """Bind the device node over a file at `target`, and make sure that it is this volume's."""
         device = await self._attached(volume)
         present = mountinfo.at(target)
-        if present is not None and (
-            self._devices.is_empty_node(present) or self._is_left(present, volume, device)
-        ):
+        if present is not None and (self._devices.is_empty_node(present) or self._is_left(present, volume, device)):
             # Left of a device that is gone: it shows nothing, or whoever's next device got that number.
             await self._jobs.run(volume, "umount", SLOW, point=target)
             present = mountinfo.at(target)

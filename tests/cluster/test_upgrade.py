@@ -15,8 +15,9 @@ from rig.node import Node
 from rig.objects import claim, pod, snapshot
 from rollback_rig import ask, ended, phase_of, read_in, using
 from rollback_rig import cut as cut_of
-from csi_driver.kube.quantity import whole
 from test_schedule import schedule, times
+
+from csi_driver.kube.quantity import whole
 
 CONTROLLER, AGENT = "deployment/tidemark-controller", "daemonset/tidemark-agent"
 _ENVIRONMENT = {"extraEnv": [{"name": name, "value": value} for name, value in AMBIENT.items()]}
