@@ -77,7 +77,8 @@ def test_one_wrong_byte_on_any_device_fails_the_demo_and_is_named(short: Path, n
 )
 def test_a_demo_that_is_broken_off_leaves_nothing(short: Path, number: signal.Signals, after: float) -> None:
     process = subprocess.Popen(
-        [*TIDEMARK, "demo", "--memory"],
+        # A run of the tests under nohup passes on that SIGHUP is ignored.
+        ["env", "--default-signal", *TIDEMARK, "demo", "--memory"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env=clean_environment(TMPDIR=str(short)),
