@@ -4,6 +4,8 @@ Alone, all of them: whoever takes the number that came free is seen at the place
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,18 @@ async def gone(rig: Rig, name: str = "v") -> tuple[Volume, str, int]:
 
 def places(rig: Rig) -> list[str]:
     return [mount.point for mount in mounts_below(rig.place / "staging") + mounts_below(rig.place / "pods")]
+
+
+@contextmanager
+def taken_by_another(rig: Rig, number: int) -> Iterator[None]:
+    """Within, another program has the device with this number."""
+    foreign = rig.place / "foreign.img"
+    foreign.write_bytes(b"foreign" * 8192)
+    run(("losetup", f"/dev/loop{number}", str(foreign)), 10)
+    try:
+        yield
+    finally:
+        run(("losetup", "--detach", f"/dev/loop{number}"), 10)
 
 
 async def test_what_is_left_counts_as_use_and_goes_by_the_usual_calls(rig: Rig) -> None:
@@ -66,10 +80,7 @@ async def test_what_is_left_counts_as_use_and_goes_by_the_usual_calls(rig: Rig) 
 async def test_what_is_left_is_known_and_goes_though_its_number_is_somebody_elses(rig: Rig) -> None:
     """Another program asked for the first free device: the pod must end all the same, and that program keeps its device."""
     volume, target, number = await gone(rig)
-    foreign = rig.place / "foreign.img"
-    foreign.write_bytes(b"foreign" * 8192)
-    run(("losetup", f"/dev/loop{number}", str(foreign)), 10)
-    try:
+    with taken_by_another(rig, number):
         staged = f"{rig.staging(volume)}/device"
         assert (await rig.access.use(volume)).paths == (staged, target)
         with pytest.raises(InUse, match=rf"in use at {staged}, {target}: unpublish"):
@@ -80,23 +91,16 @@ async def test_what_is_left_is_known_and_goes_though_its_number_is_somebody_else
         assert read_at(f"/dev/loop{number}", 0, 7) == b"foreign"
         await rig.show(volume)
         assert rig.device(volume) is not None
-    finally:
-        run(("losetup", "--detach", f"/dev/loop{number}"), 10)
 
 
 async def test_a_start_takes_away_what_is_left_though_its_number_is_somebody_elses(rig: Rig) -> None:
     volume, target, number = await gone(rig)
-    foreign = rig.place / "foreign.img"
-    foreign.write_bytes(b"foreign" * 8192)
-    run(("losetup", f"/dev/loop{number}", str(foreign)), 10)
-    try:
+    with taken_by_another(rig, number):
         await rig.reopen()
         assert places(rig) == []
         assert not os.path.lexists(target)
         assert read_at(f"/dev/loop{number}", 0, 7) == b"foreign"
         await rig.delete(volume)
-    finally:
-        run(("losetup", "--detach", f"/dev/loop{number}"), 10)
 
 
 async def test_what_is_left_is_swept_at_start_and_only_that(rig: Rig) -> None:
