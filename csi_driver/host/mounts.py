@@ -112,20 +112,10 @@ def _refused(fs_type: str, culprit: str, given: Sequence[str]) -> str:
 
 def _can_be_opened(device: StrPath, fs_type: str) -> bool:
     """Whether a device holds such a file system at all: opened read-only and let go, attached nowhere."""
-    try:
-        context = libc.syscall("fsopen", _FSOPEN, fs_type.encode(), _FSOPEN_CLOEXEC)
-    except OSError:
-        return True
-    try:
-        libc.syscall("fsconfig", _FSCONFIG, context, _FSCONFIG_SET_STRING, b"source", os.fsencode(device), 0)
-        for word in ("ro", *_ONLY_LOOK.get(fs_type, ())):
-            libc.syscall("fsconfig", _FSCONFIG, context, _FSCONFIG_SET_FLAG, word.encode(), 0, 0)
-        libc.syscall("fsconfig", _FSCONFIG, context, _FSCONFIG_CMD_CREATE, 0, 0, 0)
-    except OSError as error:
-        return error.errno not in {errno.EINVAL, errno.EUCLEAN, errno.EBADMSG}
-    finally:
-        os.close(context)
-    return True
+    words = [(_FSCONFIG_SET_FLAG, word.encode(), 0) for word in ("ro", *_ONLY_LOOK.get(fs_type, ()))]
+    source = (_FSCONFIG_SET_STRING, b"source", os.fsencode(device))
+    refused = _configured(fs_type, source, *words, (_FSCONFIG_CMD_CREATE, 0, 0))
+    return refused not in {errno.EINVAL, errno.EUCLEAN, errno.EBADMSG}
 
 
 def _takes(fs_type: str, option: str) -> bool:
@@ -134,18 +124,25 @@ def _takes(fs_type: str, option: str) -> bool:
     """
     name, equals, value = option.partition("=")
     how = _FSCONFIG_SET_STRING if equals else _FSCONFIG_SET_FLAG
+    return (
+        _configured(fs_type, (how, os.fsencode(name), os.fsencode(value.strip('"')) if equals else 0)) != errno.EINVAL
+    )
+
+
+def _configured(fs_type: str, *steps: tuple[int, bytes | int, bytes | int]) -> int:
+    """Take the steps of a mount (fsconfig's command, key and value) that is never attached. The errno of the first that is refused, else 0."""
     try:
         context = libc.syscall("fsopen", _FSOPEN, fs_type.encode(), _FSOPEN_CLOEXEC)
-    except OSError:
-        return True
+    except OSError:  # a kernel without it does not say
+        return 0
     try:
-        given = os.fsencode(value.strip('"')) if equals else 0
-        libc.syscall("fsconfig", _FSCONFIG, context, how, os.fsencode(name), given, 0)
+        for step in steps:
+            libc.syscall("fsconfig", _FSCONFIG, context, *step, 0)
     except OSError as error:
-        return error.errno != errno.EINVAL
+        return error.errno or 0
     finally:
         os.close(context)
-    return True
+    return 0
 
 
 def bind(source: StrPath, target: StrPath, read_only: bool) -> None:
