@@ -18,6 +18,8 @@ ARGS ?=
 WORKERS ?= 4
 
 export PYTHON
+# Without bytecode each of some thousand processes compiles what it loads: a third of the side-by-side tests' time.
+unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 BIN := $(VENV)/bin

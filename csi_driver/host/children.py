@@ -15,11 +15,12 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from csi_driver.host.forkserver import MAX_MESSAGE, descendants
-from csi_driver.host.runs import JobFailed, JobStuck, Run, Server
+from csi_driver.host.runs import JobFailed, JobStuck, Process, Run, Server
 
 __all__ = ["Children", "JobFailed", "JobStuck"]
 
@@ -36,15 +37,36 @@ _BOOTSTRAP = (
 )
 
 
+def begin(control: socket.socket) -> Process:
+    """Start a fork server that serves the other end of `control`. Raises OSError."""
+    # Where this package lies, installed or checked out; -I -S: nothing of the environment or of site is loaded.
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    return subprocess.Popen(  # returns at exec, and must not inherit what comes later
+        [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, root, str(control.fileno())],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        close_fds=True,
+        pass_fds=(control.fileno(),),
+        start_new_session=True,  # a terminal's or a supervisor's signals are for the agent
+    )
+
+
 class Children:
     """Runs jobs (see jobs.py) in children of a fork server.
 
     Start it before gRPC is imported and before the pool is locked, in the event loop that will use it. `limit`: jobs at work
     at a time, others wait; `stuck_limit`: jobs written off and still alive beside those, above which new ones are refused.
-    `grace`: seconds for a killed child to die before it is written off.
+    `grace`: seconds for a killed child to die before it is written off. `begin`: what starts the server.
     """
 
-    def __init__(self, limit: int = 32, stuck_limit: int = 16, grace: float = _GRACE) -> None:
+    def __init__(
+        self,
+        limit: int = 32,
+        stuck_limit: int = 16,
+        grace: float = _GRACE,
+        begin: Callable[[socket.socket], Process] = begin,
+    ) -> None:
+        self._begin = begin
         self._stuck_limit, self._grace = stuck_limit, grace
         self._slots = asyncio.Semaphore(limit)
         self._runs: dict[int, Run] = {}
@@ -85,18 +107,8 @@ class Children:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             ours.setblocking(False)
-            # Where this package lies, installed or checked out; -I -S: nothing of the environment or of site is loaded.
-            root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-            argv = [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, root, str(theirs.fileno())]
             try:
-                process = subprocess.Popen(  # noqa: ASYNC220 - returns at exec, and must not inherit what comes later
-                    argv,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    close_fds=True,
-                    pass_fds=(theirs.fileno(),),
-                    start_new_session=True,  # a terminal's or a supervisor's signals are for the agent
-                )
+                process = self._begin(theirs)
             except BaseException:
                 ours.close()
                 raise

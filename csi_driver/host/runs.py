@@ -3,10 +3,9 @@
 import asyncio
 import os
 import socket
-import subprocess
 import time
 from collections import deque
-from typing import Any
+from typing import Any, Protocol
 
 
 class Gone(asyncio.Event):
@@ -84,10 +83,22 @@ class Run:
         self.fail("StillFrozen", message)
 
 
+class Process(Protocol):
+    """The fork server's process, as `subprocess.Popen` has it."""
+
+    pid: int
+
+    def kill(self) -> None:
+        """Kill it, if it lives."""
+
+    def poll(self) -> int | None:
+        """Reap it if it has ended. Returns its status, None while it lives."""
+
+
 class Server:
     """One life of the fork server."""
 
-    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket) -> None:
+    def __init__(self, process: Process, control: socket.socket) -> None:
         self.process, self.control = process, control
         self.outbox: deque[tuple[bytes, socket.socket | None]] = deque()
         self.hello = asyncio.Event()

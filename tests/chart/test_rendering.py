@@ -6,16 +6,20 @@ After a change that is meant: `pytest tests/chart --snapshot-update`, and read t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
+import kubernetes_validate.utils
 import pytest
 from chart_rig import CHART, EVERYTHING, VALUES, Chart, Refused
 from kubernetes_validate.utils import all_versions
 from syrupy.assertion import SnapshotAssertion
 from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
+
+# It reads all definitions of a version again for each document: 2 MB of JSON, some thousand times.
+kubernetes_validate.utils.schema_contents = cache(kubernetes_validate.utils.schema_contents)
 
 OLDEST = (1, 32)
 VERSIONS = [version for version in dict.fromkeys(all_versions()) if tuple(map(int, version.split(".")[:2])) >= OLDEST]

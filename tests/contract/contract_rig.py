@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanag
 from pathlib import Path
 from typing import Protocol
 
+import fork_servers
 import pytest
 
 from csi_driver.backends.base import Backend
@@ -103,7 +104,7 @@ async def reflink_rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
 
     directory = root / f"pool-{time.monotonic_ns()}"
     directory.mkdir()
-    children = Children()
+    children = Children(begin=fork_servers.begin)
     await children.start()
     try:
         yield ReflinkRig(lambda: ReflinkBackend(ReflinkOptions(POOL, OWNER, str(directory), init=True), children))

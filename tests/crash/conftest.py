@@ -1,7 +1,7 @@
-"""Fixtures of the crash suite: one disk for all runs of a test, and the server that forks what is killed."""
+"""Fixtures of the crash suite: one disk for all runs of a test, and the server that forks what is killed, one for all tests."""
 
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,7 @@ import pytest_asyncio
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "node"))
 
-from crash_rig import World, killer, make_world
+from crash_rig import Killer, World, make_world
 from node_host import clean, devices_below, mounts_below, share, skip_unless_root
 from node_rig import children
 
@@ -21,14 +21,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.root)
 
 
+@pytest.fixture(scope="session")
+def killer() -> Iterator[Killer]:
+    made = Killer()
+    yield made
+    made.stop()
+
+
 @pytest_asyncio.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
+async def world(tmp_path: Path, killer: Killer) -> AsyncIterator[World]:
     skip_unless_root()
     share(tmp_path)
     try:
         async with children() as agents:
-            with killer() as server:
-                yield make_world(tmp_path, agents, server)
+            yield make_world(tmp_path, agents, killer)
     finally:
         clean(tmp_path)
     assert not mounts_below(tmp_path)

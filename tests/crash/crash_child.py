@@ -17,6 +17,7 @@ import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
+import fork_servers
 from crash_scenarios import BY_NAME, DISK
 from node_host import Disk
 from node_rig import Rig
@@ -118,7 +119,7 @@ def watch_jobs(points: Points, children: Children) -> None:
 
 async def operate(order: dict[str, Any], points: Points) -> None:
     scenario = BY_NAME[order["scenario"]]
-    children: Any = Children() if order["children"] else InProcess()
+    children: Any = Children(begin=fork_servers.begin_as_child) if order["children"] else InProcess()
     if order["children"]:
         await children.start()
     disk = Disk(Path("/nowhere"), Path(order["pool"]), None)  # type: ignore[arg-type]

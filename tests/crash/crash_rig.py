@@ -10,8 +10,8 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,10 @@ class Killer:
     """The server that forks what is to be killed."""
 
     def __init__(self) -> None:
-        path = os.pathsep.join([str(HERE), str(HERE.parent / "node"), str(HERE.parents[1])])
+        self._start()
+
+    def _start(self) -> None:
+        path = os.pathsep.join([str(HERE), str(HERE.parent / "node"), str(HERE.parent), str(HERE.parents[1])])
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / "crash_child.py")],
             stdin=subprocess.PIPE,
@@ -69,7 +72,11 @@ class Killer:
         assert self._process.stdout
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
-        assert select.select([self._process.stdout], [], [], 60)[0], f"{scenario}, point {stop}: something hangs"
+        if not select.select([self._process.stdout], [], [], 60)[0]:
+            self._process.kill()
+            self.stop()
+            self._start()  # for the next test
+            raise AssertionError(f"{scenario}, point {stop}: something hangs")
         answer = json.loads(self._process.stdout.readline())
         assert not answer["failed"], answer["failed"]
         assert answer["status"] == (-9 if stop else 0), answer
@@ -85,15 +92,6 @@ class Killer:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
-
-
-@contextmanager
-def killer() -> Iterator[Killer]:
-    made = Killer()
-    try:
-        yield made
-    finally:
-        made.stop()
 
 
 @dataclass

@@ -121,7 +121,7 @@ def command(world: World, pool: Path) -> list[str]:
     import sys
 
     here = Path(__file__).parent
-    paths = [str(here), str(here.parent / "node"), str(here.parents[1])]
+    paths = [str(here), str(here.parent / "node"), str(here.parent), str(here.parents[1])]
     return [sys.executable, "-c", f"import sys; sys.path[:0] = {paths!r}\n{AGENT}", str(pool), str(world.place)]
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import fork_servers
 from node_host import (
     GIB,
     MIB,
@@ -315,7 +316,7 @@ def request(
 
 @asynccontextmanager
 async def children() -> AsyncIterator[Children]:
-    made = Children()
+    made = Children(begin=fork_servers.begin)
     await made.start()
     try:
         yield made

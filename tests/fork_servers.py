@@ -1,0 +1,103 @@
+"""Fork servers for the tests of pools and nodes: forked from a process that has loaded what they need, not executed.
+
+Python and the imports of a fork server take 0.08 s of a processor, and the tests start some 1,500 of them: one for each test, and
+one for each point at which an agent is killed. tests/host and tests/agent have them as the product starts them.
+"""
+
+import atexit
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+_LOADED = """
+import _socket, os, signal, struct, sys
+sys.path.append(sys.argv[1])
+from csi_driver.host import forkserver
+orders = _socket.socket(fileno=int(sys.argv[2]))
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+while True:
+    data, control, _, _ = orders.recvmsg(16, _socket.CMSG_SPACE(4))
+    if not data:
+        sys.exit()
+    fd = struct.unpack("i", control[0][2][:4])[0]
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+        orders.close()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        try:
+            forkserver.main(fd)
+        finally:
+            os._exit(0)
+    os.close(fd)
+    orders.send(b"%d" % pid)
+"""
+
+
+class Forked:
+    """A process that somebody has forked, with what is asked of a `subprocess.Popen`."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def kill(self) -> None:
+        with suppress(OSError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    def poll(self) -> int | None:
+        """Reap it, where it is this process's child and has ended."""
+        with suppress(ChildProcessError):
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            return os.waitstatus_to_exitcode(status) if pid else None
+        return 0
+
+
+def begin(control: socket.socket) -> Forked:
+    """For `Children(begin=...)`: a fork server that is forked from one process for all tests of this one."""
+    orders = _loaded(os.getpid())
+    orders.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", control.fileno()))])
+    return Forked(int(orders.recv(16)))
+
+
+@cache
+def _loaded(_parent: int) -> socket.socket:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        fd = theirs.fileno()
+        root = Path(__file__).parents[1]
+        argv = [sys.executable, "-I", "-S", "-c", _LOADED, str(root), str(fd)]
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[fd])
+
+    def end() -> None:
+        ours.close()
+        process.wait(10)
+
+    atexit.register(end)
+    return ours
+
+
+def begin_as_child(control: socket.socket) -> Forked:
+    """For `Children(begin=...)` in a process of one thread that has loaded it all, and waits for whatever it leaves behind."""
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            from csi_driver.host import forkserver
+
+            os.setsid()
+            os.dup2(control.fileno(), 3)
+            os.closerange(
+                4, os.sysconf("SC_OPEN_MAX")
+            )  # the other end above all: its closing says that the agent is gone
+            forkserver.main(3)
+            status = 0
+        finally:
+            os._exit(status)
+    return Forked(pid)
