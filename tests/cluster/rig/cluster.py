@@ -110,6 +110,18 @@ class Cluster:
     def node(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)
 
+    def expendable(self) -> tuple[Node, Node]:
+        """A node that may be switched off, and another one: on the first run the fewest of the release's controllers.
+
+        Where all of them are on a node that is lost, Kubernetes takes two minutes to have others do their work. Where they
+        are is chance: they stay where they went when the scenario before switched off the other node.
+        """
+        release = self.kubectl.within(NAMESPACE)
+        controllers = release.items("pods", "--selector=app.kubernetes.io/component=controller")
+        busy = [each["spec"].get("nodeName") for each in controllers]
+        first, second, *_ = sorted(self.nodes, key=lambda node: busy.count(node.name))
+        return first, second
+
     def helm(self, *words: object, seconds: float = 300.0) -> str:
         """Run helm in the release's namespace. Raises RigError with what it said."""
         argv = [str(programs() / "helm"), f"--kubeconfig={KUBECONFIG}", f"--namespace={NAMESPACE}", *map(str, words)]
