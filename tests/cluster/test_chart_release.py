@@ -16,7 +16,10 @@ from rig.cluster import VALUES, Cluster, RigError
 from rig.kubectl import Kubectl
 from rig.paths import CHART, TREE
 
-pytestmark = pytest.mark.xdist_group("release lab")  # what it has in the whole cluster is there once
+pytestmark = [
+    pytest.mark.slow(seconds=100),
+    pytest.mark.xdist_group("release lab"),  # what it has in the whole cluster is there once
+]
 
 DRIVER = "lab.example.org"
 NOT_SERVED = {"ServiceMonitor", "PrometheusRule", "Certificate", "SecurityContextConstraints"}

@@ -1,5 +1,6 @@
 """A group snapshot is one moment for all its disks: what a program wrote to one after the other is cut in that order."""
 
+import pytest
 from rig.cluster import Cluster
 from rig.kubectl import Kubectl, is_ready
 from rig.objects import claim, group_snapshot, pod
@@ -21,6 +22,7 @@ GROUPS = 3
 LABELS = {"group": "one"}
 
 
+@pytest.mark.slow(seconds=50)
 def test_both_members_are_restored_as_of_one_moment(kubectl: Kubectl) -> None:
     kubectl.apply(
         *(claim(name, "64Mi", labels=LABELS) for name in ("log", "data")),

@@ -12,6 +12,7 @@ from rig.paths import KUBECONFIG
 from rollback_rig import ask, completed, cut, ended, make, read, read_in, reason_of, refused, using, write
 
 
+@pytest.mark.slow(seconds=60)
 def test_the_example_from_end_to_end(kubectl: Kubectl) -> None:
     """Blocks d1 and d2, s1; d3 and d4, s2; a disk from s1 elsewhere; back to s1, forth to s2, and to what was before."""
     make(kubectl)
@@ -109,6 +110,7 @@ def test_a_deployment_that_brings_its_pod_back_makes_it_time_out(kubectl: Kubect
     assert read_in(kubectl, kubectl.items("pods", "--selector=app=web")[0]["metadata"]["name"]) == {"a": "old"}
 
 
+@pytest.mark.slow(seconds=40)
 def test_a_pod_that_comes_writes_and_leaves_before_the_disk_is_held_loses_nothing(kubectl: Kubectl) -> None:
     """And the way back is a second, pre-provisioned snapshot with a content of its own and the same handle."""
     make(kubectl)
@@ -227,6 +229,7 @@ def point(kubectl: Kubectl, name: str, content: str) -> None:
     kubectl("patch", "volumesnapshot", name, "--subresource=status", "--type=merge", f"--patch={patch}")
 
 
+@pytest.mark.slow(seconds=50)
 def test_nobody_reaches_what_is_not_in_their_own_namespace(cluster: Cluster, kubectl: Kubectl) -> None:
     make(kubectl)
     write(kubectl, secret="mine")

@@ -4,6 +4,7 @@ Disk v1 gets d1 and d2, then snapshot s1; d3 is added and d2 becomes d4, then sn
 was; many disks can be made of one; and no snapshot needs its disk.
 """
 
+import pytest
 from rig.kubectl import Kubectl, is_ready
 from rig.objects import claim, pod, snapshot
 
@@ -25,6 +26,7 @@ def cut(kubectl: Kubectl, name: str) -> None:
     kubectl.until(is_ready, "volumesnapshot", name)
 
 
+@pytest.mark.slow(seconds=70)
 def test_snapshots_relate_to_data_and_disks_come_from_snapshots(kubectl: Kubectl) -> None:
     kubectl.apply(claim("v1"), pod("user", ["v1"]))
     kubectl.ready("user")

@@ -26,6 +26,7 @@ def blocks(page: Path) -> Iterator[tuple[str, str | None]]:
             yield text, after[1] if after[0] == "text" else None
 
 
+@pytest.mark.slow(seconds=190)
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
 def test_a_tutorial_does_what_it_says(page: Path, cluster: Cluster, kubectl: Kubectl, tmp_path: Path) -> None:
