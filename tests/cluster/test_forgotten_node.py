@@ -48,7 +48,8 @@ def read_by_hand(kubectl: Kubectl, spec: Document) -> str:
 @pytest.fixture
 def lost(cluster: Cluster) -> Iterator[Node]:
     """A node that a test may switch off and take out of the cluster; it is there again afterwards."""
-    node, _ = cluster.expendable()
+    node = cluster.nodes[1]
+    cluster.spare(node)
     yield node
     tidemark("unforget", node.name)
     if not node.running():

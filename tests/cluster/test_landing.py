@@ -14,8 +14,8 @@ pytestmark = pytest.mark.disturbs  # a node is full, cordoned, off
 
 @pytest.fixture
 def home(cluster: Cluster, kubectl: Kubectl) -> Iterator[Node]:
-    """The node, the one with the fewest controllers, with disk `source`, which pod `source` uses, and its snapshot `cut`."""
-    node, _ = cluster.expendable()
+    """The node with disk `source`, which pod `source` uses, and its snapshot `cut`."""
+    node = cluster.nodes[0]
     kubectl.apply(claim("source"), pod("source", {"/disk": "source"}, node=node.name))
     kubectl.ready("source")
     kubectl.sh("source", "echo content >/disk/file; sync")
@@ -44,7 +44,7 @@ def test_what_draws_a_pod_elsewhere_does_not_keep_it_from_running(
     cluster: Cluster, kubectl: Kubectl, home: Node
 ) -> None:
     """Four pods that would rather be on the other node, where there is far more room: no hand is needed for any of them."""
-    away = next(node.name for node in cluster.nodes if node.name != home.name)
+    away = cluster.nodes[1].name
     kubectl.apply(claim("large", "3Gi"), pod("large", ["large"], node=home.name))
     kubectl.ready("large")
     kubectl.apply(
@@ -88,6 +88,7 @@ def test_a_rule_that_excludes_the_node_is_told_and_is_only_a_delay(kubectl: Kube
 @pytest.mark.slow(seconds=150)
 @pytest.mark.timeout(600)
 def test_a_restore_waits_for_the_node_of_its_snapshot(cluster: Cluster, kubectl: Kubectl, home: Node) -> None:
+    cluster.spare(home)
     home.power_off()
     try:
         kubectl.apply(claim("restored", snapshot="cut"), pod("waiting", {"/disk": "restored"}))

@@ -21,10 +21,11 @@ def is_node_ready(node: Document) -> bool:
 
 
 @pytest.fixture
-def off(cluster: Cluster) -> Iterator[tuple[Node, Node]]:
-    """A node that a test may switch off, and another one. It is on, known and Ready again when the test is over."""
-    node, other = cluster.expendable()
-    yield node, other
+def last(cluster: Cluster) -> Iterator[Node]:
+    """The last node, which a test may switch off. It is on, known and Ready again when the test is over."""
+    node = cluster.nodes[-1]
+    cluster.spare(node)
+    yield node
     if not node.running():
         node.power_on()
     cluster.kubectl.until(is_node_ready, "node", node.name)
@@ -46,23 +47,23 @@ def written(kubectl: Kubectl, name: str) -> int:
 @pytest.mark.slow(seconds=120)
 @pytest.mark.disturbs
 @pytest.mark.timeout(600)
-def test_power_off_and_on_again(cluster: Cluster, kubectl: Kubectl, off: tuple[Node, Node]) -> None:
-    node, other = off
-    kubectl.apply(claim("disk"), pod("writer", ["disk"], script=COUNT, node=node.name))
+def test_power_off_and_on_again(cluster: Cluster, kubectl: Kubectl, last: Node) -> None:
+    other = cluster.nodes[0]
+    kubectl.apply(claim("disk"), pod("writer", ["disk"], script=COUNT, node=last.name))
     kubectl.ready("writer")
     kubectl.sh("writer", "while [ $(wc -l </disk/log) -lt 20 ]; do sleep 0.1; done")
     had = acknowledged(kubectl, "writer")
-    node.power_off()
-    cluster.kubectl.until(lambda found: not is_node_ready(found), "node", node.name)
+    last.power_off()
+    cluster.kubectl.until(lambda node: not is_node_ready(node), "node", last.name)
 
     # What lies there waits, and says for what; the rest of the cluster goes on.
     kubectl.apply(snapshot("meanwhile", "disk"))
-    kubectl.until(lambda each: node.name in _error(each), "volumesnapshot", "meanwhile")
+    kubectl.until(lambda each: last.name in _error(each), "volumesnapshot", "meanwhile")
     kubectl.apply(claim("elsewhere"), pod("user", ["elsewhere"], node=other.name))
     kubectl.ready("user")
 
-    node.power_on()
-    cluster.kubectl.until(is_node_ready, "node", node.name)
+    last.power_on()
+    cluster.kubectl.until(is_node_ready, "node", last.name)
     kubectl.until(lambda each: _restarts(each) > 0, "pod", "writer", seconds=180)
     kubectl.ready("writer", seconds=180)
     assert written(kubectl, "writer") >= had

@@ -89,7 +89,8 @@ def test_controller_and_agent_killed_in_each_phase(cluster: Cluster, kubectl: Ku
 @pytest.mark.disturbs
 @pytest.mark.timeout(600)
 def test_a_node_that_is_off_while_the_disk_is_waited_for(cluster: Cluster, kubectl: Kubectl) -> None:
-    node, _ = cluster.expendable()
+    node = cluster.nodes[-1]
+    cluster.spare(node)
     kubectl.apply(claim("v1"), pod("writer", ["v1"], node=node.name))
     kubectl.ready("writer")
     kubectl.sh("writer", "echo old >/v1/a; sync")
@@ -117,7 +118,8 @@ def test_a_node_that_is_off_while_the_disk_is_waited_for(cluster: Cluster, kubec
 @pytest.mark.timeout(600)
 def test_a_node_that_loses_its_power_during_the_rollback(cluster: Cluster, kubectl: Kubectl) -> None:
     """Whether the exchange was made by then is found in the pool when the node is back."""
-    node, _ = cluster.expendable()
+    node = cluster.nodes[-1]
+    cluster.spare(node)
     kubectl.apply(claim("v1"), pod("writer", ["v1"], node=node.name))
     kubectl.ready("writer")
     kubectl.sh("writer", "echo old >/v1/a; sync")

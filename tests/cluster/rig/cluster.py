@@ -12,7 +12,7 @@ from typing import Any
 
 from rig import addons, cgroups, images, network, shared
 from rig.control_plane import ControlPlane
-from rig.kubectl import Kubectl, KubectlError
+from rig.kubectl import Document, Kubectl, KubectlError
 from rig.machine import RigError, until
 from rig.node import CNI_PLUGINS, Node
 from rig.paths import CHART, KUBECONFIG, STATE, programs
@@ -110,17 +110,29 @@ class Cluster:
     def node(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)
 
-    def expendable(self) -> tuple[Node, Node]:
-        """A node that may be switched off, and another one: on the first run the fewest of the release's controllers.
+    def spare(self, node: Node) -> None:
+        """Before a test switches the node off: have one of the release's controllers elsewhere.
 
         Where all of them are on a node that is lost, Kubernetes takes two minutes to have others do their work. Where they
         are is chance: they stay where they went when the scenario before switched off the other node.
         """
         release = self.kubectl.within(NAMESPACE)
-        controllers = release.items("pods", "--selector=app.kubernetes.io/component=controller")
-        busy = [each["spec"].get("nodeName") for each in controllers]
-        first, second, *_ = sorted(self.nodes, key=lambda node: busy.count(node.name))
-        return first, second
+
+        def controllers() -> list[Document]:
+            return release.items("pods", "--selector=app.kubernetes.io/component=controller")
+
+        def is_one_elsewhere() -> bool:
+            return any(each["spec"].get("nodeName", node.name) != node.name for each in controllers())
+
+        if is_one_elsewhere():
+            return
+        self.kubectl("cordon", node.name)
+        try:
+            release.delete("pod", controllers()[0]["metadata"]["name"])
+            until(f"a controller is not on {node.name}", is_one_elsewhere, 60)
+        finally:
+            self.kubectl("uncordon", node.name)
+        self.wait_installed()
 
     def helm(self, *words: object, seconds: float = 300.0) -> str:
         """Run helm in the release's namespace. Raises RigError with what it said."""
