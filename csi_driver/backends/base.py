@@ -101,12 +101,13 @@ class Access(Protocol):
         ...
 
     async def make_file_system(self, volume: Volume, fs_type: str) -> None:
-        """Format the attached device. The caller has made the intent durable."""
+        """Attach the volume and format it. The caller has made the intent durable."""
         ...
 
-    async def mount(self, volume: Volume, point: str, fs_type: str, flags: Sequence[str]) -> None:
-        """Mount the attached device at `point`; the same mount again is fine, another is AlreadyExists.
+    async def mount(self, volume: Volume, point: str, fs_type: str, flags: Sequence[str]) -> bool:
+        """Attach the volume and mount it at `point`; the same mount again is fine, another is AlreadyExists.
 
+        Returns whether its file system is smaller than the volume, so that `grow` has something to do.
         NotMountable where the file system contradicts itself, Precondition where what is mounted already is in trouble.
         """
         ...

@@ -1,7 +1,8 @@
 """What a technology whose volumes are block devices supplies to be shown through the kernel."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from csi_driver.backends.jobs import VolumeJobs
 from csi_driver.domain.model import Volume
@@ -24,7 +25,15 @@ class Devices(Protocol):
     jobs: VolumeJobs
 
     async def find(self, volume: Volume) -> BlockDevice | None:
-        """The volume's device, told by identity, or None."""
+        """The volume's device, told by identity, or None. Costs no process where the attachment was met before."""
+        ...
+
+    def source(self, volume: Volume) -> dict[str, Any]:
+        """What a job attaches the volume by, or adopts the device that it has: arguments of the jobs of host/volume_jobs.py."""
+        ...
+
+    def note(self, told: Mapping[str, Any]) -> BlockDevice:
+        """The device that a job has attached, as it told it; `find` knows it from now on."""
         ...
 
     async def attach(self, volume: Volume) -> BlockDevice:
@@ -63,10 +72,6 @@ class Devices(Protocol):
         """Take away the device that was behind a mount of a volume that is no longer known, if it still is what was `held`."""
         ...
 
-    def backing(self, volume: Volume) -> str:
-        """The path of the file that the volume's device holds; empty where devices hold no files."""
-        ...
-
     async def shown(self, digest: str) -> list[mountinfo.Mount]:
         """Where the volume with this hash is shown, as far as can be told without looking into its pool."""
         ...
@@ -76,7 +81,10 @@ class Devices(Protocol):
         ...
 
     async def grow_unmounted(self, volume: Volume) -> bool:
-        """Grow the ext4 of a volume that is shown nowhere to the volume's size, in one step. True: it has no device now."""
+        """Grow the ext4 of a volume that is shown nowhere to the volume's size, in one step. True: it has no device now.
+
+        Costs no process where there is nothing to grow.
+        """
         ...
 
     async def settle(self, volume: Volume) -> None:

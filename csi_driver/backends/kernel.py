@@ -124,60 +124,62 @@ class KernelAccess:
 
     async def make_file_system(self, volume: Volume, fs_type: str) -> None:
         """See Access."""
-        device = await self._attached(volume)
-        backing = self._devices.backing(volume)
-        await self._jobs.run(volume, "make_file_system", SLOW, device=device.path, fs_type=fs_type, backing=backing)
+        source = self._devices.source(volume)
+        self._devices.note(await self._jobs.run(volume, "make_file_system", SLOW, **source, fs_type=fs_type))
         await self._devices.settle(volume)
 
-    async def mount(self, volume: Volume, point: str, fs_type: str, flags: Sequence[str]) -> None:
+    async def mount(self, volume: Volume, point: str, fs_type: str, flags: Sequence[str]) -> bool:
         """See Access."""
-        device = await self._attached(volume)
+        device = await self._devices.find(volume)
         present = mountinfo.at(point)
         if present is not None:
-            if not _holds(present, device) or _is_node(present, device):
-                raise AlreadyExists(
-                    f"{point} is taken by a mount of {present.source}: it is not this volume; unmount it first"
-                )
-            if present.fs_type != fs_type:
-                raise AlreadyExists(
-                    f"{volume.id} is staged at {point} as {present.fs_type}, not {fs_type}: unstage it first"
-                )
-            missing = [flag for flag in flags if _visibly_missing(flag, present)]
-            if missing:
-                raise AlreadyExists(f"{volume.id} is staged at {point} without {', '.join(missing)}: unstage it first")
-            if trouble := await self._trouble(volume, device, present):
-                raise condition.refusal(volume, trouble, "staging")
-            return
-        if mountinfo.at(os.path.join(point, STAGED_NODE)) is not None:
+            self._refuse_other_mount(volume, device, present, fs_type, flags)
+        elif mountinfo.at(os.path.join(point, STAGED_NODE)) is not None:
             raise AlreadyExists(f"{volume.id} is staged at {point} as a block device: unstage it first")
-        if fs_type == "ext4" and not may_grow_mounted_ext4() and not _mounts(device, mountinfo.read()):
-            device = await self._grown(volume, device)
-        os.makedirs(point, mode=0o750, exist_ok=True)
+        else:
+            if fs_type == "ext4" and not may_grow_mounted_ext4() and not (device and _mounts(device, mountinfo.read())):
+                await self._grow_unmounted(volume)
+            os.makedirs(point, mode=0o750, exist_ok=True)
+        how = {"point": point, "fs_type": fs_type, "options": list(flags), "mounted": present is not None}
         try:
-            await self._jobs.run(
-                volume,
-                "mount",
-                SLOW,
-                device=device.path,
-                point=point,
-                fs_type=fs_type,
-                options=list(flags),
-                device_number=_number(device),
-            )
+            told = await self._jobs.run(volume, "mount", SLOW, **self._devices.source(volume), **how)
         except Precondition as error:
             if errno_of(error) in _CONTRADICTS_ITSELF:
                 raise NotMountable(f"the kernel does not mount it ({error})") from error
             raise
-        await self._verify(volume, device, point)
-        if fs_type == "ext4" and (trouble := condition.of_ext4(device.name, ())):
-            # Its superblock told of none before: they were met at the mount.
-            await self._jobs.run(volume, "umount", SLOW, point=point)
-            raise NotMountable(f"its mount met what cannot be right ({trouble.text})")
+        if told["shut_down"]:
+            raise condition.refusal(volume, condition.of_shut_down(fs_type), "staging")
+        device = self._devices.note(told)
+        if present is None:
+            await self._refuse_unseen(volume, point)
+            if fs_type == "ext4" and (trouble := condition.of_ext4(device.name, ())):
+                # Its superblock told of none before: they were met at the mount.
+                await self._jobs.run(volume, "umount", SLOW, point=point)
+                raise NotMountable(f"its mount met what cannot be right ({trouble.text})")
+        await self._make_good(volume)
+        return bool(told["room"])
 
-    async def _grown(self, volume: Volume, device: BlockDevice) -> BlockDevice:
-        """The volume's device after its ext4 has grown as far as it can now: to mount it does not take more."""
+    def _refuse_other_mount(
+        self, volume: Volume, device: BlockDevice | None, present: mountinfo.Mount, fs_type: str, flags: Sequence[str]
+    ) -> None:
+        """Raise AlreadyExists where a stage is there that is not the one asked for, Precondition where it is in trouble."""
+        if device is None or not _holds(present, device) or _is_node(present, device):
+            raise AlreadyExists(
+                f"{present.point} is taken by a mount of {present.source}: it is not this volume; unmount it first"
+            )
+        staged = f"{volume.id} is staged at {present.point}"
+        if present.fs_type != fs_type:
+            raise AlreadyExists(f"{staged} as {present.fs_type}, not {fs_type}: unstage it first")
+        missing = [flag for flag in flags if _visibly_missing(flag, present)]
+        if missing:
+            raise AlreadyExists(f"{staged} without {', '.join(missing)}: unstage it first")
+        if fs_type == "ext4" and (trouble := condition.of_ext4(device.name, present.super_options)):
+            raise condition.refusal(volume, trouble, "staging")
+
+    async def _grow_unmounted(self, volume: Volume) -> None:
+        """Let the volume's ext4 grow as far as it can now, before it is mounted: to mount it does not take more."""
         try:
-            grown = await self._devices.grow_unmounted(volume)
+            await self._devices.grow_unmounted(volume)
         except (OutOfSpace, Precondition, TooSlow) as error:
             tool, status = command_of(error)
             if status < 0:
@@ -185,16 +187,16 @@ class KernelAccess:
             if tool == "e2fsck" and status & _LEFT_UNMENDED:
                 raise NotMountable(f"the check before its growth found what it cannot mend ({error})") from error
             log.warning("a file system does not grow at this stage", volume=str(volume.id), why=str(error))
-            grown = False
-        return await self._devices.attach(volume) if grown else device
 
     async def grow(self, volume: Volume, point: str) -> None:
         """See Access."""
-        device = await self._devices.attach(volume)
+        device = await self._attached(volume)
         mount = mountinfo.at(point)
         if mount is None or not _holds(mount, device):
             raise Precondition(f"{volume.id} is not shown at {point}: stage it there first")
-        if not _is_node(mount, device):
+        if _is_node(mount, device):
+            await self._devices.attach(volume)
+        else:
             if mount.fs_type == "ext4" and (trouble := await self._trouble(volume, device, mount)):
                 raise condition.refusal(volume, trouble, "growth")
             # A pod's own mount may be read-only while the file system is not.
@@ -204,10 +206,9 @@ class KernelAccess:
                 volume,
                 "grow",
                 SLOW,
-                device=device.path,
+                **self._devices.source(volume),
                 point=(writable or mount).point,
                 fs_type=mount.fs_type,
-                device_number=_number(device),
                 read_only=writable is None,
             )
             await self._make_good(volume)
@@ -388,7 +389,12 @@ class KernelAccess:
         if again != device or mount is None or not _holds(mount, device):
             await self._jobs.run(volume, "umount", SLOW, point=target)
             raise Precondition(f"{volume.id} lost its device while it was being shown at {target}: try again")
-        if self._seen_outside and not mount.shared:
+        await self._refuse_unseen(volume, target)
+
+    async def _refuse_unseen(self, volume: Volume, target: str) -> None:
+        """Take a mount away again that no pod would see, and raise Precondition."""
+        mount = mountinfo.at(target)
+        if self._seen_outside and (mount is None or not mount.shared):
             await self._jobs.run(volume, "umount", SLOW, point=target)
             raise Precondition(
                 f"{target} is not shared with the host, so no pod would see {volume.id} there: mount the kubelet's "
@@ -416,7 +422,7 @@ class KernelAccess:
                 f"{volume.id} is published {'read-only' if is_read_only else 'writable'} at {', '.join(others)}, and a block "
                 "device has one mode for all: unpublish it there first"
             )
-        await self._jobs.run(volume, "set_read_only", QUICK, device=device.path, read_only=read_only)
+        await self._jobs.run(volume, "set_read_only", QUICK, **self._devices.source(volume), read_only=read_only)
 
 
 def _mounts(device: BlockDevice, mounts: Sequence[mountinfo.Mount]) -> list[mountinfo.Mount]:

@@ -66,7 +66,7 @@ class MemoryAccess:
         raise block_only(self.pool)
 
     @faulty
-    async def mount(self, volume: Volume, point: str, fs_type: str, flags: Sequence[str]) -> None:  # noqa: ARG002
+    async def mount(self, volume: Volume, point: str, fs_type: str, flags: Sequence[str]) -> bool:  # noqa: ARG002
         """Refused."""
         raise block_only(self.pool)
 

@@ -95,6 +95,15 @@ def sysfs(number: int, name: str) -> str | None:
         raise
 
 
+def attachment(number: int) -> str:
+    """Which attachment of a loop device this is: none comes twice while the kernel runs. Empty: the kernel does not say.
+
+    Kernels from 5.15 on do (diskseq).
+    """
+    sequence = sysfs(number, "diskseq")
+    return f"{number}/{sequence}" if sequence else ""
+
+
 def shows(number: int, name: str, word: str) -> bool:
     """Whether a file below /sys/block/loopN has this word. One that cannot be read has none."""
     with suppress(OSError):  # EINVAL: so the kernel says that a setting was never made

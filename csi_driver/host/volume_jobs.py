@@ -1,12 +1,16 @@
-"""What children do to one volume's device and file system. Results are plain JSON; errors are OSErrors with an errno."""
+"""What children do to one volume's device and file system. Results are plain JSON; errors are OSErrors with an errno.
+
+Whatever attaches a volume or goes on with its device keeps the device open to its end: a number that is open stays bound, so
+that nothing is looked for, or verified, twice.
+"""
 
 import errno
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from csi_driver.host import condition, files, filesystems, loop, loopctl, mountusers
+from csi_driver.host import condition, files, filesystems, loop, loopctl, mountinfo, mountusers
 from csi_driver.host.errors import Busy, CommandError, Mismatch
 from csi_driver.host.loop import LoopDevice
 
@@ -15,12 +19,6 @@ _GROW_SECONDS = 55.0
 _CAP_SYS_RESOURCE = 24
 # xfs_growfs for EWOULDBLOCK, resize2fs for EBUSY: the exit status of both is 1, as for anything else.
 _GROWS_ALREADY = ("in progress already", "Device or resource busy")
-
-
-def loop_find(path: str) -> dict[str, Any] | None:
-    """Find the loop device that holds the image `path`; None: it is not attached."""
-    device = loop.find(path)
-    return _described(device) if device else None
 
 
 def loop_identities(numbers: Sequence[int]) -> dict[str, tuple[int, int]]:
@@ -40,12 +38,27 @@ def loop_identities(numbers: Sequence[int]) -> dict[str, tuple[int, int]]:
     return found
 
 
-def loop_attach(path: str, thick: bool) -> dict[str, Any]:
-    """Attach an image, or adopt the device that it has: direct I/O in 4096-byte blocks, at the image's size.
+def attach(path: str, thick: bool) -> dict[str, Any]:
+    """Attach an image, or adopt the device that it has: see `attached`. Tells the device."""
+    with attached(path, thick) as device:
+        return _described(device)
 
-    `thick`: the device is to refuse discards, so that what is allocated stays so. An adopted one may be what an attach left
-    that ended half-way, so it is set as a new one is. Raises Mismatch for a device that somebody attached otherwise; OSError.
+
+@contextmanager
+def attached(path: str, thick: bool) -> Iterator[LoopDevice]:
+    """The device of the image `path`, attached where it has none: direct I/O in 4096-byte blocks, at the image's size.
+
+    Open to the end of the block, so that its number is nobody else's meanwhile; it stays attached after it. `thick`: it is to
+    refuse discards, so that what is allocated stays so. An adopted one may be what an attach left that ended half-way, so it
+    is set as a new one is. Raises Mismatch for a device that somebody attached otherwise, Busy where a new one's number is
+    still shown for its last owner, OSError.
     """
+    device = _attached(path, thick)
+    with loopctl.held(device):
+        yield device
+
+
+def _attached(path: str, thick: bool) -> LoopDevice:
     device = loop.find(path)
     fresh = device is None
     if device is None:
@@ -54,15 +67,24 @@ def loop_attach(path: str, thick: bool) -> dict[str, Any]:
         _check_adopted(device)
         if loop.size(device) != os.stat(path).st_size:
             loop.resize(device)
-    loop.tune(device)
-    if thick:
-        try:
+    try:
+        loop.tune(device)
+        if thick:
             loop.refuse_discard(device)
-        except BaseException:
-            if fresh:
-                loop.detach(device)
-            raise
-    return _described(device) | {"fresh": fresh}
+        if fresh:
+            _refuse_stale(device)
+    except BaseException:
+        if fresh:
+            loop.detach(device, mounted=lambda _: [])  # what shows the number is not of this image
+        raise
+    return device
+
+
+def _refuse_stale(device: LoopDevice) -> None:
+    """A new device must be shown nowhere yet: a bind of the number's last owner would hand it this volume's data."""
+    stale = [mount.point for mount in mountinfo.mounts_of(device.major, device.minor, device.name)]
+    if stale:
+        raise Busy(f"{device.path} is still shown at {', '.join(stale)} for its last owner: unmount it there")
 
 
 def _check_adopted(device: LoopDevice) -> None:
@@ -81,13 +103,6 @@ def loop_detach(path: str) -> None:
         loop.detach(device)
 
 
-def loop_detach_forced(path: str) -> None:
-    """Detach the image's device although its node is bind-mounted somewhere: those mounts are not of this image."""
-    device = loop.find(path)
-    if device:
-        loop.detach(device, mounted=lambda _: [])
-
-
 def loop_detach_held(number: int, backing: Sequence[int]) -> None:
     """Detach a device by number if it still holds the file with this device and inode. Raises Busy naming the users."""
     device = LoopDevice(number, f"/dev/loop{number}", 7, number, (backing[0], backing[1]))
@@ -100,30 +115,45 @@ def loop_abandon(number: int, backing: str) -> None:
     loop.abandon(number, backing)
 
 
-def set_read_only(device: str, read_only: bool) -> None:
-    """Have a device refuse writes, or take them again. Raises Mismatch, OSError."""
-    loop.set_read_only(_bound(device), read_only)
+def set_read_only(path: str, thick: bool, read_only: bool) -> None:
+    """Have an image's device refuse writes, or take them again. Raises Mismatch, OSError."""
+    with attached(path, thick) as device:
+        loop.set_read_only(device, read_only)
 
 
-def make_file_system(device: str, fs_type: str, backing: str) -> None:
-    """Format a device that reads as zeroes and holds the file `backing`, and write everything back.
+def make_file_system(path: str, thick: bool, fs_type: str) -> dict[str, Any]:
+    """Attach an image that reads as zeroes, format it, and write everything back. Tells the device.
 
-    Raises Mismatch where it holds another one, CommandError, OSError.
+    Raises what `attached` raises, CommandError.
     """
-    # Open until the end: the number stays bound to what was looked at, whoever detaches it meanwhile.
-    number = _loop_number(device)
-    with loopctl.opened(number, os.O_RDONLY) as fd:
-        present, status = loopctl.describe(fd, number), os.stat(backing)
-        if present is None or present.backing != (status.st_dev, status.st_ino):
-            raise Mismatch(errno.ESTALE, f"{device} does not hold {backing} any more")
-        filesystems.run(filesystems.mkfs_argv(fs_type, device), _MKFS_SECONDS)
-        loop.sync(present)
+    with attached(path, thick) as device:
+        filesystems.run(filesystems.mkfs_argv(fs_type, device.path), _MKFS_SECONDS)
+        loop.sync(device)
+        return _described(device)
 
 
-def mount(device: str, point: str, fs_type: str, options: Sequence[str], device_number: Sequence[int]) -> None:
-    """Mount the file system on a device that still has the number it should have. Raises OSError, ValueError."""
-    _check_number(device, device_number)
-    filesystems.mount(device, point, fs_type, [*options, *filesystems.mount_options(fs_type)])
+def mount(path: str, thick: bool, point: str, fs_type: str, options: Sequence[str], mounted: bool) -> dict[str, Any]:
+    """Attach an image and mount it at `point`; `mounted`: it is there already. Tells the device, and what comes next.
+
+    `shut_down`: the file system refuses an open as one that was shut down. `room`: it is smaller than its device. Raises what
+    `attached` raises, Mismatch, ValueError.
+    """
+    with attached(path, thick) as device:
+        shut_down = False
+        if not mounted:
+            filesystems.mount(device.path, point, fs_type, [*options, *filesystems.mount_options(fs_type)])
+            _check_shown(device, point)
+        elif fs_type != "ext4":
+            shut_down = condition.is_shut_down(point, device.major, device.minor)
+        room = not shut_down and _room_to_grow(device, point if fs_type == "xfs" else device.path)
+        return _described(device) | {"shut_down": shut_down, "room": room}
+
+
+def _check_shown(device: LoopDevice, point: str) -> None:
+    """Raise Mismatch, with nothing left mounted, where somebody else's mount came between."""
+    present = mountinfo.at(point)
+    if present is None or (present.major, present.minor) != (device.major, device.minor):
+        raise Mismatch(errno.ESTALE, f"{point} does not show {device.path}: somebody mounts there too")
 
 
 def grow_copy(image: str, copy: str) -> bool:
@@ -187,16 +217,19 @@ def _users(point: str) -> str:
     return f"of nobody that is seen from here: `fuser -vm {point}` on the node tells more"
 
 
-def grow(device: str, point: str, fs_type: str, device_number: Sequence[int], read_only: bool = False) -> None:
-    """Grow a mounted file system to its device, where it is smaller.
+def grow(path: str, thick: bool, point: str, fs_type: str, read_only: bool = False) -> None:
+    """Grow the device of an image to the image's size, and the file system that is mounted at `point` to the device's.
 
     `read_only`: no mount of it can be written through, so that it cannot grow. Raises BlockingIOError while another growth
     of it is under way, such as that of a killed agent, which its freeze held up in the kernel; CommandError, OSError.
     """
-    _check_number(device, device_number)
-    # Less than one allocation group or block group cannot be added; the tools know, and do nothing then.
-    if not _room_to_grow(device, point if fs_type == "xfs" else device):
-        return
+    with attached(path, thick) as device:
+        # Less than one allocation group or block group cannot be added; the tools know, and do nothing then.
+        if _room_to_grow(device, point if fs_type == "xfs" else device.path):
+            _grow(device, point, fs_type, read_only)
+
+
+def _grow(device: LoopDevice, point: str, fs_type: str, read_only: bool) -> None:
     if read_only:
         raise PermissionError(
             errno.EPERM,
@@ -210,15 +243,15 @@ def grow(device: str, point: str, fs_type: str, device_number: Sequence[int], re
             "unstage and stage the volume, which grows it",
         )
     try:
-        filesystems.run(filesystems.grow_argv(fs_type, device, point), _GROW_SECONDS)
+        filesystems.run(filesystems.grow_argv(fs_type, device.path, point), _GROW_SECONDS)
     except CommandError as error:
         if any(words in error.err for words in _GROWS_ALREADY):
             raise BlockingIOError(errno.EAGAIN, f"the {fs_type} at {point} is growing already") from error
         raise
 
 
-def _room_to_grow(device: str, file_system: str) -> bool:
-    return loop.size(_bound(device)) - filesystems.size_of_file_system(file_system) >= loop.BLOCK_SIZE
+def _room_to_grow(device: LoopDevice, file_system: str) -> bool:
+    return loop.size(device) - filesystems.size_of_file_system(file_system) >= loop.BLOCK_SIZE
 
 
 def may_grow_mounted_ext4() -> bool:
@@ -228,36 +261,24 @@ def may_grow_mounted_ext4() -> bool:
     return bool(int(effective.split()[1], 16) >> _CAP_SYS_RESOURCE & 1)
 
 
-def _check_number(device: str, number: Sequence[int]) -> None:
-    if os.stat(device).st_rdev != os.makedev(*number):
-        raise Mismatch(errno.ESTALE, f"{device} is not the device {number[0]}:{number[1]} any more")
-
-
-def _loop_number(path: str) -> int:
-    return int(path.removeprefix("/dev/loop"))
-
-
-def _bound(path: str) -> LoopDevice:
-    number = _loop_number(path)
-    with loopctl.opened(number, os.O_RDONLY) as fd:
-        device = loopctl.describe(fd, number)
-    if device is None:
-        raise Mismatch(errno.ENXIO, f"{path} holds nothing any more")
-    return device
-
-
 def _described(device: LoopDevice) -> dict[str, Any]:
-    return {"path": device.path, "name": device.name, "major": device.major, "minor": device.minor}
+    """A device that is held, for whoever asks next: with the file and the number of this attachment."""
+    return {
+        "path": device.path,
+        "name": device.name,
+        "major": device.major,
+        "minor": device.minor,
+        "backing": device.backing,
+        "attachment": loopctl.attachment(device.number),
+    }
 
 
 TABLE: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
-        loop_find,
         loop_identities,
-        loop_attach,
+        attach,
         loop_detach,
-        loop_detach_forced,
         loop_detach_held,
         loop_abandon,
         set_read_only,

@@ -94,9 +94,11 @@ class Nodes:
                     fs_type, checked = volume.format, False
                     if not shown:
                         volume, checked = await self._checks.mended(pool, volume, fs_type)
-                    await access.attach(volume)
-                    volume = await self._mount(pool, volume, staging, fs_type, capability.mount_flags, checked)
-                    await self._grow_if_it_can(pool, volume, staging)
+                    volume, may_grow = await self._mount(
+                        pool, volume, staging, fs_type, capability.mount_flags, checked
+                    )
+                    if may_grow:
+                        await self._grow_if_it_can(pool, volume, staging)
             except BaseException:
                 # Nothing half-staged stays behind: after a refusal that is final, nobody unstages.
                 if shown:
@@ -238,21 +240,20 @@ class Nodes:
                 "snapshot it and restore that with volumeMode Block"
             )
         volume = await self._save(pool, replace(volume, format=formatting(asked)))
-        await access.attach(volume)
         await access.make_file_system(volume, asked)
         return await self._save(pool, replace(volume, format=asked))
 
     async def _mount(
         self, pool: Pool, volume: Volume, staging: str, fs_type: str, flags: Sequence[str], checked: bool
-    ) -> Volume:
-        """Mount it. What the kernel does not mount is checked, where that may help and was not just done."""
+    ) -> tuple[Volume, bool]:
+        """Mount it; whether there is room to grow. What the kernel does not mount is checked, where that may help and was not just done."""
         try:
-            await pool.backend.access.mount(volume, staging, fs_type, flags)
+            may_grow = await pool.backend.access.mount(volume, staging, fs_type, flags)
         except NotMountable as error:
             if fs_type == "ext4" and not checked:
                 await self._checks.begin(pool, volume, str(error))
             await self._checks.give_up(pool, volume, str(error))
-        return await self._checks.mounted(pool, volume)
+        return await self._checks.mounted(pool, volume), may_grow
 
     async def _grow_if_it_can(self, pool: Pool, volume: Volume, staging: str) -> None:
         """Let the file system fill the volume. What cannot be now (it is mounted read-only, say, or it takes too long) is put off to a later stage.

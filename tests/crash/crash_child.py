@@ -25,7 +25,7 @@ from node_rig import Rig
 from csi_driver.host import allocation, jobs, libc
 from csi_driver.host.children import Children
 
-LOOKING = {"loop_find", "statvfs", "ping"}
+LOOKING = {"loop_identities", "statvfs", "ping"}
 """Jobs that change nothing."""
 allocation.STEP = DISK // 2  # space is taken in several steps, and there are gaps between them
 _GOINGDOWN = 0x8004587D

@@ -293,9 +293,10 @@ async def test_a_stage_that_fails_after_its_mount_leaves_nothing_behind(
     real = rig.children.run
 
     async def run_(job: str, timeout: float, **args: Any) -> Any:
-        if job == "grow":
-            raise JobFailed(job, 0, "signal 9", "Crashed")  # nobody knows what it has done, so it is not put off
-        return await real(job, timeout, **args)
+        told = await real(job, timeout, **args)
+        if job == "mount":
+            raise JobFailed(job, 0, "signal 9", "Crashed")
+        return told
 
     with monkeypatch.context() as patch:
         patch.setattr(rig.children, "run", run_)

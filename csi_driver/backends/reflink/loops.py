@@ -3,19 +3,21 @@
 import asyncio
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from csi_driver.backends.devices import BlockDevice
 from csi_driver.backends.jobs import VolumeJobs, to_its_end
 from csi_driver.backends.kernel import CHECKED, QUICK, SLOW
 from csi_driver.backends.reflink.layout import IMAGE, Layout
-from csi_driver.domain.errors import DriverError, InUse
+from csi_driver.domain.errors import DriverError, Precondition
 from csi_driver.domain.model import Volume
-from csi_driver.host import allocation, files, loopctl, mountinfo
+from csi_driver.host import allocation, files, filesystems, loopctl, mountinfo
 from csi_driver.host.children import Children
+from csi_driver.host.errors import Unsupported
+from csi_driver.host.loop import BLOCK_SIZE
 
 _T = TypeVar("_T")
 _LOOP = 7
@@ -36,45 +38,51 @@ class LoopDevices:
         """The device number (st_dev) of the pool's file system, once the pool was opened."""
 
     async def find(self, volume: Volume) -> BlockDevice | None:
-        """See Devices. Costs no process where sysfs shows no device that could hold this image."""
+        """See Devices. By the file that each attachment holds; one whose path names another volume is not asked, it may hang."""
         self.jobs.refuse_hanging(volume)
-        named = {number: _hash(backing) for number, backing in _bound().items()}
-        nameless = [number for number, digest in named.items() if not digest]
-        if volume.id.hash not in named.values() and not await self._is_among(volume, nameless):
+        possible = [number for number, backing in _bound().items() if _hash(backing) in {volume.id.hash, ""}]
+        if not possible:
             return None
-        found = await self.jobs.run(volume, "loop_find", QUICK, path=str(self._image(volume)))
-        return BlockDevice(**found) if found else None
-
-    async def _is_among(self, volume: Volume, numbers: list[int]) -> bool:
-        """Whether one of the devices whose file's path tells nothing holds this image."""
-        if not numbers:
-            return False
-        held = await self._held(numbers)
+        held = await self._held(possible)
         with self._layout.translated(f"looking for {volume.id}"):
             status = self._image(volume).stat()
-        return (status.st_dev, status.st_ino) in held.values()
+        numbers = [number for number, file in held.items() if file == (status.st_dev, status.st_ino)]
+        if len(numbers) > 1:
+            names = " and ".join(f"/dev/loop{number}" for number in numbers)
+            raise Precondition(f"the image of {volume.id} is attached more than once, which corrupts it: {names}")
+        return _device(numbers[0]) if numbers else None
+
+    def source(self, volume: Volume) -> dict[str, Any]:
+        """See Devices."""
+        return {"path": str(self._image(volume)), "thick": volume.thick}
+
+    def note(self, told: Mapping[str, Any]) -> BlockDevice:
+        """See Devices."""
+        if told["attachment"]:
+            self._seen[told["attachment"]] = tuple(told["backing"])
+        return BlockDevice(told["path"], told["name"], told["major"], told["minor"])
 
     async def _held(self, numbers: list[int]) -> dict[int, tuple[int, int]]:
         """Device and inode of the file that each loop device holds; (0, 0) where the kernel cannot say.
 
-        Each attachment is asked once: the kernel's number of it (diskseq) is never used again.
+        Each attachment is asked once: the kernel's number of it is never used again.
         """
-        sequence = {number: _sequence(number) for number in numbers}
-        unknown = [number for number, key in sequence.items() if key not in self._seen]
+        attachments = {number: loopctl.attachment(number) for number in numbers}
+        held = {number: self._seen[key] for number, key in attachments.items() if key in self._seen}
+        unknown = [number for number in numbers if number not in held]
         if unknown:
             told = await self.jobs.run(None, "loop_identities", QUICK, numbers=unknown)
-            bound = {_sequence(number) for number in loopctl.numbers()}
+            bound = {loopctl.attachment(number) for number in loopctl.numbers()}
             self._seen = {key: seen for key, seen in self._seen.items() if key in bound}
-            self._seen |= {sequence[number]: tuple(told[str(number)]) for number in unknown}
-        return {number: self._seen.get(key, _DEAD) for number, key in sequence.items()}
+            for number in unknown:
+                held[number] = (told[str(number)][0], told[str(number)][1])
+                if attachments[number] and attachments[number] == loopctl.attachment(number):
+                    self._seen[attachments[number]] = held[number]
+        return held
 
     async def attach(self, volume: Volume) -> BlockDevice:
         """See Devices."""
-        found = await self.jobs.run(volume, "loop_attach", QUICK, path=str(self._image(volume)), thick=volume.thick)
-        device = BlockDevice(found["path"], found["name"], found["major"], found["minor"])
-        if found["fresh"]:
-            await self._refuse_stale(volume, device)
-        return device
+        return self.note(await self.jobs.run(volume, "attach", QUICK, **self.source(volume)))
 
     async def detach(self, volume: Volume) -> None:
         """See Devices."""
@@ -102,12 +110,15 @@ class LoopDevices:
         A thick volume's space that was never written is not cloned: `settle` takes it again, after the growth.
         """
         draft, place = self._layout.draft_path(), self._image(volume).parent
+        if not await self._with_image(volume, "looking into", "rb", _may_grow):
+            return False
         try:
             await self._in_pool(volume, "growing", lambda: self._layout.begin(draft, IMAGE))
             paths = {"image": str(place / IMAGE), "copy": str(draft / IMAGE)}
             grown: bool = await self.jobs.run(volume, "grow_copy", CHECKED, **paths)
             if grown:
-                await self.detach(volume)
+                if await self.find(volume) is not None:
+                    await self.detach(volume)
                 await self._in_pool(volume, "growing", lambda: self._layout.replace(draft, place, IMAGE))
             return grown
         finally:
@@ -168,10 +179,6 @@ class LoopDevices:
         number = _loop_number(mount)
         if number is not None and held:
             await self._let_go(number, held)
-
-    def backing(self, volume: Volume) -> str:
-        """See Devices."""
-        return str(self._image(volume))
 
     async def shown(self, digest: str) -> list[mountinfo.Mount]:
         """See Devices."""
@@ -242,15 +249,6 @@ class LoopDevices:
             return False
         return bool(digest) and (status.st_dev, status.st_ino) == held
 
-    async def _refuse_stale(self, volume: Volume, device: BlockDevice) -> None:
-        """A new device must be shown nowhere yet: a bind of the number's last owner would hand it this volume's data."""
-        stale = [mount.point for mount in mountinfo.mounts_of(device.major, device.minor, device.name)]
-        if stale:
-            await self.jobs.run(volume, "loop_detach_forced", SLOW, path=str(self._image(volume)))
-            raise InUse(
-                f"{device.path} is still shown at {', '.join(stale)} for its last owner: unmount it there, then stage again"
-            )
-
     def _image(self, volume: Volume) -> Path:
         return self._layout.volumes / volume.id.hash / IMAGE
 
@@ -276,15 +274,28 @@ def _named(digest: str) -> dict[int, str]:
     return {number: backing for number, backing in _bound().items() if _hash(backing) == digest}
 
 
-def _sequence(number: int) -> str:
-    """What is another one after each attachment of a loop device."""
-    return f"{number}/{loopctl.sysfs(number, 'diskseq')}"
-
-
 def _attachment(number: int) -> str:
-    """Which attachment of a loop device this is: none comes twice while the kernel runs. Empty: it holds nothing."""
+    """Which attachment of a loop device this is. Empty: it holds nothing."""
     bound = loopctl.sysfs(number, "loop/backing_file") is not None
-    return _sequence(number) if bound else ""
+    return loopctl.attachment(number) or f"{number}/" if bound else ""
+
+
+def _may_grow(fd: int) -> bool:
+    """Whether the file system in an image is smaller than the image, as far as can be told."""
+    try:
+        size = filesystems.size_of_file_system(f"/proc/self/fd/{fd}")
+    except Unsupported:
+        return True  # the growth says what is wrong with it
+    return os.fstat(fd).st_size - size >= BLOCK_SIZE
+
+
+def _device(number: int) -> BlockDevice | None:
+    """The device of a number, None where it has gone."""
+    numbers = loopctl.sysfs(number, "dev")
+    if numbers is None:
+        return None
+    major, minor = map(int, numbers.split(":"))
+    return BlockDevice(f"/dev/loop{number}", f"loop{number}", major, minor)
 
 
 def _loop_number(mount: mountinfo.Mount) -> int | None:
