@@ -54,11 +54,10 @@ def test_growths_at_once_end_or_ask_for_another_try(image: Image, point: Path) -
     device = loop.attach(path := image(size=SMALLEST["xfs"]))
     run(filesystems.mkfs_argv("xfs", device.path), 30)
     mounts.mount(device.path, point, "xfs", filesystems.mount_options("xfs"))
-    number = (os.major(rdev := os.stat(device.path).st_rdev), os.minor(rdev))
 
     def grow() -> BlockingIOError | None:
         try:
-            volume_jobs.grow(device.path, os.fspath(point), "xfs", number)
+            volume_jobs.grow(os.fspath(path), False, os.fspath(point), "xfs")
         except BlockingIOError as error:
             return error
         return None

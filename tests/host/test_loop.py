@@ -10,11 +10,23 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from freeze_rig import eventually
 
-from csi_driver.host import allocation, extents, files, filesystems, loop, loopctl, loopusers, mountinfo, mounts, volume_jobs
+from csi_driver.host import (
+    allocation,
+    extents,
+    files,
+    filesystems,
+    loop,
+    loopctl,
+    loopusers,
+    mountinfo,
+    mounts,
+    volume_jobs,
+)
 from csi_driver.host.commands import run
 from csi_driver.host.errors import Busy, HostError, Mismatch
 from csi_driver.host.filesystems import mkfs_argv, mount_options
@@ -387,6 +399,16 @@ def test_what_is_synced_is_in_the_file(image: Image) -> None:
     with path.open("rb") as file:
         assert file.read(4) == b"here"
     os.close(fd)
+
+
+def test_a_number_that_is_shown_after_all_is_given_back(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = image()
+    elsewhere = mountinfo.Mount(1, 1, 0, 5, "/loop0", "/elsewhere", (), "devtmpfs", "udev", ())
+    shows = SimpleNamespace(mounts_of=lambda *_: [elsewhere])
+    monkeypatch.setattr(volume_jobs, "mountinfo", shows)
+    with pytest.raises(Busy, match="still shown at /elsewhere"):
+        volume_jobs.attach(str(path), thick=False)
+    assert loop.find(path) is None
 
 
 def test_tune(image: Image) -> None:

@@ -8,7 +8,6 @@ from node_host import MIB, held_open, read_at, write_at, write_file
 from node_rig import Rig, block, mounted, until
 
 from csi_driver.backends.kernel import KernelAccess
-from csi_driver.backends.reflink import loops
 from csi_driver.domain.errors import InUse, Precondition
 from csi_driver.domain.model import Volume
 from csi_driver.host import loop, loopctl, mountinfo, mounts
@@ -53,16 +52,6 @@ async def test_a_stale_bind_is_not_shown_as_another_volumes_data(rig: Rig) -> No
     await rig.unpublish(old)
     await rig.unstage(old)
     assert not os.path.lexists(target)
-
-
-async def test_a_number_that_is_shown_after_all_is_given_back(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    volume = await rig.volume("v", "block")
-    elsewhere = mountinfo.Mount(1, 1, 0, 5, "/loop0", "/elsewhere", (), "devtmpfs", "udev", ())
-    monkeypatch.setattr(loops.mountinfo, "mounts_of", lambda *_: [elsewhere])
-    with pytest.raises(InUse, match="still shown at /elsewhere"):
-        await rig.stage(volume)
-    monkeypatch.undo()
-    assert rig.device(volume) is None
 
 
 @pytest.mark.alone  # takes a loop number of its choice

@@ -40,17 +40,24 @@ class LoopDevices:
     async def find(self, volume: Volume) -> BlockDevice | None:
         """See Devices. By the file that each attachment holds; one whose path names another volume is not asked, it may hang."""
         self.jobs.refuse_hanging(volume)
-        possible = [number for number, backing in _bound().items() if _hash(backing) in {volume.id.hash, ""}]
-        if not possible:
-            return None
-        held = await self._held(possible)
+        bound = _bound()
+        # Those whose path says nothing last: seldom is there one, and it may be anybody's.
+        for digest in (volume.id.hash, ""):
+            possible = [number for number, backing in bound.items() if _hash(backing) == digest]
+            if possible and (device := await self._among(volume, possible)) is not None:
+                return device
+        return None
+
+    async def _among(self, volume: Volume, numbers: list[int]) -> BlockDevice | None:
+        """The one of these devices that holds the volume's image. Raises Precondition where more than one does."""
+        held = await self._held(numbers)
         with self._layout.translated(f"looking for {volume.id}"):
             status = self._image(volume).stat()
-        numbers = [number for number, file in held.items() if file == (status.st_dev, status.st_ino)]
-        if len(numbers) > 1:
-            names = " and ".join(f"/dev/loop{number}" for number in numbers)
+        found = [number for number, file in held.items() if file == (status.st_dev, status.st_ino)]
+        if len(found) > 1:
+            names = " and ".join(f"/dev/loop{number}" for number in found)
             raise Precondition(f"the image of {volume.id} is attached more than once, which corrupts it: {names}")
-        return _device(numbers[0]) if numbers else None
+        return _device(found[0]) if found else None
 
     def source(self, volume: Volume) -> dict[str, Any]:
         """See Devices."""
