@@ -125,6 +125,7 @@ def xfs_file_system(directory: Path) -> Iterator[Path]:
         pytest.skip("the reflink pool needs root: it attaches loop devices and mounts file systems")
     if not os.path.exists("/dev/loop-control"):
         pytest.skip("the reflink pool needs loop devices: /dev/loop-control is missing")
+    from csi_driver.host import loop
     from csi_driver.host.filesystems import missing_tools
 
     if missing_tools():
@@ -138,10 +139,11 @@ def xfs_file_system(directory: Path) -> Iterator[Path]:
         return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
 
     with ExitStack() as stack:
-        device = run("losetup", "--find", "--show", str(image))
-        stack.callback(run, "losetup", "--detach", device)
-        run("mkfs.xfs", "-q", "-m", "reflink=1", device)
-        run("mount", "-t", "xfs", device, str(point))
+        # Not by losetup: a number that was a read-only disk of another test stays read-only for whom it is given to next.
+        device = loop.attach(image)
+        stack.callback(loop.detach, device)
+        run("mkfs.xfs", "-q", "-m", "reflink=1", device.path)
+        run("mount", "-t", "xfs", device.path, str(point))
         stack.callback(run, "umount", str(point))
         yield point
 
