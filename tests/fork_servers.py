@@ -61,13 +61,14 @@ class Forked:
 
 def begin(control: socket.socket) -> Forked:
     """For `Children(begin=...)`: a fork server that is forked from one process for all tests of this one."""
-    orders = _loaded(os.getpid())
+    orders = _loaded()
     orders.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", control.fileno()))])
     return Forked(int(orders.recv(16)))
 
 
 @cache
-def _loaded(_parent: int) -> socket.socket:
+def _loaded() -> socket.socket:
+    """The socket of that process, which ends when it is closed."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         fd = theirs.fileno()
@@ -87,17 +88,14 @@ def begin_as_child(control: socket.socket) -> Forked:
     """For `Children(begin=...)` in a process of one thread that has loaded it all, and waits for whatever it leaves behind."""
     pid = os.fork()
     if not pid:
-        status = 1
         try:
             from csi_driver.host import forkserver
 
             os.setsid()
             os.dup2(control.fileno(), 3)
-            os.closerange(
-                4, os.sysconf("SC_OPEN_MAX")
-            )  # the other end above all: its closing says that the agent is gone
+            # The other end above all: its closing says that the agent is gone.
+            os.closerange(4, os.sysconf("SC_OPEN_MAX"))
             forkserver.main(3)
-            status = 0
         finally:
-            os._exit(status)
+            os._exit(0)
     return Forked(pid)

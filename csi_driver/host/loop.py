@@ -112,6 +112,22 @@ def _renew(number: int) -> None:
         loopctl.control("LOOP_CTL_ADD", loopctl.CTL_ADD, number)
 
 
+def _clean(number: int) -> None:
+    """Leave nothing of ours with a number that has no file any more: whoever gets it next may be a stranger.
+
+    A device that is made anew takes discard and writes again. Else read-only is undone, by an exclusive user: nobody can
+    bind a file meanwhile, whose flag this would be.
+    """
+    if _is_spoilt(number):
+        _renew(number)
+        return
+    if loopctl.sysfs(number, "ro") != "1":
+        return
+    with suppress(OSError), loopctl.opened(number, os.O_RDONLY | os.O_EXCL) as fd:
+        if loopctl.describe(fd, number) is None:
+            loopctl.set_read_only(fd, False)
+
+
 def _checked(fd: int, number: int, status: os.stat_result, *, read_only: bool) -> LoopDevice:
     device = loopctl.describe(fd, number)
     if device is None or device.backing != (status.st_dev, status.st_ino):
@@ -220,8 +236,7 @@ def detach(device: LoopDevice, mounted: Callable[[LoopDevice], Sequence[str]] = 
     finally:
         os.close(fd)
     _wait_until_gone(device)
-    if _is_spoilt(device.number):
-        _renew(device.number)
+    _clean(device.number)
 
 
 def abandon(number: int, backing: str) -> None:
@@ -249,6 +264,7 @@ def abandon(number: int, backing: str) -> None:
         os.close(fd)
     for _ in range(_WAIT_TRIES):
         if loopctl.sysfs(number, "loop/backing_file") != backing:
+            _clean(number)
             return
         time.sleep(_WAIT_SECONDS)
     raise _in_use(device, openers_beside or ["a process that cannot be seen from here"])

@@ -66,7 +66,6 @@ class Disk:
         self.path.mkdir()
         told([*mkfs, str(self.image)])
         self.device = told(["losetup", "--find", "--show", str(self.image)]).strip()
-        told(["blockdev", "--setrw", self.device])  # its number may have been a read-only disk of another test
         told(["mount", self.device, str(self.path)])
 
     def clean(self) -> None:

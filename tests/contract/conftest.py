@@ -1,18 +1,28 @@
 """Fixtures of the contract suite: `world` for every technology, `faulty` for the one that can be told to fail."""
 
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from contract_rig import RIGS, Rig, World, xfs_file_system
+from contract_rig import RIGS, Rig, World
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "node"))
+
+from node_host import GIB, clean, make_disk, skip_unless_root
 
 from csi_driver.backends.memory import Faults
 
 
 @pytest.fixture(scope="session")
 def xfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    yield from xfs_file_system(tmp_path_factory.mktemp("xfs"))
+    skip_unless_root()
+    place = tmp_path_factory.mktemp("xfs")
+    try:
+        yield make_disk(place, 4 * GIB, "xfs").point
+    finally:
+        clean(place)
 
 
 @pytest_asyncio.fixture(params=[pytest.param(n, marks=[pytest.mark.root] if n != "memory" else []) for n in RIGS])

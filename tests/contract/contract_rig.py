@@ -1,10 +1,9 @@
 """What the contract suite runs on: one entry in RIGS for each technology, and a World of services above it."""
 
 import os
-import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -117,35 +116,6 @@ RIGS: dict[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Ri
     "reflink": reflink_rig,
 }
 """A third technology is one more line here."""
-
-
-def xfs_file_system(directory: Path) -> Iterator[Path]:
-    """An XFS with reflink on a loop device, or a skip that says what is missing."""
-    if os.geteuid():
-        pytest.skip("the reflink pool needs root: it attaches loop devices and mounts file systems")
-    if not os.path.exists("/dev/loop-control"):
-        pytest.skip("the reflink pool needs loop devices: /dev/loop-control is missing")
-    from csi_driver.host import loop
-    from csi_driver.host.filesystems import missing_tools
-
-    if missing_tools():
-        pytest.skip(f"the reflink pool needs {', '.join(missing_tools())}")
-    image, point = directory / "xfs.img", directory / "xfs"
-    point.mkdir()
-    with image.open("wb") as file:
-        file.truncate(4 << 30)
-
-    def run(*argv: str) -> str:
-        return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
-
-    with ExitStack() as stack:
-        # Not by losetup: a number that was a read-only disk of another test stays read-only for whom it is given to next.
-        device = loop.attach(image)
-        stack.callback(loop.detach, device)
-        run("mkfs.xfs", "-q", "-m", "reflink=1", device.path)
-        run("mount", "-t", "xfs", device.path, str(point))
-        stack.callback(run, "umount", str(point))
-        yield point
 
 
 class Clock:

@@ -27,6 +27,8 @@ from csi_driver.host.commands import run
 
 State = dict[str, Any]
 HERE = Path(__file__).parent
+PATHS = [str(path) for path in (HERE, HERE.parent / "node", HERE.parent, HERE.parents[1])]
+"""Where a process of this suite imports from."""
 
 
 @dataclass
@@ -45,13 +47,12 @@ class Killer:
         self._start()
 
     def _start(self) -> None:
-        path = os.pathsep.join([str(HERE), str(HERE.parent / "node"), str(HERE.parent), str(HERE.parents[1])])
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / "crash_child.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": path},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(PATHS)},
         )
 
     def run(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crash_rig import World, check_tidy, every_node_point, every_point, state, tree
+from crash_rig import PATHS, World, check_tidy, every_node_point, every_point, state, tree
 from crash_scenarios import NODE_SCENARIOS, SCENARIOS, NodeScenario, Scenario, ext4_volume, find, two_volumes
 from node_host import is_frozen, write_file
 
@@ -120,9 +120,7 @@ asyncio.run(main())
 def command(world: World, pool: Path) -> list[str]:
     import sys
 
-    here = Path(__file__).parent
-    paths = [str(here), str(here.parent / "node"), str(here.parent), str(here.parents[1])]
-    return [sys.executable, "-c", f"import sys; sys.path[:0] = {paths!r}\n{AGENT}", str(pool), str(world.place)]
+    return [sys.executable, "-c", f"import sys; sys.path[:0] = {PATHS!r}\n{AGENT}", str(pool), str(world.place)]
 
 
 def children_of(pid: int) -> list[int]:

@@ -79,7 +79,6 @@ def make_pool(root: None, tmp_path: Path) -> Iterator[Callable[..., Path]]:
             node = run(
                 ("losetup", "--find", "--show", "--direct-io=on", f"--sector-size={sector}", str(image)), 10
             ).strip()
-            run(("blockdev", "--setrw", node), 10)  # its number may have been a read-only disk of another test
         run(
             [word.replace("size=4096", f"size={sector}") if before == "-s" else word for before, word in pairs(node)],
             30,

@@ -390,6 +390,25 @@ def test_read_only(image: Image) -> None:
     assert sysfs(device, "loop/dio") == "1"
 
 
+@pytest.mark.parametrize("let_go", ["detach", "abandon"])
+@pytest.mark.parametrize("how", ["attached read-only", "set read-only"])
+def test_a_number_that_was_read_only_is_writable_for_the_next(image: Image, how: str, let_go: str) -> None:
+    """Also for a stranger, who does not reset what the last owner left: losetup does not, and mkfs fails then."""
+    path = image()
+    device = loop.attach(path, read_only=how == "attached read-only")
+    loop.set_read_only(device, True)
+    if let_go == "detach":
+        loop.detach(device)
+    else:
+        loop.abandon(device.number, str(path))
+    run(("losetup", device.path, str(path)), 10)
+    try:
+        assert run(("blockdev", "--getro", device.path), 10).strip() == "0"
+        run(("mkfs.ext4", "-q", device.path), 60)
+    finally:
+        run(("losetup", "--detach", device.path), 10)
+
+
 def test_what_is_synced_is_in_the_file(image: Image) -> None:
     path = image()
     device = loop.attach(path)
