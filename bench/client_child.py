@@ -80,18 +80,18 @@ async def aio_json(url: str) -> None:
     """The asyncio client's transport with plain documents: csi_driver.kube, mirrors of whole objects."""
     from kubernetes.aio.client.configuration import Configuration
 
-    from csi_driver.kube.api import Api
-    from csi_driver.kube.kinds import CLAIMS, SNAPSHOTS
-    from csi_driver.kube.mirror import Mirror, start_all
+    from csi_driver.kube.client import Api
+    from csi_driver.kube.informer import Informer, start_all
+    from csi_driver.kube.resources import PVCS, SNAPSHOTS
 
     weigh("imported_mib")
     api = Api(Configuration(host=url))
     began = time.perf_counter()
-    mirrors = [Mirror(api, CLAIMS), Mirror(api, SNAPSHOTS)]
+    mirrors = [Informer(api, PVCS), Informer(api, SNAPSHOTS)]
     await start_all(mirrors)
     figures["list_seconds"] = round(time.perf_counter() - began, 2)
     weigh("listed_mib")
-    more = [Mirror(api, kind, labels="none=here") for kind in (CLAIMS, SNAPSHOTS) for _ in range(4)]
+    more = [Informer(api, kind, labels="none=here") for kind in (PVCS, SNAPSHOTS) for _ in range(4)]
     await start_all(more)
     await asyncio.sleep(3)
     weigh("with_ten_watches_mib")
@@ -120,10 +120,10 @@ async def quiet_aio(url: str) -> None:
 async def quiet_json(url: str) -> None:
     from kubernetes.aio.client.configuration import Configuration
 
-    from csi_driver.kube.api import Api
-    from csi_driver.kube.kinds import CLAIMS
+    from csi_driver.kube.client import Api
+    from csi_driver.kube.resources import PVCS
 
-    async for _ in Api(Configuration(host=url)).watch(CLAIMS, "", seconds=3600):
+    async for _ in Api(Configuration(host=url)).watch(PVCS, "", seconds=3600):
         pass
 
 

@@ -13,12 +13,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "kube"
 
 from fake_api import FakeApi
 
-from csi_driver.domain.instants import format_instant
-from csi_driver.kube.api import Api
+from csi_driver.domain.timestamps import format_instant
+from csi_driver.kube.client import Api
 from csi_driver.kube.events import Events
-from csi_driver.kube.kinds import CLAIMS, CONTENTS, SCHEDULES, SNAPSHOTS, VOLUMES
-from csi_driver.kube.mirror import Mirror, start_all
-from csi_driver.operator.schedule_names import (
+from csi_driver.kube.informer import Informer, start_all
+from csi_driver.kube.resources import PVCS, PVS, SCHEDULES, SNAPSHOT_CONTENTS, SNAPSHOTS
+from csi_driver.operator.schedule.cache import TRIMMERS
+from csi_driver.operator.schedule.controller import Looks
+from csi_driver.operator.schedule.naming import (
     CLAIM,
     SCHEDULE,
     SCHEDULED_FOR,
@@ -27,8 +29,6 @@ from csi_driver.operator.schedule_names import (
     schedule_label,
     snapshot_name,
 )
-from csi_driver.operator.schedule_view import KEPT
-from csi_driver.operator.schedules import Looks
 
 DRIVER = "csi.tidemark.dev"
 SCHEDULES_, CLAIMS_EACH, SNAPSHOTS_EACH = 200, 5, 5
@@ -81,10 +81,10 @@ def _fill_claim(fake: FakeApi, namespace: str, schedule: str, claim: str, now: i
     created = format_instant(now - 90000)
     meta = {"name": claim, "namespace": namespace, "uid": f"uid-{disk}", "creationTimestamp": created}
     body: dict[str, Any] = {"metadata": meta | {"labels": {"app": schedule}, "managedFields": fields}}
-    fake.put(CLAIMS, body | {"spec": {"volumeName": disk}, "status": {"phase": "Bound"}})
+    fake.put(PVCS, body | {"spec": {"volumeName": disk}, "status": {"phase": "Bound"}})
     owner = {"namespace": namespace, "name": claim, "uid": f"uid-{disk}"}
     spec = {"csi": {"driver": DRIVER, "volumeHandle": handle}, "claimRef": owner}
-    fake.put(VOLUMES, {"metadata": {"name": disk, "managedFields": fields}, "spec": spec})
+    fake.put(PVS, {"metadata": {"name": disk, "managedFields": fields}, "spec": spec})
     for back in range(SNAPSHOTS_EACH):
         instant = now - back * 86400
         name, content = snapshot_name(schedule, claim, instant), f"snapcontent-{digest(claim, str(instant))}"
@@ -97,7 +97,9 @@ def _fill_claim(fake: FakeApi, namespace: str, schedule: str, claim: str, now: i
         spec = {"driver": DRIVER, "source": {"volumeHandle": handle}, "deletionPolicy": "Delete"}
         spec["volumeSnapshotRef"] = {"namespace": namespace, "name": name}
         status = {"snapshotHandle": f"{handle}-{back}", "readyToUse": True}
-        fake.put(CONTENTS, {"metadata": {"name": content, "managedFields": fields}, "spec": spec, "status": status})
+        fake.put(
+            SNAPSHOT_CONTENTS, {"metadata": {"name": content, "managedFields": fields}, "spec": spec, "status": status}
+        )
 
 
 async def _child(*argv: str) -> str:
@@ -158,7 +160,7 @@ class _Nobody:
 async def _look(config: str) -> list[dict[str, object]]:
     """CPU seconds of this process: to list everything, to look at each schedule first, and to look again."""
     api = await Api.connect(config)
-    mirrors = {kind: Mirror(api, kind, keep=keep) for kind, keep in KEPT.items()}
+    mirrors = {kind: Informer(api, kind, keep=keep) for kind, keep in TRIMMERS.items()}
     began = time.process_time()
     await start_all(mirrors.values())
     looks = Looks(api, mirrors, Events(api, "bench"), DRIVER, _Nobody())

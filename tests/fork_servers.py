@@ -89,13 +89,13 @@ def begin_as_child(control: socket.socket) -> Forked:
     pid = os.fork()
     if not pid:
         try:
-            from csi_driver.host import forkserver
+            from csi_driver.host.helper import server
 
             os.setsid()
             os.dup2(control.fileno(), 3)
             # The other end above all: its closing says that the agent is gone.
             os.closerange(4, os.sysconf("SC_OPEN_MAX"))
-            forkserver.main(3)
+            server.main(3)
         finally:
             os._exit(0)
     return Forked(pid)

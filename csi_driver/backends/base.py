@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from csi_driver.domain.model import Capability, Group, Snapshot, Trouble, Usage, Use, Volume
-from csi_driver.domain.space import Space
+from csi_driver.domain.capacity import Space
+from csi_driver.domain.model import Capability, GroupSnapshot, Snapshot, Trouble, Usage, Volume, VolumeUsage
 
 STAGED_NODE = "device"
 """The name under which a staged block volume is visible inside its staging directory."""
@@ -21,16 +21,16 @@ KEPT_SECONDS = 7 * 86400
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
+class PoolContents:
     """All that lies in a pool, as read when it is opened."""
 
     volumes: tuple[Volume, ...]
     snapshots: tuple[Snapshot, ...]
-    groups: tuple[Group, ...]
+    groups: tuple[GroupSnapshot, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class CutReport:
+class SnapshotTimings:
     """How long a cut held the volumes' file systems frozen (0 where none was mounted) and cloned, in seconds."""
 
     frozen: float = 0.0
@@ -77,10 +77,10 @@ class Check:
     said: str = ""
 
 
-class Access(Protocol):
+class VolumeAccess(Protocol):
     """How a pool's volumes are shown on this node. State is the kernel's: nothing is remembered between calls."""
 
-    async def use(self, volume: Volume) -> Use:
+    async def use(self, volume: Volume) -> VolumeUsage:
         """The volume's device and every path where it is visible now."""
         ...
 
@@ -190,7 +190,7 @@ class Backend(Protocol):
     """One pool of volumes and snapshots."""
 
     identity: PoolIdentity
-    access: Access
+    access: VolumeAccess
     checks: Checks
 
     @property
@@ -198,7 +198,7 @@ class Backend(Protocol):
         """How many devices hold images of this pool now; read from the kernel's lists, in microseconds each."""
         ...
 
-    async def open(self) -> Contents:
+    async def open(self) -> PoolContents:
         """Take the pool, undo what a crash left, and read it. Unavailable or Precondition with the reason otherwise."""
         ...
 
@@ -222,7 +222,7 @@ class Backend(Protocol):
         """What lies in an image by its first bytes: the name of a file system or of another format; empty where none is known."""
         ...
 
-    async def create_volume(self, volume: Volume, source: Volume | Snapshot | None) -> CutReport:
+    async def create_volume(self, volume: Volume, source: Volume | Snapshot | None) -> SnapshotTimings:
         """Make image and record appear together, durably: empty, or with the source's content grown to `volume.size`."""
         ...
 
@@ -238,11 +238,13 @@ class Backend(Protocol):
         """Make the volume disappear, durably; space comes back soon after. Snapshots and clones are unharmed."""
         ...
 
-    async def create_snapshot(self, snapshot: Snapshot, source: Volume) -> tuple[Snapshot, CutReport]:
+    async def create_snapshot(self, snapshot: Snapshot, source: Volume) -> tuple[Snapshot, SnapshotTimings]:
         """Cut one volume: mounted ones frozen for the clone. Returns the snapshot with its moment and size filled in."""
         ...
 
-    async def create_group(self, group: Group, sources: Sequence[Volume]) -> tuple[Group, CutReport]:
+    async def create_group(
+        self, group: GroupSnapshot, sources: Sequence[Volume]
+    ) -> tuple[GroupSnapshot, SnapshotTimings]:
         """Cut several volumes at one moment, all or none; `sources` in the order of `group.members`."""
         ...
 
@@ -250,7 +252,7 @@ class Backend(Protocol):
         """Make a snapshot disappear, durably."""
         ...
 
-    async def delete_group(self, group: Group) -> None:
+    async def delete_group(self, group: GroupSnapshot) -> None:
         """Make a group and all its members disappear at once, durably."""
         ...
 

@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from csi_driver.domain.errors import Precondition
 from csi_driver.domain.model import Trouble, Volume
-from csi_driver.host import condition
+from csi_driver.host.fs import condition
 
 
 def of_ext4(name: str, options: Collection[str]) -> Trouble | None:

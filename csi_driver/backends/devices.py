@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from csi_driver.backends.jobs import VolumeJobs
+from csi_driver.backends.volume_helpers import VolumeHelpers
 from csi_driver.domain.model import Volume
-from csi_driver.host import mountinfo
+from csi_driver.host.fs import mountinfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +22,14 @@ class BlockDevice:
 class Devices(Protocol):
     """What a technology supplies to be shown here."""
 
-    jobs: VolumeJobs
+    jobs: VolumeHelpers
 
     async def find(self, volume: Volume) -> BlockDevice | None:
         """The volume's device, told by identity, or None. Costs no process where the attachment was met before."""
         ...
 
     def source(self, volume: Volume) -> dict[str, Any]:
-        """What a job attaches the volume by, or adopts the device that it has: arguments of the jobs of host/volume_jobs.py."""
+        """What a job attaches the volume by, or adopts the device that it has: arguments of the jobs of host/helper/device_jobs.py."""
         ...
 
     def note(self, told: Mapping[str, Any]) -> BlockDevice:
@@ -56,7 +56,7 @@ class Devices(Protocol):
         """Whether what is mounted there is, or was, a volume of this pool, and no living one besides `volume`."""
         ...
 
-    def is_empty_node(self, mount: mountinfo.Mount) -> bool:
+    def is_unbound_device_node(self, mount: mountinfo.Mount) -> bool:
         """Whether what is mounted is the node of a device that holds nothing."""
         ...
 

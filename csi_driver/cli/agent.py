@@ -8,19 +8,10 @@ from typing import Annotated, Literal
 import typer
 
 from csi_driver import DRIVER_NAME
+from csi_driver.agent.settings import BACKENDS, DEFAULT_MOUNT, DEFAULT_POOL, PoolImage, PoolSpec, Settings, dump
 from csi_driver.cli.common import endpoint_of, size_of
 from csi_driver.environment import begin_again
-from csi_driver.settings import (
-    BACKENDS,
-    DEFAULT_ENDPOINT,
-    DEFAULT_MOUNT,
-    DEFAULT_POOL,
-    BadSetting,
-    PoolImage,
-    PoolSpec,
-    Settings,
-    dump,
-)
+from csi_driver.settings import DEFAULT_ENDPOINT, BadSetting
 
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\s]*):(\d{1,5})", re.ASCII)
 
@@ -234,4 +225,4 @@ def agent(
 def _become(settings: Settings) -> None:
     """Go on as the agent: the same process, without the memory of the command line."""
     # Many short-lived allocations in many threads: two arenas are as quick as eight a core, and take less.
-    begin_again(["-m", "csi_driver", dump(settings)], {"MALLOC_ARENA_MAX": "2", **os.environ})
+    begin_again(["-m", "csi_driver.agent", dump(settings)], {"MALLOC_ARENA_MAX": "2", **os.environ})

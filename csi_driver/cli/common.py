@@ -19,7 +19,7 @@ from csi_driver.cli import sizes
 from csi_driver.domain.ids import parse
 
 if TYPE_CHECKING:
-    from csi_driver.rpc.client import Client, Kind, Node
+    from csi_driver.rpc.clients.cli_client import Client, Kind, Node
 
 
 WIDE = 1000
@@ -60,7 +60,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 @contextmanager
 def connect(endpoint: str) -> "Iterator[Client]":
     """A client of the agent. What the agent refuses becomes a Failure with the agent's own words."""
-    from csi_driver.rpc.client import CallRefused, Client
+    from csi_driver.rpc.clients.cli_client import CallRefused, Client
 
     with Client(endpoint) as client:
         try:
@@ -75,7 +75,7 @@ def patiently(call: Callable[[], None], seconds: float) -> None:
     A device stays busy for a moment where another program made a mount namespace meanwhile: that holds a copy of every
     mount until it ends.
     """
-    from csi_driver.rpc.client import CallRefused
+    from csi_driver.rpc.clients.cli_client import CallRefused
 
     end = time.monotonic() + seconds
     while True:

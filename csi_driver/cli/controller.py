@@ -10,7 +10,7 @@ import typer
 from csi_driver import DRIVER_NAME
 from csi_driver.cli.agent import address_of
 from csi_driver.cli.common import endpoint_of
-from csi_driver.controller_settings import (
+from csi_driver.controller.settings import (
     DEFAULT_CERTIFICATES,
     DEFAULT_NAMESPACE,
     DEFAULT_RELEASE,
@@ -155,7 +155,7 @@ def controller(
     except BadSetting as error:
         raise typer.BadParameter(str(error)) from None
     try:
-        from csi_driver.app.controller import run_controller
+        from csi_driver.controller.main import run_controller
     except ImportError as error:
         raise typer.BadParameter(f"{error.name} is missing: install tidemark-csi[controller]") from None
     sys.exit(asyncio.run(run_controller(settings)))

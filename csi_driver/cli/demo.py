@@ -63,7 +63,7 @@ def _run(in_memory: bool, reason: str) -> int:
     from csi_driver.cli.demo_lab import CheckFailed, Checks, Lab
     from csi_driver.cli.demo_show import Screen
     from csi_driver.cli.demo_story import play
-    from csi_driver.rpc.client import CallRefused, Client
+    from csi_driver.rpc.clients.cli_client import CallRefused, Client
 
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGHUP, _stop)
@@ -115,7 +115,7 @@ def _finish(lab: "Lab", agent: "DemoAgent", checks: "Checks", screen: "Screen") 
 def _clean_up(lab: "Lab | None", agent: "DemoAgent") -> None:
     """After an error or Ctrl-C as well: one more Ctrl-C must not leave half of it behind."""
     from csi_driver.cli.demo_agent import ENDINGS
-    from csi_driver.rpc.client import CallRefused, Client
+    from csi_driver.rpc.clients.cli_client import CallRefused, Client
 
     for number in ENDINGS:
         signal.signal(number, signal.SIG_IGN)

@@ -161,7 +161,7 @@ class DemoAgent:
                 probe.connect(str(self._socket))
             except OSError:
                 return False
-        from csi_driver.rpc.client import CallRefused, Client
+        from csi_driver.rpc.clients.cli_client import CallRefused, Client
 
         with Client(self.endpoint) as client:
             try:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from csi_driver.cli.common import patiently
 from csi_driver.cli.demo_model import REGION, SIZE, Model, labels, pattern
-from csi_driver.domain.model import Capability, Mode, SizeRange, Source
-from csi_driver.rpc.client import CallRefused, Client, Rolled
+from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source
+from csi_driver.rpc.clients.cli_client import CallRefused, Client, Rolled
 
-BLOCK = Capability("block", Mode.WRITER)
+BLOCK = Capability("block", AccessMode.WRITER)
 SETTLE = 15.0
 """Seconds until deleted disks have given their blocks back: removal goes on in the background."""
 

@@ -2,8 +2,8 @@
 
 from csi_driver.cli.demo_lab import Lab
 from csi_driver.cli.demo_show import Screen
-from csi_driver.domain.model import Capability, Mode, SizeRange, Source
-from csi_driver.rpc.client import CallRefused
+from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source
+from csi_driver.rpc.clients.cli_client import CallRefused
 
 _MIB = 1 << 20
 _TEXT = "written on a mounted disk, and not even synced by whoever wrote it\n" * 1000
@@ -110,7 +110,7 @@ def _deletion(lab: Lab, screen: Screen) -> None:
 
 
 def _mounted(lab: Lab, screen: Screen) -> None:
-    mounted = Capability("mount", Mode.WRITER, "ext4")
+    mounted = Capability("mount", AccessMode.WRITER, "ext4")
     screen.step("The same with files: a mounted ext4 disk", "Its file system is held still for the moment of the cut.")
     files = lab.client.create_volume("files", SizeRange(64 * _MIB), [mounted])
     with lab.showing("files", files.id, mounted) as path:

@@ -12,12 +12,12 @@ import typer
 
 from csi_driver.cli.common import STAGING, Endpoint, Failure, connect, find, patiently, views
 from csi_driver.domain.errors import BEING_CHECKED
-from csi_driver.domain.model import RAW, Capability, Mode
-from csi_driver.host import mountpoints
+from csi_driver.domain.model import RAW, AccessMode, Capability
+from csi_driver.host.fs import mount_points
 from csi_driver.settings import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
-    from csi_driver.rpc.client import Client, Node
+    from csi_driver.rpc.clients.cli_client import Client, Node
 
 
 def staging_of(volume_id: str) -> Path:
@@ -37,7 +37,7 @@ def mount(
 
     $ tidemark mount db /mnt/db
     """
-    from csi_driver.rpc.client import CallRefused
+    from csi_driver.rpc.clients.cli_client import CallRefused
 
     target = _plain(directory)
     _check_target(target)
@@ -45,7 +45,7 @@ def mount(
         disk = find(client, volume, "volume")
         raw = block or disk.format == RAW
         capability = Capability(
-            "block" if raw else "mount", Mode.WRITER, "", tuple(flag for flag in flags.split(",") if flag)
+            "block" if raw else "mount", AccessMode.WRITER, "", tuple(flag for flag in flags.split(",") if flag)
         )
         staging = staging_of(disk.id)
         try:
@@ -79,7 +79,7 @@ def umount(
 
     $ tidemark umount /mnt/db
     """
-    from csi_driver.rpc.client import CallRefused
+    from csi_driver.rpc.clients.cli_client import CallRefused
 
     target = _plain(directory)
     with connect(endpoint) as client:
@@ -114,7 +114,7 @@ def _shown_at(client: "Client", target: str, text: str) -> "tuple[Node, bool]":
         if any(target in place for place in views(disk)):
             return disk, True
     # Unmounted by hand: what the mount point was for is still written on it.
-    mark = mountpoints.marked(target)
+    mark = mount_points.marked(target)
     for disk in disks:
         if mark == f"{disk.id} {disk.uid}" and any(_is_stage(place, staging_of(disk.id)) for place in views(disk)):
             return disk, not _holds_something(target)
@@ -132,7 +132,7 @@ def _shown_at(client: "Client", target: str, text: str) -> "tuple[Node, bool]":
 
 def _stage(client: "Client", volume_id: str, staging: Path, capability: Capability) -> None:
     """Stage a disk; while its file system is checked, which may take hours, wait and say why. Ctrl-C ends the wait alone."""
-    from csi_driver.rpc.client import CallRefused
+    from csi_driver.rpc.clients.cli_client import CallRefused
 
     told = False
     while True:
@@ -168,7 +168,7 @@ def _to_stay(target: str) -> bool:
     if not os.path.lexists(target) or os.path.islink(target) or os.path.ismount(target):
         return True
     # One that says which disk it was for was made for it, or has been written on before.
-    return bool(mountpoints.marked(target)) or mountpoints.keep(target)
+    return bool(mount_points.marked(target)) or mount_points.keep(target)
 
 
 def _holds_something(target: str) -> bool:
@@ -183,7 +183,7 @@ def _check_target(target: str) -> None:
 
 def _give_up(client: "Client", volume_id: str, staging: Path) -> None:
     """Take a stage of ours away again; the first error is the one to be told."""
-    from csi_driver.rpc.client import CallRefused
+    from csi_driver.rpc.clients.cli_client import CallRefused
 
     with suppress(CallRefused):
         client.unstage(volume_id, str(staging))

@@ -11,11 +11,11 @@ import typer
 from csi_driver import DRIVER_NAME
 from csi_driver.cli.common import Failure, Json, print_table
 from csi_driver.cli.controller import ApiProxy, Kubeconfig, Namespace, Release
-from csi_driver.controller_settings import DEFAULT_NAMESPACE, DEFAULT_RELEASE
+from csi_driver.controller.settings import DEFAULT_NAMESPACE, DEFAULT_RELEASE
 
 if TYPE_CHECKING:
-    from csi_driver.kube.api import Api
-    from csi_driver.operator.names import Ours
+    from csi_driver.kube.client import Api
+    from csi_driver.operator.installation import Installation
 
 app = typer.Typer(help="Nodes of a cluster: list, forget a dead one, unforget.", no_args_is_help=True)
 
@@ -37,9 +37,9 @@ def list_nodes(
 
     $ tidemark node list
     """
-    from csi_driver.operator.forgotten import survey
+    from csi_driver.operator.agents.decommissioned_nodes import list_nodes
 
-    cluster = call(kubeconfig, namespace, release, driver_name, survey, api_proxy)
+    cluster = call(kubeconfig, namespace, release, driver_name, list_nodes, api_proxy)
     rows = []
     for owner in sorted({*cluster.owners(), *cluster.noted}):
         agent = cluster.agents.get(owner)
@@ -79,10 +79,10 @@ def forget(
 
     $ tidemark node forget worker-7
     """
-    from csi_driver.operator import forgotten
+    from csi_driver.operator.agents import decommissioned_nodes
 
-    def work(api: "Api", ours: "Ours") -> Awaitable[str]:
-        return forgotten.forget(api, ours, node, datetime.now(UTC), force)
+    def work(api: "Api", ours: "Installation") -> Awaitable[str]:
+        return decommissioned_nodes.decommission(api, ours, node, datetime.now(UTC), force)
 
     call(kubeconfig, namespace, release, driver_name, work, api_proxy)
     typer.echo(f"node {node} is forgotten: its claims and snapshots can be deleted now")
@@ -101,10 +101,10 @@ def unforget(
 
     $ tidemark node unforget worker-7
     """
-    from csi_driver.operator import forgotten
+    from csi_driver.operator.agents import decommissioned_nodes
 
-    def work(api: "Api", ours: "Ours") -> Awaitable[str]:
-        return forgotten.unforget(api, ours, node)
+    def work(api: "Api", ours: "Installation") -> Awaitable[str]:
+        return decommissioned_nodes.recommission(api, ours, node)
 
     call(kubeconfig, namespace, release, driver_name, work, api_proxy)
     typer.echo(f"node {node} counts again")
@@ -115,22 +115,22 @@ def call(
     namespace: str,
     release: str,
     driver: str,
-    work: "Callable[[Api, Ours], Awaitable[_Result]]",
+    work: "Callable[[Api, Installation], Awaitable[_Result]]",
     api_proxy: str = "",
 ) -> _Result:
     """Do something with the cluster's API. What is refused becomes a Failure in the refusal's own words."""
     from csi_driver.domain.errors import DriverError
 
     try:
-        from csi_driver.kube.api import Api, default_kubeconfig
-        from csi_driver.operator.names import Ours
+        from csi_driver.kube.client import Api, default_kubeconfig
+        from csi_driver.operator.installation import Installation
     except ImportError as error:
         raise Failure(f"{error.name} is missing: install tidemark-csi[controller]") from None
 
     async def connected() -> _Result:
         api = await Api.connect(kubeconfig or default_kubeconfig(), api_proxy)
         try:
-            return await work(api, Ours(namespace, release, driver))
+            return await work(api, Installation(namespace, release, driver))
         finally:
             await api.close()
 

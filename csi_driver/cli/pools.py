@@ -9,7 +9,7 @@ from csi_driver.cli.sizes import show
 from csi_driver.settings import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
-    from csi_driver.rpc.client import PoolSpace
+    from csi_driver.rpc.clients.cli_client import PoolSpace
 
 
 def pools(endpoint: Endpoint = DEFAULT_ENDPOINT, as_json: Json = False) -> None:

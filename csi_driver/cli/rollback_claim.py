@@ -8,11 +8,11 @@ import typer
 
 from csi_driver.cli.common import Failure
 from csi_driver.cli.node import call
-from csi_driver.controller_settings import DEFAULT_NAMESPACE, DEFAULT_RELEASE
+from csi_driver.controller.settings import DEFAULT_NAMESPACE, DEFAULT_RELEASE
 
 if TYPE_CHECKING:
-    from csi_driver.kube.api import Api
-    from csi_driver.operator.names import Ours
+    from csi_driver.kube.client import Api
+    from csi_driver.operator.installation import Installation
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +43,14 @@ def roll_back_claim(asked: Asked, kubeconfig: str, api_proxy: str = "") -> None:
         spec["timeout"] = asked.timeout
     made: list[Any] = []
 
-    async def work(api: "Api", _: "Ours") -> dict[str, Any]:
-        from csi_driver.operator import rollback_ask
+    async def work(api: "Api", _: "Installation") -> dict[str, Any]:
+        from csi_driver.operator.rollback import client as rollback_ask
 
         made.append(await rollback_ask.apply(api, namespace, asked.name, spec))
         typer.echo(f"VolumeRollback {namespace}/{made[0]['metadata']['name']} is applied", err=asked.as_json)
         status: dict[str, Any] = made[0].get("status") or {}
         if asked.wait:
-            async for status in rollback_ask.follow(api, made[0]):
+            async for status in rollback_ask.watch_status(api, made[0]):
                 typer.echo(f"{status['phase']}: {status['message']}", err=asked.as_json)
         return status
 

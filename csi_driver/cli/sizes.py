@@ -2,7 +2,7 @@
 
 import re
 
-from csi_driver.domain.space import human
+from csi_driver.domain.capacity import human
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTPE]i?)?B?", re.ASCII | re.IGNORECASE)
 _POWER = {letter: power for power, letter in enumerate("KMGTPE", start=1)}

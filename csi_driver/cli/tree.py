@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.text import Text
     from rich.tree import Tree
 
-    from csi_driver.rpc.client import Node
+    from csi_driver.rpc.clients.cli_client import Node
 
 
 def tree(

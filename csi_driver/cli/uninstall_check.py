@@ -10,7 +10,7 @@ from csi_driver.cli.common import Failure
 from csi_driver.cli.controller import ApiProxy
 
 if TYPE_CHECKING:
-    from csi_driver.kube.api import Api
+    from csi_driver.kube.client import Api
 
 SHOWN = 3
 """Names in the message: enough to recognise what they are; `kubectl get` has the rest."""
@@ -24,18 +24,18 @@ async def strands(api: "Api", driver: str, snapshots: bool = True) -> list[str]:
 
     `snapshots`: whether this release serves snapshots, and so may see them.
     """
-    from csi_driver.kube.kinds import CONTENTS, ROLLBACKS, VOLUMES
-    from csi_driver.operator.rollback_wish import FINALIZER
+    from csi_driver.kube.resources import PVS, ROLLBACKS, SNAPSHOT_CONTENTS
+    from csi_driver.operator.rollback.resource import FINALIZER
 
     volumes = [
         volume["metadata"]["name"]
-        for volume in await api.list(VOLUMES)
+        for volume in await api.list(PVS)
         if (volume["spec"].get("csi") or {}).get("driver") == driver
     ]
     # They outlive claims and volumes, and their finalizers are taken away by our snapshotter alone.
     contents = [
         content["metadata"]["name"]
-        for content in (await api.list_served(CONTENTS) if snapshots else [])
+        for content in (await api.list_served(SNAPSHOT_CONTENTS) if snapshots else [])
         if content["spec"].get("driver") == driver
     ]
     rollbacks = [
@@ -72,7 +72,7 @@ def uninstall_check(
 ) -> None:
     """Refuse to be uninstalled while volumes or snapshots of this driver exist or a rollback runs. Changes nothing."""
     from csi_driver.domain.errors import DriverError
-    from csi_driver.kube.api import Api
+    from csi_driver.kube.client import Api
 
     async def look() -> list[str]:
         api = await Api.connect(kubeconfig, api_proxy)

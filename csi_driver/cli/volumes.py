@@ -23,13 +23,13 @@ from csi_driver.cli.common import (
 from csi_driver.cli.controller import ApiProxy, Kubeconfig
 from csi_driver.cli.node import Driver, call
 from csi_driver.cli.sizes import show
-from csi_driver.controller_settings import DEFAULT_NAMESPACE, DEFAULT_RELEASE
-from csi_driver.domain.model import RAW, Capability, Mode, SizeRange, Source
+from csi_driver.controller.settings import DEFAULT_NAMESPACE, DEFAULT_RELEASE
+from csi_driver.domain.model import RAW, AccessMode, Capability, SizeRange, Source
 from csi_driver.settings import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
-    from csi_driver.kube.api import Api
-    from csi_driver.rpc.client import Client, Node
+    from csi_driver.kube.client import Api
+    from csi_driver.rpc.clients.cli_client import Client, Node
 
 app = typer.Typer(help="Disks: create, delete, expand, list, show.", no_args_is_help=True)
 
@@ -68,7 +68,7 @@ def create(
     with connect(endpoint) as client:
         start = find(client, source, "snapshot", "volume") if source else None
         raw = block or (start is not None and start.format == RAW and not fs_type)
-        capability = Capability("block" if raw else "mount", Mode.WRITER, fs_type)
+        capability = Capability("block" if raw else "mount", AccessMode.WRITER, fs_type)
         made = client.create_volume(
             name,
             wanted,
@@ -88,7 +88,7 @@ def delete(
     endpoint: Endpoint = DEFAULT_ENDPOINT,
 ) -> None:
     """Delete disks that nobody uses. Their snapshots stay, and so does what was made from them."""
-    from csi_driver.rpc.client import CallRefused
+    from csi_driver.rpc.clients.cli_client import CallRefused
 
     with connect(endpoint) as client:
         for volume_id in [find_id(client, text, "volume") for text in volumes]:
@@ -109,7 +109,7 @@ def expand(
     as_json: Json = False,
 ) -> None:
     """Grow a disk, in use or not; a mounted file system grows with it. Disks never shrink."""
-    from csi_driver.rpc.client import CallRefused
+    from csi_driver.rpc.clients.cli_client import CallRefused
 
     wanted = SizeRange(size_of(size, "SIZE"))
     with connect(endpoint) as client:
@@ -215,10 +215,10 @@ def show_(volume: Volume, endpoint: Endpoint = DEFAULT_ENDPOINT, as_json: Json =
 
 def _handles(kubeconfig: str, driver: str, api_proxy: str) -> set[str]:
     """What the cluster's PersistentVolumes of the driver name."""
-    from csi_driver.kube.kinds import VOLUMES
+    from csi_driver.kube.resources import PVS
 
     async def read(api: "Api", _ours: object) -> set[str]:
-        found = [(volume.get("spec") or {}).get("csi") or {} for volume in await api.list(VOLUMES)]
+        found = [(volume.get("spec") or {}).get("csi") or {} for volume in await api.list(PVS)]
         return {csi.get("volumeHandle", "") for csi in found if csi.get("driver") == driver}
 
     return call(kubeconfig, DEFAULT_NAMESPACE, DEFAULT_RELEASE, driver, read, api_proxy)

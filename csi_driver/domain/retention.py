@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 
-MOST_FAILED = 3
+FAILED_HISTORY_LIMIT = 3
 """Failed snapshots of one series that stay for somebody to look at."""
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class SnapshotRecord:
     """What is made and removed at once: a snapshot, or a group of snapshots."""
 
     name: str
@@ -36,7 +36,7 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class RetentionPolicy:
     """What is kept of each series. 0: the rule is not there. The counts of buckets include the one of "now"."""
 
     last: int = 0
@@ -83,7 +83,7 @@ class Rules:
         return local.year * 12 + local.month
 
 
-def surplus(units: Sequence[Unit], rules: Rules) -> list[Unit]:
+def expired(units: Sequence[SnapshotRecord], rules: RetentionPolicy) -> list[SnapshotRecord]:
     """The ready units that no rule keeps for any of their series, oldest first.
 
     Never one that must stay, and never the youngest ready one of a series. A group is one unit: what keeps it for one
@@ -98,13 +98,13 @@ def surplus(units: Sequence[Unit], rules: Rules) -> list[Unit]:
     return sorted((u for u in ready if not u.kept and u.series and u.name not in wanted), key=lambda unit: unit.age)
 
 
-def youngest_ready(units: Iterable[Unit]) -> dict[str, Unit]:
+def youngest_ready(units: Iterable[SnapshotRecord]) -> dict[str, SnapshotRecord]:
     """The youngest ready unit of each series: never surplus, whatever the rules say."""
     ready = _by_series(unit for unit in units if unit.ready)
     return {name: max(series, key=lambda unit: unit.age) for name, series in ready.items()}
 
 
-def _kept(series: list[Unit], rules: Rules) -> Iterable[Unit]:
+def _kept(series: list[SnapshotRecord], rules: RetentionPolicy) -> Iterable[SnapshotRecord]:
     """What the rules keep of one series."""
     youngest_first = sorted(series, key=lambda unit: unit.age, reverse=True)
     now = youngest_first[0].instant
@@ -121,7 +121,7 @@ def _kept(series: list[Unit], rules: Rules) -> Iterable[Unit]:
                 yield unit
 
 
-def failures_to_remove(units: Sequence[Unit]) -> list[Unit]:
+def failures_to_remove(units: Sequence[SnapshotRecord]) -> list[SnapshotRecord]:
     """The failed units that go, oldest first: those that a younger ready one has made up for, and all but the last few."""
     gone: dict[str, int] = defaultdict(int)
     failed = [unit for unit in units if unit.failed and not unit.ready]
@@ -129,15 +129,15 @@ def failures_to_remove(units: Sequence[Unit]) -> list[Unit]:
         newest = max((unit.age for unit in series if unit.ready), default=None)
         youngest_first = sorted((u for u in series if u.failed and not u.ready), key=lambda u: u.age, reverse=True)
         for younger, unit in enumerate(youngest_first):
-            if younger >= MOST_FAILED or (newest is not None and unit.age < newest):
+            if younger >= FAILED_HISTORY_LIMIT or (newest is not None and unit.age < newest):
                 gone[unit.name] += 1
     return sorted(
         (u for u in failed if not u.kept and u.series and gone[u.name] == len(u.series)), key=lambda unit: unit.age
     )
 
 
-def _by_series(units: Iterable[Unit]) -> dict[str, list[Unit]]:
-    result: dict[str, list[Unit]] = defaultdict(list)
+def _by_series(units: Iterable[SnapshotRecord]) -> dict[str, list[SnapshotRecord]]:
+    result: dict[str, list[SnapshotRecord]] = defaultdict(list)
     for unit in units:
         for name in unit.series:
             result[name].append(unit)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from csi_driver.domain.errors import NotFound, Precondition
 from csi_driver.domain.ids import parse
-from csi_driver.domain.pages import read_token
+from csi_driver.domain.page_tokens import read_token
 
 TOPOLOGY_KEY = "topology.csi.tidemark.dev/node"
 """Of a volume's place, and the label that a kubelet puts on its node: the value is the owner."""

@@ -11,8 +11,10 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from csi_driver.host import allocation, container, files, filesystems, loop, mountinfo, mounts
+from csi_driver.host import container_mounts
+from csi_driver.host.block import loop
 from csi_driver.host.errors import HostError, Mismatch
+from csi_driver.host.fs import allocation, files, filesystems, mountinfo, mounts
 
 _MKFS_SECONDS = 110.0
 _GROW_SECONDS = 110.0
@@ -104,7 +106,9 @@ def _lengthen(path: str, size: int, sparse: bool) -> int:
 
 def check_pool_place(path: str, point: str) -> None:
     """Raise HostError where an image at `path`, or its mount at `point`, would not outlive this container."""
-    if why := container.why_lost(os.path.dirname(path)) or container.why_unseen(os.path.dirname(point)):
+    if why := container_mounts.non_persistent_reason(os.path.dirname(path)) or container_mounts.not_propagated_reason(
+        os.path.dirname(point)
+    ):
         raise HostError(errno.EINVAL, why)
 
 

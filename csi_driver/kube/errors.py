@@ -7,11 +7,11 @@ class Conflict(DriverError):
     """The object was changed by somebody else since it was read: read it again, and decide again."""
 
 
-class Gone(DriverError):
+class ResourceVersionExpired(DriverError):
     """The version to watch or to list from is older than what the API remembers: list again."""
 
 
-class Refused(DriverError):
+class ApiRejected(DriverError):
     """The API will not have it: no right, a failed validation, a quota. `status` is the HTTP status.
 
     The same request is refused again until somebody changes something.

@@ -7,8 +7,8 @@ from typing import Literal
 import structlog
 
 from csi_driver.domain.errors import AlreadyExists, DriverError, NotFound
-from csi_driver.kube.api import Api, Object
-from csi_driver.kube.kinds import EVENTS
+from csi_driver.kube.client import Api, Object
+from csi_driver.kube.resources import EVENTS
 
 MAX_MESSAGE = 1024
 """Characters of a message that the API takes."""

@@ -39,7 +39,7 @@ MAX_MESSAGE_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class GrpcStatus:
     """What the caller is told. `incident` is set where the caller is told nothing else: the log has the rest."""
 
     code: grpc.StatusCode
@@ -47,23 +47,23 @@ class Answer:
     incident: str = ""
 
 
-def answer(error: BaseException) -> Answer:
+def to_status(error: BaseException) -> GrpcStatus:
     """The answer to a call that ended in `error`. A defect's text may hold anything, so it stays in the log."""
     if isinstance(error, errors.DriverError):
         for kind in type(error).__mro__:
             if kind in CODES:
-                return Answer(CODES[kind], printable(str(error), MAX_MESSAGE_BYTES))
+                return GrpcStatus(CODES[kind], printable(str(error), MAX_MESSAGE_BYTES))
     if isinstance(error, grpc.aio.AioRpcError):  # an agent's answer, passed on as it came
-        return Answer(error.code(), printable(error.details() or "", MAX_MESSAGE_BYTES))
+        return GrpcStatus(error.code(), printable(error.details() or "", MAX_MESSAGE_BYTES))
     incident = uuid.uuid4().hex[:12]
-    return Answer(
+    return GrpcStatus(
         grpc.StatusCode.INTERNAL,
         f"internal error, incident {incident}: nothing more is said here; look for that number in this driver's log",
         incident,
     )
 
 
-def refusal(error: grpc.aio.AioRpcError, who: str) -> errors.DriverError:
+def from_status(error: grpc.aio.AioRpcError, who: str) -> errors.DriverError:
     """What an agent's answer means, with its own words: the table read the other way. `who` answered, for people.
 
     Unavailable also where the call was cut off and nobody knows its outcome; Damaged for what the table does not hold.

@@ -15,8 +15,8 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 
 from csi_driver.domain.errors import InvalidRequest
-from csi_driver.rpc.errors import Answer, answer
-from csi_driver.rpc.logfields import describe
+from csi_driver.rpc.errors import GrpcStatus, to_status
+from csi_driver.rpc.log_fields import describe
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -39,7 +39,7 @@ log = structlog.get_logger()
 
 
 class CallObserver(Protocol):
-    """Where the figures of calls go; telemetry.py counts them for Prometheus."""
+    """Where the figures of calls go; agent/metrics.py counts them for Prometheus."""
 
     def call(self, method: str, code: str, seconds: float) -> None:
         """A call was answered, or its client went away (CANCELLED)."""
@@ -179,7 +179,7 @@ class _Call:
         return [str(self._fields[key]) for key in ("name", "volume_id", "snapshot_id") if key in self._fields]
 
     async def _refuse(self, error: Exception, context: _Context) -> None:
-        told = answer(error)
+        told = to_status(error)
         self._end(told.code.name, error, told)
         await context.abort(told.code, told.message)
 
@@ -188,11 +188,11 @@ class _Call:
             self._end("CANCELLED", late=True)
             return
         error = task.exception()
-        told = answer(error) if error else None
+        told = to_status(error) if error else None
         self._end(told.code.name if told else "OK", error, told, late=True)
 
     def _end(
-        self, code: str, error: BaseException | None = None, told: Answer | None = None, late: bool = False
+        self, code: str, error: BaseException | None = None, told: GrpcStatus | None = None, late: bool = False
     ) -> None:
         seconds = time.monotonic() - self._began
         self._calls.tell(late, self._method, code, seconds)

@@ -25,17 +25,17 @@ AGENT = "agent.tidemark.internal"
 log = structlog.get_logger()
 
 
-Material = tuple[bytes, bytes, bytes]
+TlsFiles = tuple[bytes, bytes, bytes]
 """Authorities that are trusted, own certificate, its key: each in PEM."""
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class TlsDirectory:
     """A directory with ca.crt, tls.crt and tls.key in PEM, laid out as Kubernetes mounts a Secret of type TLS."""
 
     directory: Path
 
-    def read(self) -> Material:
+    def read(self) -> TlsFiles:
         """Authority, certificate and key as they are now. Raises Precondition, which never holds their contents."""
         while True:
             directory = self._current()
@@ -66,7 +66,7 @@ class Identity:
         return link.resolve() if link.is_symlink() else self.directory
 
 
-def check(material: Material) -> None:
+def check(material: TlsFiles) -> None:
     """Raise Precondition where these are no certificates, or the key is another one's. gRPC would find out at the first
     handshake only, and by then the ones that worked are gone.
     """
@@ -89,21 +89,21 @@ def check(material: Material) -> None:
         ) from None
 
 
-class Latest:
+class ReloadingTlsFiles:
     """The newest certificates of a directory that are good. Called at each use; compares before it parses.
 
     A change that is wrong, or cannot be read, leaves the last good ones in force: a Secret is replaced in one step, but a
     wrong one must not take a node away.
     """
 
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: TlsDirectory) -> None:
         self._identity = identity
-        self._good: Material | None = None
-        self._refused: tuple[Material | None, str] = (None, "")
+        self._good: TlsFiles | None = None
+        self._refused: tuple[TlsFiles | None, str] = (None, "")
 
-    def __call__(self) -> Material:
+    def __call__(self) -> TlsFiles:
         """Raises Precondition as long as there were no good ones at all."""
-        now: Material | None = None
+        now: TlsFiles | None = None
         try:
             now = self._identity.read()
             if now != self._good:
@@ -122,9 +122,9 @@ class Latest:
         return self._good
 
 
-def server_credentials(identity: Identity) -> grpc.ServerCredentials:
+def server_credentials(identity: TlsDirectory) -> grpc.ServerCredentials:
     """Credentials that ask every caller for a certificate, and that follow changes of the files at each handshake."""
-    latest = Latest(identity)
+    latest = ReloadingTlsFiles(identity)
     last = latest()
 
     def configuration(authority: bytes, certificate: bytes, key: bytes) -> grpc.ServerCertificateConfiguration:
@@ -142,13 +142,13 @@ def server_credentials(identity: Identity) -> grpc.ServerCredentials:
     return grpc.dynamic_ssl_server_credentials(configuration(*last), fetch, require_client_authentication=True)  # type: ignore[arg-type]
 
 
-def channel_credentials(material: Material) -> grpc.ChannelCredentials:
+def channel_credentials(material: TlsFiles) -> grpc.ChannelCredentials:
     """Credentials of a caller, from what Identity.read gave. A channel keeps them: another one is made for new files."""
     authority, certificate, key = material
     return grpc.ssl_channel_credentials(authority, key, certificate)
 
 
-class OnlyRole(grpc.aio.ServerInterceptor):
+class RequireRole(grpc.aio.ServerInterceptor):
     """Refuses every caller whose certificate has another role. The chain was checked by then, in the handshake."""
 
     def __init__(self, role: str) -> None:

@@ -14,9 +14,9 @@ from csi_driver.domain.durations import format_duration
 from csi_driver.domain.errors import BEING_CHECKED, Busy, NotMountable, OutOfSpace
 from csi_driver.domain.model import Condition, Volume
 from csi_driver.service.conditions import is_damaged
-from csi_driver.service.context import Context
+from csi_driver.service.dependencies import ServiceDependencies
 from csi_driver.service.pools import Pool
-from csi_driver.service.promises import CHECKED, promised, taken
+from csi_driver.service.reservations import CHECKED, reserve_space, space_needed
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ WAY_OUT = (
 class Checks:
     """Checks of file systems before they are mounted. The caller holds the volume's lock."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: ServiceDependencies) -> None:
         self._context = context
 
     async def refuse_running(self, pool: Pool, volume: Volume) -> None:
@@ -65,7 +65,7 @@ class Checks:
         backend = pool.backend
         await backend.access.detach(volume)
         # A thick one takes its space a second time, as for a rollback: what it held is kept beside what it will hold.
-        with promised(pool, "the check of a thick volume", taken(pool, made=volume), CHECKED):
+        with reserve_space(pool, "the check of a thick volume", space_needed(pool, made=volume), CHECKED):
             check = await backend.checks.begin(volume, why, self._context.now())
         _LOG.warning("%s is checked before it is mounted, since %s", volume.id, why)
         raise self._running(pool, volume, check)

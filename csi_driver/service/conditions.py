@@ -3,8 +3,8 @@
 import logging
 from collections.abc import Container
 
-from csi_driver.domain.instants import format_instant
 from csi_driver.domain.model import Trouble, Volume
+from csi_driver.domain.timestamps import format_instant
 
 _LOG = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class AgentEndpoint:
     """One node that has, or should have, an agent."""
 
     owner: str
@@ -19,7 +19,7 @@ class Place:
 class Discovery(Protocol):
     """Answers from what is known now; nothing here waits."""
 
-    def place(self, owner: str) -> Place | None:
+    def place(self, owner: str) -> AgentEndpoint | None:
         """The place of an owner, or None where the cluster knows no such node."""
         ...
 
@@ -40,9 +40,9 @@ class FixedDiscovery:
     """Agents by a list that never changes: for a rack without Kubernetes, and for tests."""
 
     def __init__(self, addresses: Mapping[str, str]) -> None:
-        self._places = {owner: Place(owner, address) for owner, address in addresses.items()}
+        self._places = {owner: AgentEndpoint(owner, address) for owner, address in addresses.items()}
 
-    def place(self, owner: str) -> Place | None:
+    def place(self, owner: str) -> AgentEndpoint | None:
         """See Discovery."""
         return self._places.get(owner)
 

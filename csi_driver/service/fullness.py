@@ -12,11 +12,11 @@ from typing import Literal, Protocol
 
 import structlog
 
+from csi_driver.domain.capacity import CapacityReport, human
 from csi_driver.domain.errors import DriverError
-from csi_driver.domain.model import Group, Snapshot, Volume
-from csi_driver.domain.space import Account, human
+from csi_driver.domain.model import GroupSnapshot, Snapshot, Volume
 from csi_driver.service.pools import Pool, Pools
-from csi_driver.service.walk import UsageWalk
+from csi_driver.service.usage_scanner import UsageScanner
 
 LOOK_SECONDS = 10.0
 """One statvfs a pool, and one stat for each thick volume."""
@@ -60,7 +60,7 @@ class FullPools(Protocol):
         ...
 
 
-def has_run_full(pool: Pool, account: Account) -> bool:
+def has_run_full(pool: Pool, account: CapacityReport) -> bool:
     """Whether writes fail for want of space, or soon will: only thin volumes can meet that."""
     return account.full and any(not volume.thick for volume in pool.volumes.values())
 
@@ -68,7 +68,7 @@ def has_run_full(pool: Pool, account: Account) -> bool:
 class Fullness:
     """Looks at the pools of one agent."""
 
-    def __init__(self, pools: Pools, walk: UsageWalk, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, pools: Pools, walk: UsageScanner, clock: Callable[[], float] = time.monotonic) -> None:
         self._pools = pools
         self._walk = walk
         self._clock = clock
@@ -131,7 +131,7 @@ class Fullness:
 
     def _freed(
         self,
-        item: Volume | Snapshot | Group,
+        item: Volume | Snapshot | GroupSnapshot,
         kind: Literal["volume", "snapshot", "group"],
         images: Sequence[Volume | Snapshot],
     ) -> Freed:

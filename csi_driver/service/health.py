@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from csi_driver.domain.errors import DriverError
 from csi_driver.service.conditions import of_record
-from csi_driver.service.context import Context
+from csi_driver.service.dependencies import ServiceDependencies
 from csi_driver.service.pools import Pool
 
 PAUSE_SECONDS = 300.0
@@ -21,7 +21,7 @@ BREATH_SECONDS = 0.02
 class HealthWalk:
     """Walks all volumes of all pools again and again."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: ServiceDependencies) -> None:
         self._context = context
 
     async def run(self) -> None:

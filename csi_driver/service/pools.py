@@ -3,22 +3,22 @@
 from collections.abc import Iterator
 
 from csi_driver.backends.base import Backend
+from csi_driver.domain.capacity import CapacityPolicy, CapacityReport, promised_to_thick
 from csi_driver.domain.errors import DriverError, NotFound, OutOfSpace, Unavailable
 from csi_driver.domain.ids import ObjectId, parse
-from csi_driver.domain.model import Group, Snapshot, Volume
-from csi_driver.domain.space import Account, Policy, promised_to_thick
+from csi_driver.domain.model import GroupSnapshot, Snapshot, Volume
 from csi_driver.service.locks import Locks
 
 
 class Pool:
     """One backend and what lies in it."""
 
-    def __init__(self, backend: Backend, policy: Policy) -> None:
+    def __init__(self, backend: Backend, policy: CapacityPolicy) -> None:
         self.backend = backend
         self.policy = policy
         self.volumes: dict[str, Volume] = {}
         self.snapshots: dict[str, Snapshot] = {}
-        self.groups: dict[str, Group] = {}
+        self.groups: dict[str, GroupSnapshot] = {}
         self.pending = 0
         """Bytes of volumes being made or grown now: promised, though not yet in the index."""
         self.pending_thick = 0
@@ -64,11 +64,11 @@ class Pool:
         self.backend.check()
         return self
 
-    def account(self) -> Account:
+    def account(self) -> CapacityReport:
         """The sums behind an answer about capacity: one statvfs, and one stat for each thick volume."""
         thick = [v for v in self.volumes.values() if v.thick]
         allocated = {v.id.hash: self.backend.allocated(v) for v in thick}
-        return Account(
+        return CapacityReport(
             self.backend.space(),
             self.policy,
             self._committed + self.pending,
@@ -103,7 +103,7 @@ class Pool:
             if not left:
                 del self._snapshots_of[snapshot.source_uid]
 
-    def put_group(self, group: Group) -> None:
+    def put_group(self, group: GroupSnapshot) -> None:
         """Index a new group and its members."""
         self.groups[group.id.hash] = group
         for member in group.members:
@@ -136,7 +136,7 @@ class Pools:
         """Every pool, or Unavailable: a list must never be shorter than the truth."""
         return [pool.serving() for pool in self]
 
-    def all_searched(self) -> list[Pool]:
+    def all_for_name_lookup(self) -> list[Pool]:
         """Every pool, for a search by name. Raises Unavailable where one was never opened: it may hold anything.
 
         A pool whose disk has gone since still tells by its index what it holds, and nothing can have come to it: it must not
@@ -162,10 +162,10 @@ class Pools:
 
     def locate(self, text: str) -> tuple[Pool, str] | None:
         """The pool and hash of an id; None where it cannot be one of ours. Raises Unavailable for another owner's."""
-        place = self.named_by(text)
+        place = self.parse_location(text)
         return (place[0].serving(), place[1]) if place else None
 
-    def named_by(self, text: str) -> tuple[Pool, str] | None:
+    def parse_location(self, text: str) -> tuple[Pool, str] | None:
         """As `locate`, also for a pool that is not served now: only what does not ask the pool may go on with it."""
         parsed: ObjectId | None = parse(text)
         if parsed is None:

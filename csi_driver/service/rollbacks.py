@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 
 from csi_driver.domain.errors import AlreadyExists, Busy, InUse, InvalidRequest, Precondition
 from csi_driver.domain.ids import name_hash
-from csi_driver.domain.model import Hold, Rolled, Snapshot, Volume
+from csi_driver.domain.model import CompletedRollback, Hold, Snapshot, Volume
 from csi_driver.domain.requests import check_name
-from csi_driver.service.context import HOLD_SECONDS, Context
+from csi_driver.service.dependencies import HOLD_SECONDS, ServiceDependencies
 from csi_driver.service.pools import Pool
-from csi_driver.service.promises import BACK, promised, taken
+from csi_driver.service.reservations import BACK, reserve_space, space_needed
 from csi_driver.service.snapshots import Snapshots
 
 REMEMBERED = 16
@@ -31,7 +31,7 @@ class RollbackRequest:
 class Rollbacks:
     """Hold, Rollback, Release."""
 
-    def __init__(self, context: Context, snapshots: Snapshots) -> None:
+    def __init__(self, context: ServiceDependencies, snapshots: Snapshots) -> None:
         self._context = context
         self._pools = context.pools
         self._snapshots = snapshots
@@ -46,7 +46,7 @@ class Rollbacks:
             await self._refuse_used(pool, volume)
             # Also where nothing shows it: a mount in another namespace would go on writing under the hold.
             await pool.backend.access.detach(volume)
-            unbroken = volume.hold if self._context.holder_of(volume) else None
+            unbroken = volume.hold if self._context.current_holder(volume) else None
             now = self._context.now()
             expires = now + HOLD_SECONDS * 1_000_000_000
             hold = replace(unbroken, expires=expires) if unbroken else Hold(holder, expires, now)
@@ -68,7 +68,7 @@ class Rollbacks:
             self._refuse_other(volume, holder)
             await self._save(pool, replace(volume, hold=None))
 
-    async def roll_back(self, request: RollbackRequest) -> tuple[Rolled, bool]:
+    async def roll_back(self, request: RollbackRequest) -> tuple[CompletedRollback, bool]:
         """Take a volume back to one of its own snapshots. Returns the rollback, and whether it had been done before."""
         check_name(request.name, "the rollback's name")
         if request.skip_safety and request.safety:
@@ -104,18 +104,20 @@ class Rollbacks:
                 raise Busy(f"{request.volume_id} was deleted and made again during this call: try again")
             snapshot = self._own(volume, request.snapshot_id)
             self._check_hold(volume, request.holder)
-            async with self._context.outlasted(pool, [volume]):
+            async with self._context.extend_hold_while(pool, [volume]):
                 return await self._exchange(pool, volume, snapshot, request), False
 
-    async def _exchange(self, pool: Pool, volume: Volume, snapshot: Snapshot, request: RollbackRequest) -> Rolled:
+    async def _exchange(
+        self, pool: Pool, volume: Volume, snapshot: Snapshot, request: RollbackRequest
+    ) -> CompletedRollback:
         await self._refuse_used(pool, volume)
         # The old content stays until the new one is whole. What a safety cut takes comes on top, and is no longer promised
         # but gone once it is made; so it asks for itself, while the room for the exchange is kept, and nothing is cut in vain.
-        needed = taken(pool, made=volume)
-        with promised(pool, "a rollback of a thick volume", needed, BACK):
+        needed = space_needed(pool, made=volume)
+        with reserve_space(pool, "a rollback of a thick volume", needed, BACK):
             await pool.backend.access.detach(volume)
             safety = await self._safety(pool, volume, request, needed)
-            rolled = Rolled(request.name, request.snapshot_id, self._context.now(), safety)
+            rolled = CompletedRollback(request.name, request.snapshot_id, self._context.now(), safety)
             rollbacks = (*volume.rollbacks, rolled)[-REMEMBERED:]
             # What a check found is of the content that goes.
             back = replace(volume, format=snapshot.format, rollbacks=rollbacks, condition=None)
@@ -123,7 +125,7 @@ class Rollbacks:
             pool.put_volume(back)
             return rolled
 
-    def _done(self, volume: Volume, request: RollbackRequest) -> Rolled | None:
+    def _done(self, volume: Volume, request: RollbackRequest) -> CompletedRollback | None:
         for rolled in volume.rollbacks:
             if rolled.name == request.name:
                 if rolled.snapshot != request.snapshot_id:
@@ -144,13 +146,13 @@ class Rollbacks:
 
     def _check_hold(self, volume: Volume, holder: str) -> None:
         self._refuse_other(volume, holder)
-        if holder and self._context.holder_of(volume) != holder:
+        if holder and self._context.current_holder(volume) != holder:
             raise Precondition(
                 f"the hold of {holder!r} on {volume.id} has lapsed: hold again and take a new safety snapshot"
             )
 
     def _refuse_other(self, volume: Volume, holder: str) -> None:
-        current = self._context.holder_of(volume)
+        current = self._context.current_holder(volume)
         if current and current != holder:
             raise InUse(f"{volume.id} is held by {current!r}: wait for its release")
 

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from csi_driver.domain.capacity import human
 from csi_driver.domain.errors import AlreadyExists, Damaged, InvalidRequest, OutOfSpace, Precondition
 from csi_driver.domain.ids import ObjectId, name_hash
 from csi_driver.domain.model import Snapshot, Volume
 from csi_driver.domain.requests import check_name, refuse_parameters, split_labels
-from csi_driver.domain.space import human
-from csi_driver.service.context import Context, page
+from csi_driver.service.dependencies import ServiceDependencies, page
 from csi_driver.service.pools import Pool
-from csi_driver.service.promises import CUT, promised, taken
+from csi_driver.service.reservations import CUT, reserve_space, space_needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class SnapshotRequest:
 class Snapshots:
     """The controller's half of a snapshot's life."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: ServiceDependencies) -> None:
         self._context = context
         self._pools = context.pools
 
@@ -50,7 +50,7 @@ class Snapshots:
             if existing is not None:
                 return existing
             pool, volume = self._pools.volume(request.source_id)
-            async with self._context.outlasted(pool, [volume]):
+            async with self._context.extend_hold_while(pool, [volume]):
                 return await self.cut(pool, volume, request.name, labels)
 
     async def cut(
@@ -62,7 +62,9 @@ class Snapshots:
         """
         check_room(pool, [volume])
         planned = plan(self._context, pool, volume, name, labels)
-        with promised(pool, "a snapshot of a thick volume", taken(pool, cut=[volume]), CUT, own=promised_before):
+        with reserve_space(
+            pool, "a snapshot of a thick volume", space_needed(pool, cut=[volume]), CUT, own=promised_before
+        ):
             snapshot, report = await pool.backend.create_snapshot(planned, volume)
         pool.put_snapshot(snapshot)
         self._context.observer.cut(pool.name, report)
@@ -110,7 +112,7 @@ class Snapshots:
         return page(items, limit, token)
 
     def _existing(self, digest: str, request: SnapshotRequest) -> Snapshot | None:
-        for pool in self._pools.all_searched():
+        for pool in self._pools.all_for_name_lookup():
             snapshot = pool.snapshots.get(digest)
             if snapshot is None:
                 continue
@@ -133,7 +135,7 @@ class Snapshots:
 
 
 def plan(
-    context: Context, pool: Pool, volume: Volume, name: str, labels: Mapping[str, str], group: str = ""
+    context: ServiceDependencies, pool: Pool, volume: Volume, name: str, labels: Mapping[str, str], group: str = ""
 ) -> Snapshot:
     """The snapshot that a cut will fill in: its moment and size come from the backend."""
     return Snapshot(

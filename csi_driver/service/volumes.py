@@ -4,9 +4,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from csi_driver.domain.capacity import human
 from csi_driver.domain.errors import AlreadyExists, Damaged, InUse, InvalidRequest, OutOfRange, OutOfSpace
 from csi_driver.domain.ids import ObjectId, name_hash
-from csi_driver.domain.model import Capability, SizeRange, Snapshot, Use, Volume, VolumeRequest
+from csi_driver.domain.model import Capability, SizeRange, Snapshot, Volume, VolumeRequest, VolumeUsage
 from csi_driver.domain.requests import (
     FILE_SYSTEMS,
     FS_TYPE_LABEL,
@@ -18,11 +19,10 @@ from csi_driver.domain.requests import (
     split_labels,
 )
 from csi_driver.domain.sizes import check_range, choose, expanded, least_request, requested, round_up, smallest, within
-from csi_driver.domain.space import human
-from csi_driver.service.context import Context, page
+from csi_driver.service.dependencies import ServiceDependencies, page
 from csi_driver.service.formats import check_format, format_of_copy, unmountable
 from csi_driver.service.pools import Pool
-from csi_driver.service.promises import COPIED, MADE, promised, taken
+from csi_driver.service.reservations import COPIED, MADE, reserve_space, space_needed
 
 Topologies = Sequence[str]
 """Owners that the caller could use; empty where it did not say."""
@@ -31,7 +31,7 @@ Topologies = Sequence[str]
 class Volumes:
     """The controller's half of a volume's life."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: ServiceDependencies) -> None:
         self._context = context
         self._pools = context.pools
 
@@ -67,8 +67,8 @@ class Volumes:
             at_work = [source] if isinstance(source, Volume) else []
             # What a thick source is given again counts also where the copy is thin.
             doing, formula = ("a copy of a thick volume", COPIED) if at_work else ("a thick volume", MADE)
-            with promised(pool, doing, taken(pool, at_work, volume), formula, volume.size):
-                async with self._context.outlasted(pool, at_work):
+            with reserve_space(pool, doing, space_needed(pool, at_work, volume), formula, volume.size):
+                async with self._context.extend_hold_while(pool, at_work):
                     report = await pool.backend.create_volume(volume, source)
             pool.put_volume(volume)
             if isinstance(source, Volume):
@@ -88,14 +88,14 @@ class Volumes:
             if len(use.places) > 1 or not await self._pools.locks.touched(digest, deadline):
                 raise InUse(f"volume {volume_id} is in use at {', '.join(use.paths)}: unpublish and unstage it first")
 
-    async def _deleted_unless_used(self, pool: Pool, digest: str, volume_id: str) -> Use | None:
+    async def _deleted_unless_used(self, pool: Pool, digest: str, volume_id: str) -> VolumeUsage | None:
         """Delete a volume, or tell who uses it."""
         async with self._pools.locks.hold(f"DeleteVolume of {volume_id}", existence=[digest]):
             # Not before: what is being made now is not indexed yet, and would be there after all.
             volume = pool.volumes.get(digest)
             if volume is None:
                 return None
-            self._context.refuse_held(volume, "deletion")
+            self._context.ensure_not_held(volume, "deletion")
             use = await pool.backend.access.use(volume)
             if use.places:
                 return use
@@ -113,7 +113,7 @@ class Volumes:
         pool, volume = self._pools.volume(volume_id)
         async with self._pools.locks.hold(f"ControllerExpandVolume of {volume_id}", [volume.id.hash]):
             pool, volume = self._pools.volume(volume_id)
-            self._context.refuse_held(volume, "expansion")
+            self._context.ensure_not_held(volume, "expansion")
             size = expanded(volume.size, wanted)
             growth = size - volume.size
             if growth:
@@ -124,7 +124,7 @@ class Volumes:
                         f"pool {pool.name} has room for {room} more bytes, {growth} are needed: ask for less"
                     )
             grown = replace(volume, size=size)
-            with promised(pool, "the growth of a thick volume", growth * volume.thick, "what it grows by", growth):
+            with reserve_space(pool, "the growth of a thick volume", growth * volume.thick, "what it grows by", growth):
                 await pool.backend.expand_volume(grown)
             # Known from here on, whatever becomes of record and device: it is what the next start would find.
             pool.put_volume(grown)
@@ -182,7 +182,7 @@ class Volumes:
         return room, room, least
 
     def _existing(self, digest: str, request: VolumeRequest) -> Volume | None:
-        for pool in self._pools.all_searched():
+        for pool in self._pools.all_for_name_lookup():
             volume = pool.volumes.get(digest)
             if volume is None:
                 continue

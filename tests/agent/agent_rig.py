@@ -7,8 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from csi_driver.host import loop, mountinfo
-from csi_driver.rpc.client import CallRefused, Client
+from csi_driver.host.block import loop
+from csi_driver.host.fs import mountinfo
+from csi_driver.rpc.clients.cli_client import CallRefused, Client
 
 START_SECONDS = 30.0
 

@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).parent.parent / "rpc"))
 
 from agent_rig import AgentRig
 
-from csi_driver.rpc.client import Client
+from csi_driver.rpc.clients.cli_client import Client
 
 
 def why_not() -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from csi_driver.domain.ids import Kind, name_hash
-from csi_driver.domain.model import Capability, Mode
-from csi_driver.rpc.client import Client, Node
+from csi_driver.domain.model import AccessMode, Capability
+from csi_driver.rpc.clients.cli_client import Client, Node
 
 UNIT = 64 << 10
 """The step in which raw disks are sized here."""
@@ -123,7 +123,7 @@ def drop(world: World, *ids: str) -> World:
 
 def capability(fs: str) -> Capability:
     """How a disk is used."""
-    return Capability("mount", Mode.MULTI_WRITER, fs) if fs else Capability("block", Mode.MULTI_WRITER)
+    return Capability("mount", AccessMode.MULTI_WRITER, fs) if fs else Capability("block", AccessMode.MULTI_WRITER)
 
 
 def cut_of(disk: Disk, cut_id: str, name: str, life: int, group: str = "") -> Cut:

@@ -11,8 +11,8 @@ from model_driven import Driven
 
 from csi_driver._pb import csi_pb2
 from csi_driver.domain.model import SizeRange, Source
-from csi_driver.host import mountinfo
-from csi_driver.rpc.client import Node
+from csi_driver.host.fs import mountinfo
+from csi_driver.rpc.clients.cli_client import Node
 
 SETTLE_SECONDS = 30.0
 """How long a child of a killed agent may take to die with its device, and the trash to become empty."""

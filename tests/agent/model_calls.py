@@ -12,7 +12,7 @@ from model import Content, Cut, Disk, Group, Item, Kill, Nodes, Op, World, capab
 from model_bench import Bench
 
 from csi_driver.domain.model import SizeRange, Source
-from csi_driver.rpc.client import Client, Made
+from csi_driver.rpc.clients.cli_client import Client, Made
 
 CAP_SYS_RESOURCE = 24
 DISK_NAMES, CUT_NAMES, GROUP_NAMES = 5, 6, 2

@@ -16,7 +16,7 @@ from agent_rig import AgentRig
 from model import KINDS, UNIT, Cut, Disk, Item, Kill, Life, Nodes, Op, World, capability, put
 
 from csi_driver._pb import csi_pb2_grpc
-from csi_driver.rpc.client import CallRefused, Client
+from csi_driver.rpc.clients.cli_client import CallRefused, Client
 
 FOREIGN_SECONDS = 90.0
 """How long somebody else's mount namespace may keep a device from being detached (tests/image has one for half a minute)."""

@@ -15,7 +15,7 @@ from model import UNIT, Cut, Disk, Group, Nodes, Op, capability, cut_of, drop, i
 from model_calls import CUT_NAMES, GROUP_NAMES, KILLS, Calls, Draw
 
 from csi_driver.domain.model import SizeRange
-from csi_driver.rpc.client import Client, Made
+from csi_driver.rpc.clients.cli_client import Client, Made
 
 SEED = st.integers(0, (1 << 64) - 1)
 

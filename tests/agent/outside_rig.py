@@ -20,8 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from csi_driver._pb import csi_pb2_grpc
 from csi_driver.domain.model import Capability
-from csi_driver.host import mountinfo
-from csi_driver.rpc.client import CallRefused, Client
+from csi_driver.host.fs import mountinfo
+from csi_driver.rpc.clients.cli_client import CallRefused, Client
 
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 if "PYTHONPATH" in os.environ:  # a tree that is tested without being installed

@@ -23,9 +23,9 @@ from kubelet_rig import Kubelet
 from outside_rig import agent_of, ready, why_no_pool
 
 from csi_driver._pb import csi_pb2, csi_pb2_grpc
+from csi_driver.operator.certificates import ca
 from csi_driver.rpc import tls
-from csi_driver.rpc.peers import CERTIFICATES
-from csi_driver.service import authority
+from csi_driver.rpc.clients.certificate_report import CERTIFICATES
 
 NAME = "csi.tidemark.dev"
 SOCKET = f"{NAME}-reg.sock"
@@ -42,7 +42,7 @@ class Pod:
             directory.mkdir()
         self.endpoint = f"unix://{root}/csi.sock"
         self.port, self.http = free_port(), free_port()
-        self.authority = authority.new_authority()
+        self.authority = ca.new_authority()
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, **environment: str) -> None:
@@ -64,7 +64,7 @@ class Pod:
         ready(self.endpoint, self.process, self.log).close()
 
     def certify(self, role: str = tls.AGENT) -> None:
-        write_identity(self.certificates, self.authority, authority.issue(self.authority, role))
+        write_identity(self.certificates, self.authority, ca.issue(self.authority, role))
 
     def ask(self, path: str) -> tuple[int, str]:
         try:
@@ -92,7 +92,7 @@ class Pod:
         if role is None:
             channel = grpc.aio.insecure_channel(target)
         else:
-            pair = authority.issue(self.authority, role)
+            pair = ca.issue(self.authority, role)
             own = tls.channel_credentials((self.authority.certificate, pair.certificate, pair.key))
             channel = grpc.aio.secure_channel(target, own, options=[("grpc.ssl_target_name_override", tls.AGENT)])
         async with channel:
@@ -137,7 +137,7 @@ async def test_controllers_are_served_as_soon_as_there_are_certificates(pod: Pod
         identity = csi_pb2_grpc.IdentityStub(channel)
         assert (await identity.Probe(csi_pb2.ProbeRequest(), timeout=10)).ready.value
         told = await identity.GetPluginInfo(csi_pb2.GetPluginInfoRequest(), timeout=10)
-        assert told.manifest[CERTIFICATES] == tls.Identity(pod.certificates).fingerprint()
+        assert told.manifest[CERTIFICATES] == tls.TlsDirectory(pod.certificates).fingerprint()
         answer = await csi_pb2_grpc.ControllerStub(channel).GetCapacity(csi_pb2.GetCapacityRequest(), timeout=10)
         assert answer.available_capacity > 0
         # Node is the kubelet's: on its socket alone.
@@ -155,7 +155,7 @@ async def test_controllers_are_served_as_soon_as_there_are_certificates(pod: Pod
 async def test_certificates_that_cannot_be_used_are_not_the_end(pod: Pod) -> None:
     pod.certify()
     right = (pod.certificates / "tls.key").read_bytes()
-    (pod.certificates / "tls.key").write_bytes(authority.issue(pod.authority, tls.AGENT).key)
+    (pod.certificates / "tls.key").write_bytes(ca.issue(pod.authority, tls.AGENT).key)
     pod.start()
     pod.until_it_serves()
     status, text = pod.ask("readyz")

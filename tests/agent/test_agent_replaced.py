@@ -22,15 +22,16 @@ from free_ports import free_port
 from node_host import Mount, clean, share
 from outside_rig import scrape, why_no_pool
 
-from csi_driver.domain.model import Capability, Mode, SizeRange
-from csi_driver.host import loop, mountinfo, mounts
-from csi_driver.rpc.client import CallRefused, Client
+from csi_driver.domain.model import AccessMode, Capability, SizeRange
+from csi_driver.host.block import loop
+from csi_driver.host.fs import mountinfo, mounts
+from csi_driver.rpc.clients.cli_client import CallRefused, Client
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(200)]
 
 MIB = 1 << 20
-EXT4, XFS = (Capability("mount", Mode.MULTI_WRITER, kind) for kind in ("ext4", "xfs"))
-BLOCK = Capability("block", Mode.MULTI_WRITER)
+EXT4, XFS = (Capability("mount", AccessMode.MULTI_WRITER, kind) for kind in ("ext4", "xfs"))
+BLOCK = Capability("block", AccessMode.MULTI_WRITER)
 CONTAINER = ["unshare", "--mount", "--propagation", "unchanged", "--pid", "--fork", "--mount-proc", "--kill-child"]
 
 

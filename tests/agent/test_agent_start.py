@@ -17,10 +17,10 @@ from agent_rig import AgentRig
 from free_ports import free_port
 from outside_rig import Disk, agent_of, ready, refused, scrape, use, why_no_pool
 
-from csi_driver.app.agent import Agent
-from csi_driver.domain.model import Capability, Mode, SizeRange
-from csi_driver.rpc.client import CallRefused, Client
-from csi_driver.settings import PoolSpec, Settings
+from csi_driver.agent.main import Agent
+from csi_driver.agent.settings import PoolSpec, Settings
+from csi_driver.domain.model import AccessMode, Capability, SizeRange
+from csi_driver.rpc.clients.cli_client import CallRefused, Client
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(200)]
 
@@ -28,8 +28,8 @@ LVM_LOOKS = "LVM of this node looks into disks of its tenants"
 """Told at start, on a machine with LVM that nobody has told to leave loop devices alone."""
 
 MIB = 1 << 20
-XFS = Capability("mount", Mode.MULTI_WRITER, "xfs")
-BLOCK = Capability("block", Mode.MULTI_WRITER)
+XFS = Capability("mount", AccessMode.MULTI_WRITER, "xfs")
+BLOCK = Capability("block", AccessMode.MULTI_WRITER)
 
 
 @pytest.fixture
@@ -256,11 +256,11 @@ def test_every_option_is_a_variable_too(disks: Any, launch: Any, tmp_path: Path)
 
 def test_a_node_whose_lvm_looks_into_disks_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Path(__file__).parent.parent.parent
-    monkeypatch.setattr("csi_driver.app.agent.missing_tools", list)
-    monkeypatch.setattr("csi_driver.app.agent.os.access", lambda *_: True)
+    monkeypatch.setattr("csi_driver.agent.main.missing_tools", list)
+    monkeypatch.setattr("csi_driver.agent.main.os.access", lambda *_: True)
     agent = Agent(Settings(pools=(PoolSpec("default", "reflink", "/srv/tidemark"),)))
     for why, expected in (("", 0), ("no global_filter", 1)):
-        monkeypatch.setattr("csi_driver.host.lvm.why_looks_into_volumes", lambda why=why: why)
+        monkeypatch.setattr("csi_driver.host.block.lvm.why_looks_into_volumes", lambda why=why: why)
         with structlog.testing.capture_logs() as lines:
             agent._check_host()
         assert [line["event"] for line in lines] == [LVM_LOOKS] * expected
@@ -332,8 +332,8 @@ def test_a_start_that_fails_leaves_no_image(rig: AgentRig, disks: Any, launch: A
 
 HANGS = """
 import asyncio, sys
-from csi_driver.app import agent
-from csi_driver.settings import MIB, PoolImage, PoolSpec, Settings
+from csi_driver.agent import main as agent
+from csi_driver.agent.settings import MIB, PoolImage, PoolSpec, Settings
 
 async def hang(self):
     print("opening", flush=True)

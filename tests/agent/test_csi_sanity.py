@@ -22,8 +22,9 @@ from pathlib import Path
 import pytest
 from agent_rig import AgentRig
 
-from csi_driver.host import loop, mountinfo
-from csi_driver.rpc.client import CallRefused, Client
+from csi_driver.host.block import loop
+from csi_driver.host.fs import mountinfo
+from csi_driver.rpc.clients.cli_client import CallRefused, Client
 
 pytestmark = [pytest.mark.root, pytest.mark.slow(seconds=40), pytest.mark.timeout(1000)]
 

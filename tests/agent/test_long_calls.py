@@ -30,16 +30,16 @@ from outside_rig import (
 )
 
 from csi_driver._pb import csi_pb2 as c
-from csi_driver.domain.model import Capability, Mode, SizeRange, Source
-from csi_driver.host import mountinfo
-from csi_driver.rpc.client import CallRefused, Client
+from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source
+from csi_driver.host.fs import mountinfo
+from csi_driver.rpc.clients.cli_client import CallRefused, Client
 
 # Alone: what is long here is long for a quiet machine, and the drain has a limit in the product.
 pytestmark = [pytest.mark.root, pytest.mark.slow(seconds=40), pytest.mark.timeout(400), pytest.mark.alone]
 
 MIB = 1 << 20
-XFS = Capability("mount", Mode.MULTI_WRITER, "xfs")
-BLOCK = Capability("block", Mode.MULTI_WRITER)
+XFS = Capability("mount", AccessMode.MULTI_WRITER, "xfs")
+BLOCK = Capability("block", AccessMode.MULTI_WRITER)
 EXTENTS = 100_000
 ATTEMPTS = 6
 """At meeting a call while it works: how long that takes is the machine's affair."""

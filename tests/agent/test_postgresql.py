@@ -20,8 +20,8 @@ from outside_rig import why_no_pool
 from postgres_rig import Acks, Checkpoints, Postgres, assert_sums_agree, kept, open_directory, quit_group
 from postgres_rig import why_not as why_no_database
 
-from csi_driver.domain.model import Capability, Mode, SizeRange, Source
-from csi_driver.rpc.client import Client
+from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source
+from csi_driver.rpc.clients.cli_client import Client
 
 pytestmark = [pytest.mark.root, pytest.mark.slow(seconds=25), pytest.mark.timeout(400)]
 
@@ -48,7 +48,7 @@ class Node:
 
     def use(self, volume: str, name: str, fs_type: str) -> Path:
         """Stage and publish, read-write; returns where."""
-        how = Capability("mount", Mode.WRITER, fs_type)
+        how = Capability("mount", AccessMode.WRITER, fs_type)
         staging, target = self.rig.root / f"{name}.staging", self.rig.root / name
         staging.mkdir()
         self.client.stage(volume, str(staging), how)
@@ -128,7 +128,7 @@ def looked_through(server: Postgres, taken: Taken) -> int:
 
 def restored(node: Node, snapshot: str, name: str, fs_type: str) -> tuple[str, Path]:
     """A new disk from a snapshot, in use."""
-    how = Capability("mount", Mode.WRITER, fs_type)
+    how = Capability("mount", AccessMode.WRITER, fs_type)
     volume = node.client.create_volume(name, SizeRange(), [how], source=Source("snapshot", snapshot)).id
     return volume, node.use(volume, name, fs_type)
 
@@ -148,7 +148,7 @@ def test_snapshots_of_a_busy_database_and_the_way_back(
 ) -> None:
     client = node.client
     began = time.monotonic()
-    disk = client.create_volume("db", DISK, [Capability("mount", Mode.WRITER, fs_type)]).id
+    disk = client.create_volume("db", DISK, [Capability("mount", AccessMode.WRITER, fs_type)]).id
     server = node.server(node.use(disk, "db", fs_type), "db")
     server.create()
     server.start()
@@ -223,7 +223,7 @@ def test_data_and_log_on_two_volumes_are_cut_as_one(node: Node, capsys: pytest.C
     client = node.client
     kinds = {"data": "ext4", "wal": "xfs"}
     disks = {
-        name: client.create_volume(name, DISK, [Capability("mount", Mode.WRITER, fs_type)]).id
+        name: client.create_volume(name, DISK, [Capability("mount", AccessMode.WRITER, fs_type)]).id
         for name, fs_type in kinds.items()
     }
     places = {name: node.use(disks[name], name, fs_type) for name, fs_type in kinds.items()}

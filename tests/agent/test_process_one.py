@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from agent_rig import AgentRig, fragment
 
-from csi_driver.domain.model import Capability, Mode, SizeRange
-from csi_driver.rpc.client import CallRefused, Client
+from csi_driver.domain.model import AccessMode, Capability, SizeRange
+from csi_driver.rpc.clients.cli_client import CallRefused, Client
 
-MOUNT = Capability("mount", Mode.MULTI_WRITER, "xfs")
+MOUNT = Capability("mount", AccessMode.MULTI_WRITER, "xfs")
 
 
 def children_of(pid: int) -> list[int]:

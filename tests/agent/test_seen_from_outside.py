@@ -26,15 +26,15 @@ from outside_rig import (
 )
 
 from csi_driver._pb import csi_pb2 as c
-from csi_driver.domain.model import Capability, Mode, SizeRange, Source
-from csi_driver.rpc.client import CallRefused
+from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source
+from csi_driver.rpc.clients.cli_client import CallRefused
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(200)]
 
 MIB = 1 << 20
-XFS = Capability("mount", Mode.MULTI_WRITER, "xfs")
-EXT4 = Capability("mount", Mode.MULTI_WRITER, "ext4")
-BLOCK = Capability("block", Mode.MULTI_WRITER)
+XFS = Capability("mount", AccessMode.MULTI_WRITER, "xfs")
+EXT4 = Capability("mount", AccessMode.MULTI_WRITER, "ext4")
+BLOCK = Capability("block", AccessMode.MULTI_WRITER)
 CANARY = "canary-5e8f1b"
 NOBODY = f"node1:default:{'0' * 32}"
 

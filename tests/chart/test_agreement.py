@@ -7,7 +7,7 @@ import typer.main
 from chart_rig import VALUES, Chart
 
 from csi_driver.cli.main import app
-from csi_driver.operator.names import AGENT_LABELS, CONTROLLER_LABELS, Ours
+from csi_driver.operator.installation import AGENT_LABELS, CONTROLLER_LABELS, Installation
 from csi_driver.rpc import tls
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -39,7 +39,7 @@ def test_the_program_takes_what_the_chart_says(chart: Chart, name: str, values: 
 def test_the_controller_finds_what_the_chart_makes(chart: Chart, release: str) -> None:
     documents = chart.render(VALUES / "groups.yaml", release=release)
     (full,) = {name.removesuffix("-controller") for name in documents.names("Deployment")}
-    ours = Ours("tidemark", full, "csi.tidemark.dev")
+    ours = Installation("tidemark", full, "csi.tidemark.dev")
     for kind, selector in (("DaemonSet", AGENT_LABELS), ("Deployment", CONTROLLER_LABELS)):
         wanted = dict(pair.split("=") for pair in selector.split(","))
         for workload in documents.of(kind):

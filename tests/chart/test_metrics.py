@@ -9,8 +9,8 @@ from pathlib import Path
 from chart_rig import CHART, Chart
 from prometheus_client import CollectorRegistry
 
-from csi_driver.controller_telemetry import ControllerTelemetry
-from csi_driver.telemetry import NodeFigures, PoolFigures, Telemetry
+from csi_driver.agent.metrics import NodeFigures, PoolFigures, Telemetry
+from csi_driver.controller.metrics import ControllerTelemetry
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "reference" / "metrics.md"
 

@@ -6,7 +6,7 @@ from rig.cluster import Cluster
 from rig.kubectl import Kubectl
 from rig.paths import KUBECONFIG
 
-from csi_driver.kube.api import Api
+from csi_driver.kube.client import Api
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

@@ -9,7 +9,7 @@ from rig.kills import agent_on, kill_containers, reconciling
 from rig.kubectl import Kubectl, KubectlError
 from rig.objects import claim, pod, storage_class
 
-from csi_driver.domain.instants import parse_instant
+from csi_driver.domain.timestamps import parse_instant
 
 # A line is begun on the second disk when it is durable on the first one, and the first disk's file is marked before each.
 WRITE = """

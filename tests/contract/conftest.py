@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "node"))
 
 from node_host import GIB, clean, make_disk, skip_unless_root
 
-from csi_driver.backends.memory import Faults
+from csi_driver.backends.memory.backend import Faults
 
 
 @pytest.fixture(scope="session")

@@ -11,23 +11,23 @@ import fork_servers
 import pytest
 
 from csi_driver.backends.base import Backend
-from csi_driver.backends.memory import Faults, MemoryBackend
+from csi_driver.backends.memory.backend import Faults, MemoryBackend
+from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.model import (
+    AccessMode,
     Capability,
-    Group,
+    CompletedRollback,
+    GroupSnapshot,
     Hold,
-    Mode,
-    Rolled,
     SizeRange,
     Snapshot,
     Source,
     Volume,
     VolumeRequest,
 )
-from csi_driver.domain.space import Policy
-from csi_driver.service.context import Context
-from csi_driver.service.groups import Groups
-from csi_driver.service.nodes import Nodes
+from csi_driver.service.dependencies import ServiceDependencies
+from csi_driver.service.group_snapshots import Groups
+from csi_driver.service.node_volumes import NodeVolumes
 from csi_driver.service.pools import Pool, Pools
 from csi_driver.service.rollbacks import RollbackRequest, Rollbacks
 from csi_driver.service.snapshots import SnapshotRequest, Snapshots
@@ -37,11 +37,11 @@ OWNER = "node-1"
 POOL = "contract"
 BLOCK = 4096
 SIZE = 16 * BLOCK
-RAW_BLOCK = Capability("block", Mode.WRITER)
-MOUNTED = Capability("mount", Mode.WRITER, "ext4")
+RAW_BLOCK = Capability("block", AccessMode.WRITER)
+MOUNTED = Capability("mount", AccessMode.WRITER, "ext4")
 
 
-def block(mode: Mode) -> Capability:
+def block(mode: AccessMode) -> Capability:
     return Capability("block", mode)
 
 
@@ -99,11 +99,11 @@ class ReflinkRig:
 async def reflink_rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
     root: Path = request.getfixturevalue("xfs")
     from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
-    from csi_driver.host.children import Children
+    from csi_driver.host.helper.client import HelperPool
 
     directory = root / f"pool-{time.monotonic_ns()}"
     directory.mkdir()
-    children = Children(begin=fork_servers.begin)
+    children = HelperPool(begin=fork_servers.begin)
     await children.start()
     try:
         yield ReflinkRig(lambda: ReflinkBackend(ReflinkOptions(POOL, OWNER, str(directory), init=True), children))
@@ -142,7 +142,7 @@ class World:
     snapshots: Snapshots
     groups: Groups
     rollbacks: Rollbacks
-    nodes: Nodes
+    nodes: NodeVolumes
 
     def __init__(self, rig: Rig, directory: Path) -> None:
         self.rig = rig
@@ -150,20 +150,20 @@ class World:
         self.clock = Clock()
         self._count = 0
 
-    async def open(self, policy: Policy | None = None) -> None:
+    async def open(self, policy: CapacityPolicy | None = None) -> None:
         self.backend = await self.rig.backend()
-        self.pool = Pool(self.backend, policy or Policy(reserve=0))
+        self.pool = Pool(self.backend, policy or CapacityPolicy(reserve=0))
         await self.pool.open()
         self.pools = Pools(OWNER, [self.pool])
         self.pools.locks.patience = (
             0.0  # what stands still here stands until the test lets it go: nobody need wait to see that
         )
-        self.context = context = Context(self.pools, now=self.clock)
+        self.context = context = ServiceDependencies(self.pools, now=self.clock)
         self.volumes = Volumes(context)
         self.snapshots = Snapshots(context)
         self.groups = Groups(context)
         self.rollbacks = Rollbacks(context, self.snapshots)
-        self.nodes = Nodes(context)
+        self.nodes = NodeVolumes(context)
 
     async def reopen(self) -> None:
         """A restart of the agent; what is staged and published stays."""
@@ -194,7 +194,7 @@ class World:
     async def snapshot(self, name: str, volume: Volume) -> Snapshot:
         return await self.snapshots.create(SnapshotRequest(name, str(volume.id)))
 
-    async def group(self, name: str, *volumes: Volume) -> Group:
+    async def group(self, name: str, *volumes: Volume) -> GroupSnapshot:
         return await self.groups.create(name, [str(v.id) for v in volumes], {})
 
     async def expand(self, volume: Volume, size: int) -> Volume:
@@ -205,7 +205,7 @@ class World:
 
     async def roll_back(
         self, volume: Volume, snapshot: Snapshot, name: str, holder: str = "", safety: str | None = None
-    ) -> tuple[Rolled, bool]:
+    ) -> tuple[CompletedRollback, bool]:
         """`safety`: empty for one that the driver makes, an id for the caller's own, None for none."""
         return await self.rollbacks.roll_back(
             RollbackRequest(

@@ -23,7 +23,7 @@ from contract_rig import (
 
 from csi_driver.domain.errors import AlreadyExists, Damaged, InUse, NotFound, Unavailable
 from csi_driver.domain.ids import ObjectId, member_name, name_hash
-from csi_driver.domain.model import RAW, Group, Hold, Rolled, Snapshot, Volume
+from csi_driver.domain.model import RAW, CompletedRollback, GroupSnapshot, Hold, Snapshot, Volume
 
 
 def volume(name: str, size: int = SIZE, thick: bool = False) -> Volume:
@@ -53,9 +53,9 @@ def snapshot(name: str, of: Volume, group: str = "") -> Snapshot:
     )
 
 
-def group(name: str, *of: Volume) -> Group:
+def group(name: str, *of: Volume) -> GroupSnapshot:
     digest = name_hash("group", name)
-    return Group(
+    return GroupSnapshot(
         id=ObjectId(OWNER, POOL, digest),
         name=name,
         uid=f"uid-{name}",
@@ -101,7 +101,7 @@ async def test_what_open_finds_is_what_was_made(world: World) -> None:
         b,
         format=RAW,
         hold=Hold("someone", 5, 4),
-        rollbacks=(Rolled("r", str(cut.id), 7, ""), Rolled("r2", str(cut.id), 8, str(cut.id))),
+        rollbacks=(CompletedRollback("r", str(cut.id), 7, ""), CompletedRollback("r2", str(cut.id), 8, str(cut.id))),
     )
     await backend.save_volume(b)
     a = replace(a, size=2 * SIZE)

@@ -13,9 +13,9 @@ import pytest
 from contract_rig import SIZE, World, filled, piece
 from faulty_rig import Faulty, images, safety_of_a_failed_try, standing
 
+from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.errors import Busy, DriverError, InUse, OutOfSpace, Precondition, Unavailable
-from csi_driver.domain.space import Policy
-from csi_driver.service.context import HOLD_SECONDS
+from csi_driver.service.dependencies import HOLD_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ async def test_room_is_promised_once(faulty: Faulty) -> None:
     """Two callers at once, and room for one."""
     world, faults = faulty
     total = world.backend.space().total
-    world.pool.policy = Policy(overcommit=1.0, reserve=0)
+    world.pool.policy = CapacityPolicy(overcommit=1.0, reserve=0)
     async with standing(faults, "create_volume", world.volume("a", total // 2 + SIZE)):
         with pytest.raises(OutOfSpace):
             await world.volume("b", total // 2)
@@ -301,7 +301,7 @@ async def test_room_is_promised_once(faulty: Faulty) -> None:
 async def test_real_room_is_promised_once(faulty: Faulty) -> None:
     world, faults = faulty
     mega = 1 << 20
-    world.pool.policy = Policy(overcommit=100.0, reserve=world.backend.space().total - 10 * mega)
+    world.pool.policy = CapacityPolicy(overcommit=100.0, reserve=world.backend.space().total - 10 * mega)
     async with standing(faults, "create_volume", world.volume("a", 6 * mega, provisioning="thick")):
         with pytest.raises(OutOfSpace):
             await world.volume("b", 6 * mega, provisioning="thick")
@@ -353,7 +353,7 @@ async def test_work_that_takes_longer_than_a_hold_lasts(faulty: Faulty, method: 
         world.clock.forward(2 * HOLD_SECONDS)
         with pytest.raises(Busy):
             await world.hold(v, "me")
-        assert world.context.holder_of(world.now(v)) == "me"
+        assert world.context.current_holder(world.now(v)) == "me"
     with pytest.raises(InUse, match="me"):
         await world.stage(v)
     now = world.now(v).hold

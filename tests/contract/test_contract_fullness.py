@@ -8,11 +8,11 @@ from contract_rig import World
 from faulty_rig import Faulty
 from structlog.testing import capture_logs
 
+from csi_driver.domain.capacity import GIB, CapacityPolicy, Space, full_below
 from csi_driver.domain.errors import OutOfSpace
 from csi_driver.domain.model import Volume
-from csi_driver.domain.space import GIB, Policy, Space, full_below
 from csi_driver.service.fullness import AGAIN_SECONDS, Fullness
-from csi_driver.service.walk import UsageWalk
+from csi_driver.service.usage_scanner import UsageScanner
 
 MEGA = 1 << 20
 Logs = list[tuple[str, Any]]
@@ -25,7 +25,7 @@ class Watched:
         self.world = world
         self.now = 0.0
         self.free = 5 * GIB
-        self.walk = UsageWalk(world.context)
+        self.walk = UsageScanner(world.context)
         self.fullness = Fullness(world.pools, self.walk, lambda: self.now)
         monkeypatch.setattr(world.backend, "space", lambda: Space(10 * GIB, self.free))
 
@@ -83,14 +83,14 @@ async def test_of_thick_volumes_alone_nothing_is_told(faulty: Faulty, monkeypatc
 async def test_a_refusal_says_what_there_is_to_do(faulty: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
     """In an empty pool there is nothing to delete."""
     world, _ = faulty
-    world.pool.policy = Policy()
+    world.pool.policy = CapacityPolicy()
     monkeypatch.setattr(world.backend, "space", lambda: Space(GIB, GIB - MEGA))
     small = await world.volume("small", 512 * MEGA)
     await world.volumes.delete(str(small.id))
-    world.pool.policy = Policy(reserve=GIB)
+    world.pool.policy = CapacityPolicy(reserve=GIB)
     with pytest.raises(OutOfSpace, match=r"1 GiB kept in reserve.* the pool is empty, so make it larger"):
         await world.volume("v")
-    world.pool.policy = Policy()
+    world.pool.policy = CapacityPolicy()
     await world.volume("v", 4 * MEGA, provisioning="thick")
     with pytest.raises(OutOfSpace, match="delete something first"):
         await world.volume("w", 1000 * MEGA, provisioning="thick")

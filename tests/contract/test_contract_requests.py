@@ -9,7 +9,7 @@ from faulty_rig import Faulty
 from csi_driver.domain.errors import OutOfRange, OutOfSpace
 from csi_driver.domain.model import SizeRange, Snapshot, Volume
 from csi_driver.domain.sizes import least_request
-from csi_driver.rpc import translate
+from csi_driver.rpc import convert
 
 UNEVEN = SIZE - 1000
 
@@ -21,7 +21,7 @@ def asked(item: Volume | Snapshot) -> int:
 async def told(world: World, name: str, volume: Volume) -> int:
     """What CSI says of the size of a new snapshot; the same after a restart of the agent, and in every list."""
     snapshot = await world.snapshot(name, world.now(volume))
-    size = translate.snapshot(snapshot).size_bytes
+    size = convert.snapshot(snapshot).size_bytes
     await world.reopen()
     assert world.snapshots.get(str(snapshot.id)) == snapshot
     assert size == asked(snapshot)

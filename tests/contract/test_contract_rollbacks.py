@@ -6,11 +6,11 @@ import pytest
 from contract_rig import RAW_BLOCK, SIZE, World, filled, piece
 
 from csi_driver.domain.errors import AlreadyExists, InUse, InvalidRequest, NotFound, Precondition
-from csi_driver.domain.model import SizeRange, Use, Volume
+from csi_driver.domain.model import SizeRange, Volume, VolumeUsage
 from csi_driver.domain.records import dump_volume
-from csi_driver.service.context import HOLD_SECONDS
+from csi_driver.service.dependencies import HOLD_SECONDS
+from csi_driver.service.lineage import Lineage
 from csi_driver.service.rollbacks import REMEMBERED, RollbackRequest
-from csi_driver.service.trees import Trees
 
 
 async def test_back_to_older_then_newer(world: World) -> None:
@@ -372,14 +372,14 @@ async def test_a_look_tells_holds_and_rollbacks_as_they_are_at_its_end(
     copy = await world.volume("copy", 0, source=s)
     use = world.backend.access.use
 
-    async def while_looking(volume: Volume) -> Use:
+    async def while_looking(volume: Volume) -> VolumeUsage:
         if volume.id == copy.id:
             await world.roll_back(v, s, "meanwhile")
             await world.rollbacks.hold(str(v.id), "somebody")
         return await use(volume)
 
     monkeypatch.setattr(world.backend.access, "use", while_looking)
-    trees = Trees(world.context)
+    trees = Lineage(world.context)
     (node,) = [node for node in await trees.tree(volume_id=str(v.id)) if node.item.id == v.id]
     assert isinstance(node.item, Volume)
     assert [rolled.name for rolled in node.item.rollbacks] == ["meanwhile"]

@@ -8,9 +8,9 @@ import pytest
 from contract_rig import World, filled, piece
 from faulty_rig import Faulty, images, standing
 
+from csi_driver.domain.capacity import CapacityPolicy, Space
 from csi_driver.domain.errors import Busy, OutOfRange, OutOfSpace, Unavailable
 from csi_driver.domain.model import Snapshot, Volume
-from csi_driver.domain.space import Policy, Space
 
 MEGA = 1 << 20
 THICK = 4 * MEGA
@@ -19,7 +19,7 @@ LARGE = 32 * MEGA
 
 def leave(world: World, room: int) -> None:
     """Let thick volumes have so much from now on."""
-    world.pool.policy = Policy(overcommit=100.0, reserve=world.backend.space().free - room)
+    world.pool.policy = CapacityPolicy(overcommit=100.0, reserve=world.backend.space().free - room)
 
 
 def room(world: World) -> int:

@@ -5,6 +5,7 @@ import os
 import pytest
 from contract_rig import BLOCK, MOUNTED, OWNER, POOL, RAW_BLOCK, SIZE, World, block, filled, piece, read_all, request
 
+from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.errors import (
     AlreadyExists,
     BadToken,
@@ -15,9 +16,8 @@ from csi_driver.domain.errors import (
     OutOfSpace,
     Unavailable,
 )
-from csi_driver.domain.model import Mode, SizeRange, Snapshot, Source, Volume, VolumeRequest
+from csi_driver.domain.model import AccessMode, SizeRange, Snapshot, Source, Volume, VolumeRequest
 from csi_driver.domain.records import dump_volume
-from csi_driver.domain.space import Policy
 
 
 async def test_an_empty_volume_reads_as_zeroes(world: World) -> None:
@@ -183,7 +183,7 @@ async def test_another_request_under_the_same_name(world: World) -> None:
     with pytest.raises(AlreadyExists, match="source"):
         await world.volume("v", SIZE, source=v)
     with pytest.raises(AlreadyExists, match="capabilities"):
-        await world.volume("v", capabilities=(block(Mode.MULTI_WRITER),))
+        await world.volume("v", capabilities=(block(AccessMode.MULTI_WRITER),))
     with pytest.raises(AlreadyExists, match="provisioning"):
         await world.volume("v", provisioning="thick")
     assert world.volumes.list() == ([v], "")
@@ -359,7 +359,7 @@ async def test_pages(world: World) -> None:
 
 async def test_committed_space_and_overcommit(world: World) -> None:
     total = world.backend.space().total
-    world.pool.policy = Policy(overcommit=2.0, reserve=0)
+    world.pool.policy = CapacityPolicy(overcommit=2.0, reserve=0)
 
     def room() -> int:
         available, largest, least = world.volumes.capacity({}, [RAW_BLOCK])
@@ -397,7 +397,7 @@ async def test_committed_space_and_overcommit(world: World) -> None:
 async def test_below_the_reserve_nothing_is_made(world: World) -> None:
     a = await world.volume("a")
     s = await world.snapshot("s", a)
-    world.pool.policy = Policy(reserve=world.backend.space().total + 1)
+    world.pool.policy = CapacityPolicy(reserve=world.backend.space().total + 1)
     for attempt in (
         world.volume("b"),
         world.volume("b", 0, source=s),
@@ -417,7 +417,7 @@ async def test_below_the_reserve_nothing_is_made(world: World) -> None:
 async def test_thick_volumes_are_promised_real_space(world: World) -> None:
     free = world.backend.space().free
     megabyte = 1 << 20
-    world.pool.policy = Policy(overcommit=100.0, reserve=free - 64 * megabyte)
+    world.pool.policy = CapacityPolicy(overcommit=100.0, reserve=free - 64 * megabyte)
     thick = {"provisioning": "thick"}
     room = world.volumes.capacity(thick, [])[0]
     assert 32 * megabyte < room < 65 * megabyte, "a little, for what earlier deletions still give back"
@@ -437,7 +437,7 @@ async def test_thick_volumes_are_promised_real_space(world: World) -> None:
 
 async def test_validation(world: World) -> None:
     v = await world.volume("v")
-    assert world.volumes.validate(str(v.id), [RAW_BLOCK, block(Mode.MULTI_WRITER)], {}) == ""
+    assert world.volumes.validate(str(v.id), [RAW_BLOCK, block(AccessMode.MULTI_WRITER)], {}) == ""
     assert "mount" in world.volumes.validate(str(v.id), [MOUNTED], {})
     assert "provisioning" in world.volumes.validate(str(v.id), [RAW_BLOCK], {"provisioning": "thick"})
     with pytest.raises(NotFound):

@@ -12,7 +12,7 @@ import pytest_asyncio
 from contract_rig import SIZE, World, filled, piece
 from faulty_rig import Faulty, standing
 
-from csi_driver.backends.memory import Faults
+from csi_driver.backends.memory.backend import Faults
 from csi_driver.domain.errors import Busy, InUse, NotFound
 from csi_driver.domain.model import Snapshot, Volume
 

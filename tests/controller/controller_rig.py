@@ -15,13 +15,13 @@ from fake_api import FakeApi, Object
 
 from csi_driver._pb import csi_pb2 as C
 from csi_driver._pb import csi_pb2_grpc, tidemark_pb2_grpc
-from csi_driver.app.controller import Controller
-from csi_driver.controller_settings import ControllerSettings
+from csi_driver.controller.main import Controller
+from csi_driver.controller.settings import ControllerSettings
 from csi_driver.domain.certificates import FILES
 from csi_driver.domain.routing import TOPOLOGY_KEY
-from csi_driver.kube.kinds import CLAIMS, NODES, PODS, SECRETS, VOLUMES
+from csi_driver.kube.resources import NODES, PODS, PVCS, PVS, SECRETS
+from csi_driver.operator.certificates import ca as authority
 from csi_driver.rpc import tls
-from csi_driver.service import authority
 
 NAMESPACE = "tidemark"
 DRIVER = "csi.tidemark.dev"
@@ -129,16 +129,16 @@ class ControllerRig:
     def claim(self, name: str, selected: str = "") -> Object:
         """A claim as the API has it, for whose pod a node may be selected."""
         notes = {"volume.kubernetes.io/selected-node": selected} if selected else {}
-        return self.fake.put(CLAIMS, {"metadata": {"name": name, "annotations": notes}}, "ns")
+        return self.fake.put(PVCS, {"metadata": {"name": name, "annotations": notes}}, "ns")
 
     def note(self, name: str, key: str) -> str | None:
         """An annotation of a claim."""
-        found = self.fake.get(CLAIMS, name, "ns")
+        found = self.fake.get(PVCS, name, "ns")
         return (found or {})["metadata"].get("annotations", {}).get(key)
 
     def persist(self, name: str, handle: str) -> None:
         """What the provisioner makes of a volume."""
-        self.fake.put(VOLUMES, volume(name, handle))
+        self.fake.put(PVS, volume(name, handle))
 
 
 async def until(what: Callable[[], object]) -> None:

@@ -15,7 +15,7 @@ from fake_api import Call, Fault, Object
 from rpc_rig import CODE, create_volume, from_snapshot, from_volume, places
 
 from csi_driver._pb import csi_pb2 as C
-from csi_driver.kube.kinds import CLAIMS, CONFIG_MAPS, NODES, PODS, STORAGE_CLASSES
+from csi_driver.kube.resources import CONFIG_MAPS, NODES, PODS, PVCS, STORAGE_CLASSES
 
 PLACED = "tidemark.dev/placed-on"
 FULL = OSError(errno.ENOSPC, "full")
@@ -60,7 +60,7 @@ async def test_a_selection_that_was_taken_back_meanwhile(rig: ControllerRig) -> 
     waits = {"metadata": {"name": "waits"}, "volumeBindingMode": "WaitForFirstConsumer"}
     rig.fake.put(STORAGE_CLASSES, waits)
     claim = rig.claim("c")
-    rig.fake.change(CLAIMS, "c", {"spec": {"storageClassName": "waits"}}, "ns")
+    rig.fake.change(PVCS, "c", {"spec": {"storageClassName": "waits"}}, "ns")
     rig.agents["n-10"].faults.fail("create_volume", FULL)
     await refused(rig.stub.CreateVolume(wanted(claim, "n-10", "n-1")), CODE.RESOURCE_EXHAUSTED)
     assert rig.agents["n-1"].asked("CreateVolume") == 0
@@ -199,8 +199,8 @@ async def test_a_claim_that_changes_meanwhile_is_read_again(rig: ControllerRig) 
     changes = [{"metadata": {"annotations": {"volume.kubernetes.io/selected-node": "n-1"}}}]
 
     def race(call: Call) -> None:
-        if call.verb == "patch" and call.kind == CLAIMS and changes:
-            rig.fake.change(CLAIMS, "c", changes.pop(), "ns")
+        if call.verb == "patch" and call.kind == PVCS and changes:
+            rig.fake.change(PVCS, "c", changes.pop(), "ns")
 
     rig.fake.hooks.append(race)
     await refused(rig.stub.CreateVolume(wanted(claim, "n-10", "n-1")), CODE.UNAVAILABLE, "ns/c")
@@ -215,7 +215,7 @@ async def test_without_the_api_nothing_is_begun(rig: ControllerRig, fault: Fault
     claim = rig.claim("c")
 
     def refuse(call: Call) -> None:
-        if call.kind == CLAIMS:
+        if call.kind == PVCS:
             raise fault
 
     rig.fake.hooks.append(refuse)
@@ -228,7 +228,7 @@ async def test_without_the_api_nothing_is_begun(rig: ControllerRig, fault: Fault
 async def test_another_claim_under_the_same_name_says_nothing(rig: ControllerRig) -> None:
     await until_ready(rig.identity)
     old = rig.claim("c")
-    rig.fake.remove(CLAIMS, "c", "ns")
+    rig.fake.remove(PVCS, "c", "ns")
     rig.claim("c", selected="n-10")
     assert (await rig.stub.CreateVolume(wanted(old, "n-1", "n-10"))).volume.volume_id.startswith("n-1:")
     assert rig.note("c", PLACED) is None

@@ -11,7 +11,7 @@ import pytest
 from controller_rig import NAMESPACE, agent_pod, node, volume
 from fake_api import FakeApi
 
-from csi_driver.kube.kinds import NODES, PODS, VOLUMES
+from csi_driver.kube.resources import NODES, PODS, PVS
 
 
 async def tidemark(fake: FakeApi, directory: Path, *words: str) -> tuple[int, str, str]:
@@ -28,7 +28,7 @@ async def test_a_dead_node_from_the_list_to_its_return(fake: FakeApi, tmp_path: 
     fake.put(NODES, node("worker-1"))
     fake.put(PODS, agent_pod("a", "worker-1", 9807), NAMESPACE)
     for number in range(3):
-        fake.put(VOLUMES, volume(f"p{number}", f"worker-7:default:{number:032}"))
+        fake.put(PVS, volume(f"p{number}", f"worker-7:default:{number:032}"))
     code, out, _ = await tidemark(fake, tmp_path, "list")
     assert (code, [line.split() for line in out.splitlines()]) == (
         0,

@@ -13,7 +13,7 @@ from rpc_rig import CODE, create_volume, places
 
 from csi_driver._pb import csi_pb2 as C
 from csi_driver.domain.errors import Precondition
-from csi_driver.kube.kinds import LEASES, NODES, PODS
+from csi_driver.kube.resources import LEASES, NODES, PODS
 
 
 async def http(port: int, path: str) -> tuple[int, str]:
@@ -95,9 +95,9 @@ async def test_agents_come_and_go(rig: ControllerRig) -> None:
 
 
 async def test_who_answers_is_a_figure(rig: ControllerRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    from csi_driver.rpc import reach
+    from csi_driver.rpc.clients import agent_health
 
-    monkeypatch.setattr(reach, "EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(agent_health, "EVERY_SECONDS", 0.05)
     second = await rig.start("second", operator=False)
     await rig.agents["n-10"].server.stop(0)
 
@@ -135,9 +135,9 @@ async def test_one_of_two_leads_and_both_serve(rig: ControllerRig) -> None:
 async def test_a_lease_that_somebody_has_spoilt_ends_nothing_for_good(
     fake: FakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from csi_driver.app import parts
+    from csi_driver.controller import components
 
-    monkeypatch.setattr(parts, "RESTART_SECONDS", 0.05)
+    monkeypatch.setattr(components, "RESTART_SECONDS", 0.05)
     fake.put(LEASES, {"metadata": {"name": "tidemark-operator"}, "spec": {"leaseTransitions": "many"}}, NAMESPACE)
     async with ControllerRig(fake) as rig:
         await until(lambda: len(fake.asked("get", LEASES)) > 2)

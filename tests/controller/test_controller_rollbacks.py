@@ -11,7 +11,7 @@ from controller_rig import DRIVER, ControllerRig
 from rpc_rig import create_volume, places
 
 from csi_driver._pb import csi_pb2 as C
-from csi_driver.kube.kinds import CLAIMS, CONTENTS, ROLLBACKS, SNAPSHOTS, VOLUMES
+from csi_driver.kube.resources import PVCS, PVS, ROLLBACKS, SNAPSHOT_CONTENTS, SNAPSHOTS
 
 
 async def until(what: Callable[[], object]) -> None:
@@ -38,13 +38,13 @@ async def test_the_leader_takes_a_disk_back(rig: ControllerRig) -> None:
     def put(kind: Any, name: str, **more: Any) -> str:
         return str(fake.put(kind, {"metadata": {"name": name}, **more})["metadata"]["uid"])
 
-    uid = put(CLAIMS, "v1", spec={"volumeName": "pvc-1"}, status={"phase": "Bound"})
+    uid = put(PVCS, "v1", spec={"volumeName": "pvc-1"}, status={"phase": "Bound"})
     ref = {"namespace": "default", "name": "v1", "uid": uid}
-    put(VOLUMES, "pvc-1", spec={"claimRef": ref, "csi": {"driver": DRIVER, "volumeHandle": volume_id}})
+    put(PVS, "pvc-1", spec={"claimRef": ref, "csi": {"driver": DRIVER, "volumeHandle": volume_id}})
     uid = put(SNAPSHOTS, "s1", status={"readyToUse": True, "boundVolumeSnapshotContentName": "c1"})
     ref = {"namespace": "default", "name": "s1", "uid": uid}
     handle = {"snapshotHandle": cut.snapshot.snapshot_id}
-    put(CONTENTS, "c1", spec={"volumeSnapshotRef": ref, "driver": DRIVER}, status=handle)
+    put(SNAPSHOT_CONTENTS, "c1", spec={"volumeSnapshotRef": ref, "driver": DRIVER}, status=handle)
     put(ROLLBACKS, "back", spec={"claimName": "v1", "snapshotName": "s1", "safetySnapshot": False})
     put(ROLLBACKS, "waits", spec={"claimName": "v1", "snapshotName": "later"})
 

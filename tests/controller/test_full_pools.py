@@ -9,8 +9,8 @@ from controller_rig import ControllerRig, until_ready
 from fake_api import FakeApi
 
 from csi_driver.kube.events import Events
-from csi_driver.kube.kinds import EVENTS
-from csi_driver.operator.full_pools import AGAIN_SECONDS, FullPoolEvents
+from csi_driver.kube.resources import EVENTS
+from csi_driver.operator.agents.full_pools import AGAIN_SECONDS, FullPoolEvents
 from csi_driver.service.fullness import FullPool
 
 GIB = 1 << 30

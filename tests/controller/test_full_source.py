@@ -16,8 +16,8 @@ from pin_rig import NS, claim
 from rpc_rig import CODE, create_volume, from_snapshot, places
 
 from csi_driver._pb import csi_pb2 as C
-from csi_driver.kube.kinds import CLAIMS, CONTENTS
-from csi_driver.rpc.rooms import AgentRooms
+from csi_driver.kube.resources import PVCS, SNAPSHOT_CONTENTS
+from csi_driver.rpc.clients.capacity import AgentRooms
 
 
 class Restoring(Leading):
@@ -40,7 +40,7 @@ class Restoring(Leading):
         cut = await self.cluster.controller.CreateSnapshot(C.CreateSnapshotRequest(name="s", source_volume_id=source))
         self.handle = cut.snapshot.snapshot_id
         self.snapshot("s", "n-1")
-        self.fake.change(CONTENTS, "content-s", {"status": {"snapshotHandle": self.handle}})
+        self.fake.change(SNAPSHOT_CONTENTS, "content-s", {"status": {"snapshotHandle": self.handle}})
         self.put(claim("r", snapshot="s", size="4Gi", selected="n-1"))
         self.before = self.cluster.agents["n-1"].asked("CreateVolume")
 
@@ -66,7 +66,7 @@ class Restoring(Leading):
             self.unselect("r")
             await self.look(0)
             return False
-        self.fake.change(CLAIMS, "r", {"spec": {"volumeName": "pvc-r"}, "status": {"phase": "Bound"}}, NS)
+        self.fake.change(PVCS, "r", {"spec": {"volumeName": "pvc-r"}, "status": {"phase": "Bound"}}, NS)
         return True
 
 
@@ -92,7 +92,7 @@ async def test_a_full_pool_is_asked_once(restoring: Restoring) -> None:
     await restoring.cluster.controller.DeleteVolume(C.DeleteVolumeRequest(volume_id=filler))
     await restoring.run(10)
     assert restoring.calls == 2
-    assert restoring.fake.get(CLAIMS, "r", NS)["status"]["phase"] == "Bound"  # type: ignore[index]
+    assert restoring.fake.get(PVCS, "r", NS)["status"]["phase"] == "Bound"  # type: ignore[index]
     assert restoring.cluster.agents["n-10"].asked("CreateVolume") == 0
 
 
@@ -103,4 +103,4 @@ async def test_a_pool_that_promises_room_and_has_none(restoring: Restoring) -> N
     assert 15 <= restoring.calls <= 21
     restoring.cluster.agents["n-1"].faults.clear()
     await restoring.run(302)
-    assert restoring.fake.get(CLAIMS, "r", NS)["status"]["phase"] == "Bound"  # type: ignore[index]
+    assert restoring.fake.get(PVCS, "r", NS)["status"]["phase"] == "Bound"  # type: ignore[index]

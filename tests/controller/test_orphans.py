@@ -13,38 +13,47 @@ from rpc_rig import create_volume, places
 from csi_driver._pb import csi_pb2 as C
 from csi_driver.domain.ids import name_hash
 from csi_driver.kube.events import Events
-from csi_driver.kube.kinds import EVENTS, NODES, VOLUMES
-from csi_driver.kube.mirror import Mirror, start_all
-from csi_driver.operator import orphans
-from csi_driver.operator.discovery import keep_volume
-from csi_driver.operator.orphans import GRACE_SECONDS, Orphans, namesakes, orphaned, unnamed
-from csi_driver.rpc.inventory import AgentInventory
+from csi_driver.kube.informer import Informer, start_all
+from csi_driver.kube.resources import EVENTS, NODES, PVS
+from csi_driver.operator import orphaned_volumes
+from csi_driver.operator.agents.discovery import keep_volume
+from csi_driver.operator.orphaned_volumes import (
+    GRACE_SECONDS,
+    Orphans,
+    older_than_grace,
+    same_name_pvs,
+    unreferenced_since,
+)
+from csi_driver.rpc.clients.inventory import AgentInventory
 
 A1, A2, B1 = (f"{owner}:default:{number:032x}" for owner, number in (("a", 1), ("a", 2), ("b", 1)))
 
 
 def test_an_hour_is_counted_from_the_first_look() -> None:
-    since = unnamed({}, {"a": [A1, A2], "b": []}, {A2}, 100)
+    since = unreferenced_since({}, {"a": [A1, A2], "b": []}, {A2}, 100)
     assert since == {A1: 100}
-    since = unnamed(since, {"a": [A1, A2], "b": [B1]}, {A2}, 200)
+    since = unreferenced_since(since, {"a": [A1, A2], "b": [B1]}, {A2}, 200)
     assert since == {A1: 100, B1: 200}
-    assert orphaned(since, 99 + GRACE_SECONDS) == []
-    assert orphaned(since, 100 + GRACE_SECONDS) == [A1]
+    assert older_than_grace(since, 99 + GRACE_SECONDS) == []
+    assert older_than_grace(since, 100 + GRACE_SECONDS) == [A1]
 
 
 def test_what_is_named_or_gone_is_forgotten_and_what_is_silent_is_not() -> None:
     since = {A1: 1.0, A2: 1.0, B1: 1.0}
-    assert unnamed(since, {"a": [A2]}, set(), 5) == {A2: 1.0, B1: 1.0}  # a answered: A1 is deleted; b is silent
-    assert unnamed(since, {"a": [A1, A2]}, {A1}, 5) == {A2: 1.0, B1: 1.0}
-    assert unnamed(since, {}, {B1}, 5) == {A1: 1.0, A2: 1.0}
+    assert unreferenced_since(since, {"a": [A2]}, set(), 5) == {
+        A2: 1.0,
+        B1: 1.0,
+    }  # a answered: A1 is deleted; b is silent
+    assert unreferenced_since(since, {"a": [A1, A2]}, {A1}, 5) == {A2: 1.0, B1: 1.0}
+    assert unreferenced_since(since, {}, {B1}, 5) == {A1: 1.0, A2: 1.0}
     # Named, and then not named any more: a PersistentVolume was removed by hand. The hour begins now.
-    assert unnamed({}, {"a": [A1]}, set(), 9) == {A1: 9}
+    assert unreferenced_since({}, {"a": [A1]}, set(), 9) == {A1: 9}
 
 
 def test_namesakes() -> None:
     twin = {"metadata": {"name": "pvc-1"}, "handle": "b:default:x"}
     lost = f"a:default:{name_hash('volume', 'pvc-1')}"
-    assert namesakes([lost, A1, "no id"], [twin]) == {lost: twin}
+    assert same_name_pvs([lost, A1, "no id"], [twin]) == {lost: twin}
 
 
 async def test_orphans_of_a_cluster(rig: ControllerRig, fake: FakeApi) -> None:
@@ -56,13 +65,13 @@ async def test_orphans_of_a_cluster(rig: ControllerRig, fake: FakeApi) -> None:
     rig.persist("pvc-1", made["pvc-1"])
     rig.persist("pvc-2", "n-10:default:" + made["pvc-2"].rpartition(":")[2])  # made twice: this handle is the other one
     rig.persist("static", made["pvc-4"])
-    fake.put(VOLUMES, volume("pvc-3", made["pvc-3"], driver="other.example"))
+    fake.put(PVS, volume("pvc-3", made["pvc-3"], driver="other.example"))
     api = await fake.connect()
-    mirror = Mirror(api, VOLUMES, keep=keep_volume)
+    mirror = Informer(api, PVS, keep=keep_volume)
     await start_all([mirror])
     now = [0.0]
     told: list[int] = []
-    inventory = AgentInventory(rig.controller.room.agents)
+    inventory = AgentInventory(rig.controller.context.agents)
     part = Orphans(inventory, mirror, DRIVER, Events(api, "tidemark"), told.append, lambda: now[0])
     assert await part.look() == []
     now[0] = GRACE_SECONDS - 1
@@ -74,7 +83,7 @@ async def test_orphans_of_a_cluster(rig: ControllerRig, fake: FakeApi) -> None:
     assert told == [0, 0, 2, 2]
     events = {event["involvedObject"]["name"]: event for event in fake.all(EVENTS)}
     assert {name: event["count"] for name, event in events.items()} == {"pvc-2": 1, "n-10": 1}
-    assert events["pvc-2"]["involvedObject"]["uid"] == (fake.get(VOLUMES, "pvc-2") or {})["metadata"]["uid"]
+    assert events["pvc-2"]["involvedObject"]["uid"] == (fake.get(PVS, "pvc-2") or {})["metadata"]["uid"]
     assert made["pvc-2"] in events["pvc-2"]["message"]
     assert fake.get(NODES, "n-10") is not None
     assert sum(len(agent.pool.volumes) for agent in rig.agents.values()) == 4
@@ -88,7 +97,7 @@ async def test_orphans_of_a_cluster(rig: ControllerRig, fake: FakeApi) -> None:
 
 
 async def test_the_leader_looks(rig: ControllerRig) -> None:
-    assert orphans.EVERY_SECONDS < GRACE_SECONDS
+    assert orphaned_volumes.EVERY_SECONDS < GRACE_SECONDS
     await until_ready(rig.identity)
     async with asyncio.timeout(60):
         while rig.agents["n-1"].asked("ListVolumes") == 0:

@@ -22,8 +22,10 @@ from crash_scenarios import BY_NAME, DISK
 from node_host import Disk
 from node_rig import Rig
 
-from csi_driver.host import allocation, jobs, libc
-from csi_driver.host.children import Children
+from csi_driver.host import syscalls
+from csi_driver.host.fs import allocation
+from csi_driver.host.helper import job_table
+from csi_driver.host.helper.client import HelperPool
 
 LOOKING = {"loop_identities", "statvfs", "ping"}
 """Jobs that change nothing."""
@@ -66,7 +68,7 @@ def watch(points: Points) -> None:
     """Every call that changes a file system is a point of its own."""
     for name in ("mkdir", "rename", "fsync", "unlink", "rmdir", "ftruncate", "chmod", "fchmod"):
         _wrap(os, name, points)
-    _wrap(libc, "call", points)
+    _wrap(syscalls, "call", points)
     real = fcntl.ioctl
 
     def ioctl(fd: Any, request: int, *args: Any) -> Any:
@@ -97,7 +99,7 @@ def _wrap(module: Any, name: str, points: Points) -> None:
     setattr(module, name, call)
 
 
-def watch_jobs(points: Points, children: Children) -> None:
+def watch_jobs(points: Points, children: HelperPool) -> None:
     """Before, during and after everything that runs in a child of the fork server."""
     real = children.run
 
@@ -119,7 +121,7 @@ def watch_jobs(points: Points, children: Children) -> None:
 
 async def operate(order: dict[str, Any], points: Points) -> None:
     scenario = BY_NAME[order["scenario"]]
-    children: Any = Children(begin=fork_servers.begin_as_child) if order["children"] else InProcess()
+    children: Any = HelperPool(begin=fork_servers.begin_as_child) if order["children"] else InProcess()
     if order["children"]:
         await children.start()
     disk = Disk(Path("/nowhere"), Path(order["pool"]), None)  # type: ignore[arg-type]
@@ -147,7 +149,7 @@ class InProcess:
     stuck = 0
 
     async def run(self, job: str, timeout: float, **args: Any) -> Any:
-        return jobs.TABLE[job](**args)
+        return job_table.TABLE[job](**args)
 
     async def stop(self) -> None:
         pass

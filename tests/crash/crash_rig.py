@@ -21,9 +21,9 @@ from node_host import GIB, Disk, is_frozen, make_disk
 from node_rig import Rig
 
 from csi_driver.domain.sizes import least_request
-from csi_driver.host import allocation, condition, mounts
-from csi_driver.host.children import Children
 from csi_driver.host.commands import run
+from csi_driver.host.fs import allocation, condition, mounts
+from csi_driver.host.helper.client import HelperPool
 
 State = dict[str, Any]
 HERE = Path(__file__).parent
@@ -101,7 +101,7 @@ class World:
 
     place: Path
     disk: Disk
-    children: Children
+    children: HelperPool
     killer: Killer
     runs: int = 0
     templates: dict[Callable[..., Any], Path] = field(default_factory=dict)
@@ -146,7 +146,7 @@ class World:
         mounts.mount(self.disk.device.path, self.disk.point, "xfs", ["noatime"])
 
 
-def make_world(place: Path, children: Children, killer_: Killer) -> World:
+def make_world(place: Path, children: HelperPool, killer_: Killer) -> World:
     return World(place, make_disk(place, 8 * GIB), children, killer_)
 
 

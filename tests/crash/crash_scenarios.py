@@ -9,8 +9,9 @@ from node_host import MIB, write_at, write_file
 from node_rig import Rig, mounted, stage_at_last
 
 from csi_driver.domain.model import Snapshot, Volume
-from csi_driver.host import announcements, libc
+from csi_driver.host import syscalls
 from csi_driver.host.commands import run
+from csi_driver.host.freeze import journal
 
 DISK = 1 * MIB
 Step = Callable[[Rig], Awaitable[Any]]
@@ -94,8 +95,8 @@ async def leftovers(rig: Rig) -> None:
         trash.mkdir()
         (trash / "disk.img").write_bytes(b"x" * 8192)
     (rig.image(find(rig, "v")).parent / ".record.json.abcdefgh").write_bytes(b"{")
-    facts = announcements.freeze_facts("/nowhere", 7, 1 << 19, (1, 2)) | {"boot": "before"}
-    announcements.announce(str(root / ".freeze"), "0" * 32, [facts])
+    facts = journal.entry_for("/nowhere", 7, 1 << 19, (1, 2)) | {"boot": "before"}
+    journal.record(str(root / ".freeze"), "0" * 32, [facts])
     (root / ".freeze" / ("." + "1" * 32 + ".frozen.json.abcdefgh")).write_bytes(b"[")
 
 
@@ -166,7 +167,7 @@ def _erased(*steps: tuple[int, int]) -> Step:
     async def erase(rig: Rig) -> None:
         with rig.image(find(rig, "v")).open("r+b") as file:
             for mode, at in steps:
-                libc.call("fallocate", "fallocate", file.fileno(), mode, at, DISK // 2)
+                syscalls.call("fallocate", "fallocate", file.fileno(), mode, at, DISK // 2)
 
     return erase
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from freeze_rig import Pool
 
-from csi_driver.host import loop, loopctl, mountinfo, mounts
-from csi_driver.host.children import Children
+from csi_driver.host.block import loop, loop_ioctl
 from csi_driver.host.commands import run
-from csi_driver.host.filesystems import missing_tools, pool_mkfs_argv
+from csi_driver.host.fs import mountinfo, mounts
+from csi_driver.host.fs.filesystems import missing_tools, pool_mkfs_argv
+from csi_driver.host.helper.client import HelperPool
 
 CAP_SYS_RESOURCE = 24
 
@@ -47,12 +48,12 @@ def clean(place: Path) -> None:
                 mounts.umount(point)
         devices = [
             number
-            for number in loopctl.numbers()
-            if Path(loopctl.sysfs(number, "loop/backing_file") or "/").is_relative_to(place)
+            for number in loop_ioctl.numbers()
+            if Path(loop_ioctl.sysfs(number, "loop/backing_file") or "/").is_relative_to(place)
         ]
         for number in reversed(devices):
-            with suppress(OSError), loopctl.opened(number, os.O_RDONLY) as fd:
-                device = loopctl.describe(fd, number)
+            with suppress(OSError), loop_ioctl.opened(number, os.O_RDONLY) as fd:
+                device = loop_ioctl.describe(fd, number)
             with suppress(OSError):
                 assert device
                 loop.detach(device)
@@ -163,9 +164,9 @@ def pool(tmp_path: Path) -> Iterator[Pool]:
 
 
 @pytest.fixture
-async def children(request: pytest.FixtureRequest) -> AsyncIterator[Children]:
+async def children(request: pytest.FixtureRequest) -> AsyncIterator[HelperPool]:
     """Patient: what is killed may die slowly on a busy machine. By indirect parametrization the grace is another one."""
-    children = Children(grace=getattr(request, "param", 20.0))
+    children = HelperPool(grace=getattr(request, "param", 20.0))
     await children.start()
     yield children
     await asyncio.wait_for(children.stop(), 20)

@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
-from csi_driver.host import announcements, loop, mountinfo, thaw
-from csi_driver.host.children import Children, JobFailed
+from csi_driver.host.block import loop
+from csi_driver.host.block.loop import LoopDevice
 from csi_driver.host.errors import Busy, Mismatch
-from csi_driver.host.loop import LoopDevice
+from csi_driver.host.freeze import journal, thaw
+from csi_driver.host.fs import mountinfo
+from csi_driver.host.helper.client import HelperPool, JobFailed
 
 SIZES = {"xfs": 300 << 20, "ext4": 64 << 20}
 
@@ -52,7 +54,7 @@ async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
         await asyncio.sleep(0.01)
 
 
-async def ended(children: Children) -> None:
+async def ended(children: HelperPool) -> None:
     """Once it returns, all that was run before is over, and both sides have closed what was open for it."""
     await until(lambda: not children._runs)
     await children.run("ping", 30)  # the server closes its part after it has told the end, and before it takes a job
@@ -88,7 +90,7 @@ class Disk:
     @property
     def facts(self) -> dict[str, object]:
         status = self.image.stat()
-        return announcements.freeze_facts(str(self.point), self.major, self.minor, (status.st_dev, status.st_ino))
+        return journal.entry_for(str(self.point), self.major, self.minor, (status.st_dev, status.st_ino))
 
     def is_frozen(self) -> bool:
         """Ask without waiting: a second freeze is refused. Where nothing is mounted this would freeze the host."""
@@ -193,7 +195,7 @@ class Pool:
 
 
 async def cut(
-    children: Children, *disks: Disk, clones: list[dict[str, str]], deadline: float = DEADLINE, **more: Any
+    children: HelperPool, *disks: Disk, clones: list[dict[str, str]], deadline: float = DEADLINE, **more: Any
 ) -> Any:
     mounts = [disk.mount for disk in disks]
     job = children.run("cut", TIMEOUT, mounts=mounts, clones=clones, deadline=deadline, **more)
@@ -207,7 +209,7 @@ async def fails(job: Awaitable[object]) -> JobFailed:
 
 
 async def paused(
-    children: Children, pool: Pool, *disks: Disk, pause: float = PAUSE, deadline: float = LONG
+    children: HelperPool, pool: Pool, *disks: Disk, pause: float = PAUSE, deadline: float = LONG
 ) -> "asyncio.Task[Any]":
     """Start a cut whose cloning process sleeps, and return once all disks are frozen."""
     clones = [pool.clone(disk) for disk in disks]

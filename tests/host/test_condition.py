@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from freeze_rig import Disk, Pool, eventually, sh
 
-from csi_driver.host import commands, condition, fsck
-from csi_driver.host.children import Children
+from csi_driver.host import commands
 from csi_driver.host.errors import Busy
+from csi_driver.host.fs import condition, fsck
+from csi_driver.host.helper.client import HelperPool
 
 SIZE = 16 << 20
 HERE = Path(__file__).resolve().parents[2]
@@ -67,7 +68,7 @@ def test_a_device_without_an_ext4_counts_no_errors() -> None:
 
 
 @pytest.mark.root
-async def test_an_xfs_that_shut_down_refuses_an_open_alone(root: None, pool: Pool, children: Children) -> None:
+async def test_an_xfs_that_shut_down_refuses_an_open_alone(root: None, pool: Pool, children: HelperPool) -> None:
     disk = pool.disk("xfs")
     number = [disk.major, disk.minor]
     assert await children.run("is_shut_down", 10, point=str(disk.point), device_number=number) is False
@@ -103,7 +104,7 @@ def stand_in(place: Path, script: str) -> str:
     (tools / "e2fsck").write_text(f"#!/bin/sh\n{script}\n")
     (tools / "e2fsck").chmod(0o755)
     patch = f"from csi_driver.host import commands; commands.DIRECTORIES = ({str(tools)!r},); "
-    return fsck._BOOTSTRAP.replace("from csi_driver.host.fsck", patch + "from csi_driver.host.fsck")
+    return fsck._BOOTSTRAP.replace("from csi_driver.host.fs.fsck", patch + "from csi_driver.host.fs.fsck")
 
 
 def ended(directory: Path) -> fsck.Outcome:

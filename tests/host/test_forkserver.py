@@ -16,20 +16,20 @@ from pathlib import Path
 import pytest
 from freeze_rig import ended, until
 
-from csi_driver.backends.jobs import translate
+from csi_driver.backends.volume_helpers import translate
 from csi_driver.domain import errors
-from csi_driver.host import loop
-from csi_driver.host.children import Children, JobFailed, JobStuck
+from csi_driver.host.block import loop
 from csi_driver.host.errors import Busy
+from csi_driver.host.helper.client import HelperPool, JobFailed, JobStuck
 
 pytestmark = pytest.mark.root
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: needs root for loop devices and mounts")
 
 
 @pytest.fixture
-async def children(request: pytest.FixtureRequest) -> AsyncIterator[Children]:
+async def children(request: pytest.FixtureRequest) -> AsyncIterator[HelperPool]:
     """Patient: what is killed may die slowly on a busy machine. By indirect parametrization the grace is another one."""
-    children = Children(grace=getattr(request, "param", 20.0))
+    children = HelperPool(grace=getattr(request, "param", 20.0))
     await children.start()
     yield children
     await asyncio.wait_for(children.stop(), 20)
@@ -104,7 +104,7 @@ def open_files(pid: int | str = "self") -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-async def test_a_job_answers_and_its_errors_keep_type_and_errno(children: Children) -> None:
+async def test_a_job_answers_and_its_errors_keep_type_and_errno(children: HelperPool) -> None:
     answer = await children.run("ping", 5)
     assert answer["pid"] not in (os.getpid(), children.server_pid)
     assert (await children.run("statvfs", 5, point="/"))["f_blocks"] == os.statvfs("/").f_blocks
@@ -115,7 +115,7 @@ async def test_a_job_answers_and_its_errors_keep_type_and_errno(children: Childr
     assert (await fails(children.run("ping", 5, nonsense=1))).type == "TypeError"
 
 
-async def test_commands_give_output_or_a_typed_error(children: Children, tmp_path: Path) -> None:
+async def test_commands_give_output_or_a_typed_error(children: HelperPool, tmp_path: Path) -> None:
     assert await children.run("command", 10, argv=["echo", "$HOME; x"], seconds=5) == "$HOME; x\n"
     large = tmp_path / "large"
     large.write_text("0123456789abcde\n" * (1 << 17))
@@ -124,7 +124,7 @@ async def test_commands_give_output_or_a_typed_error(children: Children, tmp_pat
     assert (error.type, error.details["rc"]) == ("CommandError", 1)
 
 
-async def test_past_its_deadline_a_job_is_killed_with_all_that_it_started(children: Children) -> None:
+async def test_past_its_deadline_a_job_is_killed_with_all_that_it_started(children: HelperPool) -> None:
     begun = time.monotonic()
     with pytest.raises(JobStuck) as caught:
         await children.run("command", 0.4, argv=["sleep", "1000"], seconds=900)
@@ -134,7 +134,7 @@ async def test_past_its_deadline_a_job_is_killed_with_all_that_it_started(childr
     assert (children.stuck, children.written_off_total) == (0, 0)
 
 
-async def test_a_child_that_dies_is_an_error_at_once(children: Children) -> None:
+async def test_a_child_that_dies_is_an_error_at_once(children: HelperPool) -> None:
     job = asyncio.create_task(children.run("ping", 30, pause=60))
     await until(lambda: offspring(children.server_pid))
     os.kill(offspring(children.server_pid).pop(), signal.SIGKILL)
@@ -146,7 +146,7 @@ async def test_a_child_that_dies_is_an_error_at_once(children: Children) -> None
 
 @needs_root
 @hasty
-async def test_what_cannot_be_killed_is_written_off_and_others_go_on(children: Children, frozen: Path) -> None:
+async def test_what_cannot_be_killed_is_written_off_and_others_go_on(children: HelperPool, frozen: Path) -> None:
     with pytest.raises(JobStuck) as caught:  # an answer, while it hangs for ever
         await children.run("command", HANG, argv=["touch", str(frozen / "x")], seconds=900)
     stuck = caught.value
@@ -164,7 +164,7 @@ async def test_what_cannot_be_killed_is_written_off_and_others_go_on(children: C
 
 @needs_root
 async def test_stuck_jobs_hold_no_place_until_there_are_too_many(frozen: Path) -> None:
-    children = Children(limit=1, stuck_limit=1, grace=0.1)
+    children = HelperPool(limit=1, stuck_limit=1, grace=0.1)
     await children.start()
     try:
         stuck = []
@@ -185,7 +185,7 @@ async def test_stuck_jobs_hold_no_place_until_there_are_too_many(frozen: Path) -
 
 
 async def test_jobs_are_bounded_and_wait_for_their_turn() -> None:
-    children = Children(limit=2)
+    children = HelperPool(limit=2)
     await children.start()
     try:
         long = [asyncio.create_task(children.run("ping", 60, pause=60)) for _ in range(2)]
@@ -205,13 +205,13 @@ async def test_jobs_are_bounded_and_wait_for_their_turn() -> None:
         await children.stop()
 
 
-async def test_200_jobs_at_once(children: Children) -> None:
+async def test_200_jobs_at_once(children: HelperPool) -> None:
     answers = await asyncio.gather(*(children.run("ping", 30, pause=0.01) for _ in range(200)))
     assert len({answer["pid"] for answer in answers}) == 200
     await until(lambda: not offspring(children.server_pid))
 
 
-async def test_cancelled_jobs_leave_no_descriptor_and_no_process(children: Children) -> None:
+async def test_cancelled_jobs_leave_no_descriptor_and_no_process(children: HelperPool) -> None:
     await ended(children)
     before, server_before = open_files(), open_files(children.server_pid)
     tasks = [
@@ -237,7 +237,7 @@ async def test_cancelled_jobs_leave_no_descriptor_and_no_process(children: Child
 
 
 @hasty
-async def test_a_job_cancelled_before_it_was_sent_leaves_nothing(children: Children) -> None:
+async def test_a_job_cancelled_before_it_was_sent_leaves_nothing(children: HelperPool) -> None:
     before = open_files()
     os.kill(children.server_pid, signal.SIGSTOP)
     try:
@@ -253,12 +253,12 @@ async def test_a_job_cancelled_before_it_was_sent_leaves_nothing(children: Child
     await children.run("ping", 5)
 
 
-async def test_too_many_arguments_are_refused(children: Children) -> None:
+async def test_too_many_arguments_are_refused(children: HelperPool) -> None:
     assert (await fails(children.run("ping", 5, filler="x" * 200_000))).type == "TooLarge"
     await children.run("ping", 5)
 
 
-async def test_a_dead_fork_server_is_replaced(children: Children, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_dead_fork_server_is_replaced(children: HelperPool, caplog: pytest.LogCaptureFixture) -> None:
     first, before = children.server_pid, open_files()
     job = asyncio.create_task(children.run("command", 30, argv=["sleep", "900"], seconds=20))
     idle = asyncio.create_task(children.run("ping", 30, pause=60))
@@ -286,7 +286,7 @@ async def test_the_fork_server_ignores_polite_signals_and_holds_nothing_of_the_a
     with (tmp_path / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         os.set_inheritable(lock.fileno(), True)  # the worst case
-        children = Children()
+        children = HelperPool()
         await children.start()
         try:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -313,7 +313,7 @@ async def test_the_fork_server_ignores_polite_signals_and_holds_nothing_of_the_a
 
 async def test_stop_ends_the_server_and_the_running_jobs() -> None:
     before = open_files()
-    children = Children()
+    children = HelperPool()
     await children.start()
     pid = children.server_pid
     job = asyncio.create_task(children.run("ping", 30, pause=60))
@@ -332,7 +332,7 @@ async def test_stop_ends_the_server_and_the_running_jobs() -> None:
 
 
 async def test_latency_and_memory_for_the_record(
-    children: Children, record_property: Callable[[str, object], None]
+    children: HelperPool, record_property: Callable[[str, object], None]
 ) -> None:
     times = []
     for _ in range(200):

@@ -32,9 +32,9 @@ from freeze_rig import (
 )
 
 import csi_driver
-from csi_driver.host import announcements
-from csi_driver.host.children import Children, JobStuck
-from csi_driver.host.frozen import FIFREEZE
+from csi_driver.host.freeze import journal
+from csi_driver.host.freeze.state import FIFREEZE
+from csi_driver.host.helper.client import HelperPool, JobStuck
 
 pytestmark = [
     pytest.mark.root,
@@ -43,7 +43,7 @@ pytestmark = [
 ]
 
 
-async def test_a_cut_killed_inside_its_freeze_is_thawed_by_the_watchdog(children: Children, pool: Pool) -> None:
+async def test_a_cut_killed_inside_its_freeze_is_thawed_by_the_watchdog(children: HelperPool, pool: Pool) -> None:
     disks = [pool.disk("xfs"), pool.disk("ext4")]
     task = await paused(children, pool, *disks)
     (child,) = offspring(children.server_pid)
@@ -58,7 +58,7 @@ async def test_a_cut_killed_inside_its_freeze_is_thawed_by_the_watchdog(children
     assert not offspring(children.server_pid)
 
 
-async def test_a_cancelled_cut_is_thawed(children: Children, pool: Pool) -> None:
+async def test_a_cancelled_cut_is_thawed(children: HelperPool, pool: Pool) -> None:
     disk = pool.disk()
     task = await paused(children, pool, disk)
     task.cancel()
@@ -69,7 +69,7 @@ async def test_a_cancelled_cut_is_thawed(children: Children, pool: Pool) -> None
     await until(lambda: not offspring(children.server_pid))
 
 
-async def test_a_cut_past_the_agents_own_deadline_is_thawed(children: Children, pool: Pool) -> None:
+async def test_a_cut_past_the_agents_own_deadline_is_thawed(children: HelperPool, pool: Pool) -> None:
     disk = pool.disk()
     with pytest.raises(JobStuck) as caught:
         await children.run("cut", 3.0, mounts=[disk.mount], clones=[pool.clone(disk)], deadline=LONG, test_pause=PAUSE)
@@ -77,18 +77,18 @@ async def test_a_cut_past_the_agents_own_deadline_is_thawed(children: Children, 
     disk.takes_writes()
 
 
-async def test_a_freeze_that_the_watchdog_gave_up_is_told_from_one_that_it_undid(children: Children) -> None:
+async def test_a_freeze_that_the_watchdog_gave_up_is_told_from_one_that_it_undid(children: HelperPool) -> None:
     """Whatever the job has answered before: what it froze must stay announced."""
     task = asyncio.create_task(children.run("ping", 30, pause=30))
     await until(lambda: children._runs)
     (run,) = children._runs.values()
-    children._hear(children._server, {"gone": run.number, "status": 1, "thawed": False})  # type: ignore[arg-type]
+    children._on_message(children._server, {"gone": run.number, "status": 1, "thawed": False})  # type: ignore[arg-type]
     error = await fails(task)
     assert (error.type, error.gone.is_set(), error.gone.frozen) == ("StillFrozen", True, True)
 
 
 async def test_stop_thaws_a_running_cut(pool: Pool) -> None:
-    children = Children()
+    children = HelperPool()
     await children.start()
     disk = pool.disk()
     task = await paused(children, pool, disk)
@@ -99,7 +99,7 @@ async def test_stop_thaws_a_running_cut(pool: Pool) -> None:
     assert error.gone.is_set(), "the server was left before it had ended"
 
 
-async def test_a_stopped_child_is_late_and_thawed_by_the_watchdog(children: Children, pool: Pool) -> None:
+async def test_a_stopped_child_is_late_and_thawed_by_the_watchdog(children: HelperPool, pool: Pool) -> None:
     disk = pool.disk()
     task = await paused(children, pool, disk, deadline=5.0)
     (child,) = offspring(children.server_pid)
@@ -108,7 +108,7 @@ async def test_a_stopped_child_is_late_and_thawed_by_the_watchdog(children: Chil
     disk.takes_writes()
 
 
-async def test_a_cut_outlives_its_fork_server(children: Children, pool: Pool) -> None:
+async def test_a_cut_outlives_its_fork_server(children: HelperPool, pool: Pool) -> None:
     disk = pool.disk()
     task = await paused(children, pool, disk)
     server = children.server_pid
@@ -122,7 +122,7 @@ async def test_a_cut_outlives_its_fork_server(children: Children, pool: Pool) ->
     await cut(children, disk, clones=[pool.clone(disk)])
 
 
-async def test_without_its_fork_server_a_cut_that_dies_is_thawed_by_the_agent(children: Children, pool: Pool) -> None:
+async def test_without_its_fork_server_a_cut_that_dies_is_thawed_by_the_agent(children: HelperPool, pool: Pool) -> None:
     disk = pool.disk()
     task = await paused(children, pool, disk)
     server = children.server_pid
@@ -217,7 +217,9 @@ def test_a_killed_agents_hanging_freeze_is_thawed_when_it_returns(pool: Pool) ->
 
 
 @pytest.mark.parametrize("unmounted", [False, True], ids=["mounted", "unmounted"])
-async def test_when_all_die_the_announcement_is_enough_to_thaw(children: Children, pool: Pool, unmounted: bool) -> None:
+async def test_when_all_die_the_announcement_is_enough_to_thaw(
+    children: HelperPool, pool: Pool, unmounted: bool
+) -> None:
     disks = [pool.disk("xfs"), pool.disk("ext4")]
     directory = pool.path / "frozen"
     directory.mkdir()
@@ -235,16 +237,16 @@ async def test_when_all_die_the_announcement_is_enough_to_thaw(children: Childre
             sh("umount", disk.point)
             assert not disk.is_mounted()
 
-    found = announcements.announced(str(directory))
+    found = journal.announced(str(directory))
     assert list(found) == ["volume"]
     facts: Any = found["volume"]
-    assert [fact["boot"] for fact in facts] == [announcements.boot_id()] * 2
+    assert [fact["boot"] for fact in facts] == [journal.boot_id()] * 2
     strangers = [fact | {"backing": [1, 2]} for fact in facts]
     assert (await children.run("thaw", 10, mounts=strangers)) == {"thawed": [False, False]}
     assert (await children.run("thaw", 10, mounts=facts)) == {"thawed": [True, True]}
     assert (await children.run("thaw", 10, mounts=facts)) == {"thawed": [False, False]}
-    announcements.withdraw(str(directory), "volume")
-    assert announcements.announced(str(directory)) == {}
+    journal.remove(str(directory), "volume")
+    assert journal.announced(str(directory)) == {}
     for disk in disks:
         if unmounted:
             eventually(lambda disk=disk: not Path(f"/sys/fs/{disk.fs}/{Path(disk.device).name}").exists())  # type: ignore[misc]
@@ -253,7 +255,7 @@ async def test_when_all_die_the_announcement_is_enough_to_thaw(children: Childre
 
 
 @pytest.mark.parametrize("fs", ["xfs", "ext4"])
-async def test_a_device_without_a_mount_is_thawed_privately(children: Children, pool: Pool, fs: str) -> None:
+async def test_a_device_without_a_mount_is_thawed_privately(children: HelperPool, pool: Pool, fs: str) -> None:
     disk = pool.disk(fs)
 
     def mounts() -> list[str]:
@@ -272,7 +274,7 @@ async def test_a_device_without_a_mount_is_thawed_privately(children: Children, 
     assert (await children.run("thaw_device", 10, device=disk.device, fs_type=fs)) == {"thawed": False}
 
 
-async def test_a_frozen_disk_covered_by_another_mount_is_thawed(children: Children, pool: Pool) -> None:
+async def test_a_frozen_disk_covered_by_another_mount_is_thawed(children: HelperPool, pool: Pool) -> None:
     disk = pool.disk()
     freeze_mount(disk.point)
     sh("mount", "-t", "tmpfs", "none", disk.point)

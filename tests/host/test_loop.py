@@ -15,21 +15,12 @@ from types import SimpleNamespace
 import pytest
 from freeze_rig import eventually
 
-from csi_driver.host import (
-    allocation,
-    extents,
-    files,
-    filesystems,
-    loop,
-    loopctl,
-    loopusers,
-    mountinfo,
-    mounts,
-    volume_jobs,
-)
+from csi_driver.host.block import device_users, loop, loop_ioctl
 from csi_driver.host.commands import run
 from csi_driver.host.errors import Busy, HostError, Mismatch
-from csi_driver.host.filesystems import mkfs_argv, mount_options
+from csi_driver.host.fs import allocation, extents, files, filesystems, mountinfo, mounts
+from csi_driver.host.fs.filesystems import mkfs_argv, mount_options
+from csi_driver.host.helper import device_jobs
 
 pytestmark = pytest.mark.root
 MIB = 1 << 20
@@ -39,7 +30,7 @@ Opened = Callable[..., int]
 
 
 def sysfs(device: loop.LoopDevice, name: str) -> str | None:
-    return loopctl.sysfs(device.number, name)
+    return loop_ioctl.sysfs(device.number, name)
 
 
 def direct_io_alignment(path: Path) -> int:
@@ -136,7 +127,7 @@ def test_512_byte_blocks_become_buffered_after_a_reflink_and_ours_do_not(make_po
     def attached(*options: str) -> tuple[str | None, str | None]:
         node = run(("losetup", "--find", "--show", "--direct-io=on", *options, str(path)), 10).strip()
         number = int(node.removeprefix("/dev/loop"))
-        found = loopctl.sysfs(number, "queue/logical_block_size"), loopctl.sysfs(number, "loop/dio")
+        found = loop_ioctl.sysfs(number, "queue/logical_block_size"), loop_ioctl.sysfs(number, "loop/dio")
         run(("losetup", "--detach", node), 10)
         while loop.find(path):
             time.sleep(0.01)
@@ -205,13 +196,13 @@ def test_the_devices_of_other_volumes_are_not_asked(image: Image, monkeypatch: p
         run(("cp", "--sparse=always", str(path), str(place)), 10)
     ours, others = (loop.attach(place) for place in places)
     asked: list[int] = []
-    real = loopctl.opened
+    real = loop_ioctl.opened
 
     def opened(number: int, flags: int) -> object:
         asked.append(number)
         return real(number, flags)
 
-    monkeypatch.setattr(loopctl, "opened", opened)
+    monkeypatch.setattr(loop_ioctl, "opened", opened)
     assert loop.find(places[0]) == ours
     assert ours.number in asked
     assert others.number not in asked
@@ -229,7 +220,7 @@ def test_only_the_file_that_is_meant_is_formatted(image: Image, fs_type: str) ->
     device = loop.attach(other)
     use_all(device, MIB)
     before = other.stat().st_blocks, beginning()
-    told = volume_jobs.make_file_system(str(meant), False, fs_type)
+    told = device_jobs.make_file_system(str(meant), False, fs_type)
     assert told["path"] != device.path
     assert filesystems.probe(meant) == fs_type
     assert (other.stat().st_blocks, beginning()) == before
@@ -350,14 +341,14 @@ def test_a_missing_node_is_made(image: Image) -> None:
 
 def test_a_wrong_node_is_not_taken(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
     device = loop.attach(image())
-    real = loopctl.sysfs
+    real = loop_ioctl.sysfs
 
     def sysfs_(number: int, name: str) -> str | None:
         """The kernel's word is changed, not the node: that one is everybody's."""
         return f"{device.major}:{device.minor + 1}" if (number, name) == (device.number, "dev") else real(number, name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loopctl, "sysfs", sysfs_)
+        patch.setattr(loop_ioctl, "sysfs", sysfs_)
         with pytest.raises(Mismatch, match="is not the node"):
             loop.sync(device)
     loop.sync(device)
@@ -400,7 +391,7 @@ def test_a_number_that_was_read_only_is_writable_for_the_next(image: Image, how:
     if let_go == "detach":
         loop.detach(device)
     else:
-        loop.abandon(device.number, str(path))
+        loop.detach_unverified(device.number, str(path))
     run(("losetup", device.path, str(path)), 10)
     try:
         assert run(("blockdev", "--getro", device.path), 10).strip() == "0"
@@ -424,9 +415,9 @@ def test_a_number_that_is_shown_after_all_is_given_back(image: Image, monkeypatc
     path = image()
     elsewhere = mountinfo.Mount(1, 1, 0, 5, "/loop0", "/elsewhere", (), "devtmpfs", "udev", ())
     shows = SimpleNamespace(mounts_of=lambda *_: [elsewhere])
-    monkeypatch.setattr(volume_jobs, "mountinfo", shows)
+    monkeypatch.setattr(device_jobs, "mountinfo", shows)
     with pytest.raises(Busy, match="still shown at /elsewhere"):
-        volume_jobs.attach(str(path), thick=False)
+        device_jobs.attach(str(path), thick=False)
     assert loop.find(path) is None
 
 
@@ -440,10 +431,10 @@ def test_tune(image: Image) -> None:
 def test_a_device_in_use_is_adopted_without_a_write_to_its_queue(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each write would hold its user's I/O up, and a volume is attached again at each of its growths."""
     path = str(image())
-    first = volume_jobs.attach(path, thick=True)
+    first = device_jobs.attach(path, thick=True)
     written: list[str] = []
-    monkeypatch.setattr(loopctl, "write_sysfs", lambda _number, name, _value: written.append(name))
-    assert volume_jobs.attach(path, thick=True) == first
+    monkeypatch.setattr(loop_ioctl, "write_sysfs", lambda _number, name, _value: written.append(name))
+    assert device_jobs.attach(path, thick=True) == first
     assert written == []
 
 
@@ -492,7 +483,7 @@ def test_the_next_owner_of_a_thick_number_can_discard(image: Image, opened: Open
     loop.detach(device)
     # A crash would leave such a number behind as well, so it is looked for at attach too.
     spoilt = loop.attach(image("crashed"))
-    loopctl.write_sysfs(spoilt.number, "queue/discard_max_bytes", "0")
+    loop_ioctl.write_sysfs(spoilt.number, "queue/discard_max_bytes", "0")
     run(("losetup", "--detach", spoilt.path), 10)
     thin = image("thin")
     device = loop.attach(thin)
@@ -508,14 +499,14 @@ def test_openers_are_named(image: Image) -> None:
 
     def are_we_named(*ours: int) -> bool:
         """Others may be there too: whoever looks at all devices opens each."""
-        return str(os.getpid()) in {who.split(" ")[1] for who in loopusers.openers(device, *ours)}
+        return str(os.getpid()) in {who.split(" ")[1] for who in device_users.processes_with_open(device, *ours)}
 
     assert not are_we_named()
     fd = os.open(device.path, os.O_RDONLY)
     assert are_we_named()
     assert not are_we_named(fd)
     os.close(fd)
-    assert loopusers.holders(device) == []
+    assert device_users.holders(device) == []
 
 
 def test_many_at_once(image: Image) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.host import loop, mountinfo, mounts
+from csi_driver.host.block import loop
 from csi_driver.host.commands import run
-from csi_driver.host.filesystems import mkfs_argv, mount_options
+from csi_driver.host.fs import mountinfo, mounts
+from csi_driver.host.fs.filesystems import mkfs_argv, mount_options
 
 Image = Callable[..., Path]
 root_only = pytest.mark.root

@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from csi_driver.domain.errors import AlreadyExists, NotFound
-from csi_driver.kube import api as api_module
-from csi_driver.kube.api import Api, Object
-from csi_driver.kube.errors import Conflict, Refused
+from csi_driver.kube import client as api_module
+from csi_driver.kube.client import Api, Object
+from csi_driver.kube.errors import ApiRejected, Conflict
 from csi_driver.kube.events import Events
-from csi_driver.kube.kinds import CONFIG_MAPS, EVENTS, LEASES, NODES
-from csi_driver.kube.lease import Leader
-from csi_driver.kube.mirror import Mirror, start_all
+from csi_driver.kube.informer import Informer, start_all
+from csi_driver.kube.leader_election import LeaderElector
+from csi_driver.kube.resources import CONFIG_MAPS, EVENTS, LEASES, NODES
 
 Check = Callable[[Api, str], Awaitable[None]]
 MARK = {"of": "contract"}
@@ -98,7 +98,7 @@ async def lists_are_paged_and_selected(api: Api, namespace: str) -> None:
 
 async def a_mirror_follows(api: Api, namespace: str) -> None:
     await api.create(CONFIG_MAPS, config_map("first", a="1"), namespace)
-    mirror = Mirror(api, CONFIG_MAPS, namespace, labels=OURS)
+    mirror = Informer(api, CONFIG_MAPS, namespace, labels=OURS)
     seen: list[tuple[str, str]] = []
     mirror.subscribe(lambda old, new: seen.append((str(old and old["data"]), str(new and new["data"]))))
     await start_all([mirror])
@@ -137,7 +137,7 @@ async def one_leads(api: Api, namespace: str) -> None:
 
     tasks = []
     for name in ("a", "b"):
-        leader = Leader(api, namespace, "contract", name, retry=0.1)
+        leader = LeaderElector(api, namespace, "contract", name, retry=0.1)
         tasks.append(asyncio.create_task(leader.run(lambda name=name: lead(name))))
         await until(lambda: told)
     assert told == ["a"]
@@ -152,7 +152,7 @@ async def one_leads(api: Api, namespace: str) -> None:
 
 
 async def a_refusal_has_its_reason(api: Api, namespace: str) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ApiRejected) as caught:
         await api.create(CONFIG_MAPS, config_map("Not_A_Name"), namespace)
     assert caught.value.status == 422
     assert "Not_A_Name" in str(caught.value)

@@ -24,15 +24,15 @@ from typing import Any
 from aiohttp import web
 from fake_documents import apply_merge_patch, matches
 
-from csi_driver.kube import kinds
-from csi_driver.kube.api import Api
-from csi_driver.kube.kinds import Kind
+from csi_driver.kube import resources as kinds
+from csi_driver.kube.client import Api
+from csi_driver.kube.resources import Kind
 
 Object = dict[str, Any]
 ALL_KINDS = [value for value in vars(kinds).values() if isinstance(value, Kind)]
 CUSTOM = ("snapshot.storage.k8s.io", "groupsnapshot.storage.k8s.io", "tidemark.dev")
 WITH_STATUS = {
-    kind for kind in ALL_KINDS if kind.group in CUSTOM or kind in {kinds.PODS, kinds.NODES, kinds.CLAIMS, kinds.VOLUMES}
+    kind for kind in ALL_KINDS if kind.group in CUSTOM or kind in {kinds.PODS, kinds.NODES, kinds.PVCS, kinds.PVS}
 }
 
 

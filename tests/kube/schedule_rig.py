@@ -12,26 +12,26 @@ from typing import Any
 from fake_api import FakeApi
 
 from csi_driver.domain.errors import DriverError
-from csi_driver.domain.instants import format_instant
-from csi_driver.kube.api import Api
+from csi_driver.domain.timestamps import format_instant
+from csi_driver.kube.client import Api
 from csi_driver.kube.errors import Conflict
 from csi_driver.kube.events import Events
-from csi_driver.kube.kinds import (
-    CLAIMS,
-    CONTENTS,
+from csi_driver.kube.informer import Informer, start_all
+from csi_driver.kube.resources import (
     EVENTS,
     GROUP_CONTENTS,
     GROUP_SNAPSHOTS,
+    PVCS,
+    PVS,
     SCHEDULES,
+    SNAPSHOT_CONTENTS,
     SNAPSHOTS,
-    VOLUMES,
     Kind,
 )
-from csi_driver.kube.mirror import Mirror, start_all
-from csi_driver.operator.schedule_facts import GROUP_IN_CREATION, SNAPSHOT_IN_CREATION
-from csi_driver.operator.schedule_names import CLAIM, SCHEDULED_FOR
-from csi_driver.operator.schedule_view import KEPT, Key
-from csi_driver.operator.schedules import Looks
+from csi_driver.operator.schedule.cache import TRIMMERS, Key
+from csi_driver.operator.schedule.controller import Looks
+from csi_driver.operator.schedule.naming import CLAIM, SCHEDULED_FOR
+from csi_driver.operator.schedule.observed import GROUP_IN_CREATION, SNAPSHOT_IN_CREATION
 
 Object = dict[str, Any]
 DRIVER = "csi.tidemark.dev"
@@ -94,7 +94,9 @@ class Operator:
 
     def __init__(self, world: World, api: Any, reader: Api, limit: int) -> None:
         self.world = world
-        self.mirrors: dict[Kind, Mirror] = {kind: Mirror(reader, kind, keep=keep) for kind, keep in KEPT.items()}
+        self.mirrors: dict[Kind, Informer] = {
+            kind: Informer(reader, kind, keep=keep) for kind, keep in TRIMMERS.items()
+        }
         self.counts = Counts()
         self._make: Callable[[], Looks] = lambda: Looks(
             api, self.mirrors, Events(api, "tidemark"), DRIVER, self.counts, limit, 10, lambda: world.now
@@ -163,12 +165,12 @@ class World:
         meta = {"name": name, "namespace": namespace, "uid": uid, "labels": facts.get("labels", {"app": "db"})}
         meta["creationTimestamp"] = format_instant(facts.get("created", START - 3600))
         self.fake.put(
-            CLAIMS,
+            PVCS,
             {"metadata": meta, "spec": {"volumeName": disk}, "status": {"phase": facts.get("phase", "Bound")}},
         )
         csi = {"driver": facts.get("driver", DRIVER), "volumeHandle": handle(disk, node)}
         owner = {"name": name, "namespace": namespace, "uid": uid}
-        self.fake.put(VOLUMES, {"metadata": {"name": disk}, "spec": {"csi": csi, "claimRef": owner}})
+        self.fake.put(PVS, {"metadata": {"name": disk}, "spec": {"csi": csi, "claimRef": owner}})
 
     def schedule(self, name: str = "s", **spec: Any) -> None:
         """A schedule of each hour for the claims of app=db, but for `spec`."""
@@ -194,18 +196,18 @@ class World:
         for snapshot in self.fake.all(SNAPSHOTS):
             if any(owner["uid"] not in groups for owner in snapshot["metadata"].get("ownerReferences") or []):
                 self.fake.remove(SNAPSHOTS, snapshot["metadata"]["name"], snapshot["metadata"]["namespace"])
-        for content in self.fake.all(CONTENTS):
+        for content in self.fake.all(SNAPSHOT_CONTENTS):
             bound = content["spec"]["volumeSnapshotRef"]
             if (bound["namespace"], bound["name"]) not in present:
-                self.fake.remove(CONTENTS, content["metadata"]["name"])
+                self.fake.remove(SNAPSHOT_CONTENTS, content["metadata"]["name"])
 
     def _cut(self, snapshot: Object) -> None:
         meta = snapshot["metadata"]
-        claim = self.fake.get(CLAIMS, snapshot["spec"]["source"]["persistentVolumeClaimName"], meta["namespace"])
+        claim = self.fake.get(PVCS, snapshot["spec"]["source"]["persistentVolumeClaimName"], meta["namespace"])
         if claim is None or self.slow:
             return
         disk = claim["spec"]["volumeName"]
-        volume = self.fake.get(VOLUMES, disk)
+        volume = self.fake.get(PVS, disk)
         assert volume is not None
         of = volume["spec"]["csi"]["volumeHandle"]
         trouble = "UNAVAILABLE" if of.split(":")[0] in self.away else "INTERNAL" if disk in self.broken else ""
@@ -222,12 +224,12 @@ class World:
         wanted = group["spec"]["source"]["selector"]["matchLabels"]
         claims = [
             claim
-            for claim in self.fake.all(CLAIMS)
+            for claim in self.fake.all(PVCS)
             if claim["metadata"]["namespace"] == meta["namespace"]
             and wanted.items() <= (claim["metadata"].get("labels") or {}).items()
         ]
         content = f"groupsnapcontent-{meta['uid']}"
-        volumes = [self.fake.get(VOLUMES, claim["spec"]["volumeName"]) for claim in claims]
+        volumes = [self.fake.get(PVS, claim["spec"]["volumeName"]) for claim in claims]
         handles = [volume["spec"]["csi"]["volumeHandle"] for volume in volumes if volume]
         nodes = {of.split(":")[0] for of in handles}
         broken = len(nodes) > 1 or any(claim["spec"]["volumeName"] in self.broken for claim in claims)
@@ -253,7 +255,9 @@ class World:
         spec = {"driver": DRIVER, "source": {"volumeHandle": of}}
         spec["volumeSnapshotRef"] = {"namespace": snapshot["namespace"], "name": snapshot["name"]}
         status = {"snapshotHandle": f"of-{name}"}
-        self._put(CONTENTS, {"metadata": {"name": name, "annotations": annotations}, "spec": spec, "status": status})
+        self._put(
+            SNAPSHOT_CONTENTS, {"metadata": {"name": name, "annotations": annotations}, "spec": spec, "status": status}
+        )
 
     def _put(self, kind: Kind, obj: Object) -> None:
         """Only a change is one: what says the same again has no new version."""
@@ -287,7 +291,7 @@ class World:
         return [event["reason"] for event in self.fake.all(EVENTS)]
 
     def essence(self) -> Object:
-        kinds: Iterable[Kind] = (SCHEDULES, CLAIMS, SNAPSHOTS, CONTENTS, GROUP_SNAPSHOTS, GROUP_CONTENTS)
+        kinds: Iterable[Kind] = (SCHEDULES, PVCS, SNAPSHOTS, SNAPSHOT_CONTENTS, GROUP_SNAPSHOTS, GROUP_CONTENTS)
         return {str(kind): self.fake.all(kind) for kind in kinds}
 
     def pass_to(self, *when: int) -> None:

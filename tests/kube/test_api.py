@@ -16,10 +16,10 @@ from api_contract import CHECKS, Check
 from fake_api import Call, FakeApi, Fault
 
 from csi_driver.domain.errors import Precondition, Unavailable
-from csi_driver.kube import api as api_module
-from csi_driver.kube.api import Api
-from csi_driver.kube.errors import Gone, Refused
-from csi_driver.kube.kinds import CLAIMS, NODES, ROLLBACKS, SNAPSHOTS, VOLUMES, Kind
+from csi_driver.kube import client as api_module
+from csi_driver.kube.client import Api
+from csi_driver.kube.errors import ApiRejected, ResourceVersionExpired
+from csi_driver.kube.resources import NODES, PVCS, PVS, ROLLBACKS, SNAPSHOTS, Kind
 
 
 def claim(name: str, **labels: str) -> dict[str, object]:
@@ -28,8 +28,8 @@ def claim(name: str, **labels: str) -> dict[str, object]:
 
 def test_paths() -> None:
     assert NODES.path("ignored", "n 1") == "/api/v1/nodes/n%201"
-    assert CLAIMS.path() == "/api/v1/persistentvolumeclaims"
-    assert CLAIMS.path("a/b", "c", "status") == "/api/v1/namespaces/a%2Fb/persistentvolumeclaims/c/status"
+    assert PVCS.path() == "/api/v1/persistentvolumeclaims"
+    assert PVCS.path("a/b", "c", "status") == "/api/v1/namespaces/a%2Fb/persistentvolumeclaims/c/status"
     assert str(SNAPSHOTS) == "volumesnapshots.snapshot.storage.k8s.io"
     assert Kind("g", "v1", "things", namespaced=False).path(name="x") == "/apis/g/v1/things/x"
 
@@ -55,25 +55,32 @@ async def test_status_is_written_apart(fake: FakeApi) -> None:
 async def test_lists_are_paged_and_selected(fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api_module, "PAGE", 3)
     for number in range(8):
-        fake.put(CLAIMS, claim(f"c{number}", odd=str(number % 2)), "a" if number < 6 else "b")
+        fake.put(PVCS, claim(f"c{number}", odd=str(number % 2)), "a" if number < 6 else "b")
     api = await fake.connect()
-    assert [one["metadata"]["name"] for one in await api.list(CLAIMS)] == [f"c{n}" for n in range(8)]
-    assert len(fake.asked("list", CLAIMS)) == 3
-    found = await api.list(CLAIMS, "a", labels="odd=1")
+    assert [one["metadata"]["name"] for one in await api.list(PVCS)] == [f"c{n}" for n in range(8)]
+    assert len(fake.asked("list", PVCS)) == 3
+    found = await api.list(PVCS, "a", labels="odd=1")
     assert [one["metadata"]["name"] for one in found] == ["c1", "c3", "c5"]
     assert {one["kind"] for one in found} == {"PersistentVolumeClaim"}  # a built-in list's items do not say it
-    assert [one["metadata"]["name"] for one in await api.list(CLAIMS, fields="metadata.name=c7")] == ["c7"]
-    pages = api.pages(CLAIMS)
+    assert [one["metadata"]["name"] for one in await api.list(PVCS, fields="metadata.name=c7")] == ["c7"]
+    pages = api.pages(PVCS)
     await anext(pages)
     fake.put(NODES, {"metadata": {"name": "n"}})
     fake.forget()
-    with pytest.raises(Gone):
+    with pytest.raises(ResourceVersionExpired):
         await anext(pages)
 
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(401, Unavailable), (403, Refused), (422, Refused), (429, Unavailable), (500, Unavailable), (503, Unavailable)],
+    [
+        (401, Unavailable),
+        (403, ApiRejected),
+        (422, ApiRejected),
+        (429, Unavailable),
+        (500, Unavailable),
+        (503, Unavailable),
+    ],
 )
 async def test_refusals(fake: FakeApi, status: int, kind: type[Exception]) -> None:
     def refuse(call: Call) -> None:
@@ -84,7 +91,7 @@ async def test_refusals(fake: FakeApi, status: int, kind: type[Exception]) -> No
     for call in (api.get(NODES, "n"), api.list(NODES), api.create(NODES, {}), api.patch(NODES, "n", {})):
         with pytest.raises(kind, match="the words of the API") as caught:
             await call
-    if kind is Refused:
+    if kind is ApiRejected:
         assert caught.value.status == status  # type: ignore[attr-defined]
 
 
@@ -173,7 +180,7 @@ async def test_a_token_is_renewed_through_no_proxy_of_the_environment(
     said = {"client-id": "a", "client-secret": "b", "idp-issuer-url": issuer[0], "refresh-token": "first"}
     user = {"auth-provider": {"name": "oidc", "config": said}}
     api = await Api.connect(fake.kubeconfig(tmp_path / "config", user))
-    assert await api.list(VOLUMES) == []
+    assert await api.list(PVS) == []
     await api.close()
     assert issuer[1] == ["/.well-known/openid-configuration", "/token"]
     assert ambient[1] == []
@@ -190,7 +197,7 @@ async def test_a_program_that_a_kubeconfig_calls_for_a_token_sees_the_proxy(
     script = f'printf %s "$https_proxy" >{shlex.quote(str(seen))}; printf %s {shlex.quote(credential)}'
     user = {"exec": {"apiVersion": version, "command": "sh", "args": ["-c", script]}}
     api = await Api.connect(fake.kubeconfig(tmp_path / "config", user))
-    assert await api.list(VOLUMES) == []
+    assert await api.list(PVS) == []
     await api.close()
     assert (seen.read_text(), ambient[1]) == (ambient[0], [])
 
@@ -206,7 +213,7 @@ async def test_a_proxy_that_is_asked_for_is_used(fake: FakeApi, proxy: tuple[str
 
 async def test_configuration_from_a_file(fake: FakeApi, tmp_path: Path) -> None:
     api = await Api.connect(fake.kubeconfig(tmp_path / "config"))
-    assert await api.list(VOLUMES) == []
+    assert await api.list(PVS) == []
     await api.close()
     with pytest.raises(Precondition, match="--kubeconfig"):
         await Api.connect(str(tmp_path / "missing"))

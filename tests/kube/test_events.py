@@ -5,11 +5,11 @@ from __future__ import annotations
 from fake_api import Call, FakeApi, Fault
 
 from csi_driver.kube.events import Events
-from csi_driver.kube.kinds import CLAIMS, EVENTS, NODES
+from csi_driver.kube.resources import EVENTS, NODES, PVCS
 
 
 async def test_the_same_words_are_counted(fake: FakeApi) -> None:
-    claim = fake.put(CLAIMS, {"metadata": {"name": "c"}}, "ns")
+    claim = fake.put(PVCS, {"metadata": {"name": "c"}}, "ns")
     events = Events(await fake.connect(), "tidemark", "pod-1")
     for _ in range(3):
         await events.emit(claim, "Warning", "Full", "no room on n1")
@@ -28,7 +28,7 @@ async def test_the_same_words_are_counted(fake: FakeApi) -> None:
 
 
 async def test_an_event_that_the_api_let_go_is_made_again(fake: FakeApi) -> None:
-    claim = fake.put(CLAIMS, {"metadata": {"name": "c"}}, "ns")
+    claim = fake.put(PVCS, {"metadata": {"name": "c"}}, "ns")
     events = Events(await fake.connect(), "tidemark")
     await events.emit(claim, "Normal", "Made", "done")
     fake.remove(EVENTS, fake.all(EVENTS)[0]["metadata"]["name"], "ns")

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 from fake_api import Call, FakeApi, Fault
 
-from csi_driver.kube import lease as lease_module
-from csi_driver.kube.kinds import LEASES
-from csi_driver.kube.lease import Leader
+from csi_driver.kube import leader_election as lease_module
+from csi_driver.kube.leader_election import LeaderElector
+from csi_driver.kube.resources import LEASES
 
 
 class Clock:
@@ -35,7 +35,7 @@ class Replica:
         self.fail: Exception | None = None
 
     async def start(self, renew: float = lease_module.RENEW_SECONDS) -> Replica:
-        self.leader = Leader(await self.fake.connect(), "ns", "op", self.name, renew=renew, retry=0.02)
+        self.leader = LeaderElector(await self.fake.connect(), "ns", "op", self.name, renew=renew, retry=0.02)
         self.task = asyncio.create_task(self.leader.run(self.work))
         return self
 

@@ -12,8 +12,8 @@ from fake_api import Call, FakeApi, Fault
 
 from csi_driver.domain.certificates import FILES, fingerprint
 from csi_driver.domain.errors import Precondition, Unavailable
-from csi_driver.kube.kinds import PODS, SECRETS
-from csi_driver.kube.material import HOLDS, Material, exchange, pods_hold, report_key
+from csi_driver.kube.resources import PODS, SECRETS
+from csi_driver.kube.tls_secret import HOLDS, TlsSecretFiles, loaded_by_pods, replace_atomically, report_key
 
 NS = "tidemark"
 
@@ -30,7 +30,7 @@ def told(fake: FakeApi) -> dict[str, str]:
 
 
 async def test_the_files_follow_the_secret(fake: FakeApi, tmp_path: Path) -> None:
-    material = Material(await fake.connect(), NS, "tls", tmp_path / "a" / "b", "pod-1")
+    material = TlsSecretFiles(await fake.connect(), NS, "tls", tmp_path / "a" / "b", "pod-1")
     with pytest.raises(Unavailable, match="tidemark/tls is not there yet"):
         await material.refresh()
     for number in (1, 2):
@@ -50,10 +50,10 @@ async def test_the_files_follow_the_secret(fake: FakeApi, tmp_path: Path) -> Non
 
 async def test_a_start_over_old_files(fake: FakeApi, tmp_path: Path) -> None:
     """A container that starts again finds what the last one left, and a link half made."""
-    exchange(tmp_path, dict.fromkeys(FILES, b"old"))
+    replace_atomically(tmp_path, dict.fromkeys(FILES, b"old"))
     (tmp_path / "..tmp").symlink_to("nowhere")
     put(fake, 3)
-    await Material(await fake.connect(), NS, "tls", tmp_path).refresh()
+    await TlsSecretFiles(await fake.connect(), NS, "tls", tmp_path).refresh()
     assert {name: (tmp_path / name).read_text() for name in FILES} == {name: f"3 {name}" for name in FILES}
     assert not (tmp_path / "..tmp").is_symlink()
     assert told(fake) == {}, "nobody tells of a Secret that is the user's"
@@ -61,7 +61,7 @@ async def test_a_start_over_old_files(fake: FakeApi, tmp_path: Path) -> None:
 
 async def test_what_is_wrong_changes_nothing(fake: FakeApi, tmp_path: Path) -> None:
     put(fake, 1)
-    material = Material(await fake.connect(), NS, "tls", tmp_path)
+    material = TlsSecretFiles(await fake.connect(), NS, "tls", tmp_path)
     await material.refresh()
     for data in ({"tls.key": None}, {"tls.key": "no base64"}):
         put(fake, 2)
@@ -81,21 +81,21 @@ async def test_what_is_wrong_changes_nothing(fake: FakeApi, tmp_path: Path) -> N
 
 def test_a_reader_never_sees_some_of_each(tmp_path: Path) -> None:
     """By the link that rpc.tls follows once, as with a mounted Secret."""
-    from csi_driver.rpc.tls import Identity
+    from csi_driver.rpc.tls import TlsDirectory
 
-    exchange(tmp_path, dict.fromkeys(FILES, b"0"))
+    replace_atomically(tmp_path, dict.fromkeys(FILES, b"0"))
     over = threading.Event()
 
     def write() -> None:
         for number in range(300):
-            exchange(tmp_path, {name: str(number).encode() for name in FILES})
+            replace_atomically(tmp_path, {name: str(number).encode() for name in FILES})
         over.set()
 
     writer = threading.Thread(target=write)
     writer.start()
     reads = 0
     while not over.is_set():
-        assert len(set(Identity(tmp_path).read())) == 1
+        assert len(set(TlsDirectory(tmp_path).read())) == 1
         reads += 1
     writer.join()
     assert reads
@@ -117,5 +117,8 @@ async def test_pods_that_run_are_waited_for(fake: FakeApi) -> None:
     put(fake, 1, annotations={report_key("our-1"): "abc", report_key("our-0"): "abc"})
     secret = fake.get(SECRETS, "tls", NS)
     assert secret is not None
-    assert await pods_hold(await fake.connect(), NS, "app=controller", "our-", secret) == {"our-1": "abc", "our-2": ""}
+    assert await loaded_by_pods(await fake.connect(), NS, "app=controller", "our-", secret) == {
+        "our-1": "abc",
+        "our-2": "",
+    }
     assert len(report_key("x" * 200).removeprefix(HOLDS)) <= 63

@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 import pytest
 from fake_api import Call, FakeApi, Fault, Object
 
-from csi_driver.kube import api as api_module
-from csi_driver.kube import mirror as mirror_module
-from csi_driver.kube.kinds import CLAIMS, NODES, Kind
-from csi_driver.kube.mirror import Mirror, start_all
+from csi_driver.kube import client as api_module
+from csi_driver.kube import informer as mirror_module
+from csi_driver.kube.informer import Informer, start_all
+from csi_driver.kube.resources import NODES, PVCS, Kind
 
 
 @pytest.fixture(autouse=True)
@@ -23,8 +23,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def mirrored(fake: FakeApi, kind: Kind = NODES, **options: object) -> AsyncIterator[Mirror]:
-    mirror = Mirror(await fake.connect(), kind, **options)  # type: ignore[arg-type]
+async def mirrored(fake: FakeApi, kind: Kind = NODES, **options: object) -> AsyncIterator[Informer]:
+    mirror = Informer(await fake.connect(), kind, **options)  # type: ignore[arg-type]
     await start_all([mirror])
     while fake.watching == 0:
         await asyncio.sleep(0)
@@ -42,14 +42,14 @@ async def until(what: Callable[[], object]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def heard(fake: FakeApi, mirror: Mirror) -> None:
+async def heard(fake: FakeApi, mirror: Informer) -> None:
     """A bookmark has reached the mirror."""
     sent = time.monotonic()
     fake.bookmark()
     await until(lambda: time.monotonic() - mirror.age >= sent)
 
 
-def names(mirror: Mirror) -> set[str]:
+def names(mirror: Informer) -> set[str]:
     return {obj["metadata"]["name"] for obj in mirror.all()}
 
 
@@ -80,21 +80,17 @@ async def test_a_list_and_then_changes(fake: FakeApi) -> None:
 
 
 async def test_what_is_kept_is_what_was_asked_for(fake: FakeApi) -> None:
-    fake.put(
-        CLAIMS, {"metadata": {"name": "c", "labels": {"l": "1"}, "managedFields": [{}]}, "spec": {"big": "x"}}, "ns"
-    )
-    fake.put(CLAIMS, {"metadata": {"name": "c", "labels": {"l": "2"}}}, "ns")
-    fake.put(
-        CLAIMS, {"metadata": {"name": "d", "labels": {"l": "1"}, "managedFields": [{}]}, "spec": {"big": "x"}}, "ns"
-    )
-    fake.put(CLAIMS, {"metadata": {"name": "d", "labels": {"l": "1"}}}, "elsewhere")
+    fake.put(PVCS, {"metadata": {"name": "c", "labels": {"l": "1"}, "managedFields": [{}]}, "spec": {"big": "x"}}, "ns")
+    fake.put(PVCS, {"metadata": {"name": "c", "labels": {"l": "2"}}}, "ns")
+    fake.put(PVCS, {"metadata": {"name": "d", "labels": {"l": "1"}, "managedFields": [{}]}, "spec": {"big": "x"}}, "ns")
+    fake.put(PVCS, {"metadata": {"name": "d", "labels": {"l": "1"}}}, "elsewhere")
     options = {"namespace": "ns", "labels": "l=1", "keep": lambda obj: {"metadata": obj["metadata"]}}
-    async with mirrored(fake, CLAIMS, **options) as mirror:
+    async with mirrored(fake, PVCS, **options) as mirror:
         assert set(mirror.get("d", "ns") or ()) == {"metadata"}
         assert "managedFields" not in (mirror.get("d", "ns") or {})["metadata"]
         assert len(mirror.all()) == 1
-        fake.change(CLAIMS, "c", {"metadata": {"labels": {"l": "1"}}}, "ns")
-        fake.change(CLAIMS, "d", {"metadata": {"labels": {"l": "2"}}}, "ns")  # leaves the selection: gone from here
+        fake.change(PVCS, "c", {"metadata": {"labels": {"l": "1"}}}, "ns")
+        fake.change(PVCS, "d", {"metadata": {"labels": {"l": "2"}}}, "ns")  # leaves the selection: gone from here
         await until(lambda: names(mirror) == {"c"})
 
 
@@ -151,7 +147,7 @@ async def test_a_kind_of_which_nothing_is_told_is_known_to_be_quiet(
 
 async def test_the_age_says_whether_it_can_be_trusted(fake: FakeApi) -> None:
     api = await fake.connect()
-    assert Mirror(api, NODES).age == float("inf")
+    assert Informer(api, NODES).age == float("inf")
     async with mirrored(fake) as mirror:
         await heard(fake, mirror)
         fake.silent = True
@@ -196,7 +192,7 @@ async def test_an_api_that_refuses_is_asked_again(fake: FakeApi, monkeypatch: py
 
 async def test_a_kind_that_comes_later(fake: FakeApi) -> None:
     fake.unserved.add(NODES)
-    mirror = Mirror(await fake.connect(), NODES)
+    mirror = Informer(await fake.connect(), NODES)
     mirror.start()
     await until(lambda: fake.asked("list", NODES))
     assert not mirror.synced

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from csi_driver.app import schedules
-from csi_driver.app.schedules import Figures, readable
-from csi_driver.controller_telemetry import ControllerTelemetry
-from csi_driver.kube.kinds import GROUP_SNAPSHOTS, ROLLBACKS, SCHEDULES
-from csi_driver.operator.schedule_facts import read_snapshot
-from csi_driver.operator.schedule_names import (
+from csi_driver.controller import schedules
+from csi_driver.controller.metrics import ControllerTelemetry
+from csi_driver.controller.schedules import Figures, readable
+from csi_driver.kube.resources import GROUP_SNAPSHOTS, ROLLBACKS, SCHEDULES
+from csi_driver.kube.selectors import selects
+from csi_driver.operator.schedule.naming import (
     CLAIM,
     SCHEDULE,
     SCHEDULED_FOR,
@@ -26,7 +26,7 @@ from csi_driver.operator.schedule_names import (
     schedule_label,
     snapshot_name,
 )
-from csi_driver.operator.selectors import selects
+from csi_driver.operator.schedule.observed import read_snapshot
 
 NAMES = st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,250}[a-z0-9])?", fullmatch=True)
 INSTANTS = st.integers(0, 4_000_000_000)

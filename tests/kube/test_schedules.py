@@ -10,9 +10,9 @@ from fake_api import Call, FakeApi, Fault
 from schedule_rig import START, Operator, World, handle
 
 from csi_driver.domain.errors import Unavailable
-from csi_driver.domain.instants import format_instant
-from csi_driver.kube.kinds import CLAIMS, GROUP_CONTENTS, GROUP_SNAPSHOTS, ROLLBACKS, SCHEDULES, SNAPSHOTS, VOLUMES
-from csi_driver.operator.schedule_names import KEEP
+from csi_driver.domain.timestamps import format_instant
+from csi_driver.kube.resources import GROUP_CONTENTS, GROUP_SNAPSHOTS, PVCS, PVS, ROLLBACKS, SCHEDULES, SNAPSHOTS
+from csi_driver.operator.schedule.naming import KEEP
 
 
 @pytest.fixture
@@ -116,13 +116,13 @@ async def test_what_is_being_read_stays_until_it_was_read(world: World, operator
     await hours(world, operator, 13)
     source = {"kind": "VolumeSnapshot", "apiGroup": "snapshot.storage.k8s.io", "name": _name(world, "a", "06-17T13")}
     world.fake.put(
-        CLAIMS, {"metadata": {"name": "restore"}, "spec": {"dataSource": source}, "status": {"phase": "Pending"}}
+        PVCS, {"metadata": {"name": "restore"}, "spec": {"dataSource": source}, "status": {"phase": "Pending"}}
     )
     back = {"claimName": "b", "snapshotName": _name(world, "b", "06-17T13")}
     world.fake.put(ROLLBACKS, {"metadata": {"name": "back"}, "spec": back})
     await hours(world, operator, 14)
     assert len(world.snapshots()) == 4
-    world.fake.change(CLAIMS, "restore", {"status": {"phase": "Bound"}})
+    world.fake.change(PVCS, "restore", {"status": {"phase": "Bound"}})
     await operator.settle()
     assert ("a", "06-17T13:00") not in world.snapshots()
     world.fake.change(ROLLBACKS, "back", {"status": {"phase": "Completed"}})
@@ -165,7 +165,7 @@ async def test_a_new_disk_under_an_old_name_is_a_new_series(world: World, operat
     world.claim("a")
     world.schedule(retention={"keepLast": 1})
     await hours(world, operator, 13)
-    world.fake.remove(CLAIMS, "a")
+    world.fake.remove(PVCS, "a")
     world.claim("a", disk="another")
     await hours(world, operator, 14, 15)
     assert world.snapshots() == [("a", "06-17T13:00"), ("a", "06-17T15:00")]
@@ -179,10 +179,10 @@ async def test_snapshots_of_a_claim_that_is_deleted(world: World, operator: Oper
     world.schedule(deleteWithClaim=wanted)
     await hours(world, operator, 13, 14)
     world.fake.change(SNAPSHOTS, _name(world, "a", "06-17T13"), {"metadata": {"labels": {KEEP: ""}}})
-    world.fake.change(CLAIMS, "a", {"metadata": {"deletionTimestamp": "2026-06-17T14:10:00Z"}})
+    world.fake.change(PVCS, "a", {"metadata": {"deletionTimestamp": "2026-06-17T14:10:00Z"}})
     await operator.settle()
     assert len(world.snapshots()) == 4  # it is not gone yet
-    world.fake.remove(CLAIMS, "a")
+    world.fake.remove(PVCS, "a")
     await operator.settle()
     of_a = [when for claim, when in world.snapshots() if claim == "a"]
     assert of_a == (["06-17T13:00"] if wanted else ["06-17T13:00", "06-17T14:00"])
@@ -193,8 +193,8 @@ async def test_a_copy_that_lags_costs_no_snapshots(world: World, operator: Opera
     world.claim("a")
     world.schedule(deleteWithClaim=True)
     await hours(world, operator, 13, 14)
-    for kind, name in ((VOLUMES, "disk-default-a"), (CLAIMS, "a")):
-        operator.mirrors[kind]._drop(("" if kind == VOLUMES else "default", name))
+    for kind, name in ((PVS, "disk-default-a"), (PVCS, "a")):
+        operator.mirrors[kind]._drop(("" if kind == PVS else "default", name))
         await operator.looks.look(("default", "s"))
         assert len(world.snapshots()) == 2
 
@@ -338,9 +338,7 @@ async def test_groups(world: World, operator: Operator) -> None:
     assert [g["spec"]["source"]["selector"]["matchLabels"] for g in groups] == [
         {"group.tidemark.dev/s": n} for n in ("n1", "n2")
     ]
-    labels = {
-        c["metadata"]["name"]: c["metadata"]["labels"].get("group.tidemark.dev/s") for c in world.fake.all(CLAIMS)
-    }
+    labels = {c["metadata"]["name"]: c["metadata"]["labels"].get("group.tidemark.dev/s") for c in world.fake.all(PVCS)}
     assert labels == {"a": "n1", "b": "n1", "c": "n2", "unbound": None, "foreign": None}
     assert [s["spec"]["source"]["persistentVolumeClaimName"] for s in world.fake.all(SNAPSHOTS)].count("a") == 1
     assert world.status()["snapshots"] == 3
@@ -405,7 +403,7 @@ async def test_labels_of_groups_that_are_gone_are_taken_away(world: World, opera
     world.fake.remove(SCHEDULES, "s")
     await operator.see()
     await operator.looks.tidy()
-    assert world.fake.all(CLAIMS)[0]["metadata"]["labels"] == {"app": "db"}
+    assert world.fake.all(PVCS)[0]["metadata"]["labels"] == {"app": "db"}
 
 
 async def test_what_the_api_refuses_is_told_and_stops_nobody(world: World, operator: Operator) -> None:
@@ -454,7 +452,7 @@ async def test_an_api_that_is_away_is_told_to_the_caller_and_nothing_is_lost(wor
 
 
 def test_handles_of_the_rig_are_of_the_driver() -> None:
-    from csi_driver.operator.schedule_facts import node_of
+    from csi_driver.operator.schedule.observed import node_of
 
     assert node_of(handle("x", "n7")) == "n7"
     assert format_instant(START) == "2026-06-17T12:00:00Z"

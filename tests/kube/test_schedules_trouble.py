@@ -14,10 +14,10 @@ from fake_api import Call, FakeApi, Fault
 from schedule_rig import DRIVER, START, Counts, Killed, Operator, World, until_done
 
 from csi_driver.domain.errors import DriverError
-from csi_driver.domain.instants import format_instant
+from csi_driver.domain.timestamps import format_instant
 from csi_driver.kube.events import Events
-from csi_driver.kube.kinds import CLAIMS, GROUP_SNAPSHOTS, SCHEDULES, SNAPSHOTS, VOLUMES
-from csi_driver.operator.schedules import Schedules
+from csi_driver.kube.resources import GROUP_SNAPSHOTS, PVCS, PVS, SCHEDULES, SNAPSHOTS
+from csi_driver.operator.schedule.controller import Schedules
 
 HOUR = 3600
 
@@ -387,7 +387,7 @@ async def test_a_deletion_that_is_refused_stops_nothing_else_and_is_told(world: 
 
 async def test_a_label_that_is_refused_keeps_its_group_alone_from_being_made(world: World, operator: Operator) -> None:
     def policy(call: Call) -> None:
-        if (call.verb, call.kind, call.name) == ("patch", CLAIMS, "a"):
+        if (call.verb, call.kind, call.name) == ("patch", PVCS, "a"):
             raise Fault(403, "Forbidden", "denied by policy")
 
     world.fake.hooks.append(policy)
@@ -409,7 +409,7 @@ async def test_a_claim_that_is_replaced_before_its_snapshot_is_bound(world: Worl
     world.slow = True
     world.pass_to(17, 14)
     await operator.look()
-    world.fake.remove(VOLUMES, "first")
+    world.fake.remove(PVS, "first")
     world.claim("a", disk="second")
     world.slow = False
     await operator.settle()

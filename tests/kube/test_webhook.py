@@ -14,10 +14,10 @@ import aiohttp
 import pytest
 
 from csi_driver.domain.errors import Precondition, Unavailable
-from csi_driver.kube import webhook
-from csi_driver.kube.material import exchange
-from csi_driver.kube.webhook import Webhook, patch
-from csi_driver.service import authority
+from csi_driver.kube import admission
+from csi_driver.kube.admission import Webhook, patch
+from csi_driver.kube.tls_secret import replace_atomically
+from csi_driver.operator.certificates import ca
 
 NAME = "tidemark-webhook.tidemark.svc"
 
@@ -27,15 +27,17 @@ class Served:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.root = authority.new_authority()
+        self.root = ca.new_authority()
         self.seen: list[Any] = []
         self.answer: Mapping[str, str] | Exception = {}
         self.renew()
         self.webhook = Webhook(("127.0.0.1", 0), directory, self.annotate)
 
     def renew(self) -> None:
-        pair = authority.issue(self.root, "controller.tidemark.internal", NAME)
-        exchange(self.directory, {"ca.crt": self.root.certificate, "tls.crt": pair.certificate, "tls.key": pair.key})
+        pair = ca.issue(self.root, "controller.tidemark.internal", NAME)
+        replace_atomically(
+            self.directory, {"ca.crt": self.root.certificate, "tls.crt": pair.certificate, "tls.key": pair.key}
+        )
 
     async def annotate(self, claim: Any) -> Mapping[str, str]:
         self.seen.append(claim)
@@ -72,7 +74,7 @@ def review(metadata: Any) -> Any:
 
 @pytest.fixture
 async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
-    monkeypatch.setattr(webhook, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(admission, "LOOK_SECONDS", 0.02)
     made = Served(tmp_path)
     running = asyncio.ensure_future(made.webhook.run())
     async with asyncio.timeout(60):
@@ -99,7 +101,7 @@ async def test_a_claim_without_a_pin_is_admitted_as_it_is(served: Served, troubl
 
 
 async def test_an_answer_that_does_not_come_is_not_waited_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webhook, "ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(admission, "ANSWER_SECONDS", 0.01)
 
     async def hang(claim: Any) -> Mapping[str, str]:
         await asyncio.Event().wait()
@@ -130,7 +132,7 @@ async def test_plain_text_is_not_served(served: Served) -> None:
 
 async def test_a_new_certificate_is_followed_and_a_wrong_one_is_not(served: Served) -> None:
     assert await served.notes(name="c") is None
-    served.root = authority.new_authority()
+    served.root = ca.new_authority()
     served.renew()
     async with asyncio.timeout(60):
         while True:
@@ -140,8 +142,8 @@ async def test_a_new_certificate_is_followed_and_a_wrong_one_is_not(served: Serv
             except aiohttp.ClientConnectorCertificateError:
                 await asyncio.sleep(0.01)
     good = {name: (served.directory / name).read_bytes() for name in ("ca.crt", "tls.crt", "tls.key")}
-    other = authority.issue(authority.new_authority(), "other")
-    exchange(served.directory, good | {"tls.crt": other.certificate})
+    other = ca.issue(ca.new_authority(), "other")
+    replace_atomically(served.directory, good | {"tls.crt": other.certificate})
     served.webhook._load()
     assert await served.notes(name="c") is None
 
@@ -153,7 +155,7 @@ async def test_a_taken_port_is_refused(served: Served) -> None:
 
 
 async def test_it_waits_for_its_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webhook, "FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(admission, "FIRST_SECONDS", 0.01)
     late = Served(tmp_path / "late")
     (tmp_path / "late" / "..data").rename(tmp_path / "away")
     running = asyncio.ensure_future(late.webhook.run())

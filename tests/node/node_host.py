@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from csi_driver.host import loop, loopctl, mountinfo, mounts
+from csi_driver.host.block import loop, loop_ioctl
+from csi_driver.host.block.loop import LoopDevice
 from csi_driver.host.commands import missing_tools, run
-from csi_driver.host.filesystems import pool_mkfs_argv
-from csi_driver.host.frozen import FIFREEZE, FITHAW
-from csi_driver.host.loop import LoopDevice
-from csi_driver.host.mountinfo import Mount
+from csi_driver.host.freeze.state import FIFREEZE, FITHAW
+from csi_driver.host.fs import mountinfo, mounts
+from csi_driver.host.fs.filesystems import pool_mkfs_argv
+from csi_driver.host.fs.mountinfo import Mount
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -49,8 +50,8 @@ def mounts_below(place: Path) -> list[Mount]:
 def devices_below(place: Path) -> list[LoopDevice]:
     """Loop devices whose file lies, or lay before it was deleted, below `place`, and those on file systems of these."""
     bound: dict[int, str] = {}
-    for number in loopctl.numbers():
-        if (backing := loopctl.sysfs(number, "loop/backing_file")) is not None:
+    for number in loop_ioctl.numbers():
+        if (backing := loop_ioctl.sysfs(number, "loop/backing_file")) is not None:
             bound[number] = backing
     found = [d for d in map(_described, bound) if d is not None and Path(bound[d.number]).is_relative_to(place)]
     if found:
@@ -63,8 +64,8 @@ def devices_below(place: Path) -> list[LoopDevice]:
 
 def _described(number: int) -> LoopDevice | None:
     try:
-        with loopctl.opened(number, os.O_RDONLY) as fd:
-            return loopctl.describe(fd, number)
+        with loop_ioctl.opened(number, os.O_RDONLY) as fd:
+            return loop_ioctl.describe(fd, number)
     except OSError as error:
         # The kernel cannot say whose file it is once the pool's file system is dead: the path alone tells.
         return LoopDevice(number, f"/dev/loop{number}", 7, number, (0, 0)) if error.errno == errno.EIO else None
@@ -125,7 +126,7 @@ def clean(place: Path) -> None:
             if attempt == 10:
                 # Frozen and without a mount, it can be thawed only where it is mounted once more.
                 for fs_type in ("xfs", "ext4"):
-                    code = "import sys; from csi_driver.host.thaw import thaw_device; thaw_device(*sys.argv[1:])"
+                    code = "import sys; from csi_driver.host.freeze.thaw import thaw_device; thaw_device(*sys.argv[1:])"
                     with suppress(subprocess.TimeoutExpired):
                         subprocess.run(
                             [sys.executable, "-c", code, device.path, fs_type],

@@ -24,19 +24,28 @@ from node_host import (
 )
 
 from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
+from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.errors import Busy
-from csi_driver.domain.model import Capability, Group, Mode, SizeRange, Snapshot, Source, Volume, VolumeRequest
-from csi_driver.domain.space import Policy
-from csi_driver.host import loop
-from csi_driver.host.children import Children
-from csi_driver.host.loop import LoopDevice
-from csi_driver.service.context import Context
-from csi_driver.service.groups import Groups
-from csi_driver.service.nodes import Nodes
+from csi_driver.domain.model import (
+    AccessMode,
+    Capability,
+    GroupSnapshot,
+    SizeRange,
+    Snapshot,
+    Source,
+    Volume,
+    VolumeRequest,
+)
+from csi_driver.host.block import loop
+from csi_driver.host.block.loop import LoopDevice
+from csi_driver.host.helper.client import HelperPool
+from csi_driver.service.dependencies import ServiceDependencies
+from csi_driver.service.group_snapshots import Groups
+from csi_driver.service.lineage import Lineage
+from csi_driver.service.node_volumes import NodeVolumes
 from csi_driver.service.pools import Pool, Pools
 from csi_driver.service.rollbacks import RollbackRequest, Rollbacks
 from csi_driver.service.snapshots import SnapshotRequest, Snapshots
-from csi_driver.service.trees import Trees
 from csi_driver.service.volumes import Volumes
 
 OWNER = "node-1"
@@ -49,11 +58,11 @@ SMALL = {"ext4": 64 * MIB, "xfs": 300 * MIB, "block": 16 * MIB}
 """Sizes that are quickly made."""
 
 
-def mounted(fs_type: str = "ext4", *flags: str, mode: Mode = Mode.MULTI_WRITER) -> Capability:
+def mounted(fs_type: str = "ext4", *flags: str, mode: AccessMode = AccessMode.MULTI_WRITER) -> Capability:
     return Capability("mount", mode, fs_type, tuple(flags))
 
 
-def block(mode: Mode = Mode.MULTI_WRITER) -> Capability:
+def block(mode: AccessMode = AccessMode.MULTI_WRITER) -> Capability:
     return Capability("block", mode)
 
 
@@ -115,8 +124,8 @@ class Rig:
 
     place: Path
     disk: Disk
-    children: Children
-    policy: Policy = field(default_factory=lambda: Policy(reserve=16 * MIB))
+    children: HelperPool
+    policy: CapacityPolicy = field(default_factory=lambda: CapacityPolicy(reserve=16 * MIB))
     options: dict[str, Any] = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
     leftovers_expected: bool = False
@@ -127,13 +136,13 @@ class Rig:
         self.backend = ReflinkBackend(ReflinkOptions(POOL, OWNER, str(self.disk.point), **self.options), self.children)
         self.pool = Pool(self.backend, self.policy)
         self.pools = Pools(OWNER, [self.pool])
-        self.context = Context(self.pools, now=self.clock)
+        self.context = ServiceDependencies(self.pools, now=self.clock)
         self.volumes = Bounded(Volumes(self.context))
         self.snapshots = Bounded(snapshots := Snapshots(self.context))
         self.groups = Bounded(Groups(self.context))
-        self.nodes = Bounded(Nodes(self.context))
+        self.nodes = Bounded(NodeVolumes(self.context))
         self.rollbacks = Bounded(Rollbacks(self.context, snapshots))
-        self.trees = Bounded(Trees(self.context))
+        self.trees = Bounded(Lineage(self.context))
         async with asyncio.timeout(PATIENCE):
             await self.pool.open()
 
@@ -172,7 +181,7 @@ class Rig:
     async def snapshot(self, name: str, volume: Volume) -> Snapshot:
         return await self.snapshots.create(SnapshotRequest(name, str(volume.id)))
 
-    async def group(self, name: str, *volumes: Volume) -> Group:
+    async def group(self, name: str, *volumes: Volume) -> GroupSnapshot:
         return await self.groups.create(name, [str(v.id) for v in volumes], {})
 
     async def expand(self, volume: Volume, size: int) -> Volume:
@@ -183,7 +192,7 @@ class Rig:
             RollbackRequest(str(volume.id), str(snapshot.id), name, skip_safety=not safety)
         )
 
-    async def delete(self, item: Volume | Snapshot | Group) -> None:
+    async def delete(self, item: Volume | Snapshot | GroupSnapshot) -> None:
         if isinstance(item, Volume):
             await self.volumes.delete(str(item.id))
         elif isinstance(item, Snapshot):
@@ -315,8 +324,8 @@ def request(
 
 
 @asynccontextmanager
-async def children() -> AsyncIterator[Children]:
-    made = Children(begin=fork_servers.begin)
+async def children() -> AsyncIterator[HelperPool]:
+    made = HelperPool(begin=fork_servers.begin)
     await made.start()
     try:
         yield made

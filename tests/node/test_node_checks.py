@@ -14,8 +14,9 @@ from node_rig import Rig, block, mounted, stage_at_last, until
 from csi_driver.backends.base import KEPT_SECONDS
 from csi_driver.domain.errors import Busy, InUse, NotMountable, OutOfSpace, Precondition
 from csi_driver.domain.model import Volume
-from csi_driver.host import commands, condition, fsck
-from csi_driver.host.children import JobFailed
+from csi_driver.host import commands
+from csi_driver.host.fs import condition, fsck
+from csi_driver.host.helper.client import JobFailed
 from csi_driver.service.health import HealthWalk
 
 DATA = b"kept" * 1024
@@ -62,7 +63,7 @@ def e2fsck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     tools.mkdir()
     (tools / "e2fsck.real").symlink_to(commands.resolve("e2fsck") or "/nowhere")
     patch = f"from csi_driver.host import commands; commands.DIRECTORIES = ({str(tools)!r},); "
-    bootstrap = fsck._BOOTSTRAP.replace("from csi_driver.host.fsck", patch + "from csi_driver.host.fsck")
+    bootstrap = fsck._BOOTSTRAP.replace("from csi_driver.host.fs.fsck", patch + "from csi_driver.host.fs.fsck")
 
     def replace(script: str) -> None:
         (tools / "e2fsck").write_text(f"#!/bin/sh\n{script}\n")

@@ -9,7 +9,7 @@ from node_host import MIB, write_file
 from node_rig import Rig, mounted
 
 from csi_driver.domain.errors import InvalidRequest
-from csi_driver.host import mountinfo
+from csi_driver.host.fs import mountinfo
 
 
 async def test_five_xfs_copies_beside_their_origin(rig: Rig) -> None:

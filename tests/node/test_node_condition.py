@@ -10,8 +10,8 @@ from node_rig import Rig, mounted, stage_at_last
 
 from csi_driver.domain.errors import Busy, NotMountable, Precondition
 from csi_driver.domain.model import SizeRange, Volume
-from csi_driver.host import condition, mountinfo
 from csi_driver.host.commands import run
+from csi_driver.host.fs import condition, mountinfo
 from csi_driver.service.health import HealthWalk
 
 CONTINUE = mounted("ext4", "errors=continue")

@@ -16,10 +16,11 @@ from node_rig import Rig, mounted, until
 
 from csi_driver.domain.errors import Busy, DriverError, Precondition
 from csi_driver.domain.model import SizeRange, Snapshot, Volume
-from csi_driver.host import loop, mountinfo, mounts
-from csi_driver.host.children import JobStuck
+from csi_driver.host.block import loop
 from csi_driver.host.commands import run
-from csi_driver.host.runs import Gone
+from csi_driver.host.fs import mountinfo, mounts
+from csi_driver.host.helper.client import JobStuck
+from csi_driver.host.helper.job import JobEnded
 
 WRITER = """
 import os, sys
@@ -439,7 +440,7 @@ async def test_a_cut_that_cannot_be_killed(rig: Rig, monkeypatch: pytest.MonkeyP
     volume, other = await rig.volume("v"), await rig.volume("w")
     await rig.show(volume)
     await rig.show(other)
-    real, gone = rig.children.run, Gone()
+    real, gone = rig.children.run, JobEnded()
 
     async def run_(job: str, timeout: float, **args: Any) -> Any:
         if job == "cut" and not gone.is_set():

@@ -13,7 +13,7 @@ from node_rig import Rig, block, mounted
 
 from csi_driver.domain.errors import AlreadyExists, Busy, DriverError, InvalidRequest, Precondition
 from csi_driver.domain.model import Snapshot, Volume
-from csi_driver.host import filesystems, mountinfo
+from csi_driver.host.fs import filesystems, mountinfo
 
 
 def formats_of(rig: Rig, volume: Volume) -> str:
@@ -353,7 +353,7 @@ async def test_the_format_is_on_the_disk_before_the_first_mount(rig: Rig, monkey
 
 async def test_an_error_of_looking_is_not_taken_for_empty(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     volume = await rig.volume("v")
-    from csi_driver.host import files
+    from csi_driver.host.fs import files
 
     def broken(fd: int) -> bool:
         raise OSError(5, "Input/output error")

@@ -12,7 +12,7 @@ from node_rig import Rig, mounted, until
 
 from csi_driver.domain.errors import Busy, DriverError, Precondition
 from csi_driver.domain.model import Volume
-from csi_driver.host import extents
+from csi_driver.host.fs import extents
 
 CUTS = 80
 

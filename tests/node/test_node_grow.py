@@ -15,8 +15,9 @@ from node_rig import SMALL, Rig, mounted
 
 from csi_driver.domain.errors import Busy, OutOfRange, Precondition
 from csi_driver.domain.model import SizeRange, Volume
-from csi_driver.host import filesystems, loop, mountinfo
-from csi_driver.host.children import JobFailed
+from csi_driver.host.block import loop
+from csi_driver.host.fs import filesystems, mountinfo
+from csi_driver.host.helper.client import JobFailed
 
 CAP_SYS_RESOURCE = 24
 GROWN = 700 * MIB

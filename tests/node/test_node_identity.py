@@ -7,11 +7,12 @@ import pytest
 from node_host import MIB, held_open, read_at, write_at, write_file
 from node_rig import Rig, block, mounted, until
 
-from csi_driver.backends.kernel import KernelAccess
+from csi_driver.backends.block_access import BlockDeviceAccess
 from csi_driver.domain.errors import InUse, Precondition
 from csi_driver.domain.model import Volume
-from csi_driver.host import loop, loopctl, mountinfo, mounts
+from csi_driver.host.block import loop, loop_ioctl
 from csi_driver.host.commands import run
+from csi_driver.host.fs import mountinfo, mounts
 
 
 def mark(path: Path | str, text: bytes) -> None:
@@ -39,7 +40,7 @@ async def test_a_stale_bind_is_not_shown_as_another_volumes_data(rig: Rig) -> No
     mark(rig.image(new), b"new's secret")
     target, number = await stale_bind(rig, old)
     # Fill the free numbers below, so that the stale one is next.
-    fillers = [n for n in loopctl.numbers() if n < number and loopctl.sysfs(n, "loop/backing_file") is None]
+    fillers = [n for n in loop_ioctl.numbers() if n < number and loop_ioctl.sysfs(n, "loop/backing_file") is None]
     for filler in fillers:
         image = rig.place / f"filler-{filler}"
         image.write_bytes(b"\0" * 4096)
@@ -48,7 +49,7 @@ async def test_a_stale_bind_is_not_shown_as_another_volumes_data(rig: Rig) -> No
     device = rig.device(new)
     assert device is not None
     assert device.number != number
-    assert loopctl.sysfs(number, "loop/backing_file") is None
+    assert loop_ioctl.sysfs(number, "loop/backing_file") is None
     await rig.unpublish(old)
     await rig.unstage(old)
     assert not os.path.lexists(target)
@@ -203,7 +204,7 @@ async def test_a_device_that_a_process_holds_open_is_not_detached(rig: Rig, kind
             with pytest.raises(InUse, match=r"pid \d+ \(python"):
                 await rig.unstage(volume)
             assert rig.device(volume) == device
-            assert loopctl.sysfs(device.number, "loop/autoclear") == "0"
+            assert loop_ioctl.sysfs(device.number, "loop/autoclear") == "0"
         with pytest.raises(InUse, match=r"pid \d+"):
             await rig.delete(volume)
     assert rig.device(volume) == device
@@ -258,7 +259,7 @@ async def test_what_is_shown_is_asked_of_the_kernel_each_time(rig: Rig) -> None:
 
 def test_the_access_port_is_the_kernels() -> None:
     """These tests reach into `_devices`: a change of that name must fail here, not silently test nothing."""
-    assert "_devices" in KernelAccess.__init__.__code__.co_names
+    assert "_devices" in BlockDeviceAccess.__init__.__code__.co_names
 
 
 @pytest.mark.alone  # takes a loop number of its choice

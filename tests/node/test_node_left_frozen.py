@@ -12,9 +12,9 @@ from node_rig import Rig
 
 from csi_driver.domain.errors import Busy, Damaged, Precondition
 from csi_driver.domain.model import Volume
-from csi_driver.host import announcements
-from csi_driver.host.children import JobFailed
-from csi_driver.host.runs import Gone
+from csi_driver.host.freeze import journal
+from csi_driver.host.helper.client import JobFailed
+from csi_driver.host.helper.job import JobEnded
 
 Run = Callable[..., Any]
 
@@ -35,7 +35,7 @@ def left_frozen(kind: str = "StillFrozen") -> Run:
     def cut(mounts: list[dict[str, Any]], **_: object) -> None:
         for mount in mounts:
             freeze(mount["point"])
-        gone = Gone()
+        gone = JobEnded()
         gone.frozen = True
         gone.set()
         raise JobFailed("cut", errno.EIO, "the thaw failed", kind, gone=gone)
@@ -45,7 +45,7 @@ def left_frozen(kind: str = "StillFrozen") -> Run:
 
 def announced(rig: Rig) -> list[str]:
     """The mount points in all announcements."""
-    found: dict[str, Any] = announcements.announced(str(rig.layout.freezes))
+    found: dict[str, Any] = journal.announced(str(rig.layout.freezes))
     return sorted(fact["point"] for facts in found.values() for fact in facts)
 
 
@@ -132,9 +132,9 @@ async def test_a_pool_that_is_refused_keeps_nothing_frozen(rig: Rig, monkeypatch
     await rig.open()
 
 
-async def cut_without_end(rig: Rig, monkeypatch: pytest.MonkeyPatch, volume: Volume) -> Gone:
+async def cut_without_end(rig: Rig, monkeypatch: pytest.MonkeyPatch, volume: Volume) -> JobEnded:
     """A cut that is given up while it is at work still; the event that tells its end."""
-    gone = Gone()
+    gone = JobEnded()
 
     def hanging(**_: object) -> None:
         raise JobFailed("cut", errno.ETIMEDOUT, "no sync in time", "SyncTimeout", gone=gone)

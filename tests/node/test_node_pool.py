@@ -28,13 +28,15 @@ from node_host import (
 )
 from node_rig import OWNER, PATIENCE, POOL, Rig, children
 
-from csi_driver.backends.base import Contents
-from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions, catalogue
+from csi_driver.backends.base import PoolContents
+from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions, pool_reader
+from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.errors import Damaged, Precondition, Unavailable
-from csi_driver.domain.space import Policy
-from csi_driver.host import announcements, loop, mounts
-from csi_driver.host.children import Children
+from csi_driver.host.block import loop
 from csi_driver.host.commands import run
+from csi_driver.host.freeze import journal
+from csi_driver.host.fs import mounts
+from csi_driver.host.helper.client import HelperPool
 from csi_driver.service.pools import Pool
 
 # ---- whose it is -------------------------------------------------------------------------------------------------------
@@ -54,7 +56,7 @@ def disk(place: Path) -> Disk:
 
 
 async def open_pool(
-    children_: Children,
+    children_: HelperPool,
     path: Path,
     name: str = POOL,
     owner: str = OWNER,
@@ -203,7 +205,7 @@ async def test_xfs_without_reflink_is_refused(place: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["btrfs", "tmpfs", "overlay", "nfs"])
 async def test_other_file_systems_are_refused(disk: Disk, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    from csi_driver.host import files
+    from csi_driver.host.fs import files
 
     monkeypatch.setattr(files, "file_system_type", lambda path: kind)
     async with children() as agents:
@@ -221,16 +223,16 @@ async def test_one_agent_owns_a_pool(disk: Disk) -> None:
         await (await open_pool(agents, disk.point)).close()
 
 
-@pytest.mark.parametrize("failing", [(catalogue, "read"), (announcements, "announced")], ids=["records", "freezes"])
+@pytest.mark.parametrize("failing", [(pool_reader, "read"), (journal, "announced")], ids=["records", "freezes"])
 async def test_a_pool_whose_disk_failed_while_it_was_opened_opens_later(
     disk: Disk, monkeypatch: pytest.MonkeyPatch, failing: tuple[object, str]
 ) -> None:
     """The agent looks again every few seconds, with the same backend: its own lock must not be in its way."""
     async with children() as agents:
         backend = ReflinkBackend(ReflinkOptions(POOL, OWNER, str(disk.point)), agents)
-        pool = Pool(backend, Policy())
+        pool = Pool(backend, CapacityPolicy())
 
-        def fail(*_: object) -> Contents:
+        def fail(*_: object) -> PoolContents:
             raise OSError(errno.EIO, "the disk does not answer")
 
         with monkeypatch.context() as patch:
@@ -316,9 +318,9 @@ async def test_two_agents_make_a_pool_at_the_same_time(disk: Disk) -> None:
 
 
 async def test_while_one_agent_makes_a_pool_another_is_refused(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
-    from csi_driver.backends.reflink import identity
+    from csi_driver.backends.reflink import pool_lock
     from csi_driver.backends.reflink.layout import Layout
-    from csi_driver.host import files
+    from csi_driver.host.fs import files
 
     real = files.write_durably
     tried = []
@@ -327,7 +329,7 @@ async def test_while_one_agent_makes_a_pool_another_is_refused(disk: Disk, monke
         monkeypatch.undo()
         tried.append(path)
         with pytest.raises(Precondition, match=r"another agent"):
-            identity.take(Layout(disk.point, POOL), OWNER, False)
+            pool_lock.acquire_pool(Layout(disk.point, POOL), OWNER, False)
         real(path, data)
 
     monkeypatch.setattr(files, "write_durably", write)
@@ -413,14 +415,14 @@ async def test_an_older_agent_cannot_be_fooled_by_a_link(rig: Rig) -> None:
 @pytest.mark.parametrize("fs_type", ["ext4", "xfs"])
 @pytest.mark.parametrize("unmounted", [False, True], ids=["mounted", "unmounted"])
 async def test_the_sweep_at_start_thaws_what_was_announced(rig: Rig, fs_type: str, unmounted: bool) -> None:
-    from csi_driver.host import announcements as freezing
+    from csi_driver.host.freeze import journal as freezing
 
     volume, foreign = await rig.volume("v", fs_type), await rig.volume("w")
     target, other = await rig.show(volume), await rig.show(foreign)
     device = rig.device(volume)
     assert device is not None
-    facts = freezing.freeze_facts(rig.staging(volume), device.major, device.minor, device.backing)
-    freezing.announce(str(rig.layout.freezes), volume.id.hash, [facts])
+    facts = freezing.entry_for(rig.staging(volume), device.major, device.minor, device.backing)
+    freezing.record(str(rig.layout.freezes), volume.id.hash, [facts])
     await rig.close()
     freeze(target)
     freeze(other)
@@ -440,14 +442,14 @@ async def test_the_sweep_at_start_thaws_what_was_announced(rig: Rig, fs_type: st
 
 
 async def test_an_announcement_of_another_boot_is_void(rig: Rig) -> None:
-    from csi_driver.host import announcements as freezing
+    from csi_driver.host.freeze import journal as freezing
 
     volume = await rig.volume("v")
     target = await rig.show(volume)
     device = rig.device(volume)
     assert device is not None
-    facts = freezing.freeze_facts(rig.staging(volume), device.major, device.minor, device.backing) | {"boot": "before"}
-    freezing.announce(str(rig.layout.freezes), volume.id.hash, [facts])
+    facts = freezing.entry_for(rig.staging(volume), device.major, device.minor, device.backing) | {"boot": "before"}
+    freezing.record(str(rig.layout.freezes), volume.id.hash, [facts])
     await rig.close()
     freeze(target)
     try:
@@ -461,14 +463,14 @@ async def test_an_announcement_of_another_boot_is_void(rig: Rig) -> None:
 @pytest.mark.parametrize("found", ['{"schema": 2, "boot": "%s", "mounts": []}', "{", '[{"boot": "%s"}]'])
 async def test_an_announcement_that_cannot_be_read_is_kept_and_told(rig: Rig, found: str) -> None:
     """A newer driver wrote it, before the way back to this one. What it froze is not forgotten; all others are thawed."""
-    from csi_driver.host import announcements as freezing
+    from csi_driver.host.freeze import journal as freezing
 
     volume = await rig.volume("v")
     target = await rig.show(volume)
     device = rig.device(volume)
     assert device is not None
-    facts = freezing.freeze_facts(rig.staging(volume), device.major, device.minor, device.backing)
-    freezing.announce(str(rig.layout.freezes), "z" * 32, [facts])
+    facts = freezing.entry_for(rig.staging(volume), device.major, device.minor, device.backing)
+    freezing.record(str(rig.layout.freezes), "z" * 32, [facts])
     later = rig.layout.freezes / f"{'a' * 32}.frozen.json"
     later.write_text(found.replace("%s", freezing.boot_id()))
     await rig.close()

@@ -26,10 +26,12 @@ from node_host import (
 from node_rig import OWNER, PATIENCE, POOL, children
 
 from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
-from csi_driver.backends.reflink.images import Prepared, prepare, remove
+from csi_driver.backends.reflink.pool_image_setup import Prepared, prepare, remove
 from csi_driver.domain.errors import Precondition
-from csi_driver.host import filesystems, libc, loop, loopctl, mountinfo, mounts, pool_image
+from csi_driver.host import pool_image, syscalls
+from csi_driver.host.block import loop, loop_ioctl
 from csi_driver.host.commands import run
+from csi_driver.host.fs import filesystems, mountinfo, mounts
 
 SIZE = 400 * MIB
 
@@ -77,8 +79,8 @@ async def test_made_once_and_adopted(place: Path, sparse: bool) -> None:
     assert shown.fs_type == "xfs"
     uid = run(("blkid", "-o", "value", "-s", "UUID", str(image)), 10)
     (device,) = devices_below(place)
-    assert loopctl.sysfs(device.number, "loop/dio") == "1"
-    assert loopctl.sysfs(device.number, "queue/logical_block_size") == "4096"
+    assert loop_ioctl.sysfs(device.number, "loop/dio") == "1"
+    assert loop_ioctl.sysfs(device.number, "queue/logical_block_size") == "4096"
     (place / "pool" / "kept").write_bytes(b"1")
     # Mounted; attached and not mounted; neither.
     for step in range(3):
@@ -364,7 +366,7 @@ async def test_a_growth_that_fails_in_the_middle_gives_back_what_it_took(
     await ready(place, sparse=False)
     image = place / "pool.img"
     before = allocated(image)
-    real = libc.call
+    real = syscalls.call
     steps = 0
 
     def call(what: str, *args: object) -> int:
@@ -374,7 +376,7 @@ async def test_a_growth_that_fails_in_the_middle_gives_back_what_it_took(
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(what, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(libc, "call", call)
+    monkeypatch.setattr(syscalls, "call", call)
     with pytest.raises(OSError, match="No space"):
         pool_image.grow_pool_image(str(image), str(place / "pool"), 2 * SIZE, False)
     monkeypatch.undo()

@@ -9,7 +9,7 @@ from node_host import MIB, is_frozen, read_at, write_at, write_file
 from node_rig import SMALL, Rig, mounted
 
 from csi_driver.domain.errors import InUse, InvalidRequest, Precondition
-from csi_driver.host import extents, filesystems
+from csi_driver.host.fs import extents, filesystems
 from csi_driver.service.rollbacks import RollbackRequest
 
 

@@ -10,11 +10,13 @@ from node_host import GIB, MIB, allocated, read_at, write_at, write_file
 from node_rig import Rig, mounted
 from structlog.testing import capture_logs
 
+from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.errors import OutOfSpace
 from csi_driver.domain.model import SizeRange, Volume
-from csi_driver.domain.space import Policy
-from csi_driver.host import allocation, extents, libc, loop, loopctl
+from csi_driver.host import syscalls
+from csi_driver.host.block import loop, loop_ioctl
 from csi_driver.host.commands import run
+from csi_driver.host.fs import allocation, extents
 
 SIZE = 320 * MIB
 
@@ -72,11 +74,11 @@ async def test_a_device_that_an_attach_left_half_way_is_adopted_and_refuses_disc
     """The first stage ended right after the device was bound; the next one finds it."""
     volume = await rig.volume("v", "ext4", SIZE, thick=True)
     device = loop.attach(rig.image(volume))
-    assert loopctl.sysfs(device.number, "queue/discard_max_bytes") != "0"
+    assert loop_ioctl.sysfs(device.number, "queue/discard_max_bytes") != "0"
     staging = await rig.stage(volume)
     assert rig.device(volume) == device
-    assert loopctl.sysfs(device.number, "queue/discard_max_bytes") == "0"
-    assert loopctl.shows(device.number, "queue/scheduler", "[none]")
+    assert loop_ioctl.sysfs(device.number, "queue/discard_max_bytes") == "0"
+    assert loop_ioctl.shows(device.number, "queue/scheduler", "[none]")
     with pytest.raises(OSError, match=r"not supported|fstrim"):
         run(("fstrim", staging), 30)
     assert allocated(rig.image(volume)) >= SIZE
@@ -164,7 +166,7 @@ LITTLE = 24 * MIB
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "block"])
 async def test_whatever_is_done_with_it_needs_what_it_takes_and_the_reserve(rig: Rig, kind: str) -> None:
     """Made, staged, cut, restored, rolled back and grown, each with no more free than that."""
-    rig.pool.policy = Policy(reserve=GIB)
+    rig.pool.policy = CapacityPolicy(reserve=GIB)
     size, growth = 5 * GIB, 512 * MIB
 
     async def written(volume: Volume, data: bytes) -> None:
@@ -211,7 +213,7 @@ async def test_whatever_is_done_with_it_needs_what_it_takes_and_the_reserve(rig:
 
 @pytest.mark.parametrize("rig", [{"size": 20 * GIB}], indirect=True)
 async def test_more_than_half_of_an_empty_pool(rig: Rig) -> None:
-    rig.pool.policy = Policy()
+    rig.pool.policy = CapacityPolicy()
     size = rig.pool.account().available_thick // GIB * GIB
     assert size >= 18 * GIB
     volume = await rig.volume("v", "block", size, thick=True)
@@ -226,7 +228,7 @@ async def test_what_a_stage_repairs_does_not_fail_it(rig: Rig, fs_type: str) -> 
     await rig.stage(volume)
     await rig.unstage(volume)
     with rig.image(volume).open("r+b") as file:
-        libc.call("fallocate, punch", "fallocate", file.fileno(), 3, SIZE - 64 * MIB, 48 * MIB)
+        syscalls.call("fallocate, punch", "fallocate", file.fileno(), 3, SIZE - 64 * MIB, 48 * MIB)
     leave(rig, 32 * MIB)
     with capture_logs() as logs:
         await rig.stage(volume)

@@ -19,10 +19,11 @@ from node_host import (
 from node_rig import OWNER, POOL, Rig, mounted
 
 from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
+from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.errors import DriverError, OutOfSpace, Precondition, Unavailable
-from csi_driver.domain.space import Policy
-from csi_driver.host import loopctl, mountinfo, mounts
+from csi_driver.host.block import loop_ioctl
 from csi_driver.host.commands import run
+from csi_driver.host.fs import mountinfo, mounts
 from csi_driver.service.pools import Pool
 
 
@@ -76,7 +77,7 @@ async def all_refused(rig: Rig, kind: type[Exception] | tuple[type[Exception], .
 
 async def test_a_pool_below_its_reserve_makes_nothing_and_deletes(rig: Rig) -> None:
     await furnished(rig)
-    rig.pool.policy = Policy(reserve=1 << 50)
+    rig.pool.policy = CapacityPolicy(reserve=1 << 50)
     before = tree(rig)
     for name, call in mutations(rig, "x").items():
         if name in {"roll back", "hold", "expand", "delete snapshot", "delete volume"}:
@@ -94,7 +95,7 @@ async def test_a_pool_below_its_reserve_makes_nothing_and_deletes(rig: Rig) -> N
 async def test_a_pool_that_is_truly_full(rig: Rig) -> None:
     """The reserve did not help: whatever does not fit is RESOURCE_EXHAUSTED, nothing is half-made, deleting works."""
     target = await furnished(rig)
-    rig.pool.policy = Policy(reserve=0)
+    rig.pool.policy = CapacityPolicy(reserve=0)
     filler = rig.disk.point / "filler"
     with filler.open("wb") as file:
         step = 256 * MIB
@@ -211,7 +212,7 @@ async def test_another_pool_in_its_place(rig: Rig, tmp_path: Path) -> None:
     await furnished(rig)
     rig.leftovers_expected = True
     other = make_disk(tmp_path, GIB, "other")
-    second = Pool(ReflinkBackend(ReflinkOptions(POOL, OWNER, str(other.point)), rig.children), Policy())
+    second = Pool(ReflinkBackend(ReflinkOptions(POOL, OWNER, str(other.point)), rig.children), CapacityPolicy())
     await second.open()
     await second.backend.close()
     mounts.umount(other.point)
@@ -260,7 +261,7 @@ async def test_pods_of_a_dead_pool_can_end(rig: Rig, restarted: bool) -> None:
         for _ in range(2):
             await rig.unstage(volume)
         assert [m for m in mountinfo.read() if m.point.startswith(rig.staging(volume))] == []
-    left = [n for n in loopctl.numbers() if f"{rig.disk.point}/" in (loopctl.sysfs(n, "loop/backing_file") or "")]
+    left = [n for n in loop_ioctl.numbers() if f"{rig.disk.point}/" in (loop_ioctl.sysfs(n, "loop/backing_file") or "")]
     assert left == []
     with pytest.raises(Unavailable):
         await rig.stage(volumes[0])

@@ -7,9 +7,10 @@ import pytest
 from node_rig import Rig, block, mounted
 
 from csi_driver.domain.errors import InUse, Precondition
-from csi_driver.domain.model import Mode
-from csi_driver.host import loopctl, mountinfo, mounts
+from csi_driver.domain.model import AccessMode
+from csi_driver.host.block import loop_ioctl
 from csi_driver.host.commands import run
+from csi_driver.host.fs import mountinfo, mounts
 
 
 def seen_twice(rig: Rig, where: str) -> tuple[Path, Path]:
@@ -30,7 +31,7 @@ def seen_twice(rig: Rig, where: str) -> tuple[Path, Path]:
 @pytest.mark.parametrize("where", ["elsewhere", "on itself"])
 @pytest.mark.parametrize("access", ["mount", "block"])
 async def test_one_mount_that_is_seen_twice_is_one_use(rig: Rig, where: str, access: str) -> None:
-    how = mounted(mode=Mode.SINGLE_WRITER) if access == "mount" else block(Mode.SINGLE_WRITER)
+    how = mounted(mode=AccessMode.SINGLE_WRITER) if access == "mount" else block(AccessMode.SINGLE_WRITER)
     volume = await rig.volume("v", capabilities=(how,))
     name = str(volume.id)
     own, other = seen_twice(rig, where)
@@ -80,4 +81,4 @@ async def test_pods_of_a_dead_pool_can_end_where_they_are_seen_twice(rig: Rig) -
     await rig.nodes.unpublish(str(volume.id), target)
     await rig.nodes.unstage(str(volume.id), staging)
     assert mountinfo.at(staging) is None
-    assert str(rig.disk.point) not in (loopctl.sysfs(device.number, "loop/backing_file") or "")
+    assert str(rig.disk.point) not in (loop_ioctl.sysfs(device.number, "loop/backing_file") or "")

@@ -10,11 +10,11 @@ from fake_api import FakeApi, Object
 from pin_rig import DRIVER, Objects
 
 from csi_driver.domain.errors import Unavailable
-from csi_driver.kube.kinds import CLAIMS, NODES, PODS, STORAGE_CLASSES, VOLUMES
-from csi_driver.kube.mirrors import Mirrors
-from csi_driver.operator.discovery import keep_node, keep_volume
-from csi_driver.operator.pins import Copies, Pins, keep_claim, keep_homeless
-from csi_driver.service.rooms import Rooms as RoomsPort
+from csi_driver.kube.informers import Mirrors
+from csi_driver.kube.resources import NODES, PODS, PVCS, PVS, STORAGE_CLASSES
+from csi_driver.operator.agents.discovery import keep_node, keep_volume
+from csi_driver.operator.topology.controller import Informers, TopologyController, keep_claim, trim_unscheduled_pod
+from csi_driver.service.agent_capacity import Rooms as RoomsPort
 
 GIB = 1 << 30
 
@@ -49,14 +49,16 @@ class Leading(Objects):
         api = await self.fake.connect()
         self.mirrors = Mirrors(api)
         of = self.mirrors.of
-        self.copies = Copies(
-            of(CLAIMS, keep=keep_claim),
-            of(PODS, fields="spec.nodeName=", keep=keep_homeless),
+        self.copies = Informers(
+            of(PVCS, keep=keep_claim),
+            of(PODS, fields="spec.nodeName=", keep=trim_unscheduled_pod),
             of(NODES, keep=keep_node),
-            of(VOLUMES, keep=keep_volume),
+            of(PVS, keep=keep_volume),
             of(STORAGE_CLASSES),
         )
-        self.pins = Pins(api, self.copies, self._agents, self, DRIVER, lambda: self.time, lambda: self.now)
+        self.pins = TopologyController(
+            api, self.copies, self._agents, self, DRIVER, lambda: self.time, lambda: self.now
+        )
 
     async def emit(self, obj: Object, type: str, reason: str, message: str) -> None:  # noqa: A002
         assert type == "Warning"

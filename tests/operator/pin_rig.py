@@ -7,8 +7,8 @@ from typing import Any
 from fake_api import FakeApi, Object
 
 from csi_driver.domain.routing import TOPOLOGY_KEY
-from csi_driver.kube.kinds import CLAIMS, CONTENTS, NODES, PODS, SNAPSHOTS, STORAGE_CLASSES, VOLUMES
-from csi_driver.operator.names import SELECTED_NODE
+from csi_driver.kube.resources import NODES, PODS, PVCS, PVS, SNAPSHOT_CONTENTS, SNAPSHOTS, STORAGE_CLASSES
+from csi_driver.operator.installation import SELECTED_NODE
 
 DRIVER = "csi.tidemark.dev"
 NS = "app"
@@ -40,7 +40,7 @@ class Objects:
 
     def volume(self, name: str, owner: str, driver: str = DRIVER) -> None:
         self.fake.put(
-            VOLUMES, {"metadata": {"name": name}, "spec": {"csi": {"driver": driver, "volumeHandle": handle(owner)}}}
+            PVS, {"metadata": {"name": name}, "spec": {"csi": {"driver": driver, "volumeHandle": handle(owner)}}}
         )
 
     def bound(self, name: str, owner: str, driver: str = DRIVER, **more: Any) -> None:
@@ -49,7 +49,7 @@ class Objects:
         self.put(claim(name, volume=f"pv-{name}", **more))
 
     def put(self, body: Object) -> None:
-        self.fake.put(CLAIMS, body, NS)
+        self.fake.put(PVCS, body, NS)
 
     def snapshot(self, name: str, owner: str = "", of: str = "", driver: str = DRIVER, cut: bool = True) -> None:
         """A snapshot with its content on `owner`, or one that is not bound yet."""
@@ -58,7 +58,7 @@ class Objects:
             body["status"] = {"boundVolumeSnapshotContentName": f"content-{name}"}
             spec = {"driver": driver, "source": {"volumeHandle": handle(owner)}}
             status = {"snapshotHandle": handle(owner, 1)} if cut else {}
-            self.fake.put(CONTENTS, {"metadata": {"name": f"content-{name}"}, "spec": spec, "status": status})
+            self.fake.put(SNAPSHOT_CONTENTS, {"metadata": {"name": f"content-{name}"}, "spec": spec, "status": status})
         self.fake.put(SNAPSHOTS, body, NS)
 
     def pod(self, name: str, *claims: str, says: str = "", since: str = "2026-01-01T00:00:00Z", **more: Any) -> None:
@@ -71,13 +71,13 @@ class Objects:
         self.fake.put(PODS, body, NS)
 
     def selected(self, name: str) -> str | None:
-        found = self.fake.get(CLAIMS, name, NS)
+        found = self.fake.get(PVCS, name, NS)
         assert found is not None
         return (found["metadata"].get("annotations") or {}).get(SELECTED_NODE)
 
     def unselect(self, name: str, node: str | None = None) -> None:
         """What the provisioner does where a node has no room, or the scheduler when it chooses."""
-        self.fake.change(CLAIMS, name, {"metadata": {"annotations": {SELECTED_NODE: node}}}, NS)
+        self.fake.change(PVCS, name, {"metadata": {"annotations": {SELECTED_NODE: node}}}, NS)
 
 
 def claim(

@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from csi_driver.domain.errors import DriverError
-from csi_driver.operator.rollback_actions import Action, Seen
-from csi_driver.operator.rollback_decide import decide
-from csi_driver.operator.rollback_safety import SAFETY_LABEL, safety_snapshot
-from csi_driver.operator.rollback_who import Objects, Target
-from csi_driver.operator.rollback_wish import Phase, Progress, Wish
+from csi_driver.operator.rollback.actions import Action, ObservedRollback
+from csi_driver.operator.rollback.planner import next_action
+from csi_driver.operator.rollback.references import ReferencedObjects, ResolvedReferences
+from csi_driver.operator.rollback.resource import Phase, RollbackSpec, RollbackStatus
+from csi_driver.operator.rollback.safety_snapshots import SAFETY_LABEL, safety_snapshot
 from csi_driver.service.disks import Back, Disk, Held
 
 DRIVER = "csi.tidemark.dev"
@@ -18,8 +18,8 @@ NAMESPACE = "shop"
 UID = "0b1c2d3e-0000-4000-8000-000000000001"
 CREATED = 1_800_000_000.0
 SINCE = 1_800_000_100_000_000_000
-WISH = Wish(NAMESPACE, "back", UID, "v1", "s1", CREATED)
-TARGET = Target("n-1:default:aaaa", "n-1:default:bbbb", "pvc-1")
+WISH = RollbackSpec(NAMESPACE, "back", UID, "v1", "s1", CREATED)
+TARGET = ResolvedReferences("n-1:default:aaaa", "n-1:default:bbbb", "pvc-1")
 DISK = Disk(TARGET.volume_id, "uid-of-v1", {TARGET.snapshot_id: SINCE - 10**12})
 MINE = Held(WISH.holder, SINCE)
 SAFETY_ID = "n-1:default:cccc"
@@ -62,8 +62,8 @@ def content(**more: Any) -> dict[str, Any]:
     } | more
 
 
-def objects(**more: Any) -> Objects:
-    return replace(Objects(claim(), volume(), snapshot(), content()), **more)
+def objects(**more: Any) -> ReferencedObjects:
+    return replace(ReferencedObjects(claim(), volume(), snapshot(), content()), **more)
 
 
 def snapshot_class(name: str = "tidemark", default: bool = True, driver: str = DRIVER) -> dict[str, Any]:
@@ -103,9 +103,9 @@ def pod(
     return made
 
 
-READY = Seen(
+READY = ObservedRollback(
     wish=WISH,
-    progress=Progress(
+    progress=RollbackStatus(
         Phase.WAITING, "DiskFree", "", CREATED, volume_id=TARGET.volume_id, volume_name="pvc-1", guarded=True
     ),
     now=CREATED + 5,
@@ -130,7 +130,7 @@ WITH_SAFETY = replace(
 ROLLING = replace(WITH_SAFETY, progress=replace(READY.progress, phase=Phase.ROLLING, rolling=CREATED + 4))
 
 
-def seen(base: Seen, **changes: Any) -> Seen:
+def seen(base: ObservedRollback, **changes: Any) -> ObservedRollback:
     """A sight with changes; those of its progress, wish and disk by `progress_phase=...` and the like."""
     parts: dict[str, dict[str, Any]] = {"progress": {}, "wish": {}, "disk": {}}
     plain = {}
@@ -146,8 +146,8 @@ def seen(base: Seen, **changes: Any) -> Seen:
     return replace(base, **plain)
 
 
-def next_of(base: Seen, **changes: Any) -> Action:
-    return decide(seen(base, **changes))
+def next_of(base: ObservedRollback, **changes: Any) -> Action:
+    return next_action(seen(base, **changes))
 
 
 def done(at: int = SINCE + 5) -> tuple[Back, ...]:

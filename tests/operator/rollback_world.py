@@ -20,22 +20,22 @@ from fake_api import FakeApi
 from rollback_cases import DRIVER, claim, content, pod, snapshot, snapshot_class, volume
 
 from csi_driver.domain.errors import InUse
-from csi_driver.domain.model import Capability, Mode, SizeRange, Snapshot, Volume, VolumeRequest
-from csi_driver.kube.api import Api
+from csi_driver.domain.model import AccessMode, Capability, SizeRange, Snapshot, Volume, VolumeRequest
+from csi_driver.kube.client import Api
 from csi_driver.kube.events import Events
-from csi_driver.kube.kinds import CLAIMS, CONTENTS, EVENTS, PODS, ROLLBACKS, SNAPSHOT_CLASSES, SNAPSHOTS, VOLUMES
-from csi_driver.kube.mirror import Mirror
-from csi_driver.operator.rollback_step import Steps
-from csi_driver.operator.rollback_wish import stamp
-from csi_driver.operator.rollbacks import Rollbacks
-from csi_driver.rpc.disks import AgentDisks
-from csi_driver.service.nodes import Nodes
+from csi_driver.kube.informer import Informer
+from csi_driver.kube.resources import EVENTS, PODS, PVCS, PVS, ROLLBACKS, SNAPSHOT_CLASSES, SNAPSHOT_CONTENTS, SNAPSHOTS
+from csi_driver.operator.rollback.controller import RollbackController
+from csi_driver.operator.rollback.reconciler import Steps
+from csi_driver.operator.rollback.resource import stamp
+from csi_driver.rpc.clients.disks import AgentDisks
+from csi_driver.service.node_volumes import NodeVolumes
 from csi_driver.service.snapshots import SnapshotRequest, Snapshots
 from csi_driver.service.volumes import Volumes
 
 SIZE = 4096
 NAMESPACE = "shop"
-RAW = Capability("block", Mode.WRITER)
+RAW = Capability("block", AccessMode.WRITER)
 CHANGING = {"create", "patch", "replace", "delete", "hold", "release", "roll_back"}
 
 
@@ -93,7 +93,7 @@ class World:
             self.api = await self.fake.connect()
             self.fake.put(SNAPSHOT_CLASSES, snapshot_class())
             self.agent = self.cluster.agents["n-1"]
-            self.nodes = Nodes(self.agent.context)
+            self.nodes = NodeVolumes(self.agent.context)
             self.snapshots = Snapshots(self.agent.context)
             await self.start()
             yield self
@@ -109,7 +109,7 @@ class World:
 
     async def disk(self) -> Volume:
         """A new disk under the claim v1; what the last test left is gone."""
-        for kind in (ROLLBACKS, SNAPSHOTS, CONTENTS, CLAIMS, VOLUMES, PODS, EVENTS):
+        for kind in (ROLLBACKS, SNAPSHOTS, SNAPSHOT_CONTENTS, PVCS, PVS, PODS, EVENTS):
             for made in self.fake.all(kind):
                 self.fake.remove(kind, made["metadata"]["name"], made["metadata"].get("namespace", ""))
         name = f"pvc-{next(self.names)}"
@@ -117,11 +117,11 @@ class World:
         self.made = await Volumes(self.agent.context).create(request)
         self.volume_id = str(self.made.id)
         self.model = b"\0"
-        self.fake.put(CLAIMS, claim(metadata={"name": "v1", "namespace": NAMESPACE}, spec={"volumeName": name}))
-        uid = self.got(CLAIMS, "v1")["metadata"]["uid"]
+        self.fake.put(PVCS, claim(metadata={"name": "v1", "namespace": NAMESPACE}, spec={"volumeName": name}))
+        uid = self.got(PVCS, "v1")["metadata"]["uid"]
         spec = {"csi": {"driver": DRIVER, "volumeHandle": self.volume_id}}
         spec |= {"claimRef": {"namespace": NAMESPACE, "name": "v1", "uid": uid}}
-        self.fake.put(VOLUMES, volume(metadata={"name": name}, spec=spec))
+        self.fake.put(PVS, volume(metadata={"name": name}, spec=spec))
         self.pv = name
         return self.made
 
@@ -142,7 +142,7 @@ class World:
             spec={"driver": DRIVER, "volumeSnapshotRef": ref},
             status={"readyToUse": True, "snapshotHandle": handle},
         )
-        self.fake.put(CONTENTS, made)
+        self.fake.put(SNAPSHOT_CONTENTS, made)
         ready = {"readyToUse": True, "boundVolumeSnapshotContentName": f"content-{uid}"}
         self.fake.change(SNAPSHOTS, name, {"status": ready}, NAMESPACE)
 
@@ -178,8 +178,8 @@ class World:
         for made in self.fake.all(SNAPSHOTS):
             if (made.get("status") or {}).get("readyToUse"):
                 continue
-            named = self.got(CLAIMS, made["spec"]["source"]["persistentVolumeClaimName"])
-            handle = self.got(VOLUMES, named["spec"]["volumeName"])["spec"]["csi"]["volumeHandle"]
+            named = self.got(PVCS, made["spec"]["source"]["persistentVolumeClaimName"])
+            handle = self.got(PVS, named["spec"]["volumeName"])["spec"]["csi"]["volumeHandle"]
             cut = await self.snapshots.create(SnapshotRequest(f"snapshot-{made['metadata']['uid']}", handle))
             self.bind(made["metadata"]["name"], str(cut.id))
 
@@ -201,7 +201,7 @@ class World:
     @property
     def holder(self) -> str:
         """Who holds the disk now."""
-        return self.agent.context.holder_of(self.disk_now)
+        return self.agent.context.current_holder(self.disk_now)
 
     def bytes_of(self, item: Volume | Snapshot) -> bytes:
         """The first byte tells what was written last."""
@@ -247,11 +247,11 @@ class World:
 
 
 @asynccontextmanager
-async def reconciling(world: World) -> AsyncIterator[Rollbacks]:
+async def reconciling(world: World) -> AsyncIterator[RollbackController]:
     """The reconciler, and a snapshotter that looks all the time."""
-    mirror = Mirror(world.api, ROLLBACKS)
+    mirror = Informer(world.api, ROLLBACKS)
     mirror.start()
-    made = Rollbacks(
+    made = RollbackController(
         world.api,
         AgentDisks(world.cluster.channels),
         mirror,

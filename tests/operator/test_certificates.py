@@ -11,9 +11,9 @@ from fake_api import Call, FakeApi, Fault
 from trust_rig import AGENT, AUTHORITY, CONTROLLER, NAMESPACE, Trusting, content
 
 from csi_driver.domain.errors import DriverError, Precondition, Unavailable
-from csi_driver.kube.kinds import SECRETS, WEBHOOKS
-from csi_driver.operator import certificates
-from csi_driver.operator.trust import Rest
+from csi_driver.kube.resources import MUTATING_WEBHOOKS, SECRETS
+from csi_driver.operator.certificates import controller as certificates
+from csi_driver.operator.certificates.rotation import Idle
 
 CHANGING = {"create", "update", "patch", "delete"}
 
@@ -98,7 +98,7 @@ async def test_a_rotation_waits_for_every_peer(trusting: Trusting) -> None:
             assert (trusting.authority() == root) == (phase == 1)
             trusting.peers.load(secret, peer)
             trusting.peers.check()
-    assert await keeper.settle() == Rest()
+    assert await keeper.settle() == Idle()
     trusting.check_rest()
     trusting.peers.check()
     trusting.peers.load_all()
@@ -220,14 +220,14 @@ async def test_a_damaged_authority_is_never_overwritten(trusting: Trusting, key:
 async def test_the_webhook_follows(trusting: Trusting) -> None:
     """All that the chart wrote beside is left; without a webhook there is nothing to do."""
     await at_rest(trusting)
-    obj = trusting.fake.get(WEBHOOKS, "tidemark-pin")
+    obj = trusting.fake.get(MUTATING_WEBHOOKS, "tidemark-pin")
     assert obj is not None
     assert obj["webhooks"][0]["clientConfig"]["service"] == {"name": "s"}
-    trusting.fake.change(WEBHOOKS, "tidemark-pin", {"webhooks": [{"name": "a", "clientConfig": {}}]})
+    trusting.fake.change(MUTATING_WEBHOOKS, "tidemark-pin", {"webhooks": [{"name": "a", "clientConfig": {}}]})
     await (await trusting.replica()).settle()
     assert trusting.hook() == trusting.authority()
-    trusting.fake.remove(WEBHOOKS, "tidemark-pin")
-    assert await (await trusting.replica()).settle() == Rest()
+    trusting.fake.remove(MUTATING_WEBHOOKS, "tidemark-pin")
+    assert await (await trusting.replica()).settle() == Idle()
 
 
 async def test_others_who_change_the_same_secret_without_end_are_told(

@@ -8,26 +8,26 @@ from datetime import UTC, datetime, timedelta
 from fake_api import FakeApi
 from trust_rig import Told
 
-from csi_driver.kube.kinds import SECRETS, WEBHOOKS
-from csi_driver.operator.given import Given
-from csi_driver.service import authority
+from csi_driver.kube.resources import MUTATING_WEBHOOKS, SECRETS
+from csi_driver.operator.certificates import ca
+from csi_driver.operator.certificates.external import ExternalCertificates
 
 NS = "tidemark"
 
 
 async def test_their_end_is_watched(fake: FakeApi) -> None:
-    root, now = authority.new_authority(), datetime.now(UTC)
+    root, now = ca.new_authority(), datetime.now(UTC)
     for name, days in (("mine", 90), ("agents", 5)):
-        pair = authority.issue(root, name, days=days, now=now)
+        pair = ca.issue(root, name, days=days, now=now)
         data = {"ca.crt": root.certificate, "tls.crt": pair.certificate, "tls.key": pair.key}
         body = {"metadata": {"name": name}, "data": {key: b64encode(value).decode() for key, value in data.items()}}
         fake.put(SECRETS, body, NS)
     hook = {"metadata": {"name": "pin"}, "webhooks": [{"name": "a", "clientConfig": {"service": {"name": "s"}}}]}
-    fake.put(WEBHOOKS, hook)
+    fake.put(MUTATING_WEBHOOKS, hook)
     expiry: dict[str, datetime] = {}
     told = Told()
     given = {"controller": "mine", "agent": "agents", "third": "not there"}
-    watch = Given(await fake.connect(), NS, given, "pin", told, expiry.__setitem__, lambda: now)
+    watch = ExternalCertificates(await fake.connect(), NS, given, "pin", told, expiry.__setitem__, lambda: now)
     for _ in range(2):
         await watch.look()
     assert {role: round((ends - now) / timedelta(days=1)) for role, ends in expiry.items()} == {
@@ -37,8 +37,8 @@ async def test_their_end_is_watched(fake: FakeApi) -> None:
     assert told.reasons == ["CertificateEnds"], "once, and only of the one that ends soon"
     assert "renew Secret agents" in told.events[0][1]
     written = [(call.verb, call.kind) for call in fake.calls if call.verb not in {"get", "list"}]
-    assert written == [("patch", WEBHOOKS)], "once"
-    found = fake.get(WEBHOOKS, "pin")
+    assert written == [("patch", MUTATING_WEBHOOKS)], "once"
+    found = fake.get(MUTATING_WEBHOOKS, "pin")
     assert found is not None
     expected = {"service": {"name": "s"}, "caBundle": b64encode(root.certificate).decode()}
     assert found["webhooks"] == [{"name": "a", "clientConfig": expected}]

@@ -9,16 +9,16 @@ import pytest
 from rollback_cases import CREATED, HELD, READY, ROLLING, TARGET, UID, WISH, done, next_of, volume
 
 from csi_driver import __version__
-from csi_driver.kube.kinds import SCHEDULES
-from csi_driver.operator.rollback_actions import RollBack, Say, Stand
-from csi_driver.operator.rollback_spent import SPENT_ANNOTATION, spend
-from csi_driver.operator.rollback_status import status_of
-from csi_driver.operator.rollback_who import Trouble
-from csi_driver.operator.rollback_wish import Phase, read_progress, read_wish, stamp, unfinished
-from csi_driver.operator.schedule_act import Acts
-from csi_driver.operator.schedule_decide import refuse
-from csi_driver.operator.schedule_spec import Unacceptable, read_spec
-from csi_driver.operator.schedule_status import CONDITIONS
+from csi_driver.kube.resources import SCHEDULES
+from csi_driver.operator.rollback.actions import RollBack, Stand, UpdateStatus
+from csi_driver.operator.rollback.completed import SPENT_ANNOTATION, record_completed
+from csi_driver.operator.rollback.references import UnresolvedReference
+from csi_driver.operator.rollback.resource import Phase, parse_spec, read_progress, stamp, unfinished
+from csi_driver.operator.rollback.status import status_of
+from csi_driver.operator.schedule.executor import PlanExecutor
+from csi_driver.operator.schedule.planner import refuse
+from csi_driver.operator.schedule.resource import Unacceptable, read_spec
+from csi_driver.operator.schedule.status import CONDITIONS
 
 LATER = {"type": "Levitated", "status": "True", "reason": "Light", "message": "m", "lastTransitionTime": "t"}
 """A condition that nobody here knows."""
@@ -48,41 +48,45 @@ def test_a_phase_of_another_version_is_that_versions_alone() -> None:
 def test_a_field_of_another_version_is_no_wish_that_may_be_overlooked(base: Any) -> None:
     made = rollback()
     made["spec"]["dryRun"] = True
-    assert read_wish(made).unknown == ("dryRun",)
+    assert parse_spec(made).unknown == ("dryRun",)
     action = next_of(base, wish_unknown=("dryRun",))
-    assert isinstance(action, Say)
+    assert isinstance(action, UpdateStatus)
     assert (action.phase, action.reason) == (base.progress.phase, "UnknownField")
     assert "spec.dryRun" in action.message
     late = next_of(READY, wish_unknown=("dryRun",), now=CREATED + WISH.timeout)
-    assert isinstance(late, Say)
+    assert isinstance(late, UpdateStatus)
     assert (late.phase, late.reason) == (Phase.FAILED, "TimedOut")
     assert "The disk was not touched" in late.message
 
 
 def test_names_that_cannot_be_read_stop_a_rollback_before_it_begins_and_none_that_rolls() -> None:
-    unread = Trouble("SpentNamesUnreadable", "annotation tidemark.dev/rollbacks cannot be read", final=False)
+    unread = UnresolvedReference(
+        "SpentNamesUnreadable", "annotation tidemark.dev/rollbacks cannot be read", final=False
+    )
     action = next_of(READY, spent=unread)
-    assert isinstance(action, Say)
+    assert isinstance(action, UpdateStatus)
     assert (action.phase, action.reason) == (Phase.WAITING, "SpentNamesUnreadable")
     assert isinstance(next_of(ROLLING, spent=unread), RollBack)
     told = next_of(ROLLING, spent=unread, disk_rollbacks=done())
-    assert isinstance(told, Say)
+    assert isinstance(told, UpdateStatus)
     assert (told.phase, told.reason) == (Phase.ROLLING, "SpentNamesUnreadable")
 
 
 def test_what_another_version_noted_beside_a_spent_name_stays() -> None:
     entry = {"uid": "u", "snapshot": "s", "at": "t", "by": "somebody"}
     noted = volume(metadata={"annotations": {SPENT_ANNOTATION: json.dumps({"shop/other": entry, "shop/back": entry})}})
-    written = json.loads(spend(noted, WISH, "now"))
+    written = json.loads(record_completed(noted, WISH, "now"))
     assert written == {"shop/other": entry, "shop/back": {"uid": UID, "snapshot": "s1", "at": "now"}}
 
 
 def test_what_another_version_noted_in_a_rollbacks_status_stays() -> None:
     made = rollback(phase="Pending", levitation=3, conditions=[LATER])
-    made["status"] = status_of(made, WISH, Say(Phase.WAITING, "DiskInUse", "pod web-1", 2, TARGET), CREATED + 1)
+    made["status"] = status_of(
+        made, WISH, UpdateStatus(Phase.WAITING, "DiskInUse", "pod web-1", 2, TARGET), CREATED + 1
+    )
     assert made["status"]["levitation"] == 3
     assert LATER in made["status"]["conditions"]
-    again = status_of(made, WISH, Say(Phase.WAITING, "DiskInUse", "pod web-1", 2, TARGET), CREATED + 2)
+    again = status_of(made, WISH, UpdateStatus(Phase.WAITING, "DiskInUse", "pod web-1", 2, TARGET), CREATED + 2)
     assert again == made["status"], "nothing to write"
 
 
@@ -124,7 +128,7 @@ class Patches:
 
 async def written(before: dict[str, Any], status: dict[str, Any]) -> list[dict[str, Any]]:
     api = Patches()
-    acts: Any = Acts(api, *[None] * 4)  # type: ignore[arg-type]
+    acts: Any = PlanExecutor(api, *[None] * 4)  # type: ignore[arg-type]
     await acts.write(schedule(**before), status)
     return api.made
 

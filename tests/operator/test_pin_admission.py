@@ -9,10 +9,10 @@ from fake_api import FakeApi, Object
 from pin_rig import DRIVER, NS, Objects, claim, handle
 
 from csi_driver.domain.ids import owner_of_node
-from csi_driver.kube.kinds import CLAIMS, CONTENTS, SNAPSHOTS
-from csi_driver.operator.names import SELECTED_NODE
-from csi_driver.operator.pin_admission import PinAdmission
-from csi_driver.operator.pin_source import Sources
+from csi_driver.kube.resources import PVCS, SNAPSHOT_CONTENTS, SNAPSHOTS
+from csi_driver.operator.installation import SELECTED_NODE
+from csi_driver.operator.topology.data_source import DataSourceResolver
+from csi_driver.operator.topology.webhook import PinAdmission
 
 NODES = {name: name for name in ("n-1", "n-2")}
 LONG = "a-node-whose-name-is-longer-than-any-label-can-hold.in-a-zone.example.com"
@@ -30,7 +30,7 @@ async def pinned(objects: Objects, body: Object, **nodes: str) -> str | None:
         return await api.get(kind, name, namespace)
 
     node_of = {**NODES, owner_of_node(LONG): LONG}.get
-    notes = await PinAdmission(Sources(get, DRIVER), node_of).annotate(body)
+    notes = await PinAdmission(DataSourceResolver(get, DRIVER), node_of).annotate(body)
     assert set(notes) <= {SELECTED_NODE}
     return notes.get(SELECTED_NODE)
 
@@ -77,7 +77,7 @@ async def test_a_ring_of_claims_ends(objects: Objects) -> None:
 async def test_a_snapshot_that_an_administrator_made(objects: Objects) -> None:
     """Its content came first, and names the handle itself; the snapshot is not bound yet."""
     spec = {"driver": DRIVER, "source": {"snapshotHandle": handle("n-2")}}
-    objects.fake.put(CONTENTS, {"metadata": {"name": "given"}, "spec": spec})
+    objects.fake.put(SNAPSHOT_CONTENTS, {"metadata": {"name": "given"}, "spec": spec})
     objects.fake.put(
         SNAPSHOTS, {"metadata": {"name": "s"}, "spec": {"source": {"volumeSnapshotContentName": "given"}}}, NS
     )
@@ -136,9 +136,9 @@ async def test_a_claim_of_its_own_namespace_named_in_full(objects: Objects) -> N
 
 
 async def test_a_cluster_without_snapshots(fake: FakeApi) -> None:
-    fake.unserved |= {SNAPSHOTS, CONTENTS}
+    fake.unserved |= {SNAPSHOTS, SNAPSHOT_CONTENTS}
     objects = Objects(fake)
     assert await pinned(objects, claim("c", snapshot="s")) is None
     objects.bound("a", "n-1")
     assert await pinned(objects, claim("c", clone="a")) == "n-1"
-    assert fake.asked("get", CLAIMS)
+    assert fake.asked("get", PVCS)

@@ -7,15 +7,25 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from csi_driver.operator.pin_hazards import Anchor, Homeless, Notice, notices
-from csi_driver.operator.pin_rules import Ask, Leave, Pin, Silent, Site, Tell, Tries, Waiting, decide
+from csi_driver.operator.topology.planner import (
+    AgentUnreachable,
+    Attempts,
+    EmitEvent,
+    NoAction,
+    NodeState,
+    PendingClaim,
+    QueryCapacity,
+    SelectNode,
+    decide,
+)
+from csi_driver.operator.topology.scheduling_events import NodeBoundClaim, PodEvent, UnscheduledPod, events_for
 
-WAITING = Waiting("VolumeSnapshot s", "n-1", Site("n-1"), None, 10, None)
+WAITING = PendingClaim("VolumeSnapshot s", "n-1", NodeState("n-1"), None, 10, None)
 
 
-def told(claim: Waiting, tries: Tries | None = None, now: float = 0.0) -> Tell:
-    verdict = decide(claim, tries or Tries(), now)
-    assert isinstance(verdict, Tell)
+def told(claim: PendingClaim, tries: Attempts | None = None, now: float = 0.0) -> EmitEvent:
+    verdict = decide(claim, tries or Attempts(), now)
+    assert isinstance(verdict, EmitEvent)
     return verdict
 
 
@@ -23,18 +33,18 @@ def told(claim: Waiting, tries: Tries | None = None, now: float = 0.0) -> Tell:
 def test_a_pin_is_put_where_there_is_room(selected: str | None) -> None:
     """Where nothing is selected, and where another node was."""
     claim = replace(WAITING, selected=selected)
-    assert decide(claim, Tries(), 0) == Ask()
-    assert decide(replace(claim, room=10), Tries(), 0) == Pin("n-1")
+    assert decide(claim, Attempts(), 0) == QueryCapacity()
+    assert decide(replace(claim, room=10), Attempts(), 0) == SelectNode("n-1")
     assert told(replace(claim, room=9)).reason == "SourceNodeFull"
-    assert told(replace(claim, room=Silent())).reason == "SourceAgentSilent"
+    assert told(replace(claim, room=AgentUnreachable())).reason == "SourceAgentSilent"
 
 
 def test_a_pin_that_stands_is_left() -> None:
-    assert decide(replace(WAITING, selected="n-1"), Tries(), 0) == Leave()
+    assert decide(replace(WAITING, selected="n-1"), Attempts(), 0) == NoAction()
 
 
 def test_the_node_and_the_reason_are_told() -> None:
-    away = told(replace(WAITING, site=Site("n-1", ready=False), selected="n-1"))
+    away = told(replace(WAITING, site=NodeState("n-1", ready=False), selected="n-1"))
     assert away.reason == "SourceNodeNotReady"
     assert away.words == (
         "VolumeSnapshot s, of which this claim is made, lies on node n-1, which is not ready: the disk is made by itself "
@@ -45,28 +55,28 @@ def test_the_node_and_the_reason_are_told() -> None:
 
 
 def test_a_cordoned_node_can_still_make_the_disk() -> None:
-    assert decide(replace(WAITING, site=Site("n-1", cordoned=True), room=10), Tries(), 0) == Pin("n-1")
+    assert decide(replace(WAITING, site=NodeState("n-1", cordoned=True), room=10), Attempts(), 0) == SelectNode("n-1")
 
 
 def test_pins_come_after_longer_and_longer_pauses() -> None:
-    assert Tries(5000, 1000.0).next == 1300.0, "after days"
-    pauses = [Tries(pins, 1000.0).next - 1000.0 for pins in range(1, 14)]
+    assert Attempts(5000, 1000.0).next == 1300.0, "after days"
+    pauses = [Attempts(pins, 1000.0).next - 1000.0 for pins in range(1, 14)]
     assert pauses == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300, 300]
     claim = replace(WAITING, room=10)
-    assert decide(claim, Tries(3, 1000.0), 1003.9) == Leave()
-    assert decide(claim, Tries(3, 1000.0), 1004.0) == Pin("n-1")
+    assert decide(claim, Attempts(3, 1000.0), 1003.9) == NoAction()
+    assert decide(claim, Attempts(3, 1000.0), 1004.0) == SelectNode("n-1")
 
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
-POD = Homeless("p", "0/3 nodes are available: 3 node(s) didn't match", NOW - timedelta(seconds=30))
-RESTORED = Anchor("r", Site("n-1"), "VolumeSnapshot s")
-EMPTY = Anchor("e", Site("n-1"), "")
+POD = UnscheduledPod("p", "0/3 nodes are available: 3 node(s) didn't match", NOW - timedelta(seconds=30))
+RESTORED = NodeBoundClaim("r", NodeState("n-1"), "VolumeSnapshot s")
+EMPTY = NodeBoundClaim("e", NodeState("n-1"), "")
 
 
 def test_disks_on_different_nodes() -> None:
     """Told on the pod and on all of its claims, with both names and both nodes."""
-    other = replace(EMPTY, site=Site("n-2"))
-    found = notices(POD, [RESTORED, other], NOW)
+    other = replace(EMPTY, site=NodeState("n-2"))
+    found = events_for(POD, [RESTORED, other], NOW)
     assert [notice.claim for notice in found] == ["", "r", "e"]
     assert {notice.reason for notice in found} == {"SourceNodeConflict"}
     for word in ("pod p", "claim r on node n-1", "claim e on node n-2"):
@@ -76,14 +86,14 @@ def test_disks_on_different_nodes() -> None:
 @pytest.mark.parametrize(
     ("site", "reason", "word"),
     [
-        (Site("n-1", ready=False), "SourceNodeNotReady", "not ready"),
-        (Site("n-1", ready=False, cordoned=True), "SourceNodeNotReady", "not ready"),
-        (Site("n-1", cordoned=True), "SourceNodeCordoned", "kubectl uncordon n-1"),
-        (Site("n-1"), "SourceNodeExcluded", "the scheduler says: 0/3 nodes are available"),
+        (NodeState("n-1", ready=False), "SourceNodeNotReady", "not ready"),
+        (NodeState("n-1", ready=False, cordoned=True), "SourceNodeNotReady", "not ready"),
+        (NodeState("n-1", cordoned=True), "SourceNodeCordoned", "kubectl uncordon n-1"),
+        (NodeState("n-1"), "SourceNodeExcluded", "the scheduler says: 0/3 nodes are available"),
     ],
 )
-def test_a_node_that_the_pod_cannot_have(site: Site, reason: str, word: str) -> None:
-    (notice,) = notices(POD, [replace(RESTORED, site=site), replace(EMPTY, site=site)], NOW)
+def test_a_node_that_the_pod_cannot_have(site: NodeState, reason: str, word: str) -> None:
+    (notice,) = events_for(POD, [replace(RESTORED, site=site), replace(EMPTY, site=site)], NOW)
     assert (notice.claim, notice.reason) == ("r", reason)
     assert word in notice.words
     assert "pod p can only run on node n-1, where VolumeSnapshot s lies" in notice.words
@@ -94,19 +104,19 @@ def test_a_node_that_the_pod_cannot_have(site: Site, reason: str, word: str) -> 
     [
         replace(POD, since=NOW - timedelta(seconds=9)),
         replace(POD, says="", since=None),
-        Homeless("p", "", None),
+        UnscheduledPod("p", "", None),
     ],
 )
-def test_a_pod_that_has_only_just_come(pod: Homeless) -> None:
-    assert notices(pod, [RESTORED], NOW) == []
+def test_a_pod_that_has_only_just_come(pod: UnscheduledPod) -> None:
+    assert events_for(pod, [RESTORED], NOW) == []
 
 
 def test_claims_that_are_made_of_nothing() -> None:
-    assert notices(POD, [EMPTY], NOW) == []
-    assert notices(POD, [], NOW) == []
+    assert events_for(POD, [EMPTY], NOW) == []
+    assert events_for(POD, [], NOW) == []
 
 
 def test_two_restores_of_one_node() -> None:
-    found = notices(POD, [RESTORED, replace(RESTORED, claim="r-2")], NOW)
+    found = events_for(POD, [RESTORED, replace(RESTORED, claim="r-2")], NOW)
     assert [notice.claim for notice in found] == ["r", "r-2"]
-    assert all(isinstance(notice, Notice) for notice in found)
+    assert all(isinstance(notice, PodEvent) for notice in found)

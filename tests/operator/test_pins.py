@@ -10,7 +10,7 @@ from fake_api import Call, FakeApi, Fault
 from pin_leading import GIB, Leading
 from pin_rig import NS, claim
 
-from csi_driver.kube.kinds import CLAIMS, CONTENTS, PODS, SNAPSHOTS
+from csi_driver.kube.resources import PODS, PVCS, SNAPSHOT_CONTENTS, SNAPSHOTS
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ async def test_claims_of_others_are_left_alone(leading: Leading) -> None:
     going["metadata"] |= {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["x"]}
     leading.put(going)
     await leading.look()
-    assert not leading.fake.asked("patch", CLAIMS)
+    assert not leading.fake.asked("patch", PVCS)
     assert leading.rooms.asked == []
 
 
@@ -162,9 +162,9 @@ async def test_a_claim_that_changes_meanwhile_is_left_for_the_next_look(leading:
     await leading.look(0)
 
     def change(call: Call) -> None:
-        if call.verb == "patch" and call.kind == CLAIMS:
+        if call.verb == "patch" and call.kind == PVCS:
             leading.fake.hooks.clear()
-            leading.fake.change(CLAIMS, "r", {"metadata": {"labels": {"a": "b"}}}, NS)
+            leading.fake.change(PVCS, "r", {"metadata": {"labels": {"a": "b"}}}, NS)
 
     leading.fake.hooks.append(change)
     await leading.look(10)
@@ -192,7 +192,7 @@ async def test_one_claim_that_cannot_be_read_about_holds_up_no_other(leading: Le
 
 
 async def test_a_cluster_without_snapshots(leading: Leading) -> None:
-    leading.fake.unserved |= {SNAPSHOTS, CONTENTS}
+    leading.fake.unserved |= {SNAPSHOTS, SNAPSHOT_CONTENTS}
     leading.bound("a", "n-2")
     leading.put(claim("r", snapshot="s"))
     leading.put(claim("c", clone="a"))

@@ -12,7 +12,7 @@ import pytest
 from fake_api import Call, Fault
 from rollback_world import World, reconciling, until
 
-from csi_driver.kube.kinds import ROLLBACKS
+from csi_driver.kube.resources import ROLLBACKS
 
 
 async def start(world: World, *argv: str) -> asyncio.subprocess.Process:

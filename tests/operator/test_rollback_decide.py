@@ -27,21 +27,21 @@ from rollback_cases import (
 )
 
 from csi_driver.domain.errors import Busy, InvalidRequest, NotFound, OutOfSpace, Unavailable
-from csi_driver.operator.rollback_actions import (
-    Done,
-    Guard,
+from csi_driver.operator.rollback.actions import (
+    AddFinalizer,
+    Cleanup,
+    Finished,
     Hold,
     MakeSafety,
+    RecordCompletion,
     Release,
     RollBack,
-    Say,
-    Spend,
-    Tidy,
+    UpdateStatus,
 )
-from csi_driver.operator.rollback_decide import LAPSE_SECONDS, RENEW_SECONDS
-from csi_driver.operator.rollback_spent import SPENT_ANNOTATION, Spent, spend
-from csi_driver.operator.rollback_who import Trouble
-from csi_driver.operator.rollback_wish import Phase
+from csi_driver.operator.rollback.completed import SPENT_ANNOTATION, CompletionRecord, record_completed
+from csi_driver.operator.rollback.planner import LAPSE_SECONDS, RENEW_SECONDS
+from csi_driver.operator.rollback.references import UnresolvedReference
+from csi_driver.operator.rollback.resource import Phase
 from csi_driver.service.disks import Held, Wanted
 
 UNREACHABLE = Unavailable("the agent of node n-1 does not answer")
@@ -49,14 +49,14 @@ LATE = CREATED + WISH.timeout
 
 
 def failed(action: object, reason: str, *words: str) -> None:
-    assert isinstance(action, Say)
+    assert isinstance(action, UpdateStatus)
     assert (action.phase, action.reason) == (Phase.FAILED, reason)
     for word in (*words, "The disk was not touched; another VolumeRollback may follow"):
         assert word in action.message
 
 
 def waits(action: object, phase: Phase, reason: str, *words: str) -> None:
-    assert isinstance(action, Say)
+    assert isinstance(action, UpdateStatus)
     assert (action.phase, action.reason) == (phase, reason)
     assert action.wait > 0
     for word in words:
@@ -67,30 +67,32 @@ def test_the_way_when_nothing_is_in_it() -> None:
     """Recorded, guarded, held, kept, announced, exchanged, remembered, released, told, let go: in this order."""
     fresh = {"progress_phase": None, "progress_volume_id": "", "progress_guarded": False}
     recorded = next_of(READY, **fresh)
-    assert isinstance(recorded, Say)
+    assert isinstance(recorded, UpdateStatus)
     assert (recorded.phase, recorded.target, recorded.wait) == (Phase.WAITING, TARGET, 0)
-    assert next_of(READY, progress_guarded=False) == Guard()
+    assert next_of(READY, progress_guarded=False) == AddFinalizer()
     assert next_of(READY) == Hold(TARGET.volume_id)
     assert next_of(HELD) == MakeSafety(TARGET.volume_id, "tidemark", 1)
     waits(next_of(HELD, safeties=[safety(ready=False)]), Phase.SAFETY, "SafetySnapshotMaking", f"safety-{UID}")
     announced = next_of(WITH_SAFETY)
-    assert isinstance(announced, Say)
+    assert isinstance(announced, UpdateStatus)
     assert (announced.phase, announced.safety, announced.target) == (Phase.ROLLING, f"safety-{UID}", TARGET)
     assert next_of(ROLLING) == RollBack(Wanted(TARGET.volume_id, TARGET.snapshot_id, UID, WISH.holder, SAFETY_ID))
-    assert next_of(ROLLING, disk_rollbacks=done()) == Spend((SINCE + 5) / 1e9)
-    remembered = volume(metadata={"name": "pvc-1", "annotations": {SPENT_ANNOTATION: spend(volume(), WISH, "t")}})
+    assert next_of(ROLLING, disk_rollbacks=done()) == RecordCompletion((SINCE + 5) / 1e9)
+    remembered = volume(
+        metadata={"name": "pvc-1", "annotations": {SPENT_ANNOTATION: record_completed(volume(), WISH, "t")}}
+    )
     assert next_of(ROLLING, disk_rollbacks=done(), volume=remembered) == Release(TARGET.volume_id)
     told = next_of(ROLLING, disk_rollbacks=done(), volume=remembered, disk_held=None)
-    assert isinstance(told, Say)
+    assert isinstance(told, UpdateStatus)
     assert (told.phase, told.reason, told.safety) == (Phase.COMPLETED, "RolledBack", f"safety-{UID}")
     assert f"is in VolumeSnapshot safety-{UID}" in told.message
-    assert next_of(ROLLING, progress_phase=Phase.COMPLETED, disk_rollbacks=done(), disk_held=None) == Tidy()
-    assert next_of(ROLLING, progress_phase=Phase.COMPLETED, progress_guarded=False) == Done()
+    assert next_of(ROLLING, progress_phase=Phase.COMPLETED, disk_rollbacks=done(), disk_held=None) == Cleanup()
+    assert next_of(ROLLING, progress_phase=Phase.COMPLETED, progress_guarded=False) == Finished()
 
 
 def test_without_a_safety_snapshot_no_class_is_needed() -> None:
     announced = next_of(HELD, wish_safety=False, classes=[])
-    assert isinstance(announced, Say)
+    assert isinstance(announced, UpdateStatus)
     assert (announced.phase, announced.safety) == (Phase.ROLLING, "")
     rolled = next_of(ROLLING, wish_safety=False, safeties=[], classes=[])
     assert rolled == RollBack(Wanted(TARGET.volume_id, TARGET.snapshot_id, UID, WISH.holder, ""))
@@ -114,7 +116,7 @@ def test_what_takes_long_is_looked_at_less_often() -> None:
     waits = []
     for waited in (1, 39, 100, 1000, 10**5):
         action = next_of(READY, pods=[pod()], now=CREATED + waited, wish_timeout=10.0**6)
-        assert isinstance(action, Say)
+        assert isinstance(action, UpdateStatus)
         waits.append(action.wait)
     assert waits == [2, 2, 5, 10, 10]
     assert next_of(READY, now=CREATED + 10**5, wish_timeout=10.0**6) == Hold(TARGET.volume_id)
@@ -132,9 +134,11 @@ def test_an_unreachable_agent_is_waited_for_in_the_phase_that_it_was(phase: Phas
 
 
 def test_what_may_come_is_waited_for_what_cannot_is_refused() -> None:
-    coming = Trouble("SnapshotNotReady", "VolumeSnapshot shop/s1 is not ready: it is waited for", final=False)
+    coming = UnresolvedReference(
+        "SnapshotNotReady", "VolumeSnapshot shop/s1 is not ready: it is waited for", final=False
+    )
     waits(next_of(READY, target=coming), Phase.PENDING, "SnapshotNotReady", "shop/s1")
-    never = Trouble("AnotherDriver", "VolumeSnapshot shop/s1 was taken by x")
+    never = UnresolvedReference("AnotherDriver", "VolumeSnapshot shop/s1 was taken by x")
     failed(next_of(READY, target=never), "AnotherDriver", "taken by x")
 
 
@@ -164,7 +168,7 @@ def test_a_disk_that_its_agent_does_not_know_is_refused() -> None:
 def test_a_disk_that_is_lost_while_it_goes_back_ends_it_without_a_word_of_what_it_held() -> None:
     lost = NotFound("n-1:default:aaaa was lost with node n-1, which was forgotten")
     said = next_of(ROLLING, disk=lost)
-    assert isinstance(said, Say)
+    assert isinstance(said, UpdateStatus)
     assert (said.phase, said.reason) == (Phase.FAILED, "DiskNotFound")
     assert "lost with node n-1" in said.message
     assert "not touched" not in said.message
@@ -181,7 +185,7 @@ def test_the_agents_final_no_is_told_after_the_release(kind: type[InvalidRequest
     no = refusal(kind)
     assert next_of(ROLLING, refused=no) == Release(TARGET.volume_id)
     failed(next_of(ROLLING, refused=no, disk_held=None), "Refused", "words of the agent")
-    assert next_of(ROLLING, refused=no, disk_rollbacks=done()) == Spend((SINCE + 5) / 1e9), (
+    assert next_of(ROLLING, refused=no, disk_rollbacks=done()) == RecordCompletion((SINCE + 5) / 1e9), (
         "the record has the last word"
     )
 
@@ -190,21 +194,21 @@ def test_the_agents_final_no_is_told_after_the_release(kind: type[InvalidRequest
 
 
 def test_a_name_is_spent_whatever_uid_the_next_object_has() -> None:
-    spent = {f"{NAMESPACE}/back": Spent("another-uid", "s1", "2027-01-01T00:00:00Z")}
+    spent = {f"{NAMESPACE}/back": CompletionRecord("another-uid", "s1", "2027-01-01T00:00:00Z")}
     action = next_of(READY, progress_phase=None, progress_guarded=False, spent=spent, pods=[pod()])
-    assert isinstance(action, Say)
+    assert isinstance(action, UpdateStatus)
     assert (action.phase, action.reason) == (Phase.COMPLETED, "AlreadyDone")
     assert "2027-01-01T00:00:00Z" in action.message
-    gone = Trouble("SnapshotNotFound", "gone since", final=False)
+    gone = UnresolvedReference("SnapshotNotFound", "gone since", final=False)
     assert next_of(READY, spent=spent, target=gone) == action, "also when the snapshot is gone since"
-    other = {f"{NAMESPACE}/back": Spent("another-uid", "s0", "2027-01-01T00:00:00Z")}
+    other = {f"{NAMESPACE}/back": CompletionRecord("another-uid", "s0", "2027-01-01T00:00:00Z")}
     refused = next_of(READY, spent=other)
-    assert isinstance(refused, Say)
+    assert isinstance(refused, UpdateStatus)
     assert (refused.phase, refused.reason) == (Phase.FAILED, "AlreadyDone")
     assert "s0" in refused.message
-    own = {f"{NAMESPACE}/back": Spent(UID, "s1", "t")}
+    own = {f"{NAMESPACE}/back": CompletionRecord(UID, "s1", "t")}
     assert next_of(READY, spent=own) == Hold(TARGET.volume_id)
-    assert next_of(READY, spent={"elsewhere/back": Spent("x", "s1", "t")}) == Hold(TARGET.volume_id)
+    assert next_of(READY, spent={"elsewhere/back": CompletionRecord("x", "s1", "t")}) == Hold(TARGET.volume_id)
 
 
 # ---- the timeout
@@ -224,10 +228,10 @@ def test_the_timeout_counts_until_rolling_back(base: object) -> None:
 
 def test_a_timeout_says_what_was_waited_for() -> None:
     failed(next_of(READY, now=LATE, pods=[pod("web-1")]), "TimedOut", "pod web-1")
-    coming = Trouble("ClaimNotFound", "claim shop/v1 does not exist: it is waited for", final=False)
+    coming = UnresolvedReference("ClaimNotFound", "claim shop/v1 does not exist: it is waited for", final=False)
     failed(next_of(READY, now=LATE, target=coming, disk=NotFound("x")), "TimedOut", "claim shop/v1 does not exist")
     failed(next_of(READY, now=LATE, disk=UNREACHABLE), "TimedOut", "n-1")
-    never = Trouble("AnotherDriver", "taken by x")
+    never = UnresolvedReference("AnotherDriver", "taken by x")
     failed(next_of(READY, now=LATE, target=never), "AnotherDriver", "taken by x")
 
 
@@ -243,7 +247,7 @@ def test_a_rollback_that_began_again_counts_anew() -> None:
 def test_a_hold_is_renewed_while_the_safety_snapshot_is_waited_for() -> None:
     making = {"safeties": [safety(ready=False)]}
     assert next_of(HELD, renewed=RENEW_SECONDS, **making) == Hold(TARGET.volume_id)
-    assert isinstance(next_of(HELD, renewed=RENEW_SECONDS - 1, **making), Say)
+    assert isinstance(next_of(HELD, renewed=RENEW_SECONDS - 1, **making), UpdateStatus)
     for base in (HELD, WITH_SAFETY, ROLLING):
         assert next_of(base, renewed=float("inf")) == Hold(TARGET.volume_id), "a new process renews first"
 
@@ -272,7 +276,7 @@ def test_after_a_lapse_there_is_a_new_safety_snapshot() -> None:
 
 def test_a_lapse_during_rolling_back_begins_again() -> None:
     again = next_of(ROLLING, disk_held=None)
-    assert isinstance(again, Say)
+    assert isinstance(again, UpdateStatus)
     assert (again.phase, again.reason, again.wait) == (Phase.WAITING, "HoldLapsed", 0)
     waits(next_of(ROLLING, disk_held=None, pods=[pod()]), Phase.WAITING, "DiskInUse", "web-1")
 
@@ -308,20 +312,20 @@ def test_what_keeps_the_safety_snapshot_from_being_made_is_told() -> None:
 
 
 def test_once_a_rollback_may_have_been_sent_only_the_record_tells_that_it_was_not_made() -> None:
-    gone = Trouble("SnapshotTerminating", "VolumeSnapshot shop/s1 is being deleted")
+    gone = UnresolvedReference("SnapshotTerminating", "VolumeSnapshot shop/s1 is being deleted")
     assert next_of(ROLLING, target=gone) == Release(TARGET.volume_id)
     waits(next_of(ROLLING, target=gone, disk=UNREACHABLE), Phase.ROLLING, "OutcomeUnknown", "n-1")
     failed(next_of(ROLLING, target=gone, disk_held=None), "SnapshotTerminating", "shop/s1")
-    assert next_of(ROLLING, target=gone, disk_rollbacks=done()) == Spend((SINCE + 5) / 1e9)
+    assert next_of(ROLLING, target=gone, disk_rollbacks=done()) == RecordCompletion((SINCE + 5) / 1e9)
     back = {"progress_phase": Phase.WAITING, "now": LATE, "disk": UNREACHABLE}
     waits(next_of(ROLLING, **back), Phase.WAITING, "OutcomeUnknown")
 
 
 def test_a_claim_that_vanishes_during_the_rollback_does_not_hide_its_outcome() -> None:
-    gone = Trouble("ClaimNotFound", "claim shop/v1 does not exist", final=False)
+    gone = UnresolvedReference("ClaimNotFound", "claim shop/v1 does not exist", final=False)
     assert next_of(ROLLING, target=gone) == Release(TARGET.volume_id)
     ended = next_of(ROLLING, target=gone, volume=None, disk_held=None, disk_rollbacks=done())
-    assert isinstance(ended, Say)
+    assert isinstance(ended, UpdateStatus)
     assert ended.phase is Phase.COMPLETED
 
 
@@ -331,38 +335,38 @@ def test_a_claim_that_vanishes_during_the_rollback_does_not_hide_its_outcome() -
 @pytest.mark.parametrize("base", [READY, HELD, WITH_SAFETY])
 def test_deleted_before_rolling_back_it_is_cancelled_after_the_release(base: object) -> None:
     action = next_of(base, progress_deleted=CREATED + 4)  # type: ignore[arg-type]
-    assert action == (Tidy(cancelled=True) if base is READY else Release(TARGET.volume_id))
-    assert next_of(base, progress_deleted=CREATED + 4, progress_guarded=False) == Done()  # type: ignore[arg-type]
+    assert action == (Cleanup(cancelled=True) if base is READY else Release(TARGET.volume_id))
+    assert next_of(base, progress_deleted=CREATED + 4, progress_guarded=False) == Finished()  # type: ignore[arg-type]
 
 
 def test_deleted_during_rolling_back_it_ends_first() -> None:
     deleted = {"progress_deleted": CREATED + 5}
     assert isinstance(next_of(ROLLING, **deleted), RollBack)
-    assert next_of(ROLLING, disk_rollbacks=done(), **deleted) == Spend((SINCE + 5) / 1e9)
+    assert next_of(ROLLING, disk_rollbacks=done(), **deleted) == RecordCompletion((SINCE + 5) / 1e9)
     waits(next_of(ROLLING, disk=UNREACHABLE, **deleted), Phase.ROLLING, "AgentUnreachable")
     ended = {"progress_phase": Phase.COMPLETED, "disk_rollbacks": done(), "disk_held": None}
-    assert next_of(ROLLING, **ended, **deleted) == Tidy()
+    assert next_of(ROLLING, **ended, **deleted) == Cleanup()
 
 
 def test_the_finalizer_goes_when_the_hold_is_released_or_has_lapsed_by_itself() -> None:
     cancelled = {"progress_deleted": CREATED, "disk": UNREACHABLE}
-    assert isinstance(next_of(HELD, now=CREATED + LAPSE_SECONDS - 1, **cancelled), Say)
-    assert next_of(HELD, now=CREATED + LAPSE_SECONDS, **cancelled) == Tidy(cancelled=True)
+    assert isinstance(next_of(HELD, now=CREATED + LAPSE_SECONDS - 1, **cancelled), UpdateStatus)
+    assert next_of(HELD, now=CREATED + LAPSE_SECONDS, **cancelled) == Cleanup(cancelled=True)
     over = {"progress_phase": Phase.FAILED, "progress_ended": CREATED, "progress_reason": "TimedOut"}
     still = next_of(HELD, now=CREATED + 1, disk=UNREACHABLE, **over)
-    assert isinstance(still, Say)
+    assert isinstance(still, UpdateStatus)
     assert (still.phase, still.reason) == (Phase.FAILED, "TimedOut"), "the status stays as it is"
-    assert next_of(HELD, now=CREATED + LAPSE_SECONDS, disk=UNREACHABLE, **over) == Tidy()
+    assert next_of(HELD, now=CREATED + LAPSE_SECONDS, disk=UNREACHABLE, **over) == Cleanup()
     assert next_of(HELD, now=CREATED + 1, **over) == Release(TARGET.volume_id)
-    assert next_of(READY, now=CREATED + 1, **over) == Tidy()
+    assert next_of(READY, now=CREATED + 1, **over) == Cleanup()
 
 
 def test_failed_or_cancelled_deletes_no_safety_snapshot() -> None:
     many = [earlier_safety(i, f"1111111{i}-0000-4000-8000-000000000001") for i in range(6)]
-    assert next_of(READY, safeties=many, progress_phase=Phase.FAILED) == Tidy()
-    assert next_of(READY, safeties=many, progress_deleted=CREATED) == Tidy(cancelled=True)
+    assert next_of(READY, safeties=many, progress_phase=Phase.FAILED) == Cleanup()
+    assert next_of(READY, safeties=many, progress_deleted=CREATED) == Cleanup(cancelled=True)
     completed = next_of(READY, safeties=many, progress_phase=Phase.COMPLETED)
-    assert isinstance(completed, Tidy)
+    assert isinstance(completed, Cleanup)
     assert len(completed.surplus) == 3
 
 

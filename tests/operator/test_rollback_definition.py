@@ -12,11 +12,13 @@ import pytest
 import yaml
 from rollback_cases import CREATED, TARGET, UID, WISH
 
-from csi_driver.kube.kinds import ROLLBACKS
-from csi_driver.operator import rollback_decide, rollback_step, rollback_who
-from csi_driver.operator.rollback_actions import Say
-from csi_driver.operator.rollback_status import status_of
-from csi_driver.operator.rollback_wish import Phase, Wish, duration, read_wish, stamp
+from csi_driver.kube.resources import ROLLBACKS
+from csi_driver.operator.rollback import planner as rollback_decide
+from csi_driver.operator.rollback import reconciler
+from csi_driver.operator.rollback import references as rollback_who
+from csi_driver.operator.rollback.actions import UpdateStatus
+from csi_driver.operator.rollback.resource import Phase, RollbackSpec, duration, parse_spec, stamp
+from csi_driver.operator.rollback.status import status_of
 
 TREE = Path(__file__).parents[2]
 CRD = yaml.safe_load((TREE / "charts/tidemark/files/crds/volumerollbacks.yaml").read_text())
@@ -34,21 +36,21 @@ def test_it_defines_the_kind_that_the_controller_reads() -> None:
 
 def test_defaults_are_those_of_the_code() -> None:
     defaults = {"safetySnapshot": "safety", "keepSafety": "keep", "timeout": "timeout"}
-    in_code = {field.name: field.default for field in fields(Wish)}
+    in_code = {field.name: field.default for field in fields(RollbackSpec)}
     for name, field in defaults.items():
         value = SPEC[name]["default"]
         assert in_code[field] == (duration(value) if name == "timeout" else value)
     meta = {"namespace": "shop", "name": "back", "uid": UID, "creationTimestamp": stamp(CREATED)}
     filled = {name: SPEC[name]["default"] for name in defaults}
     made = {"metadata": meta, "spec": {"claimName": "v1", "snapshotName": "s1"} | filled}
-    assert read_wish(made) == WISH
+    assert parse_spec(made) == WISH
 
 
 @pytest.mark.parametrize("phase", list(Phase))
 def test_every_status_that_is_written_is_one_that_is_admitted(phase: Phase) -> None:
     meta = {"namespace": "shop", "name": "back", "uid": UID, "creationTimestamp": stamp(CREATED), "generation": 1}
     made: dict[str, Any] = {"metadata": meta, "spec": {"claimName": "v1", "snapshotName": "s1"}}
-    made["status"] = status_of(made, WISH, Say(phase, "Reason", "words", 0, TARGET, f"safety-{UID}"), CREATED)
+    made["status"] = status_of(made, WISH, UpdateStatus(phase, "Reason", "words", 0, TARGET, f"safety-{UID}"), CREATED)
     jsonschema.validate(made, _strict(SCHEMA))
 
 
@@ -86,7 +88,7 @@ def test_the_reference_has_every_field_and_every_reason() -> None:
     for phase in Phase:
         assert re.search(rf"^\| {phase} \|", REFERENCE, re.MULTILINE), phase
     used = set()
-    for module in (rollback_decide, rollback_step, rollback_who):
+    for module in (rollback_decide, reconciler, rollback_who):
         text = Path(str(module.__file__)).read_text()
         used |= set(re.findall(r'Trouble\(\s*"(\w+)"', text))
         used |= set(re.findall(r'(?:_fail|_waiting)\((?:\s*seen,)?\s*"(\w+)"', text))

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rollback_world import World
 
-from csi_driver.kube.kinds import PODS, ROLLBACKS, SNAPSHOTS, VOLUMES
-from csi_driver.operator.rollback_spent import read_spent
-from csi_driver.service.context import HOLD_SECONDS
+from csi_driver.kube.resources import PODS, PVS, ROLLBACKS, SNAPSHOTS
+from csi_driver.operator.rollback.completed import read_completed
+from csi_driver.service.dependencies import HOLD_SECONDS
 
 
 async def prepared(world: World) -> None:
@@ -31,7 +31,7 @@ def came_to_its_end(world: World) -> None:
     assert world.bytes_of(world.disk_now) == b"1"
     assert world.holder == ""
     assert not world.got(ROLLBACKS, "back")["metadata"].get("finalizers")
-    assert read_spent(world.got(VOLUMES, world.pv))["shop/back"].uid == uid
+    assert read_completed(world.got(PVS, world.pv))["shop/back"].uid == uid
     safety = world.agent.pool.snapshots[world.disk_now.rollbacks[0].safety.rsplit(":", 1)[1]]
     assert world.bytes_of(safety) == b"2"
 

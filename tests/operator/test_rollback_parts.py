@@ -12,11 +12,16 @@ from hypothesis import strategies as st
 from rollback_cases import CREATED, TARGET, UID, WISH, earlier_safety, safety, volume
 
 from csi_driver.domain.errors import Damaged
-from csi_driver.operator.rollback_actions import Say
-from csi_driver.operator.rollback_safety import KEEP_LABEL, own, safety_snapshot, surplus
-from csi_driver.operator.rollback_spent import REMEMBERED, SPENT_ANNOTATION, read_spent, spend
-from csi_driver.operator.rollback_status import status_of
-from csi_driver.operator.rollback_wish import Phase, duration, read_progress, read_wish, seconds, stamp, unfinished
+from csi_driver.operator.rollback.actions import UpdateStatus
+from csi_driver.operator.rollback.completed import REMEMBERED, SPENT_ANNOTATION, read_completed, record_completed
+from csi_driver.operator.rollback.resource import Phase, duration, parse_spec, read_progress, seconds, stamp, unfinished
+from csi_driver.operator.rollback.safety_snapshots import (
+    KEEP_LABEL,
+    expired_snapshots,
+    safety_snapshot,
+    snapshots_of_rollback,
+)
+from csi_driver.operator.rollback.status import status_of
 
 UIDS = [f"{i:08}-0000-4000-8000-000000000000" for i in range(60)]
 
@@ -27,10 +32,10 @@ def rollback(**status: Any) -> dict[str, Any]:
 
 
 def test_an_object_is_read_with_the_defaults_of_its_definition() -> None:
-    assert read_wish(rollback()) == WISH
+    assert parse_spec(rollback()) == WISH
     made = rollback()
     made["spec"] |= {"safetySnapshot": False, "keepSafety": 7, "timeout": "1h30m", "volumeSnapshotClassName": "gold"}
-    assert read_wish(made) == replace(WISH, safety=False, keep=7, timeout=5400.0, snapshot_class="gold")
+    assert parse_spec(made) == replace(WISH, safety=False, keep=7, timeout=5400.0, snapshot_class="gold")
 
 
 def test_a_status_that_is_missing_is_the_beginning() -> None:
@@ -77,14 +82,14 @@ def test_own_are_told_by_label_and_name() -> None:
     strange = safety()
     strange["metadata"]["name"] = "safety-by-hand"
     other = earlier_safety(1, UIDS[1])
-    assert own(WISH, [tenth, strange, safety(), other, second]) == [safety(), second, tenth]
+    assert snapshots_of_rollback(WISH, [tenth, strange, safety(), other, second]) == [safety(), second, tenth]
 
 
 def test_beyond_the_newest_they_are_surplus() -> None:
     old = [earlier_safety(i, UIDS[i]) for i in range(5)]
-    assert surplus(WISH, TARGET.volume_id, [*old, safety()], ()) == [old[2], old[1], old[0]]
-    assert surplus(replace(WISH, keep=1), TARGET.volume_id, [*old, safety()], ()) == old[::-1]
-    assert surplus(replace(WISH, keep=6), TARGET.volume_id, [*old, safety()], ()) == []
+    assert expired_snapshots(WISH, TARGET.volume_id, [*old, safety()], ()) == [old[2], old[1], old[0]]
+    assert expired_snapshots(replace(WISH, keep=1), TARGET.volume_id, [*old, safety()], ()) == old[::-1]
+    assert expired_snapshots(replace(WISH, keep=6), TARGET.volume_id, [*old, safety()], ()) == []
 
 
 def test_some_are_left_alone() -> None:
@@ -97,7 +102,7 @@ def test_some_are_left_alone() -> None:
     unlabelled = earlier_safety(5, UIDS[5], labels={})
     spare = earlier_safety(6, UIDS[6])
     all_of_them = [kept, leaving, needed, elsewhere, unlabelled, spare, safety()]
-    assert surplus(once, TARGET.volume_id, all_of_them, {needed["metadata"]["name"]}) == [spare]
+    assert expired_snapshots(once, TARGET.volume_id, all_of_them, {needed["metadata"]["name"]}) == [spare]
 
 
 def test_only_ready_ones_are_counted() -> None:
@@ -105,10 +110,14 @@ def test_only_ready_ones_are_counted() -> None:
     broken = earlier_safety(30, UIDS[30])
     broken["status"]["readyToUse"] = False
     old = [earlier_safety(i, UIDS[i]) for i in range(3)]
-    assert surplus(replace(WISH, keep=2), TARGET.volume_id, [broken, *old], ()) == [old[0]], (
+    assert expired_snapshots(replace(WISH, keep=2), TARGET.volume_id, [broken, *old], ()) == [old[0]], (
         "the newest may yet be ready"
     )
-    assert surplus(replace(WISH, keep=2), TARGET.volume_id, [broken, *old, safety()], ()) == [broken, old[1], old[0]]
+    assert expired_snapshots(replace(WISH, keep=2), TARGET.volume_id, [broken, *old, safety()], ()) == [
+        broken,
+        old[1],
+        old[0],
+    ]
 
 
 @given(st.lists(st.tuples(st.integers(0, 59), st.booleans()), max_size=20, unique_by=lambda e: e[0]), st.integers(1, 5))
@@ -118,7 +127,7 @@ def test_the_newest_ready_one_is_never_surplus(made: list[tuple[int, bool]], kee
         item = earlier_safety(second, UIDS[second])
         item["status"]["readyToUse"] = ready
         items.append(item)
-    gone = surplus(replace(WISH, keep=keep), TARGET.volume_id, items, ())
+    gone = expired_snapshots(replace(WISH, keep=keep), TARGET.volume_id, items, ())
     ready = sorted((second for second, ready in made if ready), reverse=True)
     left = [s for s, r in made if r and f"safety-{UIDS[s]}" not in {g["metadata"]["name"] for g in gone}]
     assert sorted(left, reverse=True) == ready[:keep]
@@ -128,11 +137,13 @@ def test_the_newest_ready_one_is_never_surplus(made: list[tuple[int, bool]], kee
 
 
 def test_spent_names_are_read_as_they_were_written() -> None:
-    written = spend(volume(), WISH, "2027-01-01T00:00:00Z")
-    read = read_spent(volume(metadata={"annotations": {SPENT_ANNOTATION: written}}))
+    written = record_completed(volume(), WISH, "2027-01-01T00:00:00Z")
+    read = read_completed(volume(metadata={"annotations": {SPENT_ANNOTATION: written}}))
     assert read["shop/back"].uid == UID
     assert read["shop/back"].snapshot == "s1"
-    again = spend(volume(metadata={"annotations": {SPENT_ANNOTATION: written}}), replace(WISH, uid="u2"), "later")
+    again = record_completed(
+        volume(metadata={"annotations": {SPENT_ANNOTATION: written}}), replace(WISH, uid="u2"), "later"
+    )
     assert json.loads(again) == {"shop/back": {"uid": "u2", "snapshot": "s1", "at": "later"}}
 
 
@@ -140,8 +151,10 @@ def test_the_newest_names_are_remembered_in_bounded_space() -> None:
     text = ""
     for i in range(REMEMBERED + 5):
         wish = replace(WISH, namespace="n" * 63, name=f"{i:03}" + "x" * 250, snapshot="s" * 253)
-        text = spend(volume(metadata={"annotations": {SPENT_ANNOTATION: text}}), wish, "2027-01-01T00:00:00Z")
-    read = list(read_spent(volume(metadata={"annotations": {SPENT_ANNOTATION: text}})))
+        text = record_completed(
+            volume(metadata={"annotations": {SPENT_ANNOTATION: text}}), wish, "2027-01-01T00:00:00Z"
+        )
+    read = list(read_completed(volume(metadata={"annotations": {SPENT_ANNOTATION: text}})))
     assert len(read) == REMEMBERED
     assert read[0].startswith("n" * 63 + "/005")
     assert len(text) < 100 * 1024
@@ -150,20 +163,20 @@ def test_the_newest_names_are_remembered_in_bounded_space() -> None:
 @pytest.mark.parametrize("text", ["{", "[]", '{"shop/back": 1}', '{"shop/back": {"uid": "1"}}', "null"])
 def test_names_that_cannot_be_read_may_be_spent(text: str) -> None:
     noted = volume(metadata={"name": "pvc-1", "annotations": {SPENT_ANNOTATION: text}})
-    for read in (lambda: read_spent(noted), lambda: spend(noted, WISH, "2027-01-01T00:00:00Z")):
+    for read in (lambda: read_completed(noted), lambda: record_completed(noted, WISH, "2027-01-01T00:00:00Z")):
         with pytest.raises(Damaged, match=r"tidemark.dev/rollbacks of PersistentVolume pvc-1 cannot be read"):
             read()
 
 
 def test_without_the_annotation_no_name_is_spent() -> None:
-    assert read_spent(volume(metadata={"annotations": {SPENT_ANNOTATION: ""}})) == read_spent(volume()) == {}
-    assert read_spent(None) == {}
+    assert read_completed(volume(metadata={"annotations": {SPENT_ANNOTATION: ""}})) == read_completed(volume()) == {}
+    assert read_completed(None) == {}
 
 
 # ---- the status
 
 
-def say_all(*says: tuple[float, Say]) -> dict[str, Any]:
+def say_all(*says: tuple[float, UpdateStatus]) -> dict[str, Any]:
     made = rollback()
     for at, say in says:
         made["status"] = status_of(made, WISH, say, at)
@@ -175,10 +188,10 @@ def verdicts(status: dict[str, Any]) -> dict[str, str]:
     return {c["type"]: c["status"] for c in status["conditions"]}
 
 
-WAITING = Say(Phase.WAITING, "DiskInUse", "pod web-1", 2, TARGET)
-MAKING = Say(Phase.SAFETY, "SafetySnapshotMaking", "made", 1, TARGET, f"safety-{UID}")
-ROLLING = Say(Phase.ROLLING, "RollingBack", "goes back", 0, TARGET, f"safety-{UID}")
-COMPLETED = Say(Phase.COMPLETED, "RolledBack", "done", safety=f"safety-{UID}")
+WAITING = UpdateStatus(Phase.WAITING, "DiskInUse", "pod web-1", 2, TARGET)
+MAKING = UpdateStatus(Phase.SAFETY, "SafetySnapshotMaking", "made", 1, TARGET, f"safety-{UID}")
+ROLLING = UpdateStatus(Phase.ROLLING, "RollingBack", "goes back", 0, TARGET, f"safety-{UID}")
+COMPLETED = UpdateStatus(Phase.COMPLETED, "RolledBack", "done", safety=f"safety-{UID}")
 
 
 def test_a_status_tells_the_whole_story() -> None:
@@ -212,14 +225,14 @@ def test_a_condition_keeps_its_time_while_it_stays_what_it_is() -> None:
 
 
 def test_what_began_again_has_a_new_start_and_keeps_when_it_first_rolled() -> None:
-    lapsed = Say(Phase.WAITING, "HoldLapsed", "anew", 0, TARGET)
+    lapsed = UpdateStatus(Phase.WAITING, "HoldLapsed", "anew", 0, TARGET)
     status = say_all((CREATED + 3, ROLLING), (CREATED + 1000, lapsed), (CREATED + 1003, ROLLING))
     assert status["startTime"] == stamp(CREATED + 1000)
     assert status["rollingBackTime"] == stamp(CREATED + 3)
 
 
 def test_a_failure_says_so_in_its_condition() -> None:
-    status = say_all((CREATED + 1, Say(Phase.FAILED, "TimedOut", "not begun. The disk was not touched")))
+    status = say_all((CREATED + 1, UpdateStatus(Phase.FAILED, "TimedOut", "not begun. The disk was not touched")))
     assert verdicts(status) == {
         "DiskReleased": "Unknown",
         "SafetySnapshotReady": "False",

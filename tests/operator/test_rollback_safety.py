@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rollback_world import NAMESPACE, World, completed
 
-from csi_driver.kube.kinds import CLAIMS, SNAPSHOTS
+from csi_driver.kube.resources import PVCS, SNAPSHOTS
 
 
 async def old_safety_snapshot(world: World) -> str:
@@ -58,10 +58,10 @@ async def test_a_safety_snapshot_that_a_restore_waits_to_read_stays(world: World
     first = await old_safety_snapshot(world)
     source = {"kind": "VolumeSnapshot", "apiGroup": "snapshot.storage.k8s.io", "name": first}
     claim = {"metadata": {"name": "restored", "namespace": NAMESPACE}, "spec": {"dataSource": source}}
-    world.fake.put(CLAIMS, claim | {"status": {"phase": "Pending"}})
+    world.fake.put(PVCS, claim | {"status": {"phase": "Pending"}})
     second = (await completed(world, "two", "s1", keepSafety=1))["safetySnapshotName"]
     assert world.fake.get(SNAPSHOTS, first, NAMESPACE) is not None
-    world.fake.change(CLAIMS, "restored", {"status": {"phase": "Bound"}}, NAMESPACE)
+    world.fake.change(PVCS, "restored", {"status": {"phase": "Bound"}}, NAMESPACE)
     await completed(world, "three", "s1", keepSafety=1)
     left = {s["metadata"]["name"] for s in world.fake.all(SNAPSHOTS)}
     assert first not in left

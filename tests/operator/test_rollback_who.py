@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from rollback_cases import DRIVER, NAMESPACE, TARGET, WISH, claim, content, objects, pod, snapshot, volume
 
-from csi_driver.operator.rollback_users import say_users, users
-from csi_driver.operator.rollback_who import Trouble, resolve
+from csi_driver.operator.rollback.pods_using_claim import describe_users, pods_using
+from csi_driver.operator.rollback.references import UnresolvedReference, resolve
 
 ENDING = {"deletionTimestamp": "2027-01-01T00:00:00Z"}
 
@@ -75,7 +75,7 @@ def test_all_links_whole() -> None:
 )
 def test_a_link_that_is_not_as_it_must_be_is_named(spoilt: Any, reason: str, final: bool, named: str) -> None:
     found = resolve(WISH, objects(**spoilt), DRIVER)
-    assert isinstance(found, Trouble)
+    assert isinstance(found, UnresolvedReference)
     assert (found.reason, found.final) == (reason, final)
     assert named in found.message
 
@@ -93,9 +93,9 @@ def test_a_pod_uses_a_claim_from_when_it_has_a_node_until_it_has_ended() -> None
         pod("elsewhere", claim_name="v2"),
         pod("none", spec={"volumes": None}),
     ]
-    found = users(using[:3] + idle, "v1")
+    found = pods_using(using[:3] + idle, "v1")
     assert [p["metadata"]["name"] for p in found] == ["running", "starting", "ending"]
-    assert [p["metadata"]["name"] for p in users(using, "web-x")] == ["web"], "a generic ephemeral volume's claim"
+    assert [p["metadata"]["name"] for p in pods_using(using, "web-x")] == ["web"], "a generic ephemeral volume's claim"
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_pod_uses_a_claim_from_when_it_has_a_node_until_it_has_ended() -> None
 def test_what_brings_a_pod_back_is_named_with_what_to_do(
     owner: tuple[str, str] | None, labels: dict[str, str], named: str, advice: str
 ) -> None:
-    text = say_users([pod(owner=owner, metadata={"labels": labels})], NAMESPACE, "v1")
+    text = describe_users([pod(owner=owner, metadata={"labels": labels})], NAMESPACE, "v1")
     assert named in text
     assert advice in text
     assert text.startswith("claim shop/v1 is in use by ")
@@ -126,9 +126,9 @@ def test_what_brings_a_pod_back_is_named_with_what_to_do(
 
 
 def test_many_pods_make_no_long_message() -> None:
-    text = say_users([pod(f"web-{i:03}", owner=("StatefulSet", "web")) for i in range(200)], NAMESPACE, "v1")
+    text = describe_users([pod(f"web-{i:03}", owner=("StatefulSet", "web")) for i in range(200)], NAMESPACE, "v1")
     assert "web-000" in text
     assert "197 more" in text
     assert text.count("statefulset/web") == 1
     assert len(text) < 400
-    assert "is ending already" in say_users([pod(metadata=ENDING)], NAMESPACE, "v1")
+    assert "is ending already" in describe_users([pod(metadata=ENDING)], NAMESPACE, "v1")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from rollback_world import NAMESPACE, World, completed, nothing_left
 
-from csi_driver.kube.kinds import CLAIMS, CONTENTS, EVENTS, ROLLBACKS, SNAPSHOT_CLASSES, SNAPSHOTS, VOLUMES
-from csi_driver.operator.rollback_wish import FINALIZER
-from csi_driver.service.context import HOLD_SECONDS
+from csi_driver.kube.resources import EVENTS, PVCS, PVS, ROLLBACKS, SNAPSHOT_CLASSES, SNAPSHOT_CONTENTS, SNAPSHOTS
+from csi_driver.operator.rollback.resource import FINALIZER
+from csi_driver.service.dependencies import HOLD_SECONDS
 from csi_driver.service.snapshots import SnapshotRequest
 from csi_driver.service.volumes import Volumes
 
@@ -158,7 +158,7 @@ async def test_a_content_re_pointed_by_hand_is_refused(world: World) -> None:
     await world.disk()
     await world.cut("s1")
     name = world.got(SNAPSHOTS, "s1")["status"]["boundVolumeSnapshotContentName"]
-    world.fake.change(CONTENTS, name, {"spec": {"volumeSnapshotRef": {"namespace": "victim"}}})
+    world.fake.change(SNAPSHOT_CONTENTS, name, {"spec": {"volumeSnapshotRef": {"namespace": "victim"}}})
     await failed(world, "ContentOfAnotherSnapshot", name, "victim/s1")
 
 
@@ -402,10 +402,10 @@ async def test_the_name_on_the_persistent_volume_survives_the_claim(world: World
     await completed(world, "back", "s1")
     await world.write(b"3")
     await world.ask_to_go()
-    world.fake.remove(CLAIMS, "v1", NAMESPACE)
+    world.fake.remove(PVCS, "v1", NAMESPACE)
     claim = {"metadata": {"name": "v1", "namespace": NAMESPACE}, "spec": {"volumeName": world.pv}}
-    made = world.fake.put(CLAIMS, claim | {"status": {"phase": "Bound"}})
-    world.fake.change(VOLUMES, world.pv, {"spec": {"claimRef": {"uid": made["metadata"]["uid"]}}})
+    made = world.fake.put(PVCS, claim | {"status": {"phase": "Bound"}})
+    world.fake.change(PVS, world.pv, {"spec": {"claimRef": {"uid": made["metadata"]["uid"]}}})
     world.ask()
     await world.run()
     assert world.status()["reason"] == "AlreadyDone"

@@ -6,16 +6,16 @@ import pytest
 from fake_api import Call, Fault
 from rollback_world import NAMESPACE, World, reconciling, until
 
-from csi_driver.kube import mirror as mirror_module
-from csi_driver.kube.kinds import EVENTS, ROLLBACKS, SNAPSHOTS
-from csi_driver.operator import rollback_step
+from csi_driver.kube import informer as mirror_module
+from csi_driver.kube.resources import EVENTS, ROLLBACKS, SNAPSHOTS
+from csi_driver.operator.rollback import reconciler
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror_module, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(mirror_module, "LONGEST_WAIT", 0.05)
-    monkeypatch.setattr(rollback_step, "LONGEST_SECONDS", 0.05)
+    monkeypatch.setattr(reconciler, "LONGEST_SECONDS", 0.05)
 
 
 def ended(world: World, name: str) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from fake_api import FakeApi
 from schedule_rig import Operator, World
 
-from csi_driver.kube.kinds import EVENTS, SCHEDULES, SNAPSHOTS
+from csi_driver.kube.resources import EVENTS, SCHEDULES, SNAPSHOTS
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from schedule_rig import START, Operator, World
 
 from csi_driver.domain.errors import Unavailable
 from csi_driver.kube.errors import Conflict
-from csi_driver.kube.kinds import CLAIMS, CONTENTS, GROUP_SNAPSHOTS, ROLLBACKS, SCHEDULES, SNAPSHOTS
-from csi_driver.operator.schedule_names import SCHEDULED_FOR
-from csi_driver.operator.schedule_remove import AT_ONCE
+from csi_driver.kube.resources import GROUP_SNAPSHOTS, PVCS, ROLLBACKS, SCHEDULES, SNAPSHOT_CONTENTS, SNAPSHOTS
+from csi_driver.operator.schedule.naming import SCHEDULED_FOR
+from csi_driver.operator.schedule.pruner import AT_ONCE
 
 KEY = ("default", "s")
 TERMINATING = {"deletionTimestamp": "2026-06-17T14:00:00Z", "finalizers": ["example.com/hold"]}
@@ -57,7 +57,7 @@ def rollback(world: World, snapshot: str, phase: str = "Pending") -> None:
 def restore(world: World, snapshot: str, phase: str = "Pending") -> None:
     source = {"kind": "VolumeSnapshot", "apiGroup": "snapshot.storage.k8s.io", "name": snapshot}
     meta = {"name": "restored", "namespace": "default"}
-    world.fake.put(CLAIMS, {"metadata": meta, "spec": {"dataSource": source}, "status": {"phase": phase}})
+    world.fake.put(PVCS, {"metadata": meta, "spec": {"dataSource": source}, "status": {"phase": phase}})
 
 
 async def test_nothing_has_changed_and_it_goes(world: World) -> None:
@@ -119,11 +119,11 @@ async def test_what_is_in_use_under_another_name_stays(world: World) -> None:
     world.fake.silent = False
     snapshot = world.fake.get(SNAPSHOTS, first)
     assert snapshot is not None
-    content = world.fake.get(CONTENTS, snapshot["status"]["boundVolumeSnapshotContentName"])
+    content = world.fake.get(SNAPSHOT_CONTENTS, snapshot["status"]["boundVolumeSnapshotContentName"])
     assert content is not None
     handle = content["status"]["snapshotHandle"]
     bound = {"volumeSnapshotRef": {"namespace": "default", "name": "alias"}, "source": {"snapshotHandle": handle}}
-    world.fake.put(CONTENTS, content | {"metadata": {"name": "of-alias"}, "spec": content["spec"] | bound})
+    world.fake.put(SNAPSHOT_CONTENTS, content | {"metadata": {"name": "of-alias"}, "spec": content["spec"] | bound})
     status = {"boundVolumeSnapshotContentName": "of-alias", "readyToUse": True}
     world.fake.put(SNAPSHOTS, {"metadata": {"name": "alias"}, "spec": {}, "status": status})
     await operator.see()
@@ -140,7 +140,7 @@ async def test_a_group_stays_for_a_member_that_has_come_to_be_in_use(world: Worl
     assert len(world.fake.all(GROUP_SNAPSHOTS)) == 2
 
 
-@pytest.mark.parametrize("kind", [CLAIMS, ROLLBACKS], ids=str)
+@pytest.mark.parametrize("kind", [PVCS, ROLLBACKS], ids=str)
 async def test_an_api_that_cannot_say_what_is_in_use_costs_nothing(world: World, kind: Any) -> None:
     operator, _ = await about_to_delete(world)
     status = 503
@@ -195,20 +195,20 @@ def lend(world: World, snapshot: str, phase: str) -> None:
     """What a snapshot holds under a name of another namespace, by a content made by hand; and a claim there that reads it."""
     own = world.fake.get(SNAPSHOTS, snapshot)
     assert own is not None
-    content = world.fake.get(CONTENTS, own["status"]["boundVolumeSnapshotContentName"])
+    content = world.fake.get(SNAPSHOT_CONTENTS, own["status"]["boundVolumeSnapshotContentName"])
     assert content is not None
     bound = {
         "volumeSnapshotRef": {"namespace": "elsewhere", "name": "lent"},
         "source": {"snapshotHandle": content["status"]["snapshotHandle"]},
     }
-    world.fake.put(CONTENTS, content | {"metadata": {"name": "of-lent"}, "spec": content["spec"] | bound})
+    world.fake.put(SNAPSHOT_CONTENTS, content | {"metadata": {"name": "of-lent"}, "spec": content["spec"] | bound})
     meta = {"name": "lent", "namespace": "elsewhere"}
     status = {"boundVolumeSnapshotContentName": "of-lent", "readyToUse": True}
     world.fake.put(SNAPSHOTS, {"metadata": meta, "spec": {}, "status": status})
     if phase:
         source = {"kind": "VolumeSnapshot", "apiGroup": "snapshot.storage.k8s.io", "name": "lent"}
         meta = {"name": "restored", "namespace": "elsewhere"}
-        world.fake.put(CLAIMS, {"metadata": meta, "spec": {"dataSource": source}, "status": {"phase": phase}})
+        world.fake.put(PVCS, {"metadata": meta, "spec": {"dataSource": source}, "status": {"phase": phase}})
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["just now", "for long"])

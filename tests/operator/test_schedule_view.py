@@ -8,7 +8,7 @@ import pytest
 from fake_api import FakeApi
 from schedule_rig import World
 
-from csi_driver.kube.kinds import GROUP_SNAPSHOTS, SNAPSHOTS, Kind
+from csi_driver.kube.resources import GROUP_SNAPSHOTS, SNAPSHOTS, Kind
 
 
 @pytest.fixture

@@ -8,20 +8,20 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from csi_driver.domain.certificates import Certificate
-from csi_driver.operator.trust import (
-    Ask,
+from csi_driver.operator.certificates.rotation import (
     Authority,
-    Begin,
-    Drop,
+    CheckPeers,
+    CreateNextCa,
+    Idle,
     Issue,
-    Issued,
+    IssuedSecret,
     MakeAuthority,
     Names,
-    Observed,
+    ObservedState,
     Promote,
-    Rest,
-    Spread,
-    SpreadToHook,
+    RemoveOldCa,
+    UpdateCaBundle,
+    UpdateWebhookCaBundle,
     next_step,
 )
 
@@ -35,14 +35,14 @@ def authority_certificate(name: str, age: int = 10) -> Certificate:
     return Certificate(name, (), "", begins, begins + timedelta(days=3000))
 
 
-def issued(names: Names, signer: str = "A", trusts: bytes = b"A", age: int = 10) -> Issued:
+def issued(names: Names, signer: str = "A", trusts: bytes = b"A", age: int = 10) -> IssuedSecret:
     begins = NOW - timedelta(days=age)
-    return Issued(trusts, Certificate(f"of {names[0]}", names, signer, begins, begins + timedelta(days=90)))
+    return IssuedSecret(trusts, Certificate(f"of {names[0]}", names, signer, begins, begins + timedelta(days=90)))
 
 
-def at_rest(signer: str = "A", trusts: bytes = b"A") -> Observed:
+def at_rest(signer: str = "A", trusts: bytes = b"A") -> ObservedState:
     each = {names: issued(names, signer, trusts) for names in (CONTROLLER, AGENT)}
-    return Observed(Authority(authority_certificate(signer), None, False, trusts), each, trusts, False, None)
+    return ObservedState(Authority(authority_certificate(signer), None, False, trusts), each, trusts, False, None)
 
 
 INTRODUCED = Authority(authority_certificate("A"), authority_certificate("B"), False, b"AB")
@@ -51,22 +51,22 @@ LOST = Authority(None, authority_certificate("B"), True, b"AB")
 
 
 def test_all_is_well() -> None:
-    assert next_step(at_rest(), NOW) == Rest()
-    assert next_step(replace(at_rest(), hook=None), NOW) == Rest()
+    assert next_step(at_rest(), NOW) == Idle()
+    assert next_step(replace(at_rest(), hook=None), NOW) == Idle()
 
 
 def test_from_nothing() -> None:
-    nothing = Observed(None, {CONTROLLER: None, AGENT: None}, b"", False, None)
+    nothing = ObservedState(None, {CONTROLLER: None, AGENT: None}, b"", False, None)
     assert next_step(nothing, NOW) == MakeAuthority()
     made = replace(nothing, authority=at_rest().authority)
     assert next_step(made, NOW) == Issue(CONTROLLER)
     one = replace(made, issued={CONTROLLER: issued(CONTROLLER), AGENT: None})
     assert next_step(one, NOW) == Issue(AGENT)
-    assert next_step(replace(one, issued=at_rest().issued), NOW) == SpreadToHook()
+    assert next_step(replace(one, issued=at_rest().issued), NOW) == UpdateWebhookCaBundle()
 
 
 @pytest.mark.parametrize(
-    ("age", "step"), [(0, Rest()), (59, Rest()), (60, Issue(AGENT)), (89, Issue(AGENT)), (400, Issue(AGENT))]
+    ("age", "step"), [(0, Idle()), (59, Idle()), (60, Issue(AGENT)), (89, Issue(AGENT)), (400, Issue(AGENT))]
 )
 def test_a_certificate_is_renewed_at_two_thirds(age: int, step: object) -> None:
     seen = at_rest()
@@ -77,18 +77,18 @@ def test_a_certificate_is_renewed_at_two_thirds(age: int, step: object) -> None:
     "unfit",
     [
         None,
-        Issued(b"A", None),
+        IssuedSecret(b"A", None),
         issued(("another",)),
         issued((*AGENT, "one more")),
         issued(AGENT, signer="somebody"),
         issued(AGENT, signer=""),
     ],
 )
-def test_what_does_not_fit_is_issued_again(unfit: Issued | None) -> None:
+def test_what_does_not_fit_is_issued_again(unfit: IssuedSecret | None) -> None:
     assert next_step(replace(at_rest(), issued={CONTROLLER: issued(CONTROLLER), AGENT: unfit}), NOW) == Issue(AGENT)
 
 
-@pytest.mark.parametrize(("age", "step"), [(1999, Rest()), (2000, Begin()), (3100, Begin())])
+@pytest.mark.parametrize(("age", "step"), [(1999, Idle()), (2000, CreateNextCa()), (3100, CreateNextCa())])
 def test_an_authority_is_rotated_at_two_thirds(age: int, step: object) -> None:
     old = Authority(authority_certificate("A", age), None, False, b"A")
     assert next_step(replace(at_rest(), authority=old), NOW) == step
@@ -97,50 +97,50 @@ def test_an_authority_is_rotated_at_two_thirds(age: int, step: object) -> None:
 def test_a_rotation_step_by_step() -> None:
     """Each line: what is there, and the only step that may follow."""
     seen = replace(at_rest(), wish=True)
-    assert next_step(seen, NOW) == Begin()
+    assert next_step(seen, NOW) == CreateNextCa()
     seen = replace(at_rest(), authority=INTRODUCED)
-    assert next_step(seen, NOW) == Spread(CONTROLLER)
+    assert next_step(seen, NOW) == UpdateCaBundle(CONTROLLER)
     told = issued(CONTROLLER, trusts=b"AB")
-    assert next_step(replace(seen, issued={CONTROLLER: told, AGENT: issued(AGENT)}), NOW) == Spread(AGENT)
+    assert next_step(replace(seen, issued={CONTROLLER: told, AGENT: issued(AGENT)}), NOW) == UpdateCaBundle(AGENT)
     both = {names: issued(names, "A", b"AB") for names in (CONTROLLER, AGENT)}
-    assert next_step(replace(seen, issued=both), NOW) == SpreadToHook()
+    assert next_step(replace(seen, issued=both), NOW) == UpdateWebhookCaBundle()
     seen = replace(seen, issued=both, hook=b"AB")
-    assert next_step(seen, NOW) == Ask()
-    assert next_step(replace(seen, behind=("n-1",)), NOW) == Rest(("n-1",))
+    assert next_step(seen, NOW) == CheckPeers()
+    assert next_step(replace(seen, behind=("n-1",)), NOW) == Idle(("n-1",))
     assert next_step(replace(seen, behind=()), NOW) == Promote()
     seen = replace(seen, authority=SIGNING)
     assert next_step(seen, NOW) == Issue(CONTROLLER)
     assert next_step(replace(seen, behind=()), NOW) == Issue(CONTROLLER)
     again = {names: issued(names, "B", b"AB") for names in (CONTROLLER, AGENT)}
     seen = replace(seen, issued=again)
-    assert next_step(seen, NOW) == Ask()
-    assert next_step(replace(seen, behind=("n-1", "pod")), NOW) == Rest(("n-1", "pod"))
-    assert next_step(replace(seen, behind=()), NOW) == Drop()
+    assert next_step(seen, NOW) == CheckPeers()
+    assert next_step(replace(seen, behind=("n-1", "pod")), NOW) == Idle(("n-1", "pod"))
+    assert next_step(replace(seen, behind=()), NOW) == RemoveOldCa()
     seen = replace(seen, authority=at_rest("B", b"B").authority)
-    assert next_step(seen, NOW) == Spread(CONTROLLER)
+    assert next_step(seen, NOW) == UpdateCaBundle(CONTROLLER)
     alone = {names: issued(names, "B", b"B") for names in (CONTROLLER, AGENT)}
-    assert next_step(replace(seen, issued=alone), NOW) == SpreadToHook()
-    assert next_step(replace(seen, issued=alone, hook=b"B"), NOW) == Rest()
+    assert next_step(replace(seen, issued=alone), NOW) == UpdateWebhookCaBundle()
+    assert next_step(replace(seen, issued=alone, hook=b"B"), NOW) == Idle()
 
 
 def test_a_second_wish_waits_for_the_first_rotation() -> None:
     both = {names: issued(names, "A", b"AB") for names in (CONTROLLER, AGENT)}
-    seen = Observed(INTRODUCED, both, b"AB", True, ("n-1",))
-    assert next_step(seen, NOW) == Rest(("n-1",))
+    seen = ObservedState(INTRODUCED, both, b"AB", True, ("n-1",))
+    assert next_step(seen, NOW) == Idle(("n-1",))
 
 
 def test_a_certificate_is_renewed_in_the_middle_of_a_rotation_by_who_signs_then() -> None:
     both = {CONTROLLER: issued(CONTROLLER, "A", b"AB"), AGENT: issued(AGENT, "A", b"AB", age=70)}
-    assert next_step(Observed(INTRODUCED, both, b"AB", False, ("n-1",)), NOW) == Issue(AGENT)
+    assert next_step(ObservedState(INTRODUCED, both, b"AB", False, ("n-1",)), NOW) == Issue(AGENT)
 
 
 def test_a_lost_authority_is_replaced_as_if_it_were_rotated() -> None:
     """What it signed stays in use until all trust its successor, unless one is due: nobody could sign it."""
     seen = replace(at_rest(), authority=LOST)
-    assert next_step(seen, NOW) == Spread(CONTROLLER)
+    assert next_step(seen, NOW) == UpdateCaBundle(CONTROLLER)
     both = {names: issued(names, "A", b"AB") for names in (CONTROLLER, AGENT)}
-    seen = Observed(LOST, both, b"AB", False, ("n-1",))
-    assert next_step(seen, NOW) == Rest(("n-1",))
+    seen = ObservedState(LOST, both, b"AB", False, ("n-1",))
+    assert next_step(seen, NOW) == Idle(("n-1",))
     assert next_step(replace(seen, behind=()), NOW) == Promote()
     due = {**both, AGENT: issued(AGENT, "A", b"AB", age=70)}
     assert next_step(replace(seen, issued=due), NOW) == Promote()
@@ -150,4 +150,4 @@ def test_an_expired_authority_waits_for_nobody() -> None:
     """No peer could be asked over a connection that it vouches for."""
     expired = Authority(authority_certificate("A", 3001), authority_certificate("B"), False, b"AB")
     both = {names: issued(names, "A", b"AB") for names in (CONTROLLER, AGENT)}
-    assert next_step(Observed(expired, both, b"AB", False, None), NOW) == Promote()
+    assert next_step(ObservedState(expired, both, b"AB", False, None), NOW) == Promote()

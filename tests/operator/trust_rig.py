@@ -13,9 +13,9 @@ from cryptography import x509
 from fake_api import FakeApi
 
 from csi_driver.domain.certificates import FILES, fingerprint
-from csi_driver.kube.api import Object
-from csi_driver.kube.kinds import SECRETS, WEBHOOKS
-from csi_driver.operator.certificates import Certificates, Wanted
+from csi_driver.kube.client import Object
+from csi_driver.kube.resources import MUTATING_WEBHOOKS, SECRETS
+from csi_driver.operator.certificates.controller import Certificates, CertificateSpec
 
 NAMESPACE = "tidemark"
 AUTHORITY, CONTROLLER, AGENT = "tidemark-authority", "tidemark-controller-tls", "tidemark-agent-tls"
@@ -83,7 +83,7 @@ class Trusting:
         self.expiry: dict[str, datetime] = {}
         self.now = datetime.now(UTC)
         fake.put(
-            WEBHOOKS,
+            MUTATING_WEBHOOKS,
             {
                 "metadata": {"name": "tidemark-pin"},
                 "webhooks": [{"name": "pin.tidemark.dev", "clientConfig": {"service": {"name": "s"}}}],
@@ -93,11 +93,11 @@ class Trusting:
     async def replica(self) -> Certificates:
         """Another process that keeps them."""
 
-        def wanted(role: str, secret: str) -> Wanted:
+        def wanted(role: str, secret: str) -> CertificateSpec:
             async def peers(obj: Object) -> Mapping[str, str]:
                 return self.peers.report(secret)
 
-            return Wanted(role, secret, NAMES[secret], peers)
+            return CertificateSpec(role, secret, NAMES[secret], peers)
 
         return Certificates(
             await self.fake.connect(),
@@ -122,7 +122,7 @@ class Trusting:
         return content(self.fake, AUTHORITY)["tls.crt"]
 
     def hook(self) -> bytes:
-        obj = self.fake.get(WEBHOOKS, "tidemark-pin")
+        obj = self.fake.get(MUTATING_WEBHOOKS, "tidemark-pin")
         assert obj is not None
         return b64decode(obj["webhooks"][0]["clientConfig"].get("caBundle", ""))
 

@@ -17,13 +17,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from csi_driver.domain.model import Capability, Mode, SizeRange, Source
-from csi_driver.rpc.client import CallRefused, Client, Node
+from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source
+from csi_driver.rpc.clients.cli_client import CallRefused, Client, Node
 
 POOL, PLACE = Path("/run/pool"), Path("/run/places")
 SOCKET = "unix:///run/csi.sock"
-RAW = Capability("block", Mode.MULTI_WRITER)
-FILES = {"a": Capability("mount", Mode.MULTI_WRITER, "xfs"), "b": Capability("mount", Mode.MULTI_WRITER, "ext4")}
+RAW = Capability("block", AccessMode.MULTI_WRITER)
+FILES = {
+    "a": Capability("mount", AccessMode.MULTI_WRITER, "xfs"),
+    "b": Capability("mount", AccessMode.MULTI_WRITER, "ext4"),
+}
 """The two disks with file systems, between which one writer alternates."""
 FILES_SIZE = 300 << 20
 BLOCK = 4096
@@ -165,7 +168,7 @@ def tell_all(machine: Machine) -> None:
 
 def look(machine: Machine, node: Node) -> dict[str, Any]:
     """The files of a disk or snapshot, as its user sees them."""
-    how = Capability("mount", Mode.MULTI_WRITER, node.format)
+    how = Capability("mount", AccessMode.MULTI_WRITER, node.format)
     volume_id = node.id
     if node.kind == "snapshot":
         source = Source("snapshot", node.id)

@@ -13,52 +13,52 @@ import grpc
 from rpc_rig import GIB, Recorder
 
 from csi_driver._pb import csi_pb2_grpc, tidemark_pb2_grpc
-from csi_driver.backends.memory import Faults, MemoryBackend
-from csi_driver.domain.space import Policy
+from csi_driver.backends.memory.backend import Faults, MemoryBackend
+from csi_driver.domain.capacity import CapacityPolicy
+from csi_driver.operator.certificates import ca
 from csi_driver.rpc import tls
-from csi_driver.rpc.agents import Agents
-from csi_driver.rpc.controller import Controller
-from csi_driver.rpc.groups import GroupController
-from csi_driver.rpc.identity import Identity
+from csi_driver.rpc.agent.controller import Controller
+from csi_driver.rpc.agent.group_controller import GroupController
+from csi_driver.rpc.agent.identity import Identity
+from csi_driver.rpc.agent.tidemark import Tidemark
+from csi_driver.rpc.clients.agent_channels import AgentChannels
+from csi_driver.rpc.clients.certificate_report import plugin_manifest
+from csi_driver.rpc.forwarding.controller import ForwardingController, RoutedGroups
+from csi_driver.rpc.forwarding.tidemark import RoutedTidemark
 from csi_driver.rpc.interceptors import Calls
-from csi_driver.rpc.peers import manifest
-from csi_driver.rpc.router import RoutedController, RoutedGroups
-from csi_driver.rpc.router_tidemark import RoutedTidemark
-from csi_driver.rpc.secure import CONNECTION_SECONDS, SecureServer
 from csi_driver.rpc.server import Server
-from csi_driver.rpc.tidemark import Tidemark
-from csi_driver.service import authority
-from csi_driver.service.context import Context
-from csi_driver.service.discovery import Place
+from csi_driver.rpc.tls_server import CONNECTION_SECONDS, SecureServer
+from csi_driver.service.dependencies import ServiceDependencies
+from csi_driver.service.discovery import AgentEndpoint
 from csi_driver.service.fullness import Fullness
-from csi_driver.service.groups import Groups
+from csi_driver.service.group_snapshots import Groups
+from csi_driver.service.lineage import Lineage
 from csi_driver.service.placement import Claim, Placement
 from csi_driver.service.pools import Pool, Pools
 from csi_driver.service.rollbacks import Rollbacks
 from csi_driver.service.snapshots import Snapshots
-from csi_driver.service.trees import Trees
+from csi_driver.service.usage_scanner import UsageScanner
 from csi_driver.service.volumes import Volumes
-from csi_driver.service.walk import UsageWalk
 
 
-def write_identity(directory: Path, root: authority.Pair, pair: authority.Pair, trusted: bytes = b"") -> tls.Identity:
+def write_identity(directory: Path, root: ca.KeyPair, pair: ca.KeyPair, trusted: bytes = b"") -> tls.TlsDirectory:
     """Lay out a certificate as Kubernetes mounts it; `trusted` replaces the authority's own certificate."""
     directory.mkdir(exist_ok=True, mode=0o700)
     for name, data in (("ca.crt", trusted or root.certificate), ("tls.crt", pair.certificate), ("tls.key", pair.key)):
         (directory / f".{name}").write_bytes(data)
         (directory / f".{name}").rename(directory / name)
-    return tls.Identity(directory)
+    return tls.TlsDirectory(directory)
 
 
 class Discovered:
     """Discovery that a test changes."""
 
     def __init__(self) -> None:
-        self.places: dict[str, Place] = {}
+        self.places: dict[str, AgentEndpoint] = {}
         self.read = True
         self.given_up: set[str] = set()
 
-    def place(self, owner: str) -> Place | None:
+    def place(self, owner: str) -> AgentEndpoint | None:
         return self.places.get(owner)
 
     def owners(self) -> list[str]:
@@ -90,23 +90,23 @@ class AgentOnTls:
     """An agent with one memory pool; `now` is its clock, in Unix nanoseconds."""
 
     def __init__(
-        self, owner: str, identity: tls.Identity, size: int = 64 * GIB, now: Callable[[], int] = time.time_ns
+        self, owner: str, identity: tls.TlsDirectory, size: int = 64 * GIB, now: Callable[[], int] = time.time_ns
     ) -> None:
         self.owner = owner
         self.identity = identity
         self.faults = Faults()
         self.seen = Recorder()
         self.backend = MemoryBackend("default", owner, size, faults=self.faults, now=now)
-        self.pool = Pool(self.backend, Policy())
-        self.context = context = Context(Pools(owner, [self.pool]), now=now)
+        self.pool = Pool(self.backend, CapacityPolicy())
+        self.context = context = ServiceDependencies(Pools(owner, [self.pool]), now=now)
         snapshots = Snapshots(context)
-        self.fullness = Fullness(context.pools, UsageWalk(context))
+        self.fullness = Fullness(context.pools, UsageScanner(context))
         self.calls = Calls(self.seen)
         self.servicers = [
-            Identity("csi.tidemark.dev", lambda: True, partial(manifest, identity)),
+            Identity("csi.tidemark.dev", lambda: True, partial(plugin_manifest, identity)),
             Controller(Volumes(context), snapshots),
             GroupController(Groups(context)),
-            Tidemark(Rollbacks(context, snapshots), Trees(context), self.fullness),
+            Tidemark(Rollbacks(context, snapshots), Lineage(context), self.fullness),
         ]
         self.port = 0
         self.connection_seconds = CONNECTION_SECONDS
@@ -137,7 +137,7 @@ class Cluster:
 
     def __init__(self, directory: Path, now: Callable[[], int] = time.time_ns) -> None:
         self.directory = directory
-        self.root = authority.new_authority()
+        self.root = ca.new_authority()
         self.agents_identity = self.identity("agents", tls.AGENT)
         self.controllers_identity = self.identity("controllers", tls.CONTROLLER)
         self.agents = {owner: AgentOnTls(owner, self.agents_identity, now=now) for owner in ("n-1", "n-10")}
@@ -145,22 +145,22 @@ class Cluster:
         self.claim = OneClaim()
         self.seen = Recorder()
 
-    def identity(self, name: str, role: str, root: authority.Pair | None = None, trusted: bytes = b"") -> tls.Identity:
+    def identity(self, name: str, role: str, root: ca.KeyPair | None = None, trusted: bytes = b"") -> tls.TlsDirectory:
         root = root or self.root
-        return write_identity(self.directory / name, root, authority.issue(root, role), trusted)
+        return write_identity(self.directory / name, root, ca.issue(root, role), trusted)
 
     async def __aenter__(self) -> Cluster:
         for agent in self.agents.values():
             await agent.pool.open()
             await agent.start()
-            self.discovery.places[agent.owner] = Place(agent.owner, agent.address)
-        self.channels = Agents(self.discovery, self.controllers_identity)
+            self.discovery.places[agent.owner] = AgentEndpoint(agent.owner, agent.address)
+        self.channels = AgentChannels(self.discovery, self.controllers_identity)
         self.calls = Calls(self.seen, shielded=False)
         self.server = Server(
             f"unix://{self.directory}/csi.sock",
             [
                 Identity("csi.tidemark.dev", self.discovery.known),
-                RoutedController(self.channels, Placement(self.discovery, self.claim)),
+                ForwardingController(self.channels, Placement(self.discovery, self.claim)),
                 RoutedGroups(self.channels),
                 RoutedTidemark(self.channels),
             ],

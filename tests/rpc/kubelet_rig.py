@@ -74,13 +74,13 @@ class Kubelet:
             if mask & (_CREATE | _MOVED_TO):
                 self._appeared(name)
             elif mask & _DELETE and not name.startswith("."):
-                self._hear("removed", name)
+                self._on_message("removed", name)
                 self.drivers.pop(name.removesuffix("-reg.sock"), None)
 
     def _appeared(self, name: str) -> None:
         if name.startswith(".") or not stat.S_ISSOCK((self.directory / name).lstat().st_mode):
             return
-        self._hear("appeared", name)
+        self._on_message("appeared", name)
         call = asyncio.get_running_loop().create_task(self._register(name))
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
@@ -91,7 +91,7 @@ class Kubelet:
             try:
                 info = await plugin.GetInfo(pb.InfoRequest(), timeout=60)
             except grpc.aio.AioRpcError:
-                self._hear("deaf", name)
+                self._on_message("deaf", name)
                 return
             why = self.refusals.pop(0) if self.refusals else ""
             if not why:
@@ -101,7 +101,7 @@ class Kubelet:
             await plugin.NotifyRegistrationStatus(
                 pb.RegistrationStatus(plugin_registered=not why, error=why), timeout=60
             )
-            self._hear("refused" if why else "registered", name)
+            self._on_message("refused" if why else "registered", name)
 
     async def _take_on(self, info: pb.PluginInfo) -> str:
         if info.type != "CSIPlugin" or not any(v.startswith("1.") for v in info.supported_versions):
@@ -114,6 +114,6 @@ class Kubelet:
         self.drivers[info.name] = node.node_id
         return ""
 
-    def _hear(self, what: str, name: str) -> None:
+    def _on_message(self, what: str, name: str) -> None:
         self.heard.append((what, name))
         self._changed.set()

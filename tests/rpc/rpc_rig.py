@@ -12,24 +12,24 @@ import grpc
 import pytest
 
 from csi_driver._pb import csi_pb2, csi_pb2_grpc, tidemark_pb2_grpc
-from csi_driver.backends.base import CutReport
-from csi_driver.backends.memory import Faults, MemoryBackend
+from csi_driver.backends.base import SnapshotTimings
+from csi_driver.backends.memory.backend import Faults, MemoryBackend
+from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.model import Snapshot, Volume
-from csi_driver.domain.space import Policy
-from csi_driver.rpc.controller import Controller
-from csi_driver.rpc.groups import GroupController
-from csi_driver.rpc.identity import Identity
+from csi_driver.rpc.agent.controller import Controller
+from csi_driver.rpc.agent.group_controller import GroupController
+from csi_driver.rpc.agent.identity import Identity
+from csi_driver.rpc.agent.node import Node
+from csi_driver.rpc.agent.tidemark import Tidemark
 from csi_driver.rpc.interceptors import Calls
-from csi_driver.rpc.node import Node
 from csi_driver.rpc.server import Server
-from csi_driver.rpc.tidemark import Tidemark
-from csi_driver.service.context import Context
-from csi_driver.service.groups import Groups
-from csi_driver.service.nodes import Nodes
+from csi_driver.service.dependencies import ServiceDependencies
+from csi_driver.service.group_snapshots import Groups
+from csi_driver.service.lineage import Lineage
+from csi_driver.service.node_volumes import NodeVolumes
 from csi_driver.service.pools import Pool, Pools
 from csi_driver.service.rollbacks import Rollbacks
 from csi_driver.service.snapshots import Snapshots
-from csi_driver.service.trees import Trees
 from csi_driver.service.volumes import Volumes
 
 MIB = 1 << 20
@@ -42,7 +42,7 @@ Modes = csi_pb2.VolumeCapability.AccessMode
 class MountableMemory(MemoryBackend):
     """Keeps records of volumes for mounting too; nothing can be mounted from it all the same."""
 
-    async def create_volume(self, volume: Volume, source: Volume | Snapshot | None) -> CutReport:
+    async def create_volume(self, volume: Volume, source: Volume | Snapshot | None) -> SnapshotTimings:
         report = await super().create_volume(replace(volume, request=replace(volume.request, capabilities=())), source)
         await self.save_volume(volume)
         return report
@@ -65,7 +65,7 @@ class Recorder:
         assert seconds >= 0
         self.lates.append((method, code))
 
-    def cut(self, pool: str, report: CutReport) -> None:
+    def cut(self, pool: str, report: SnapshotTimings) -> None:
         self.cuts.append(pool)
 
     def checked(self, pool: str, result: str) -> None:
@@ -82,19 +82,19 @@ class Rig:
         self.clock = itertools.count(1_700_000_000_123_456_789, 1_000_003)
         self.backend = MountableMemory("default", OWNER, 64 * GIB, faults=self.faults, now=lambda: next(self.clock))
         self.other = MountableMemory("other", OWNER, 8 * GIB, now=lambda: next(self.clock))
-        self.opened = [Pool(self.backend, Policy()), Pool(self.other, Policy())]
+        self.opened = [Pool(self.backend, CapacityPolicy()), Pool(self.other, CapacityPolicy())]
         self.pools = Pools(OWNER, self.opened)
         self.pools.locks.patience = (
             0.0  # what stands still here stands until the test lets it go: nobody need wait to see that
         )
         uids = itertools.count()
-        self.context = Context(
+        self.context = ServiceDependencies(
             self.pools, now=lambda: next(self.clock), new_uid=lambda: f"uid-{next(uids)}", observer=self.seen
         )
         self.volumes = Volumes(self.context)
         self.snapshots = Snapshots(self.context)
-        self.nodes = Nodes(self.context)
-        self.trees = Trees(self.context)
+        self.nodes = NodeVolumes(self.context)
+        self.trees = Lineage(self.context)
         self.ready: Any = lambda: True
         self.calls = Calls(observer or self.seen)
         self.servicers: list[object] = [

@@ -8,7 +8,7 @@ from rpc_rig import create_volume, from_snapshot, places
 
 from csi_driver._pb import csi_pb2 as C
 from csi_driver.domain.errors import Busy, InvalidRequest, NotFound, Precondition, Unavailable
-from csi_driver.rpc.disks import AgentDisks
+from csi_driver.rpc.clients.disks import AgentDisks
 from csi_driver.service.disks import Wanted
 
 

@@ -10,8 +10,8 @@ from rpc_rig import GIB, MIB
 from test_router import volume
 
 from csi_driver._pb import tidemark_pb2 as T
-from csi_driver.domain.space import Space
-from csi_driver.rpc.fullness import AgentFullness
+from csi_driver.domain.capacity import Space
+from csi_driver.rpc.clients.pool_fullness import AgentFullness
 from csi_driver.service.fullness import FullPool
 
 

@@ -14,8 +14,8 @@ from kubelet_rig import Kubelet
 from rpc_rig import Rig
 
 from csi_driver.domain.errors import Precondition
-from csi_driver.rpc import registration
-from csi_driver.rpc.registration import Registrar
+from csi_driver.rpc import kubelet_registration
+from csi_driver.rpc.kubelet_registration import Registrar
 
 NAME = "csi.tidemark.dev"
 SOCKET = f"{NAME}-reg.sock"
@@ -29,7 +29,7 @@ def registry() -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registration, "BACK_OFF", (0.01,))
+    monkeypatch.setattr(kubelet_registration, "BACK_OFF", (0.01,))
 
 
 @asynccontextmanager
@@ -106,7 +106,7 @@ async def test_what_lies_there_is_replaced(rig: Rig, registry: Path, what: str) 
 
 
 async def test_a_kubelet_that_does_not_look(rig: Rig, registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registration, "SILENCE_SECONDS", 0.05)
+    monkeypatch.setattr(kubelet_registration, "SILENCE_SECONDS", 0.05)
     told: list[str] = []
     async with registering(registry, str(rig.server.path), told):
         async with asyncio.timeout(60):

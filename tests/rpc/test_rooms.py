@@ -8,7 +8,7 @@ from rpc_rig import GIB
 from test_router import volume
 
 from csi_driver.domain.errors import Unavailable
-from csi_driver.rpc.rooms import AgentRooms
+from csi_driver.rpc.clients.capacity import AgentRooms
 
 
 async def test_the_room_of_a_node(cluster: Cluster) -> None:

@@ -16,13 +16,13 @@ from test_mutual_tls import ask
 from test_router import refused, volume
 
 from csi_driver._pb import csi_pb2 as C
-from csi_driver.kube.api import Object
-from csi_driver.kube.kinds import PODS, SECRETS
-from csi_driver.kube.material import HOLDS, Material, pods_hold
-from csi_driver.operator.certificates import Certificates, Wanted
+from csi_driver.kube.client import Object
+from csi_driver.kube.resources import PODS, SECRETS
+from csi_driver.kube.tls_secret import HOLDS, TlsSecretFiles, loaded_by_pods
+from csi_driver.operator.certificates.controller import Certificates, CertificateSpec
 from csi_driver.rpc import tls
-from csi_driver.rpc.agents import Agents
-from csi_driver.rpc.peers import agents_hold
+from csi_driver.rpc.clients.agent_channels import AgentChannels
+from csi_driver.rpc.clients.certificate_report import loaded_by_agents
 
 NAMESPACE = "tidemark"
 OWNERS = ("n-1", "n-10", "n-2")
@@ -39,9 +39,9 @@ class Trusted(Cluster):
     def __init__(self, directory: Path, fake: FakeApi) -> None:
         super().__init__(directory)
         self.fake = fake
-        self.controllers_identity = tls.Identity(directory / "pod-1")
-        self.other_identity = tls.Identity(directory / "pod-2")
-        self.agents = {owner: AgentOnTls(owner, tls.Identity(directory / owner)) for owner in OWNERS}
+        self.controllers_identity = tls.TlsDirectory(directory / "pod-1")
+        self.other_identity = tls.TlsDirectory(directory / "pod-2")
+        self.agents = {owner: AgentOnTls(owner, tls.TlsDirectory(directory / owner)) for owner in OWNERS}
         for name in ("pod-1", "pod-2"):
             pod = {"metadata": {"name": name, "labels": {"a": "controller"}}, "spec": {"nodeName": "n"}}
             fake.put(PODS, pod | {"status": {"phase": "Running"}}, NAMESPACE)
@@ -50,24 +50,27 @@ class Trusted(Cluster):
 
     async def prepare(self) -> None:
         api = await self.fake.connect()
-        self.other = Agents(self.discovery, self.other_identity)
+        self.other = AgentChannels(self.discovery, self.other_identity)
 
         async def controllers(secret: Object) -> Mapping[str, str]:
-            return await pods_hold(api, NAMESPACE, "a=controller", "pod-", secret)
+            return await loaded_by_pods(api, NAMESPACE, "a=controller", "pod-", secret)
 
         async def agents(_: Object) -> Mapping[str, str]:
-            return await agents_hold(self.other)
+            return await loaded_by_agents(self.other)
 
         wanted = [
-            Wanted("controller", "controller-tls", (tls.CONTROLLER, "hook.ns.svc"), controllers),
-            Wanted("agent", "agent-tls", (tls.AGENT,), agents),
+            CertificateSpec("controller", "controller-tls", (tls.CONTROLLER, "hook.ns.svc"), controllers),
+            CertificateSpec("agent", "agent-tls", (tls.AGENT,), agents),
         ]
         expiry: dict[str, datetime] = {}
         self.keeper = Certificates(api, NAMESPACE, "authority", wanted, "", Silent(), expiry.__setitem__)
         await self.keeper.settle()
         self.materials = [
-            *(Material(api, NAMESPACE, "controller-tls", self.directory / pod, pod) for pod in ("pod-1", "pod-2")),
-            *(Material(api, NAMESPACE, "agent-tls", self.directory / owner) for owner in OWNERS),
+            *(
+                TlsSecretFiles(api, NAMESPACE, "controller-tls", self.directory / pod, pod)
+                for pod in ("pod-1", "pod-2")
+            ),
+            *(TlsSecretFiles(api, NAMESPACE, "agent-tls", self.directory / owner) for owner in OWNERS),
         ]
         for material in self.materials:
             await material.refresh()
@@ -77,7 +80,7 @@ class Trusted(Cluster):
         patch = {"metadata": {"annotations": {"tidemark.dev/rotate": ""}}}
         self.fake.change(SECRETS, "authority", patch, NAMESPACE)
 
-        async def follow(material: Material, every: float) -> None:
+        async def follow(material: TlsSecretFiles, every: float) -> None:
             while True:
                 await asyncio.sleep(every)
                 await material.refresh()

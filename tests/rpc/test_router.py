@@ -12,8 +12,8 @@ from rpc_rig import CODE, GIB, MIB, create_volume, from_snapshot, from_volume, o
 
 from csi_driver._pb import csi_pb2 as C
 from csi_driver._pb import tidemark_pb2 as T
-from csi_driver.domain.space import Policy
-from csi_driver.service.discovery import Place
+from csi_driver.domain.capacity import CapacityPolicy
+from csi_driver.service.discovery import AgentEndpoint
 
 
 async def refused(call: object, code: grpc.StatusCode, *words: str) -> str:
@@ -191,7 +191,7 @@ async def test_immediate_binding_walks_on_where_a_pool_is_too_small_for_ever(clu
     """Nodes differ: what the first one's pool could never hold may fit into the next one's."""
     small, large = cluster.agents["n-10"].pool, cluster.agents["n-1"].pool
     total = large.backend.space().total
-    small.policy, large.policy = Policy(overcommit=0.25, reserve=0), Policy(overcommit=2.0, reserve=0)
+    small.policy, large.policy = CapacityPolicy(overcommit=0.25, reserve=0), CapacityPolicy(overcommit=2.0, reserve=0)
     wanted = places("n-10", "n-1")
     request = create_volume("v", accessibility_requirements=wanted)
     request.capacity_range.required_bytes = total
@@ -286,7 +286,7 @@ async def test_a_silent_agent_is_named_and_never_left_out(cluster: Cluster) -> N
     await refused(cluster.tidemark.ListPools(T.ListPoolsRequest()), CODE.UNAVAILABLE, "n-10")
     room = await to.GetCapacity(C.GetCapacityRequest(accessible_topology=places("n-1").requisite[0]))
     assert room.available_capacity > 0
-    cluster.discovery.places["n-10"] = Place("n-10", "")
+    cluster.discovery.places["n-10"] = AgentEndpoint("n-10", "")
     await refused(to.ListVolumes(C.ListVolumesRequest()), CODE.UNAVAILABLE, "n-10")
 
 
@@ -339,7 +339,7 @@ async def test_an_agent_that_comes_back_is_found_again(cluster: Cluster) -> None
     await agent.server.stop(0)
     agent.port = 0  # as a pod that comes back under another address
     await agent.start()
-    cluster.discovery.places["n-1"] = Place("n-1", agent.address)
+    cluster.discovery.places["n-1"] = AgentEndpoint("n-1", agent.address)
     assert (await cluster.controller.ControllerGetVolume(asked)).volume.volume_id == made
 
 

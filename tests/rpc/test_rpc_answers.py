@@ -25,8 +25,8 @@ from rpc_rig import (
 from csi_driver._pb import csi_pb2, tidemark_pb2
 from csi_driver.domain.ids import ObjectId
 from csi_driver.domain.model import SizeRange, Snapshot, Source, Volume, VolumeRequest
-from csi_driver.rpc import translate
-from csi_driver.rpc.controller import MAX_PAGE, Controller
+from csi_driver.rpc import convert
+from csi_driver.rpc.agent.controller import MAX_PAGE, Controller
 
 C = csi_pb2
 T = tidemark_pb2
@@ -322,7 +322,7 @@ async def test_names_at_the_limit(rig: Rig) -> None:
         group = await rig.group(made.volume_id, name=name)
         for made_id in (made.volume_id, shot.snapshot_id, group.group_snapshot_id, group.snapshots[0].snapshot_id):
             assert len(made_id) <= 128
-            assert translate.ObjectId is ObjectId
+            assert convert.ObjectId is ObjectId
     assert os.listdir(rig.directory) == ["csi"]
 
 

@@ -20,7 +20,7 @@ from rpc_rig import (
 from csi_driver._pb import csi_pb2, tidemark_pb2
 from csi_driver.backends.base import FileSystemStats
 from csi_driver.domain.model import Trouble
-from csi_driver.rpc.node import CAPABILITIES, Node
+from csi_driver.rpc.agent.node import CAPABILITIES, Node
 
 C = csi_pb2
 T = tidemark_pb2

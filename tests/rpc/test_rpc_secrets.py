@@ -15,8 +15,9 @@ from google.protobuf.message import Message
 from rpc_rig import MIB, Rig, block, create_volume, mount
 
 from csi_driver._pb import csi_pb2
-from csi_driver.rpc.logfields import describe, is_secret
-from csi_driver.telemetry import Telemetry, configure_logging
+from csi_driver.agent.metrics import Telemetry
+from csi_driver.logging import configure_logging
+from csi_driver.rpc.log_fields import describe, is_secret
 
 CANARY = "canary-7f3a9"
 C = csi_pb2

@@ -12,8 +12,9 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from csi_driver import __version__
-from csi_driver.backends.base import CutReport
-from csi_driver.telemetry import NodeFigures, PoolFigures, Telemetry, Unwell, configure_logging
+from csi_driver.agent.metrics import NodeFigures, PoolFigures, Telemetry, Unwell
+from csi_driver.backends.base import SnapshotTimings
+from csi_driver.logging import configure_logging
 
 
 @pytest.fixture(autouse=True)
@@ -44,8 +45,8 @@ def test_calls_and_cuts() -> None:
     telemetry.call("csi.v1.Controller/CreateVolume", "OK", 0.2)
     telemetry.call("csi.v1.Controller/CreateVolume", "OK", 0.3)
     telemetry.late("csi.v1.Controller/CreateVolume", "ABORTED", 3.0)
-    telemetry.cut("p", CutReport(frozen=0.01, cloned=0.005))
-    telemetry.cut("p", CutReport(cloned=0.002))
+    telemetry.cut("p", SnapshotTimings(frozen=0.01, cloned=0.005))
+    telemetry.cut("p", SnapshotTimings(cloned=0.002))
     found = samples(telemetry)
     call = ("csi.v1.Controller/CreateVolume", "OK")
     assert found["tidemark_calls_total", call] == 2
@@ -141,6 +142,6 @@ def test_console_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_importing_telemetry_is_light() -> None:
-    code = "import csi_driver.telemetry, sys; print('prometheus_client' in sys.modules, 'structlog' in sys.modules)"
+    code = "import csi_driver.agent.metrics, sys; print('prometheus_client' in sys.modules, 'structlog' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["False", "False"]

@@ -16,9 +16,9 @@ from csi_driver._pb import csi_pb2 as C
 from csi_driver._pb import tidemark_pb2 as T
 from csi_driver.cli.tree import draw
 from csi_driver.domain.errors import OtherVersion, Unavailable
-from csi_driver.rpc import client
-from csi_driver.rpc.disks import AgentDisks
-from csi_driver.rpc.tidemark import Tidemark
+from csi_driver.rpc.agent.tidemark import Tidemark
+from csi_driver.rpc.clients import cli_client
+from csi_driver.rpc.clients.disks import AgentDisks
 
 LATER = b"\x80\x7d\x07"
 """Field 2000 of any message, the number 7: nobody here knows it."""
@@ -98,17 +98,17 @@ async def test_an_agent_whose_version_cannot_be_asked_for_is_named_all_the_same(
 
 async def test_the_command_says_what_is_lacking(cluster: Cluster) -> None:
     def ask() -> None:
-        with client.Client(f"unix://{cluster.directory}/csi.sock") as made:
+        with cli_client.Client(f"unix://{cluster.directory}/csi.sock") as made:
             made._own("Levitate", T.HoldRequest(), T.HoldResponse, 5)
 
     words = rf"does not have tidemark.v1.Tidemark/Levitate.* version {__version__}"
-    with pytest.raises(client.CallRefused, match=words) as caught:
+    with pytest.raises(cli_client.CallRefused, match=words) as caught:
         await asyncio.to_thread(ask)
     assert caught.value.code == "UNIMPLEMENTED"
 
 
 def test_the_command_shows_a_kind_that_it_does_not_know() -> None:
-    node = client._node(T.TreeNode(id="n-1:default:" + "0" * 32, name="tape", kind=9, size_bytes=4096))
+    node = cli_client._node(T.TreeNode(id="n-1:default:" + "0" * 32, name="tape", kind=9, size_bytes=4096))
     assert node.kind == "other"
     told = io.StringIO()
     Console(file=told, width=200).print(draw([node]))

@@ -10,20 +10,26 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 from zoneinfo import ZoneInfo
 
-from csi_driver.domain.retention import MOST_FAILED, Rules, Unit, failures_to_remove, surplus
+from csi_driver.domain.retention import (
+    FAILED_HISTORY_LIMIT,
+    RetentionPolicy,
+    SnapshotRecord,
+    expired,
+    failures_to_remove,
+)
 
 ZONES = ("UTC", "Europe/Berlin", "America/St_Johns", "Australia/Lord_Howe", "Asia/Kathmandu", "Pacific/Apia")
 STEPS = (600, 900, 3600, 6 * 3600, 86400, 7 * 86400)
 
 
-def may_go(unit: Unit, units: Sequence[Unit], rules: Rules) -> bool:
+def may_go(unit: SnapshotRecord, units: Sequence[SnapshotRecord], rules: RetentionPolicy) -> bool:
     """Whether a ready unit may be removed: no rule keeps it in any of its series."""
     if not unit.ready or unit.kept or not unit.series or not rules.any:
         return False
     return not any(reason(unit, name, units, rules) for name in unit.series)
 
 
-def reason(unit: Unit, series: str, units: Sequence[Unit], rules: Rules) -> str:
+def reason(unit: SnapshotRecord, series: str, units: Sequence[SnapshotRecord], rules: RetentionPolicy) -> str:
     """Why a series keeps a unit; empty where it does not."""
     ready = [other for other in units if other.ready and series in other.series]
     younger = [other for other in ready if (other.instant, other.name) > (unit.instant, unit.name)]
@@ -78,9 +84,9 @@ def steps_between(older: tuple[int, ...], newer: tuple[int, ...], title: str) ->
     return newer[0] - older[0]
 
 
-def violations(units: Sequence[Unit], rules: Rules) -> list[str]:
+def violations(units: Sequence[SnapshotRecord], rules: RetentionPolicy) -> list[str]:
     """What is wrong with the answer of the code for these units; nothing, if all is well."""
-    gone = surplus(units, rules)
+    gone = expired(units, rules)
     expected = sorted((u for u in units if may_go(u, units, rules)), key=lambda u: (u.instant, u.name))
     found = []
     if gone != expected:
@@ -96,21 +102,21 @@ def violations(units: Sequence[Unit], rules: Rules) -> list[str]:
     return found
 
 
-def failure_may_go(unit: Unit, units: Sequence[Unit]) -> bool:
+def failure_may_go(unit: SnapshotRecord, units: Sequence[SnapshotRecord]) -> bool:
     if unit.ready or not unit.failed or unit.kept or not unit.series:
         return False
     for name in unit.series:
         younger = [u for u in units if name in u.series and (u.instant, u.name) > (unit.instant, unit.name)]
-        if not any(u.ready for u in younger) and sum(u.failed and not u.ready for u in younger) < MOST_FAILED:
+        if not any(u.ready for u in younger) and sum(u.failed and not u.ready for u in younger) < FAILED_HISTORY_LIMIT:
             return False
     return True
 
 
-def some_rules(chance: random.Random) -> Rules:
+def some_rules(chance: random.Random) -> RetentionPolicy:
     def maybe(most: int) -> int:
         return chance.choice((0, 0, 1, chance.randint(1, most)))
 
-    return Rules(
+    return RetentionPolicy(
         last=maybe(8),
         max_age=chance.choice((0, 0, 1, 3600, 86400, chance.randint(1, 40 * 86400))),
         hourly=maybe(30),
@@ -134,7 +140,7 @@ def history(chance: random.Random, length: int) -> list[str]:
         int(datetime(2015, 1, 1, tzinfo=UTC).timestamp()), int(datetime(2037, 1, 1, tzinfo=UTC).timestamp())
     )
     disks = ["a", "b", "c"][: chance.randint(1, 3)]
-    units: list[Unit] = []
+    units: list[SnapshotRecord] = []
     found: list[str] = []
     grouped = chance.random() < 0.3
     for number in range(length):
@@ -145,7 +151,7 @@ def history(chance: random.Random, length: int) -> list[str]:
         for members in [frozenset(disks)] if grouped else [frozenset([disk]) for disk in disks]:
             luck = chance.random()
             units.append(
-                Unit(
+                SnapshotRecord(
                     f"{now}-{number}-{'-'.join(sorted(members))}",
                     now,
                     members,
@@ -163,8 +169,8 @@ def history(chance: random.Random, length: int) -> list[str]:
         if chance.random() < 0.02:
             rules = some_rules(chance)
         found += violations(units, rules)
-        gone = {unit.name for unit in (*surplus(units, rules), *failures_to_remove(units))}
+        gone = {unit.name for unit in (*expired(units, rules), *failures_to_remove(units))}
         units = [unit for unit in units if unit.name not in gone]
-        if surplus(units, rules):
+        if expired(units, rules):
             found.append("a second look removes more than the first")
     return found

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
+from csi_driver.agent.settings import PoolImage, PoolSpec, Settings, load
 from csi_driver.cli import mounts, pools, sizes
 from csi_driver.cli.agent import address_of, pool_of
 from csi_driver.cli.common import Failure, endpoint_of, find, find_id, places, shown_name, views
@@ -20,9 +21,9 @@ from csi_driver.cli.main import app
 from csi_driver.cli.mounts import staging_of
 from csi_driver.cli.tree import draw, is_parent
 from csi_driver.domain.errors import BEING_CHECKED
-from csi_driver.domain.model import Capability, Mode, Usage
-from csi_driver.rpc.client import CallRefused, Freed, Node, PoolSpace
-from csi_driver.settings import BadSetting, PoolImage, PoolSpec, Settings, load
+from csi_driver.domain.model import AccessMode, Capability, Usage
+from csi_driver.rpc.clients.cli_client import CallRefused, Freed, Node, PoolSpace
+from csi_driver.settings import BadSetting
 
 VOLUME_ID = f"n1:default:{'a' * 32}"
 
@@ -56,7 +57,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     seen: list[Settings] = []
 
     def execve(_path: str, argv: list[str], _environment: dict[str, str]) -> None:
-        assert argv[1:4] == ["-P", "-m", "csi_driver"]
+        assert argv[1:4] == ["-P", "-m", "csi_driver.agent"]
         seen.append(load(argv[4]))
 
     monkeypatch.setattr("os.execve", execve)
@@ -395,12 +396,12 @@ def test_mount_waits_for_a_check_and_says_so_once(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(mounts.time, "sleep", lambda _: None)
     client: Any = Client()
-    mounts._stage(client, VOLUME_ID, staging_of(VOLUME_ID), Capability("mount", Mode.WRITER))
+    mounts._stage(client, VOLUME_ID, staging_of(VOLUME_ID), Capability("mount", AccessMode.WRITER))
     assert capsys.readouterr().err == f"db {BEING_CHECKED}, for 0 s: try again\n"
     for code, message in (("ABORTED", "somebody else works on it"), ("FAILED_PRECONDITION", BEING_CHECKED)):
         answers.append(CallRefused(code, message))
         with pytest.raises(CallRefused):
-            mounts._stage(client, VOLUME_ID, staging_of(VOLUME_ID), Capability("mount", Mode.WRITER))
+            mounts._stage(client, VOLUME_ID, staging_of(VOLUME_ID), Capability("mount", AccessMode.WRITER))
 
 
 def test_an_object_with_the_parents_id_alone_is_not_the_parent() -> None:

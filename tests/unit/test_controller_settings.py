@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from csi_driver.app import controller as root
 from csi_driver.cli.main import app
-from csi_driver.controller_settings import ControllerSettings
+from csi_driver.controller import main as root
+from csi_driver.controller.settings import ControllerSettings
 from csi_driver.settings import BadSetting
 
 

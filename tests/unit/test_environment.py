@@ -108,8 +108,8 @@ def test_a_command_of_a_person_keeps_them(
 
 
 def test_an_agent_begins_without_them(began: list[tuple[list[str], dict[str, str]]]) -> None:
-    begin_again(["-m", "csi_driver", "{}"], AMBIENT | MEANT)
-    assert began == [(["-P", "-m", "csi_driver", "{}"], MEANT)]
+    begin_again(["-m", "csi_driver.agent", "{}"], AMBIENT | MEANT)
+    assert began == [(["-P", "-m", "csi_driver.agent", "{}"], MEANT)]
 
 
 def test_grpc_is_loaded_without_what_was_set_for_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from csi_driver.health import Health, serve
+from csi_driver.agent.probes import Health, serve
 
 
 @contextmanager

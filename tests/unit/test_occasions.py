@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csi_driver.domain.errors import InvalidRequest
-from csi_driver.domain.occasions import Cron, Every, Plan, Spread, spread_of
+from csi_driver.domain.schedule_times import Cron, Interval, Jitter, ScheduleTimes, spread_of
 
 ZONES = ("Europe/Berlin", "America/New_York", "America/St_Johns", "Australia/Lord_Howe", "Asia/Kathmandu")
 """Two with an hour's change in each hemisphere's order, one off by half an hour, one that changes by half an hour, one never."""
@@ -158,7 +158,7 @@ def test_back_and_forth(line: str, zone: str, instant: int) -> None:
 
 @given(st.integers(1, 10**6), INSTANTS)
 def test_every_counts_from_the_epoch(seconds: int, instant: int) -> None:
-    every = Every(seconds)
+    every = Interval(seconds)
     assert every.after(instant) % seconds == every.upto(instant) % seconds == 0
     assert every.upto(instant) <= instant < every.after(instant) == every.upto(instant) + seconds
 
@@ -177,9 +177,9 @@ def test_lines_that_name_no_times(line: str) -> None:
 
 
 def test_the_default_grace_is_half_the_period_and_at_most_an_hour() -> None:
-    assert Plan(Every(900)).occasion(900).deadline == 900 + 450
-    assert Plan(Cron("0 3 * * *", UTC)).occasion(at(2026, 1, 1, 3)).deadline == at(2026, 1, 1, 4)
-    assert Plan(Every(900), grace=7200).occasion(900).deadline == 900 + 7200
+    assert ScheduleTimes(Interval(900)).occasion(900).deadline == 900 + 450
+    assert ScheduleTimes(Cron("0 3 * * *", UTC)).occasion(at(2026, 1, 1, 3)).deadline == at(2026, 1, 1, 4)
+    assert ScheduleTimes(Interval(900), grace=7200).occasion(900).deadline == 900 + 7200
 
 
 @given(st.uuids().map(str), st.integers(0, 10**6), st.sampled_from([60, 900, 3600, 86400]))
@@ -197,12 +197,12 @@ def test_jitter_spreads() -> None:
 
 
 @given(
-    st.sampled_from([*(Every(n) for n in (60, 600, 86400)), Cron("0 3 * * *", ZoneInfo("Europe/Berlin"))]),
+    st.sampled_from([*(Interval(n) for n in (60, 600, 86400)), Cron("0 3 * * *", ZoneInfo("Europe/Berlin"))]),
     INSTANTS,
     st.floats(0, 0.999),
 )
-def test_the_latest_occasion_is_the_only_candidate(times: Every | Cron, now: int, share: float) -> None:
-    plan = Plan(times, Spread(10**6, share))
+def test_the_latest_occasion_is_the_only_candidate(times: Interval | Cron, now: int, share: float) -> None:
+    plan = ScheduleTimes(times, Jitter(10**6, share))
     latest = plan.latest(now)
     assert latest is not None
     assert latest.nominal <= latest.fires <= now

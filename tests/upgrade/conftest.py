@@ -14,7 +14,8 @@ from make_pool import FIRST, POOLS
 from node_host import Disk, clean, devices_below, mounts_below, share, skip_unless_root
 from node_rig import Rig, children
 
-from csi_driver.host import loop, mounts
+from csi_driver.host.block import loop
+from csi_driver.host.fs import mounts
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

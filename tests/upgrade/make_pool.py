@@ -113,7 +113,7 @@ async def leave_half_done(rig: Any, thin: Any, gone: Any) -> None:
     from node_host import write_at
 
     from csi_driver.domain.errors import DriverError
-    from csi_driver.host.children import JobFailed
+    from csi_driver.host.helper.client import JobFailed
 
     run = rig.children.run
 
@@ -162,8 +162,9 @@ async def make(place: Path) -> None:
     from node_host import clean, make_disk, share
     from node_rig import Rig, children
 
-    from csi_driver.host import loop, mounts
+    from csi_driver.host.block import loop
     from csi_driver.host.commands import run
+    from csi_driver.host.fs import mounts
 
     share(place)
     try:

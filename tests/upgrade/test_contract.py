@@ -16,19 +16,20 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from csi_driver import DRIVER_NAME
 from csi_driver._pb import tidemark_pb2
-from csi_driver.backends.reflink import catalogue, checks, identity
+from csi_driver.agent.settings import DEFAULT_POOL
+from csi_driver.backends.reflink import checks, pool_lock, pool_reader
 from csi_driver.backends.reflink.layout import IMAGE, RECORD, Layout
-from csi_driver.domain import certificates, fields, ids, pages, schema
+from csi_driver.domain import certificates, fields, ids, page_tokens, schema
 from csi_driver.domain.errors import Damaged
 from csi_driver.domain.model import (
     BLANK,
     RAW,
+    AccessMode,
     Capability,
+    CompletedRollback,
     Condition,
-    Group,
+    GroupSnapshot,
     Hold,
-    Mode,
-    Rolled,
     SizeRange,
     Snapshot,
     Source,
@@ -46,16 +47,19 @@ from csi_driver.domain.records import (
 )
 from csi_driver.domain.requests import FILE_SYSTEMS
 from csi_driver.domain.routing import TOPOLOGY_KEY
-from csi_driver.host import announcements, files, fsck
-from csi_driver.kube import kinds
-from csi_driver.operator import authority_secret, rollback_wish, schedule_spec, schedule_status
-from csi_driver.operator.discovery import AGENT_PORT
-from csi_driver.operator.names import Ours
-from csi_driver.operator.rollback_safety import safety_name
-from csi_driver.operator.schedule_names import snapshot_name
+from csi_driver.host.freeze import journal
+from csi_driver.host.fs import files, fsck
+from csi_driver.kube import resources
+from csi_driver.operator.agents.discovery import AGENT_PORT
+from csi_driver.operator.certificates import ca_secret
+from csi_driver.operator.certificates.ca import new_authority
+from csi_driver.operator.installation import Installation
+from csi_driver.operator.rollback import resource as rollback_wish
+from csi_driver.operator.rollback.safety_snapshots import safety_name
+from csi_driver.operator.schedule import resource as schedule_spec
+from csi_driver.operator.schedule import status as schedule_status
+from csi_driver.operator.schedule.naming import snapshot_name
 from csi_driver.rpc import tls
-from csi_driver.service.authority import new_authority
-from csi_driver.settings import DEFAULT_POOL
 
 TREE = Path(__file__).resolve().parent.parent.parent
 CHART = TREE / "charts" / "tidemark"
@@ -71,7 +75,7 @@ ID = ids.ObjectId("n", "p", DIGEST)
 SNAPSHOT = Snapshot(
     ID, "s", "u1", 1, 4096, "n:p:x", "u", "xfs", True, {}, {"l": "1"}, DIGEST, requested=4000, condition="c"
 )
-GROUP = Group(ID, "g", "u2", 1, ("n:p:x",), (SNAPSHOT,), {}, {"l": "1"})
+GROUP = GroupSnapshot(ID, "g", "u2", 1, ("n:p:x",), (SNAPSHOT,), {}, {"l": "1"})
 VOLUME = Volume(
     ID,
     "v",
@@ -79,10 +83,15 @@ VOLUME = Volume(
     1,
     4096,
     VolumeRequest(
-        "v", SizeRange(1, 2), (Capability("mount", Mode.WRITER, "xfs", ("ro",)),), {}, {}, Source("snapshot", "n:p:y")
+        "v",
+        SizeRange(1, 2),
+        (Capability("mount", AccessMode.WRITER, "xfs", ("ro",)),),
+        {},
+        {},
+        Source("snapshot", "n:p:y"),
     ),
     format="xfs",
-    rollbacks=(Rolled("r", "n:p:s", 1, "n:p:t"),),
+    rollbacks=(CompletedRollback("r", "n:p:s", 1, "n:p:t"),),
     hold=Hold("h", 2, 1),
     requested=4000,
     condition=Condition("damaged", 1, "a", "b", "c"),
@@ -115,20 +124,20 @@ def test_ids_are_made_as_they_were() -> None:
         made = hashlib.sha256(f"{kind}\0pvc-1".encode()).hexdigest()[:32]
         assert ids.name_hash(kind, "pvc-1") == made
     assert ids.member_name("g", "n:p:x") == "g\0n:p:x"
-    assert pages.token_after(form) == CONTRACT["ids"]["page_token"].format(id=form)
+    assert page_tokens.token_after(form) == CONTRACT["ids"]["page_token"].format(id=form)
 
 
 def test_a_pool_lies_where_it_lay(tmp_path: Path) -> None:
     layout = Layout(tmp_path, "p")
     shown, hidden = (layout.volumes, layout.snapshots, layout.groups), (layout.new, layout.trash, layout.freezes)
     assert [path.name for path in (*shown, *hidden, layout.checks, layout.kept)] == CONTRACT["pool"]["directories"]
-    member = catalogue.member_image(tmp_path, "{member hash}").name
-    announced = Path(announcements._announcement("", "any")).name.replace("any", "{any}")
+    member = pool_reader.member_image(tmp_path, "{member hash}").name
+    announced = Path(journal._announcement("", "any")).name.replace("any", "{any}")
     files = [layout.identity.name, layout.lock.name, IMAGE, RECORD, member, announced]
     assert files == CONTRACT["pool"]["files"]
-    identity._make(layout, "n")
+    pool_lock._make(layout, "n")
     assert list(json.loads(layout.identity.read_bytes())) == CONTRACT["pool"]["pool.json"]
-    assert CONTRACT["pool"]["format"] == identity.FORMAT
+    assert CONTRACT["pool"]["format"] == pool_lock.FORMAT
 
 
 @pytest.mark.parametrize("part", [name for name in RECORDS if name not in {"schema", "values"}])
@@ -167,7 +176,7 @@ def test_what_came_later_may_lack() -> None:
 
 def test_keys_with_a_fixed_set_of_values_hold_those() -> None:
     values = RECORDS["values"]
-    assert [mode.value for mode in Mode] == values["mode"]
+    assert [mode.value for mode in AccessMode] == values["mode"]
     formats = [BLANK, RAW, *FILE_SYSTEMS, *(formatting(name) for name in FILE_SYSTEMS)]
     assert formats == values["format"]
     for part, key, known in (
@@ -191,12 +200,12 @@ def test_keys_with_a_fixed_set_of_values_hold_those() -> None:
 
 
 def test_freezes_are_announced_as_they_were() -> None:
-    facts = announcements.freeze_facts("/p", 7, 1, (1, 2))
+    facts = journal.entry_for("/p", 7, 1, (1, 2))
     known = CONTRACT["freeze"]["facts"]
     assert set(known["first"]) <= set(facts) <= {*known["first"], *known["later"]}, NEW
     first = {key: facts[key] for key in known["first"]}
-    assert announcements.of_boot([first], str(facts["boot"])) == [first]
-    assert CONTRACT["freeze"]["schema"] == announcements.SCHEMA
+    assert journal.of_boot([first], str(facts["boot"])) == [first]
+    assert CONTRACT["freeze"]["schema"] == journal.SCHEMA
 
 
 async def test_a_check_is_noted_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +313,7 @@ def test_names_that_follow_from_others_follow_as_they_did() -> None:
 
 
 def test_objects_of_an_installation_are_looked_for_where_they_were() -> None:
-    ours, objects = Ours("ns", "RELEASE", CONTRACT["driver"]), CONTRACT["objects"]
+    ours, objects = Installation("ns", "RELEASE", CONTRACT["driver"]), CONTRACT["objects"]
     assert [ours.authority, ours.certificate("controller"), ours.certificate("agent")] == objects["Secret"]
     assert [ours.forgotten] == objects["ConfigMap"]
     assert [ours.lease] == objects["Lease"]
@@ -316,7 +325,7 @@ def test_objects_of_an_installation_are_looked_for_where_they_were() -> None:
 
 def test_secrets_hold_what_they_held() -> None:
     first = new_authority()
-    keeping = authority_secret.Keeping(first, new_authority(), (new_authority().certificate,))
+    keeping = ca_secret.CaSecret(first, new_authority(), (new_authority().certificate,))
     assert list(keeping.data()) == CONTRACT["secrets"]["authority"]
     assert list(certificates.FILES) == CONTRACT["secrets"]["certificate"]
 
@@ -364,7 +373,7 @@ def test_the_controller_knows_the_fields_of_the_definitions_and_no_others() -> N
     (version,) = definition["spec"]["versions"]
     status = version["schema"]["openAPIV3Schema"]["properties"]["status"]
     assert status["properties"]["phase"]["enum"] == rollbacks["phases"]
-    for kind, plural in ((kinds.ROLLBACKS, "volumerollbacks"), (kinds.SCHEDULES, "snapshotschedules")):
+    for kind, plural in ((resources.ROLLBACKS, "volumerollbacks"), (resources.SCHEDULES, "snapshotschedules")):
         assert (kind.group, kind.version, kind.plural) == (CONTRACT["group"], CONTRACT["version"], plural)
 
 

@@ -12,9 +12,9 @@ from node_rig import OWNER, POOL, Rig, mounted
 
 from csi_driver.domain.errors import AlreadyExists, InUse
 from csi_driver.domain.ids import ObjectId, name_hash
-from csi_driver.domain.model import Group, Snapshot, Volume
+from csi_driver.domain.model import GroupSnapshot, Snapshot, Volume
 from csi_driver.domain.requests import FILE_SYSTEMS
-from csi_driver.host import announcements
+from csi_driver.host.freeze import journal
 from csi_driver.service.rollbacks import RollbackRequest
 
 pytestmark = pytest.mark.root
@@ -32,8 +32,8 @@ def snapshot(rig: Rig, name: str) -> Snapshot:
     return found
 
 
-def group(rig: Rig) -> Group:
-    found: Group = rig.groups.get(str(ObjectId(OWNER, POOL, name_hash("group", "group"))), [])
+def group(rig: Rig) -> GroupSnapshot:
+    found: GroupSnapshot = rig.groups.get(str(ObjectId(OWNER, POOL, name_hash("group", "group"))), [])
     return found
 
 
@@ -131,7 +131,7 @@ async def test_a_freeze_that_the_version_before_left_is_thawed(old: Rig) -> None
     target = await old.show(thin)
     device = old.device(thin)
     assert device is not None
-    now: dict[str, Any] = announcements.freeze_facts(old.staging(thin), device.major, device.minor, device.backing)
+    now: dict[str, Any] = journal.entry_for(old.staging(thin), device.major, device.minor, device.backing)
     assert set(fact) <= set(now)
     freeze(target)
     await old.close()

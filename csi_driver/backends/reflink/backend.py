@@ -9,20 +9,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from csi_driver.backends.base import Access, Checks, Contents, CutReport, PoolIdentity
-from csi_driver.backends.jobs import to_its_end
-from csi_driver.backends.kernel import KernelAccess
-from csi_driver.backends.reflink import catalogue, identity
+from csi_driver.backends.base import Checks, PoolContents, PoolIdentity, SnapshotTimings, VolumeAccess
+from csi_driver.backends.block_access import BlockDeviceAccess
+from csi_driver.backends.reflink import pool_lock, pool_reader
 from csi_driver.backends.reflink.checks import ReflinkChecks, stamp
-from csi_driver.backends.reflink.cuts import Clone, Cutter
 from csi_driver.backends.reflink.layout import IMAGE, Layout
-from csi_driver.backends.reflink.loops import LoopDevices
+from csi_driver.backends.reflink.loop_devices import LoopDevices
+from csi_driver.backends.reflink.snapshotter import ImageClone, Snapshotter
+from csi_driver.backends.volume_helpers import finish_despite_cancel
+from csi_driver.domain.capacity import Space
 from csi_driver.domain.errors import Unavailable
-from csi_driver.domain.model import Group, Snapshot, Usage, Volume
+from csi_driver.domain.model import GroupSnapshot, Snapshot, Usage, Volume
 from csi_driver.domain.records import dump_group, dump_snapshot, dump_volume
-from csi_driver.domain.space import Space
-from csi_driver.host import allocation, extents, files, filesystems
-from csi_driver.host.children import Children
+from csi_driver.host.fs import allocation, extents, files, filesystems
+from csi_driver.host.helper.client import HelperPool
 
 _T = TypeVar("_T")
 _THREADS = 16
@@ -52,13 +52,13 @@ class ReflinkOptions:
 class ReflinkBackend:
     """Volumes and snapshots as files that share their blocks."""
 
-    def __init__(self, options: ReflinkOptions, children: Children) -> None:
+    def __init__(self, options: ReflinkOptions, children: HelperPool) -> None:
         self._options = options
         self.layout = Layout(Path(options.path), options.name)
         self._devices = LoopDevices(self.layout, children)
-        self._kernel = KernelAccess(self._devices, seen_outside=options.in_container)
-        self.access: Access = self._kernel
-        self._cutter = Cutter(self.layout, self._devices, children, options.freeze_deadline, self._in_thread)
+        self._kernel = BlockDeviceAccess(self._devices, seen_outside=options.in_container)
+        self.access: VolumeAccess = self._kernel
+        self._cutter = Snapshotter(self.layout, self._devices, children, options.freeze_deadline, self._in_thread)
         self._checks = ReflinkChecks(self.layout, self.image, _take_size, self._in_thread, self._empty_trash)
         self.checks: Checks = self._checks
         self.identity = PoolIdentity(options.name, options.owner, "", "reflink", options.path)
@@ -72,7 +72,7 @@ class ReflinkBackend:
         """See Backend."""
         return self._devices.count()
 
-    async def open(self) -> Contents:
+    async def open(self) -> PoolContents:
         """See Backend. Order matters: what was left frozen is thawed before anything may wait for it, or refuse the pool."""
         try:
             with self.layout.translated("opening"):
@@ -138,14 +138,14 @@ class ReflinkBackend:
         with self.layout.translated(f"looking at {item.id}"):
             return await self._in_thread(filesystems.probe, self.image(item))
 
-    async def create_volume(self, volume: Volume, source: Volume | Snapshot | None) -> CutReport:
+    async def create_volume(self, volume: Volume, source: Volume | Snapshot | None) -> SnapshotTimings:
         """See Backend."""
         with self.layout.translated(f"creation of {volume.name!r}"):
             if isinstance(source, Volume):
                 return await self._copy_volume(volume, source)
             image = self.image(source) if source is not None else None
             await self._in_thread(self._make_volume, volume, image)
-            return CutReport()
+            return SnapshotTimings()
 
     async def save_volume(self, volume: Volume) -> None:
         """See Backend."""
@@ -162,12 +162,12 @@ class ReflinkBackend:
         await self._discard(str(volume.id), self._place(volume))
         await self._in_thread(self._checks.forget, volume)
 
-    async def create_snapshot(self, snapshot: Snapshot, source: Volume) -> tuple[Snapshot, CutReport]:
+    async def create_snapshot(self, snapshot: Snapshot, source: Volume) -> tuple[Snapshot, SnapshotTimings]:
         """See Backend."""
         with self.layout.translated(f"snapshot {snapshot.name!r} of {source.id}"):
             async with self._draft(IMAGE) as draft:
                 image = draft / IMAGE
-                report = await self._cutter.cut([Clone(source, self.image(source), image)])
+                report = await self._cutter.cut([ImageClone(source, self.image(source), image)])
                 await self._keep_promise([source])
 
                 def finish() -> Snapshot:
@@ -178,17 +178,21 @@ class ReflinkBackend:
 
                 return await self._in_thread(finish), report.report
 
-    async def create_group(self, group: Group, sources: Sequence[Volume]) -> tuple[Group, CutReport]:
+    async def create_group(
+        self, group: GroupSnapshot, sources: Sequence[Volume]
+    ) -> tuple[GroupSnapshot, SnapshotTimings]:
         """See Backend."""
-        names = [catalogue.member_image(Path(), member.id.hash).name for member in group.members]
+        names = [pool_reader.member_image(Path(), member.id.hash).name for member in group.members]
         with self.layout.translated(f"group snapshot {group.name!r}"):
             async with self._draft(*names) as draft:
                 images = [draft / name for name in names]
                 pairs = zip(sources, images, strict=True)
-                report = await self._cutter.cut([Clone(source, self.image(source), image) for source, image in pairs])
+                report = await self._cutter.cut(
+                    [ImageClone(source, self.image(source), image) for source, image in pairs]
+                )
                 await self._keep_promise(sources)
 
-                def finish() -> Group:
+                def finish() -> GroupSnapshot:
                     sizes = [_freeze_image(image) for image in images]
                     conditions = [report.conditions.get(source.id.hash, "") for source in sources]
                     members = tuple(
@@ -205,7 +209,7 @@ class ReflinkBackend:
         """See Backend."""
         await self._discard(str(snapshot.id), self.layout.snapshots / snapshot.id.hash)
 
-    async def delete_group(self, group: Group) -> None:
+    async def delete_group(self, group: GroupSnapshot) -> None:
         """See Backend."""
         await self._discard(str(group.id), self.layout.groups / group.id.hash)
 
@@ -233,7 +237,7 @@ class ReflinkBackend:
         if isinstance(item, Volume):
             return self._place(item) / IMAGE
         if item.group:
-            return catalogue.member_image(self.layout.groups / item.group, item.id.hash)
+            return pool_reader.member_image(self.layout.groups / item.group, item.id.hash)
         return self.layout.snapshots / item.id.hash / IMAGE
 
     async def _keep_promise(self, sources: Sequence[Volume]) -> None:
@@ -249,18 +253,18 @@ class ReflinkBackend:
         return self.layout.volumes / volume.id.hash
 
     def _take(self) -> None:
-        uuid, self._lock = identity.take(
+        uuid, self._lock = pool_lock.acquire_pool(
             self.layout, self._options.owner, self._options.init, self._options.in_container
         )
         self.identity = replace(self.identity, uuid=uuid)
 
-    def _read(self) -> Contents:
+    def _read(self) -> PoolContents:
         self.layout.make_directories()
         status = os.stat(self.layout.identity)
         self._known = (status.st_dev, status.st_ino)
         self._devices.file_system = status.st_dev
         self.layout.sweep()
-        contents = catalogue.read(self.layout, self._options.owner)
+        contents = pool_reader.read(self.layout, self._options.owner)
         self._checks.sweep({volume.id.hash: volume for volume in contents.volumes})
         return contents
 
@@ -275,10 +279,10 @@ class ReflinkBackend:
                 _take_size(file.fileno(), volume)
             self.layout.publish(draft, dump_volume(volume), self._place(volume))
 
-    async def _copy_volume(self, volume: Volume, source: Volume) -> CutReport:
+    async def _copy_volume(self, volume: Volume, source: Volume) -> SnapshotTimings:
         async with self._draft(IMAGE) as draft:
             image = draft / IMAGE
-            report = await self._cutter.cut([Clone(source, self.image(source), image)])
+            report = await self._cutter.cut([ImageClone(source, self.image(source), image)])
             await self._keep_promise([source])
 
             def finish() -> None:
@@ -337,7 +341,7 @@ class ReflinkBackend:
         return None
 
     async def _in_thread(self, function: Callable[..., _T], *args: object) -> _T:
-        return await to_its_end(asyncio.get_running_loop().run_in_executor(self._threads, function, *args))
+        return await finish_despite_cancel(asyncio.get_running_loop().run_in_executor(self._threads, function, *args))
 
 
 def _own_blocks(image: Path, size: int) -> None:

@@ -1,6 +1,6 @@
 """Checks of volumes' file systems: on a copy, which takes the volume's place in one step; what the volume held is kept for a while.
 
-A check has a directory of its own, `.check/<hash>`, and in it `job.json`, what the runner leaves there (host/fsck.py), and
+A check has a directory of its own, `.check/<hash>`, and in it `job.json`, what the runner leaves there (host/fs/fsck.py), and
 `copy`, which is like a volume's directory. What was exchanged goes to `.kept/<hash>-<nanoseconds>`. The volume's record names
 that, so it says at any later moment whether `copy` is the checked one or what was there before.
 """
@@ -19,7 +19,8 @@ from csi_driver.backends.base import KEPT_SECONDS, Check
 from csi_driver.backends.reflink.layout import IMAGE, RECORD, Layout
 from csi_driver.domain.model import Volume
 from csi_driver.domain.records import dump_volume
-from csi_driver.host import announcements, condition, files, fsck
+from csi_driver.host.freeze import journal
+from csi_driver.host.fs import condition, files, fsck
 
 _LOG = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ class ReflinkChecks:
         if job is not None and _is_adopted(volume, job):
             self._end(place, job)
             return None
-        if job is None or job.boot != announcements.boot_id():
+        if job is None or job.boot != journal.boot_id():
             self._discard(place)
             return None
         outcome = fsck.look(str(place))
@@ -158,7 +159,7 @@ class ReflinkChecks:
             with image.open("rb") as source, (draft / _COPY / IMAGE).open("r+b") as copy:
                 files.reflink(source.fileno(), copy.fileno())
                 self._take_size(copy.fileno(), volume)
-            job = _Job(why, now, f"{volume.id.hash}-{now}", stamp(image), announcements.boot_id())
+            job = _Job(why, now, f"{volume.id.hash}-{now}", stamp(image), journal.boot_id())
             noted = {"why": job.why, "started": now, "kept": job.kept, "stamp": job.stamp, "boot": job.boot}
             files.write_durably(draft / _JOB, json.dumps(noted).encode())
             self._layout.crash_point("check prepared")

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from csi_driver.domain.errors import Damaged, DriverError, OutOfSpace, Precondition, Unavailable
-from csi_driver.host import files
+from csi_driver.host.fs import files
 
 IMAGE = "disk.img"
 RECORD = "record.json"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from csi_driver.host import loop, loopctl
+from csi_driver.host.block import loop, loop_ioctl
 from rig import certificates, cgroups, network
 from rig.machine import Machine, command, until
 from rig.paths import PKI, STATE, node_address, pod_subnet, programs
@@ -109,7 +109,7 @@ class Node(Machine):
     def import_images(self, archive: Path) -> None:
         self.on_node("ctr", f"--address={SOCKET}", "--namespace=k8s.io", "images", "import", archive, timeout=300)
 
-    def pool_loops(self) -> tuple[list[loopctl.LoopDevice], list[loopctl.LoopDevice]]:
+    def pool_loops(self) -> tuple[list[loop_ioctl.LoopDevice], list[loop_ioctl.LoopDevice]]:
         """The loop devices on files in the pool, and that of the pool itself."""
         try:
             status = os.stat(self.pool_image)

@@ -1,0 +1,1 @@
+"""Certificates of agents, controllers and the webhook: made, renewed and rotated."""

@@ -1,0 +1,1 @@
+"""VolumeRollback: a claim goes back to one of its own snapshots."""

@@ -1,0 +1,1 @@
+"""Pods are led to the node that has their volume's source."""

@@ -1,0 +1,150 @@
+"""Group snapshots: several volumes of one pool at one moment, all or none, deleted only together."""
+
+from collections.abc import Mapping, Sequence
+
+from csi_driver.domain.errors import AlreadyExists, Damaged, InvalidRequest, NotFound, Precondition
+from csi_driver.domain.ids import ObjectId, member_name, name_hash, parse
+from csi_driver.domain.model import GroupSnapshot, Volume
+from csi_driver.domain.requests import check_name, refuse_parameters, split_labels
+from csi_driver.service.dependencies import ServiceDependencies
+from csi_driver.service.pools import Pool
+from csi_driver.service.reservations import CUT, reserve_space, space_needed
+from csi_driver.service.snapshots import check_room, plan
+
+MAX_MEMBERS = 64
+
+
+class Groups:
+    """The group controller."""
+
+    def __init__(self, context: ServiceDependencies) -> None:
+        self._context = context
+        self._pools = context.pools
+
+    async def create(self, name: str, source_ids: Sequence[str], parameters: Mapping[str, str]) -> GroupSnapshot:
+        """Cut all volumes at one moment, or find the group that the same request made."""
+        check_name(name, "the group snapshot's name")
+        if not source_ids:
+            raise InvalidRequest("the source volumes' ids are missing: name the volumes to cut together")
+        if len(source_ids) > MAX_MEMBERS or len(set(source_ids)) != len(source_ids):
+            raise InvalidRequest(
+                f"a group has 1 to {MAX_MEMBERS} different volumes, {len(source_ids)} ids were given: name each volume once"
+            )
+        asked, labels = split_labels(parameters, "parameters")
+        refuse_parameters(asked, "group snapshots")
+        digest = name_hash("group", name)
+        # Before the look-up: a group that is being deleted is no answer.
+        await self._pools.locks.settled(digest)
+        existing = self._existing(digest, name, source_ids)
+        if existing is not None:
+            return existing
+        pool, volumes = self._sources(source_ids)
+        cut = [v.id.hash for v in volumes]
+        made = [digest, *(name_hash("snapshot", member_name(name, str(v.id))) for v in volumes)]
+        async with self._pools.locks.hold(f"CreateVolumeGroupSnapshot {name!r}", cut, existence=made):
+            # Made meanwhile, by a call that this one waited for?
+            existing = self._existing(digest, name, source_ids)
+            if existing is not None:
+                return existing
+            pool, volumes = self._sources(source_ids)
+            check_room(pool, volumes)
+            planned = GroupSnapshot(
+                id=ObjectId(self._pools.owner, pool.name, digest),
+                name=name,
+                uid=self._context.new_uid(),
+                created=self._context.now(),
+                source_ids=tuple(sorted(source_ids)),
+                members=tuple(
+                    plan(self._context, pool, v, member_name(name, str(v.id)), labels, group=digest) for v in volumes
+                ),
+                labels=labels,
+            )
+            with reserve_space(pool, "a group snapshot of thick volumes", space_needed(pool, cut=volumes), CUT):
+                async with self._context.extend_hold_while(pool, volumes):
+                    group, report = await pool.backend.create_group(planned, volumes)
+            pool.put_group(group)
+            self._context.observer.cut(pool.name, report)
+            return group
+
+    async def delete(self, group_id: str, snapshot_ids: Sequence[str]) -> None:
+        """Delete a group and its members at once; unknown is fine. `snapshot_ids` must be its members, if given."""
+        place = self._pools.locate(group_id)
+        if place is None:
+            return
+        pool, digest = place
+        while not await self._deleted(pool, digest, group_id, snapshot_ids):
+            pass
+
+    async def _deleted(self, pool: Pool, digest: str, group_id: str, snapshot_ids: Sequence[str]) -> bool:
+        """Delete a group; False: it is another one than that whose members were locked, after a wait for who made it."""
+        group = pool.groups.get(digest)
+        locked = [digest, *(m.id.hash for m in group.members)] if group else [digest]
+        async with self._pools.locks.hold(f"DeleteVolumeGroupSnapshot of {group_id}", existence=locked):
+            # Not before: what is being made now is not indexed yet, and would be there after all.
+            if pool.groups.get(digest) is not group:
+                return False
+            if group is not None:
+                _check_members(group, snapshot_ids)
+                await pool.backend.delete_group(group)
+                pool.drop_group(digest)
+            return True
+
+    def get(self, group_id: str, snapshot_ids: Sequence[str]) -> GroupSnapshot:
+        """One group. Raises NotFound before anything else, InvalidRequest where the members given are not its own."""
+        found = self._find(group_id)
+        if found is None:
+            raise NotFound(f"group snapshot {group_id!r} does not exist: `tidemark tree` shows those that do")
+        _check_members(found[1], snapshot_ids)
+        return found[1]
+
+    def _find(self, group_id: str) -> tuple[Pool, GroupSnapshot] | None:
+        place = self._pools.locate(group_id)
+        group = place[0].groups.get(place[1]) if place else None
+        return (place[0], group) if place and group else None
+
+    def _sources(self, source_ids: Sequence[str]) -> tuple[Pool, list[Volume]]:
+        owners = sorted({p.owner for p in map(parse, source_ids) if p is not None})
+        if len(owners) > 1:
+            raise Precondition(
+                f"the volumes lie on different nodes ({', '.join(owners)}) and cannot be cut together: "
+                "make one group for each node"
+            )
+        found = [self._pools.volume(source_id) for source_id in sorted(source_ids)]
+        names = sorted({pool.name for pool, _ in found})
+        if len(names) > 1:
+            raise Precondition(
+                f"the volumes lie in different pools ({', '.join(names)}) and cannot be cut together: "
+                "make one group for each pool"
+            )
+        return found[0][0], [volume for _, volume in found]
+
+    def _existing(self, digest: str, name: str, source_ids: Sequence[str]) -> GroupSnapshot | None:
+        for pool in self._pools.all_for_name_lookup():
+            group = pool.groups.get(digest)
+            if group is None:
+                continue
+            pool.serving()
+            if group.name != name:
+                raise Damaged(f"{group.id} holds the name {group.name!r}, not {name!r}: report this")
+            if group.source_ids != tuple(sorted(source_ids)):
+                raise AlreadyExists(
+                    f"group snapshot {name!r} exists as {group.id}, of {', '.join(group.source_ids)}: use another name"
+                )
+            uids = {m.source_id: m.source_uid for m in group.members}
+            for source_id in source_ids:
+                found = self._pools.find_volume(source_id)
+                if found is not None and found[1].uid != uids[source_id]:
+                    raise AlreadyExists(
+                        f"group snapshot {name!r} exists as {group.id}, of a deleted volume that had the same name as "
+                        f"{source_id}: use another name"
+                    )
+            return group
+        return None
+
+
+def _check_members(group: GroupSnapshot, snapshot_ids: Sequence[str]) -> None:
+    members = {str(m.id) for m in group.members}
+    if snapshot_ids and set(snapshot_ids) != members:
+        raise InvalidRequest(
+            f"group snapshot {group.id} has the members {', '.join(sorted(members))}, not those given: name all or none"
+        )
