@@ -18,7 +18,7 @@ from pathlib import Path
 _LOADED = """
 import _socket, os, signal, struct, sys
 sys.path.append(sys.argv[1])
-from csi_driver.host import forkserver
+from csi_driver.host.helper import server
 orders = _socket.socket(fileno=int(sys.argv[2]))
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -33,7 +33,7 @@ while True:
         orders.close()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
-            forkserver.main(fd)
+            server.main(fd)
         finally:
             os._exit(0)
     os.close(fd)

@@ -135,9 +135,9 @@ async def test_one_of_two_leads_and_both_serve(rig: ControllerRig) -> None:
 async def test_a_lease_that_somebody_has_spoilt_ends_nothing_for_good(
     fake: FakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from csi_driver.controller import components
+    from csi_driver.controller import supervisor
 
-    monkeypatch.setattr(components, "RESTART_SECONDS", 0.05)
+    monkeypatch.setattr(supervisor, "RESTART_SECONDS", 0.05)
     fake.put(LEASES, {"metadata": {"name": "tidemark-operator"}, "spec": {"leaseTransitions": "many"}}, NAMESPACE)
     async with ControllerRig(fake) as rig:
         await until(lambda: len(fake.asked("get", LEASES)) > 2)

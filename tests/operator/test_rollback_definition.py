@@ -90,9 +90,9 @@ def test_the_reference_has_every_field_and_every_reason() -> None:
     used = set()
     for module in (rollback_decide, reconciler, rollback_who):
         text = Path(str(module.__file__)).read_text()
-        used |= set(re.findall(r'Trouble\(\s*"(\w+)"', text))
+        used |= set(re.findall(r'UnresolvedReference\(\s*"(\w+)"', text))
         used |= set(re.findall(r'(?:_fail|_waiting)\((?:\s*seen,)?\s*"(\w+)"', text))
-        used |= set(re.findall(r'Say\([^")]*"(\w+)"', text))
+        used |= set(re.findall(r'UpdateStatus\([^")]*"(\w+)"', text))
     assert {"TimedOut", "DiskInUse", "ClaimNotFound", "SafetySnapshotRefused", "RolledBack"} <= used
     for reason in used:
         assert f"`{reason}`" in REFERENCE, reason

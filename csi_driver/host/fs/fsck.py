@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+import csi_driver
 from csi_driver.host import commands
 from csi_driver.host.errors import Busy
 from csi_driver.host.fs import files
@@ -56,7 +57,7 @@ def start(directory: str, image: str) -> None:
     """
     lock = files.lock_pool(os.path.join(directory, _LOCK))
     try:
-        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        root = os.path.dirname(os.path.dirname(os.path.abspath(csi_driver.__file__)))
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, root, directory, image, str(lock)],
             stdin=subprocess.DEVNULL,

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import csi_driver
 from csi_driver.host.helper.job import Job, JobFailed, JobStuck, Process, Server
 from csi_driver.host.helper.server import MAX_MESSAGE, descendants
 
@@ -40,7 +41,7 @@ _BOOTSTRAP = (
 def begin(control: socket.socket) -> Process:
     """Start a fork server that serves the other end of `control`. Raises OSError."""
     # Where this package lies, installed or checked out; -I -S: nothing of the environment or of site is loaded.
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    root = os.path.dirname(os.path.dirname(os.path.abspath(csi_driver.__file__)))
     return subprocess.Popen(  # returns at exec, and must not inherit what comes later
         [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, root, str(control.fileno())],
         stdin=subprocess.DEVNULL,

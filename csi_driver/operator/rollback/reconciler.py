@@ -77,7 +77,7 @@ class Steps:
         except DriverError as error:
             if isinstance(error, ApiRejected) and uid not in self._failures:
                 # A right that is missing, a policy: its status may be just what cannot be written, and only people can help.
-                await self._events.emit(rollback, "Warning", "ApiRejected", f"the API refuses what comes next: {error}")
+                await self._events.emit(rollback, "Warning", "Refused", f"the API refuses what comes next: {error}")
             return self._again(uid, key, error)
         self._failures.pop(uid, None)
         if isinstance(action, Cleanup):
