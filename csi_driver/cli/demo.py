@@ -84,7 +84,7 @@ def _run(in_memory: bool, reason: str) -> int:
     except CheckFailed as failed:
         raise Failure(f"demo: a check failed: {failed}") from None
     except CallRefused as refused:
-        if agent is not None and not agent.running:
+        if agent is not None and refused.code == "UNAVAILABLE" and agent.has_ended():
             raise Failure(agent.account_for()) from None
         raise Failure(f"demo: a call was refused ({refused.code}): {refused.message}") from None
     finally:

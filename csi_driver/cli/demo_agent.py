@@ -84,6 +84,13 @@ class DemoAgent:
         """Whether it still runs."""
         return self._process is not None and self._process.poll() is None
 
+    def has_ended(self, seconds: float = 1.0) -> bool:
+        """Whether it ended, or does so within `seconds`: a process that is killed closes its socket before it can be waited for."""
+        if self._process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(seconds)
+        return not self.running
+
     def start(self) -> None:
         """Start it, and wait until it answers. Raises Failure with the end of its log."""
         pool = ["--pool", "demo=memory:"]
