@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rollback_world import World
+from rollback_rig import World
 
 from csi_driver.domain.errors import DriverError
 from csi_driver.kube.resources import PODS, PVS, ROLLBACKS, SNAPSHOTS
@@ -144,7 +144,7 @@ async def test_a_rollback_that_arrives_after_the_release_is_refused(world: World
         await sleeper.reconcile(("shop", "back"))
     assert world.disk_now.rollbacks == ()
     assert world.bytes_of(world.disk_now) == b"2"
-    assert "not touched" in world.status()["message"]
+    assert "not changed" in world.status()["message"]
 
 
 # ---- any order of events

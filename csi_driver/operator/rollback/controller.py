@@ -10,7 +10,7 @@ from csi_driver.kube.events import Events
 from csi_driver.kube.informer import Informer
 from csi_driver.kube.workqueue import WorkQueue
 from csi_driver.operator.rollback.reconciler import Key, RollbackReconciler
-from csi_driver.operator.rollback.resource import Phase, read_progress, unfinished
+from csi_driver.operator.rollback.resource import Phase, parse_status, unfinished
 from csi_driver.service.disks import Disks
 
 CONCURRENCY = 64
@@ -42,7 +42,7 @@ class RollbackController:
 
     def phases(self) -> dict[str, int]:
         """Count the VolumeRollbacks in each phase."""
-        counts = Counter(read_progress(rollback).phase or Phase.PENDING for rollback in self._informer.all())
+        counts = Counter(parse_status(rollback).phase or Phase.PENDING for rollback in self._informer.all())
         return {str(phase): counts[phase] for phase in Phase}
 
     async def run(self) -> None:

@@ -10,7 +10,14 @@ from csi_driver.kube.errors import ApiRejected, Conflict
 from csi_driver.kube.events import Events
 from csi_driver.kube.resources import ROLLBACKS
 from csi_driver.kube.workqueue import Result
-from csi_driver.operator.rollback.actions import Action, Finished, Hold, MakeSafety, ObservedRollback, UpdateStatus
+from csi_driver.operator.rollback.actions import (
+    Action,
+    CreateSafetySnapshot,
+    Finished,
+    Hold,
+    ObservedRollback,
+    UpdateStatus,
+)
 from csi_driver.operator.rollback.executor import ActionExecutor, PermanentError
 from csi_driver.operator.rollback.observe import ProcessState, observe
 from csi_driver.operator.rollback.planner import next_action
@@ -39,7 +46,7 @@ class _Memory:
 
     uid: str
     renewed: float = float("-inf")
-    refused: DriverError | None = None
+    rejection: DriverError | None = None
     rejected: bool = False
     in_a_row: int = 0
 
@@ -76,7 +83,7 @@ class RollbackReconciler:
         try:
             requeue_after = await self._reconcile(rollback, memory)
         except PermanentError as error:
-            memory.refused = error.error
+            memory.rejection = error.error
             requeue_after = 0.0
         except (Conflict, NotFound):
             requeue_after = CHANGED_SECONDS
@@ -84,7 +91,9 @@ class RollbackReconciler:
             if not memory.rejected:
                 # A right that is missing, a policy: its status may be just what cannot be written, and only people can help.
                 memory.rejected = True
-                await self._events.emit(rollback, "Warning", "Refused", f"the API refuses what comes next: {error}")
+                await self._events.emit(
+                    rollback, "Warning", "RequestRejected", f"the API server rejected a request: {error}"
+                )
             raise
         else:
             memory.rejected = False
@@ -94,7 +103,7 @@ class RollbackReconciler:
 
     async def _reconcile(self, rollback: Object, memory: _Memory) -> float | None:
         """Take one action; return the seconds until the next, or None where nothing is left to do."""
-        state = ProcessState(self._clock() - memory.renewed, memory.refused)
+        state = ProcessState(self._clock() - memory.renewed, memory.rejection)
         observed = await observe(self._api, self._disks, rollback, self._driver, self._now(), state)
         action = next_action(observed)
         if isinstance(action, Finished):
@@ -106,12 +115,13 @@ class RollbackReconciler:
 
     async def _execute(self, action: Action, observed: ObservedRollback, rollback: Object) -> float:
         try:
-            return await self._executor.act(action, observed, rollback)
+            return await self._executor.execute(action, observed, rollback)
         except (AlreadyExists, Precondition, ApiRejected) as error:
-            if not isinstance(action, MakeSafety):
+            if not isinstance(action, CreateSafetySnapshot):
                 raise
-            say = UpdateStatus(Phase.SAFETY, "SafetySnapshotRefused", f"the safety snapshot cannot be made: {error}", 3)
-            return await self._executor.act(say, observed, rollback)
+            message = f"cannot create the safety snapshot: {error}"
+            update = UpdateStatus(Phase.SAFETY, "SafetySnapshotRejected", message, 3.0)
+            return await self._executor.execute(update, observed, rollback)
 
     def _memory(self, key: Key, uid: str) -> _Memory:
         """Return the memory of this very object: one that was created again under the name is another."""

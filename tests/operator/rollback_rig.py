@@ -27,7 +27,7 @@ from csi_driver.kube.informer import Informer
 from csi_driver.kube.resources import EVENTS, PODS, PVCS, PVS, ROLLBACKS, SNAPSHOT_CLASSES, SNAPSHOT_CONTENTS, SNAPSHOTS
 from csi_driver.operator.rollback.controller import FIRST_BACKOFF_SECONDS, RollbackController
 from csi_driver.operator.rollback.reconciler import RollbackReconciler
-from csi_driver.operator.rollback.resource import stamp
+from csi_driver.operator.rollback.resource import format_time
 from csi_driver.rpc.clients.disks import AgentDisks
 from csi_driver.service.node_volumes import NodeVolumes
 from csi_driver.service.snapshots import SnapshotRequest, Snapshots
@@ -149,7 +149,7 @@ class World:
     def ask(self, name: str = "back", to: str = "s1", **spec: Any) -> dict[str, Any]:
         """Apply a VolumeRollback."""
         spec = {"claimName": "v1", "snapshotName": to, "safetySnapshot": True, "keepSafety": 3, "timeout": "10m"} | spec
-        meta = {"name": name, "namespace": NAMESPACE, "creationTimestamp": stamp(self.now())}
+        meta = {"name": name, "namespace": NAMESPACE, "creationTimestamp": format_time(self.now())}
         return self.fake.put(ROLLBACKS, {"metadata": meta, "spec": spec})
 
     def got(self, kind: Any, name: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from fake_api import Call, Fault
-from rollback_world import NAMESPACE, World, reconciling, until
+from rollback_rig import NAMESPACE, World, reconciling, until
 
 from csi_driver.kube import informer as mirror_module
 from csi_driver.kube.resources import EVENTS, ROLLBACKS, SNAPSHOTS
@@ -52,7 +52,7 @@ async def test_a_deleted_one_lets_go_at_once(world: World) -> None:
     world.run_pod()
     async with reconciling(world):
         world.ask()
-        await until(lambda: world.status().get("reason") == "DiskInUse")
+        await until(lambda: world.status().get("reason") == "VolumeInUse")
         await world.ask_to_go()
         await until(lambda: not world.there())
         world.end_pod()
@@ -128,7 +128,7 @@ async def test_what_the_api_refuses_is_told_once_and_tried_again(world: World) -
     world.fake.hooks.append(forbid)
     for _ in range(3):
         await world.step()
-    (event,) = [event for event in world.fake.all(EVENTS) if event["reason"] == "Refused"]
+    (event,) = [event for event in world.fake.all(EVENTS) if event["reason"] == "RequestRejected"]
     assert "volumesnapshots is forbidden" in event["message"]
     assert event["count"] == 1
     world.fake.hooks.remove(forbid)
