@@ -76,7 +76,7 @@ def refused(kubectl: Kubectl, name: str, to: str, reason: str, *words: str, of: 
     ask(kubectl, name, to, of, **spec)
     status = ended(kubectl, name)
     assert (status["phase"], status["reason"]) == ("Failed", reason), status
-    for word in (*words, "The disk was not touched"):
+    for word in (*words, "The volume was not changed"):
         assert word in status["message"]
 
 

@@ -70,7 +70,7 @@ def test_controller_and_agent_killed_in_each_phase(cluster: Cluster, kubectl: Ku
         with using(kubectl) as writer:
             kubectl.sh(writer, f"echo {name} >/v1/a; sync")
             ask(kubectl, name, "s1")
-            kubectl.until(lambda made: reason_of(made) == "DiskInUse", "volumerollback", name)
+            kubectl.until(lambda made: reason_of(made) == "VolumeInUse", "volumerollback", name)
             # Found before: a phase may be short.
             kill = functools.partial(kill_containers, cluster, victims[victim]())
             killer = when(kubectl, name, phase, kill)
@@ -97,7 +97,7 @@ def test_a_node_that_is_off_while_the_disk_is_waited_for(cluster: Cluster, kubec
     cut(kubectl, "s1")
     kubectl.sh("writer", "echo new >/v1/a; sync")
     ask(kubectl, "back", "s1", timeout="15m")
-    kubectl.until(lambda made: reason_of(made) == "DiskInUse", "volumerollback", "back")
+    kubectl.until(lambda made: reason_of(made) == "VolumeInUse", "volumerollback", "back")
     node.power_off()
     try:
         kubectl("delete", "pod", "writer", "--force", "--grace-period=0")

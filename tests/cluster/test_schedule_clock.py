@@ -25,7 +25,7 @@ from csi_driver.kube.informer import Informer
 from csi_driver.kube.leader_election import LeaderElector
 from csi_driver.kube.resources import NAMESPACES, PVCS, PVS, SCHEDULES, SNAPSHOTS
 from csi_driver.operator.schedule.cache import TRIMMERS
-from csi_driver.operator.schedule.controller import Schedules
+from csi_driver.operator.schedule.controller import ScheduleController
 
 pytestmark = [pytest.mark.slow(seconds=120), pytest.mark.xdist_group("schedule clock")]
 
@@ -109,7 +109,7 @@ class Scene:
                 mirror.start()
             try:
                 events = Events(api, "test", name)
-                await Schedules(
+                await ScheduleController(
                     api, mirrors, events, DRIVER, self.observer, 1, PERIOD, lambda: time.time() + self.ahead
                 ).run()
             finally:

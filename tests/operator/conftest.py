@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from fake_api import FakeApi
-from rollback_world import World
+from rollback_rig import World
 
 from csi_driver.rpc.clients import agent_channels
 

@@ -1,4 +1,4 @@
-"""Documents and sights for the tests of rollbacks: one that is about to succeed, to be spoilt by each test."""
+"""Documents and observations for the tests of rollbacks: one that is about to succeed, to be spoilt by each test."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ NAMESPACE = "shop"
 UID = "0b1c2d3e-0000-4000-8000-000000000001"
 CREATED = 1_800_000_000.0
 SINCE = 1_800_000_100_000_000_000
-WISH = RollbackSpec(NAMESPACE, "back", UID, "v1", "s1", CREATED)
+SPEC = RollbackSpec(NAMESPACE, "back", UID, "v1", "s1", CREATED)
 TARGET = ResolvedReferences("n-1:default:aaaa", "n-1:default:bbbb", "pvc-1")
-DISK = Disk(TARGET.volume_id, "uid-of-v1", {TARGET.snapshot_id: SINCE - 10**12})
-MINE = Held(WISH.holder, SINCE)
+VOLUME = Disk(TARGET.volume_id, "uid-of-v1", {TARGET.snapshot_id: SINCE - 10**12})
+MINE = Held(SPEC.holder, SINCE)
 SAFETY_ID = "n-1:default:cccc"
 
 
@@ -72,7 +72,7 @@ def snapshot_class(name: str = "tidemark", default: bool = True, driver: str = D
 
 
 def safety(number: int = 1, ready: bool = True, **meta: Any) -> dict[str, Any]:
-    made = safety_snapshot(WISH, TARGET.volume_id, "tidemark", number)
+    made = safety_snapshot(SPEC, TARGET.volume_id, "tidemark", number)
     made["metadata"] |= {"uid": f"uid-safety-{number}", "creationTimestamp": "2027-01-15T08:00:00Z"} | meta
     made["status"] = {"readyToUse": ready}
     return made
@@ -104,35 +104,35 @@ def pod(
 
 
 READY = ObservedRollback(
-    wish=WISH,
-    progress=RollbackStatus(
-        Phase.WAITING, "DiskFree", "", CREATED, volume_id=TARGET.volume_id, volume_name="pvc-1", guarded=True
+    spec=SPEC,
+    status=RollbackStatus(
+        Phase.WAITING, "VolumeReleased", "", CREATED, volume_id=TARGET.volume_id, pv_name="pvc-1", has_finalizer=True
     ),
     now=CREATED + 5,
     driver=DRIVER,
     target=TARGET,
-    spent={},
-    disk=DISK,
-    volume=volume(),
+    completed={},
+    volume=VOLUME,
+    pv=volume(),
     classes=[snapshot_class()],
 )
 """Free, recorded and guarded: the next thing is the hold."""
 
-HELD = replace(READY, disk=replace(DISK, held=MINE), renewed=1.0)
+HELD = replace(READY, volume=replace(VOLUME, held=MINE), since_renewal=1.0)
 
 WITH_SAFETY = replace(
     HELD,
-    disk=replace(DISK, held=MINE, snapshots={**DISK.snapshots, SAFETY_ID: SINCE + 1}),
-    safeties=[safety()],
-    handles={f"safety-{UID}": SAFETY_ID},
+    volume=replace(VOLUME, held=MINE, snapshots={**VOLUME.snapshots, SAFETY_ID: SINCE + 1}),
+    safety_snapshots=[safety()],
+    safety_handles={f"safety-{UID}": SAFETY_ID},
 )
 
-ROLLING = replace(WITH_SAFETY, progress=replace(READY.progress, phase=Phase.ROLLING, rolling=CREATED + 4))
+ROLLING = replace(WITH_SAFETY, status=replace(READY.status, phase=Phase.ROLLING, rolling_back_at=CREATED + 4))
 
 
-def seen(base: ObservedRollback, **changes: Any) -> ObservedRollback:
-    """A sight with changes; those of its progress, wish and disk by `progress_phase=...` and the like."""
-    parts: dict[str, dict[str, Any]] = {"progress": {}, "wish": {}, "disk": {}}
+def observed(base: ObservedRollback, **changes: Any) -> ObservedRollback:
+    """An observation with changes; those of its status, spec and volume by `status_phase=...` and the like."""
+    parts: dict[str, dict[str, Any]] = {"status": {}, "spec": {}, "volume": {}}
     plain = {}
     for key, value in changes.items():
         part, _, field = key.partition("_")
@@ -147,7 +147,7 @@ def seen(base: ObservedRollback, **changes: Any) -> ObservedRollback:
 
 
 def next_of(base: ObservedRollback, **changes: Any) -> Action:
-    return next_action(seen(base, **changes))
+    return next_action(observed(base, **changes))
 
 
 def done(at: int = SINCE + 5) -> tuple[Back, ...]:

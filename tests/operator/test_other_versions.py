@@ -6,15 +6,15 @@ import json
 from typing import Any
 
 import pytest
-from rollback_cases import CREATED, HELD, READY, ROLLING, TARGET, UID, WISH, done, next_of, volume
+from rollback_cases import CREATED, HELD, READY, ROLLING, SPEC, TARGET, UID, done, next_of, volume
 
 from csi_driver import __version__
 from csi_driver.kube.resources import SCHEDULES
-from csi_driver.operator.rollback.actions import RollBack, Stand, UpdateStatus
-from csi_driver.operator.rollback.completed import SPENT_ANNOTATION, record_completed
+from csi_driver.operator.rollback.actions import LeaveAlone, RollBack, UpdateStatus
+from csi_driver.operator.rollback.completed import COMPLETED_ANNOTATION, record_completed
 from csi_driver.operator.rollback.references import UnresolvedReference
-from csi_driver.operator.rollback.resource import Phase, parse_spec, read_progress, stamp, unfinished
-from csi_driver.operator.rollback.status import status_of
+from csi_driver.operator.rollback.resource import Phase, format_time, parse_spec, parse_status, unfinished
+from csi_driver.operator.rollback.status import build_status
 from csi_driver.operator.schedule.executor import PlanExecutor
 from csi_driver.operator.schedule.planner import refuse
 from csi_driver.operator.schedule.resource import Unacceptable, read_spec
@@ -25,7 +25,7 @@ LATER = {"type": "Levitated", "status": "True", "reason": "Light", "message": "m
 
 
 def rollback(**status: Any) -> dict[str, Any]:
-    meta = {"namespace": "shop", "name": "back", "uid": UID, "creationTimestamp": stamp(CREATED), "generation": 1}
+    meta = {"namespace": "shop", "name": "back", "uid": UID, "creationTimestamp": format_time(CREATED), "generation": 1}
     return {"metadata": meta, "spec": {"claimName": "v1", "snapshotName": "s1"}, "status": status}
 
 
@@ -35,58 +35,60 @@ def rollback(**status: Any) -> dict[str, Any]:
 def test_a_phase_of_another_version_is_that_versions_alone() -> None:
     """It may be the end of a rollback: what was written since must not be rolled away a second time."""
     made = rollback(phase="RolledSideways")
-    progress = read_progress(made)
-    assert (progress.phase, progress.foreign) == (None, "RolledSideways")
+    progress = parse_status(made)
+    assert (progress.phase, progress.unknown_phase) == (None, "RolledSideways")
     assert unfinished(made)
-    for more in ({}, {"disk_rollbacks": done()}, {"progress_deleted": CREATED + 1}, {"now": CREATED + 10**6}):
-        action = next_of(ROLLING, progress_phase=None, progress_foreign="RolledSideways", **more)
-        assert isinstance(action, Stand)
-        assert f"phase RolledSideways is not one of version {__version__}" in action.message
+    for more in ({}, {"volume_rollbacks": done()}, {"status_deleted_at": CREATED + 1}, {"now": CREATED + 10**6}):
+        action = next_of(ROLLING, status_phase=None, status_unknown_phase="RolledSideways", **more)
+        assert isinstance(action, LeaveAlone)
+        assert f"version {__version__} of the controller does not know phase RolledSideways" in action.message
 
 
 @pytest.mark.parametrize("base", [READY, HELD, ROLLING], ids=["ready", "held", "rolling"])
 def test_a_field_of_another_version_is_no_wish_that_may_be_overlooked(base: Any) -> None:
     made = rollback()
     made["spec"]["dryRun"] = True
-    assert parse_spec(made).unknown == ("dryRun",)
-    action = next_of(base, wish_unknown=("dryRun",))
+    assert parse_spec(made).unknown_fields == ("dryRun",)
+    action = next_of(base, spec_unknown_fields=("dryRun",))
     assert isinstance(action, UpdateStatus)
-    assert (action.phase, action.reason) == (base.progress.phase, "UnknownField")
+    assert (action.phase, action.reason) == (base.status.phase, "UnknownField")
     assert "spec.dryRun" in action.message
-    late = next_of(READY, wish_unknown=("dryRun",), now=CREATED + WISH.timeout)
+    late = next_of(READY, spec_unknown_fields=("dryRun",), now=CREATED + SPEC.timeout)
     assert isinstance(late, UpdateStatus)
-    assert (late.phase, late.reason) == (Phase.FAILED, "TimedOut")
-    assert "The disk was not touched" in late.message
+    assert (late.phase, late.reason) == (Phase.FAILED, "DeadlineExceeded")
+    assert "The volume was not changed" in late.message
 
 
 def test_names_that_cannot_be_read_stop_a_rollback_before_it_begins_and_none_that_rolls() -> None:
     unread = UnresolvedReference(
-        "SpentNamesUnreadable", "annotation tidemark.dev/rollbacks cannot be read", final=False
+        "CompletedRollbacksUnreadable", "annotation tidemark.dev/rollbacks cannot be read", final=False
     )
-    action = next_of(READY, spent=unread)
+    action = next_of(READY, completed=unread)
     assert isinstance(action, UpdateStatus)
-    assert (action.phase, action.reason) == (Phase.WAITING, "SpentNamesUnreadable")
-    assert isinstance(next_of(ROLLING, spent=unread), RollBack)
-    told = next_of(ROLLING, spent=unread, disk_rollbacks=done())
+    assert (action.phase, action.reason) == (Phase.WAITING, "CompletedRollbacksUnreadable")
+    assert isinstance(next_of(ROLLING, completed=unread), RollBack)
+    told = next_of(ROLLING, completed=unread, volume_rollbacks=done())
     assert isinstance(told, UpdateStatus)
-    assert (told.phase, told.reason) == (Phase.ROLLING, "SpentNamesUnreadable")
+    assert (told.phase, told.reason) == (Phase.ROLLING, "CompletedRollbacksUnreadable")
 
 
 def test_what_another_version_noted_beside_a_spent_name_stays() -> None:
     entry = {"uid": "u", "snapshot": "s", "at": "t", "by": "somebody"}
-    noted = volume(metadata={"annotations": {SPENT_ANNOTATION: json.dumps({"shop/other": entry, "shop/back": entry})}})
-    written = json.loads(record_completed(noted, WISH, "now"))
+    noted = volume(
+        metadata={"annotations": {COMPLETED_ANNOTATION: json.dumps({"shop/other": entry, "shop/back": entry})}}
+    )
+    written = json.loads(record_completed(noted, SPEC, "now"))
     assert written == {"shop/other": entry, "shop/back": {"uid": UID, "snapshot": "s1", "at": "now"}}
 
 
 def test_what_another_version_noted_in_a_rollbacks_status_stays() -> None:
     made = rollback(phase="Pending", levitation=3, conditions=[LATER])
-    made["status"] = status_of(
-        made, WISH, UpdateStatus(Phase.WAITING, "DiskInUse", "pod web-1", 2, TARGET), CREATED + 1
+    made["status"] = build_status(
+        made, SPEC, UpdateStatus(Phase.WAITING, "VolumeInUse", "pod web-1", 2, TARGET), CREATED + 1
     )
     assert made["status"]["levitation"] == 3
     assert LATER in made["status"]["conditions"]
-    again = status_of(made, WISH, UpdateStatus(Phase.WAITING, "DiskInUse", "pod web-1", 2, TARGET), CREATED + 2)
+    again = build_status(made, SPEC, UpdateStatus(Phase.WAITING, "VolumeInUse", "pod web-1", 2, TARGET), CREATED + 2)
     assert again == made["status"], "nothing to write"
 
 
@@ -94,7 +96,13 @@ def test_what_another_version_noted_in_a_rollbacks_status_stays() -> None:
 
 
 def schedule(spec: dict[str, Any] | None = None, **status: Any) -> dict[str, Any]:
-    meta = {"namespace": "shop", "name": "nightly", "uid": UID, "creationTimestamp": stamp(CREATED), "generation": 1}
+    meta = {
+        "namespace": "shop",
+        "name": "nightly",
+        "uid": UID,
+        "creationTimestamp": format_time(CREATED),
+        "generation": 1,
+    }
     wanted = {"cron": "0 1 * * *", "selector": {}} | (spec or {})
     return {"metadata": {**meta, "resourceVersion": "7"}, "spec": wanted, "status": status}
 

@@ -1,4 +1,4 @@
-"""What is seen of one VolumeRollback, and what can be done next: the two ends of a decision, as values."""
+"""What the planner of rollbacks gets, and the actions that it may choose: both as values."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -15,58 +15,58 @@ Object = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ObservedRollback:
-    """Everything that a decision rests on, read in this order: objects from the API, then the disk from its agent.
+    """Everything that a plan rests on, read in this order: objects from the API, then the volume from its agent.
 
-    `disk` is what the agent records, or why that is not known. `spent` are the names that are spent for the claim's disk, or
-    why they are not known, `volume` its PersistentVolume if that is still there. `safeties` are all safety snapshots of the
-    namespace, `handles` the handles of their contents by name. `refused` is the agent's last word on Rollback in this
-    process, and `renewed` the seconds since this process renewed the hold.
+    `volume` is what the agent records, or why that is unknown; `pv` is its PersistentVolume, if that still exists. `completed` are
+    the completed rollbacks that the PersistentVolume names, or why they are unknown. `safety_snapshots` are all of the namespace,
+    `safety_handles` the handles of this rollback's own by name. `needed_snapshots` are names that must stay. `rejection` is the
+    agent's final answer to Rollback in this process, `since_renewal` the seconds since this process renewed the hold.
     """
 
-    wish: RollbackSpec
-    progress: RollbackStatus
+    spec: RollbackSpec
+    status: RollbackStatus
     now: float
     driver: str
     target: ResolvedReferences | UnresolvedReference
-    spent: Mapping[str, CompletionRecord] | UnresolvedReference
-    disk: Disk | DriverError
-    volume: Object | None = None
+    completed: Mapping[str, CompletionRecord] | UnresolvedReference
+    volume: Disk | DriverError
+    pv: Object | None = None
     pods: Collection[Object] = ()
     classes: Collection[Object] = ()
-    safeties: Collection[Object] = ()
-    handles: Mapping[str, str] | None = None
-    needed: Collection[str] = ()
-    refused: DriverError | None = None
-    renewed: float = float("inf")
+    safety_snapshots: Collection[Object] = ()
+    safety_handles: Mapping[str, str] | None = None
+    needed_snapshots: Collection[str] = ()
+    rejection: DriverError | None = None
+    since_renewal: float = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateStatus:
-    """Write the status, and look again after `wait` seconds."""
+    """Write the status, and reconcile again after `requeue_after` seconds."""
 
     phase: Phase
     reason: str
     message: str
-    wait: float = 0.0
+    requeue_after: float = 0.0
     target: ResolvedReferences | None = None
-    safety: str = ""
+    safety_snapshot: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class AddFinalizer:
-    """Put the finalizer on: from here to Tidy the object stays, so that its hold is released."""
+    """Add the finalizer: until Cleanup the object stays, so that its hold is released."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Hold the disk, or renew that."""
+    """Hold the volume, or renew the hold."""
 
     volume_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class MakeSafety:
-    """Make the safety snapshot of that number."""
+class CreateSafetySnapshot:
+    """Create the safety snapshot of that number."""
 
     volume_id: str
     class_name: str
@@ -75,30 +75,30 @@ class MakeSafety:
 
 @dataclass(frozen=True, slots=True)
 class RollBack:
-    """Ask the agent for the exchange."""
+    """Ask the agent to exchange the content."""
 
-    wanted: Wanted
+    request: Wanted
 
 
 @dataclass(frozen=True, slots=True)
 class RecordCompletion:
-    """Write on the PersistentVolume that this name is spent."""
+    """Record on the PersistentVolume that a rollback of this name was completed."""
 
     at: float
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give the disk back."""
+    """Release the hold on the volume."""
 
     volume_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Cleanup:
-    """Delete surplus safety snapshots, as far as that goes, and take the finalizer away."""
+    """Delete expired safety snapshots, as far as possible, and remove the finalizer."""
 
-    surplus: tuple[Object, ...] = ()
+    expired: tuple[Object, ...] = ()
     cancelled: bool = False
 
 
@@ -108,12 +108,21 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
-class Stand:
-    """Change nothing: another version is at it, and goes on when it leads again. The message says so to people."""
+class LeaveAlone:
+    """Change nothing: another version is at work, and goes on when it leads again. The message says so to people."""
 
     message: str
 
 
 Action = (
-    UpdateStatus | AddFinalizer | Hold | MakeSafety | RollBack | RecordCompletion | Release | Cleanup | Stand | Finished
+    UpdateStatus
+    | AddFinalizer
+    | Hold
+    | CreateSafetySnapshot
+    | RollBack
+    | RecordCompletion
+    | Release
+    | Cleanup
+    | LeaveAlone
+    | Finished
 )

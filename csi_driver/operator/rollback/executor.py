@@ -1,7 +1,6 @@
-"""The few lines that act. Whatever fails here is tried again after the next look; nothing is remembered that matters."""
+"""Executes the actions of rollbacks. A failed one is repeated after the next observation; nothing is remembered that matters."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import Literal
 
 import structlog
 
@@ -9,22 +8,22 @@ from csi_driver.domain.errors import AlreadyExists, Busy, DriverError, NotFound,
 from csi_driver.kube.client import Api, Object
 from csi_driver.kube.events import Events
 from csi_driver.kube.resources import PVCS, PVS, ROLLBACKS, SNAPSHOTS
-from csi_driver.operator.rollback import actions as decided
+from csi_driver.operator.rollback import actions
 from csi_driver.operator.rollback.actions import Action, ObservedRollback
-from csi_driver.operator.rollback.completed import SPENT_ANNOTATION, record_completed
-from csi_driver.operator.rollback.resource import FINALIZER, Phase, stamp
+from csi_driver.operator.rollback.completed import COMPLETED_ANNOTATION, record_completed
+from csi_driver.operator.rollback.resource import FINALIZER, Phase, format_time
 from csi_driver.operator.rollback.safety_snapshots import safety_snapshot
-from csi_driver.operator.rollback.status import status_of
-from csi_driver.service.disks import Disks
+from csi_driver.operator.rollback.status import build_status
+from csi_driver.service.disks import Disks, Wanted
 
-STAND_SECONDS = 60.0
-"""Between two looks at what another version is at."""
+LEFT_ALONE_SECONDS = 60.0
+"""Between two observations of what another version is at work on."""
 
 log = structlog.get_logger()
 
 
 class PermanentError(Exception):
-    """The agent's final no to Rollback: the same call would be refused again."""
+    """The agent's final answer to Rollback: the same call would be rejected again."""
 
     def __init__(self, error: DriverError) -> None:
         super().__init__(str(error))
@@ -32,105 +31,111 @@ class PermanentError(Exception):
 
 
 class ActionExecutor:
-    """Carries out actions. `renewed` is called with each hold that was taken or renewed."""
+    """Executes one action at a time. Every one may be repeated."""
 
-    def __init__(self, api: Api, disks: Disks, events: Events, renewed: Callable[[str], None]) -> None:
+    def __init__(self, api: Api, disks: Disks, events: Events) -> None:
         self._api = api
         self._disks = disks
         self._events = events
-        self._renewed = renewed
 
-    async def act(self, action: Action, seen: ObservedRollback, rollback: Object) -> float:
-        """Do it; returns the seconds after which to look again. Raises the errors of the API and of the agents, Refusal."""
-        wish = seen.wish
+    async def execute(self, action: Action, observed: ObservedRollback, rollback: Object) -> float:
+        """Execute it; return the seconds until the next. Raises the errors of the API and of the agents, PermanentError."""
+        spec = observed.spec
         match action:
-            case decided.UpdateStatus():
-                await self._say(action, seen, rollback)
-                return action.wait
-            case decided.AddFinalizer():
-                await self._finalizers(rollback, [*_finalizers(rollback), FINALIZER])
-            case decided.Hold(volume_id):
-                await self._disks.hold(volume_id, wish.holder)
-                self._renewed(wish.uid)
-            case decided.MakeSafety(volume_id, class_name, number):
-                await self._make_safety(seen, rollback, safety_snapshot(wish, volume_id, class_name, number))
-            case decided.RollBack(wanted):
-                await self._roll_back(wanted)
-            case decided.RecordCompletion(at):
-                await self._spend(seen, at)
-            case decided.Release(volume_id):
-                await self._release(volume_id, wish.holder)
-            case decided.Stand(message):
-                log.warning("rollback is left alone", rollback=wish.key, why=message)
-                await self._events.emit(rollback, "Warning", "OtherVersion", message)
-                return STAND_SECONDS
-            case decided.Cleanup():
-                await self._tidy(action, seen, rollback)
+            case actions.UpdateStatus():
+                await self._update_status(action, observed, rollback)
+                return action.requeue_after
+            case actions.AddFinalizer():
+                await self._set_finalizers(rollback, [*_finalizers(rollback), FINALIZER])
+            case actions.Hold(volume_id):
+                await self._disks.hold(volume_id, spec.holder)
+            case actions.CreateSafetySnapshot(volume_id, class_name, number):
+                await self._create(observed, rollback, safety_snapshot(spec, volume_id, class_name, number))
+            case actions.RollBack(request):
+                await self._roll_back(request)
+            case actions.RecordCompletion(at):
+                await self._record_completion(observed, at)
+            case actions.Release(volume_id):
+                await self._release(volume_id, spec.holder)
+            case actions.LeaveAlone(message):
+                log.warning("rollback left alone", rollback=spec.key, why=message)
+                await self._events.emit(rollback, "Warning", "UnknownPhase", message)
+                return LEFT_ALONE_SECONDS
+            case actions.Cleanup():
+                await self._clean_up(action, observed, rollback)
         return 0.0
 
-    async def _say(self, say: decided.UpdateStatus, seen: ObservedRollback, rollback: Object) -> None:
+    async def _update_status(self, update: actions.UpdateStatus, observed: ObservedRollback, rollback: Object) -> None:
         old = rollback.get("status") or {}
-        new = status_of(rollback, seen.wish, say, seen.now)
+        new = build_status(rollback, observed.spec, update, observed.now)
         if new == old:
             return
-        # Lists and maps are replaced whole, what is left out stays: nothing is ever taken out of a status.
+        # Lists and maps are replaced whole, what is left out stays: only conditions are ever removed from a status.
         body = {"metadata": {"resourceVersion": rollback["metadata"]["resourceVersion"]}, "status": new}
-        await self._api.patch(ROLLBACKS, seen.wish.name, body, seen.wish.namespace, "status")
+        await self._api.patch(ROLLBACKS, observed.spec.name, body, observed.spec.namespace, "status")
         if (new["phase"], new["reason"]) != (old.get("phase"), old.get("reason")):
-            await self._tell(seen, rollback, say)
+            await self._emit(observed, rollback, update)
 
-    async def _tell(self, seen: ObservedRollback, rollback: Object, say: decided.UpdateStatus) -> None:
-        wish = seen.wish
-        log.info("rollback", rollback=wish.key, phase=str(say.phase), reason=say.reason, text=say.message)
-        troubled = say.phase is Phase.FAILED or say.phase is Phase.PENDING
-        kind: Any = "Warning" if troubled else "Normal"
-        await self._events.emit(rollback, kind, say.reason, say.message)
-        await self._tell_claim(seen, kind, say.reason, f"VolumeRollback {wish.name}: {say.message}")
+    async def _emit(self, observed: ObservedRollback, rollback: Object, update: actions.UpdateStatus) -> None:
+        spec = observed.spec
+        log.info(
+            "rollback changed phase or reason",
+            rollback=spec.key,
+            phase=str(update.phase),
+            reason=update.reason,
+            text=update.message,
+        )
+        type_: Literal["Normal", "Warning"] = "Warning" if update.phase in (Phase.FAILED, Phase.PENDING) else "Normal"
+        await self._events.emit(rollback, type_, update.reason, update.message)
+        await self._emit_on_pvc(observed, type_, update.reason, f"VolumeRollback {spec.name}: {update.message}")
 
-    async def _tell_claim(self, seen: ObservedRollback, kind: Any, reason: str, message: str) -> None:
+    async def _emit_on_pvc(
+        self, observed: ObservedRollback, type_: Literal["Normal", "Warning"], reason: str, message: str
+    ) -> None:
         try:
-            claim = await self._api.get(PVCS, seen.wish.claim, seen.wish.namespace)
+            pvc = await self._api.get(PVCS, observed.spec.pvc, observed.spec.namespace)
         except DriverError:
             return
-        if claim is not None:
-            await self._events.emit(claim, kind, reason, message)
+        if pvc is not None:
+            await self._events.emit(pvc, type_, reason, message)
 
-    async def _finalizers(self, rollback: Object, wanted: list[str]) -> None:
-        meta = rollback["metadata"]
-        body = {"metadata": {"resourceVersion": meta["resourceVersion"], "finalizers": wanted or None}}
+    async def _set_finalizers(self, rollback: Object, finalizers: list[str]) -> None:
+        metadata = rollback["metadata"]
+        body = {"metadata": {"resourceVersion": metadata["resourceVersion"], "finalizers": finalizers or None}}
         try:
-            await self._api.patch(ROLLBACKS, meta["name"], body, meta["namespace"])
+            await self._api.patch(ROLLBACKS, metadata["name"], body, metadata["namespace"])
         except NotFound:
             return
 
-    async def _make_safety(self, seen: ObservedRollback, rollback: Object, body: Object) -> None:
-        name = body["metadata"]["name"]
+    async def _create(self, observed: ObservedRollback, rollback: Object, body: Object) -> None:
+        name, namespace = body["metadata"]["name"], observed.spec.namespace
         try:
-            await self._api.create(SNAPSHOTS, body, seen.wish.namespace)
+            await self._api.create(SNAPSHOTS, body, namespace)
         except AlreadyExists:
-            there = await self._api.get(SNAPSHOTS, name, seen.wish.namespace)
-            labels = ((there or {}).get("metadata") or {}).get("labels") or {}
-            if there is not None and labels != body["metadata"]["labels"]:
+            snapshot = await self._api.get(SNAPSHOTS, name, namespace)
+            labels = ((snapshot or {}).get("metadata") or {}).get("labels") or {}
+            if snapshot is not None and labels != body["metadata"]["labels"]:
                 raise Precondition(
-                    f"VolumeSnapshot {seen.wish.namespace}/{name} exists and was not made for this rollback: delete it"
+                    f"VolumeSnapshot {namespace}/{name} exists and does not belong to this rollback; delete it"
                 ) from None
         else:
-            await self._events.emit(rollback, "Normal", "SafetySnapshot", f"VolumeSnapshot {name} is made first")
+            message = f"created VolumeSnapshot {name} of the content before the rollback"
+            await self._events.emit(rollback, "Normal", "SafetySnapshotCreated", message)
 
-    async def _roll_back(self, wanted: Any) -> None:
+    async def _roll_back(self, request: Wanted) -> None:
         try:
-            await self._disks.roll_back(wanted)
+            await self._disks.roll_back(request)
         except (Busy, Unavailable, Precondition):
             raise
         except DriverError as error:
             raise PermanentError(error) from error
 
-    async def _spend(self, seen: ObservedRollback, at: float) -> None:
-        assert seen.volume is not None
-        meta = seen.volume["metadata"]
-        annotations = {SPENT_ANNOTATION: record_completed(seen.volume, seen.wish, stamp(at))}
-        body = {"metadata": {"resourceVersion": meta["resourceVersion"], "annotations": annotations}}
-        await self._api.patch(PVS, meta["name"], body)
+    async def _record_completion(self, observed: ObservedRollback, at: float) -> None:
+        assert observed.pv is not None
+        metadata = observed.pv["metadata"]
+        annotations = {COMPLETED_ANNOTATION: record_completed(observed.pv, observed.spec, format_time(at))}
+        body = {"metadata": {"resourceVersion": metadata["resourceVersion"], "annotations": annotations}}
+        await self._api.patch(PVS, metadata["name"], body)
 
     async def _release(self, volume_id: str, holder: str) -> None:
         try:
@@ -138,28 +143,24 @@ class ActionExecutor:
         except NotFound:
             return
 
-    async def _tidy(self, tidy: decided.Cleanup, seen: ObservedRollback, rollback: Object) -> None:
-        for snapshot in tidy.surplus:
-            meta = snapshot["metadata"]
+    async def _clean_up(self, cleanup: actions.Cleanup, observed: ObservedRollback, rollback: Object) -> None:
+        for snapshot in cleanup.expired:
+            metadata = snapshot["metadata"]
+            name, namespace = metadata["name"], metadata["namespace"]
+            version = metadata["resourceVersion"]
             try:
-                await self._api.delete(
-                    SNAPSHOTS,
-                    meta["name"],
-                    meta["namespace"],
-                    uid=meta["uid"],
-                    resource_version=meta["resourceVersion"],
-                )
+                await self._api.delete(SNAPSHOTS, name, namespace, uid=metadata["uid"], resource_version=version)
             except Unavailable:
                 raise
-            except DriverError as error:  # the next Completed tries again
-                log.warning("a safety snapshot stays", snapshot=meta["name"], why=str(error))
+            except DriverError as error:  # the next completed rollback tries again
+                log.warning("delete safety snapshot failed", snapshot=f"{namespace}/{name}", why=str(error))
             else:
-                message = f"safety snapshot {meta['name']} is deleted: keepSafety is {seen.wish.keep}"
+                message = f"deleted safety snapshot {name}: keepSafety is {observed.spec.keep_safety}"
                 await self._events.emit(rollback, "Normal", "SafetySnapshotDeleted", message)
-        if tidy.cancelled:
-            text = f"VolumeRollback {seen.wish.name} was deleted before the disk was touched: it is cancelled"
-            await self._tell_claim(seen, "Normal", "RollbackCancelled", text)
-        await self._finalizers(rollback, [f for f in _finalizers(rollback) if f != FINALIZER])
+        if cleanup.cancelled:
+            message = f"VolumeRollback {observed.spec.name} was deleted before it changed the volume"
+            await self._emit_on_pvc(observed, "Normal", "RollbackCancelled", message)
+        await self._set_finalizers(rollback, [one for one in _finalizers(rollback) if one != FINALIZER])
 
 
 def _finalizers(rollback: Object) -> list[str]:

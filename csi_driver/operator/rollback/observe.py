@@ -1,11 +1,10 @@
-"""What is there now for one VolumeRollback: read from the API, never from a copy, and then from the disk's agent."""
+"""Observes one VolumeRollback: reads objects from the API, never from a cache, and then the volume from its agent."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from csi_driver.domain.errors import Damaged, DriverError, NotFound
-from csi_driver.kube.client import Api, Object
-from csi_driver.kube.client import Objects as Listed
+from csi_driver.kube.client import Api, Object, Objects
 from csi_driver.kube.resources import PODS, PVCS, PVS, ROLLBACKS, SNAPSHOT_CLASSES, SNAPSHOT_CONTENTS, SNAPSHOTS
 from csi_driver.operator.rollback.actions import ObservedRollback
 from csi_driver.operator.rollback.completed import CompletionRecord, read_completed
@@ -22,7 +21,7 @@ from csi_driver.operator.rollback.resource import (
     RollbackSpec,
     RollbackStatus,
     parse_spec,
-    read_progress,
+    parse_status,
     unfinished,
 )
 from csi_driver.operator.rollback.safety_snapshots import SAFETY_LABEL, snapshots_of_rollback
@@ -32,91 +31,91 @@ from csi_driver.service.disks import Disk, Disks
 
 @dataclass(frozen=True, slots=True)
 class ProcessState:
-    """What one process knows beside: never needed, but it saves calls and tells a refusal.
+    """What only this process knows. It is never needed, but it spares calls and reports a rejection.
 
-    `renewed`: seconds since it renewed the hold. `refused`: the agent's final no to Rollback.
+    `since_renewal`: seconds since it renewed the hold. `rejection`: the agent's final answer to Rollback.
     """
 
-    renewed: float = float("inf")
-    refused: DriverError | None = None
+    since_renewal: float = float("inf")
+    rejection: DriverError | None = None
 
 
 async def observe(
-    api: Api, disks: Disks, rollback: Object, driver: str, now: float, memory: ProcessState
+    api: Api, disks: Disks, rollback: Object, driver: str, now: float, process: ProcessState
 ) -> ObservedRollback:
-    """Everything that a decision needs. The agent is asked last: what the API showed as ready is in its answer.
+    """Read everything that the next action depends on. Raises the errors of the API; those of the agent are values.
 
-    Raises Unavailable where the API does not answer.
+    The agent is asked last: what the API showed as ready is in its answer.
     """
-    wish, progress = parse_spec(rollback), read_progress(rollback)
-    objects = await _objects(api, wish)
-    target = resolve(wish, objects, driver)
-    volume, spent = await _volume(api, wish, progress, objects, driver)
-    safeties = await api.list_served(SNAPSHOTS, wish.namespace, SAFETY_LABEL)
-    disk = await _disk(disks, progress, target)
-    held = isinstance(disk, Disk) and disk.held is not None and disk.held.holder == wish.holder
+    spec, status = parse_spec(rollback), parse_status(rollback)
+    objects = await _objects(api, spec)
+    target = resolve(spec, objects, driver)
+    pv, completed = await _pv(api, spec, status, objects, driver)
+    safety_snapshots = await api.list_served(SNAPSHOTS, spec.namespace, SAFETY_LABEL)
+    volume = await _volume(disks, status, target)
+    held = isinstance(volume, Disk) and volume.held is not None and volume.held.holder == spec.holder
     waits = isinstance(target, ResolvedReferences) and not held
-    pods = pods_using(await api.list_served(PODS, wish.namespace), wish.claim) if waits else []
+    pods = pods_using(await api.list_served(PODS, spec.namespace), spec.pvc) if waits else []
+    cleanup = status.phase is Phase.COMPLETED and status.has_finalizer
     return ObservedRollback(
-        wish=wish,
-        progress=progress,
+        spec=spec,
+        status=status,
         now=now,
         driver=driver,
         target=target,
-        spent=spent,
-        disk=disk,
+        completed=completed,
         volume=volume,
+        pv=pv,
         pods=pods,
-        classes=await api.list_served(SNAPSHOT_CLASSES) if wish.safety else [],
-        safeties=safeties,
-        handles=await _handles(api, wish, safeties),
-        needed=await _needed(api, wish) if progress.phase is Phase.COMPLETED and progress.guarded else (),
-        refused=memory.refused,
-        renewed=memory.renewed,
+        classes=await api.list_served(SNAPSHOT_CLASSES) if spec.safety else [],
+        safety_snapshots=safety_snapshots,
+        safety_handles=await _safety_handles(api, spec, safety_snapshots),
+        needed_snapshots=await _needed_snapshots(api, spec) if cleanup else (),
+        rejection=process.rejection,
+        since_renewal=process.since_renewal,
     )
 
 
-async def _objects(api: Api, wish: RollbackSpec) -> ReferencedObjects:
-    claim = await api.get(PVCS, wish.claim, wish.namespace)
-    volume_name = (claim or {}).get("spec", {}).get("volumeName")
-    volume = await api.get(PVS, volume_name) if volume_name else None
-    snapshot = await api.get(SNAPSHOTS, wish.snapshot, wish.namespace)
-    content_name = _bound(snapshot)
+async def _objects(api: Api, spec: RollbackSpec) -> ReferencedObjects:
+    pvc = await api.get(PVCS, spec.pvc, spec.namespace)
+    pv_name = (pvc or {}).get("spec", {}).get("volumeName")
+    pv = await api.get(PVS, pv_name) if pv_name else None
+    snapshot = await api.get(SNAPSHOTS, spec.snapshot, spec.namespace)
+    content_name = _content_name(snapshot)
     content = await api.get(SNAPSHOT_CONTENTS, content_name) if content_name else None
-    return ReferencedObjects(claim, volume, snapshot, content)
+    return ReferencedObjects(pvc, pv, snapshot, content)
+
+
+async def _pv(
+    api: Api, spec: RollbackSpec, status: RollbackStatus, objects: ReferencedObjects, driver: str
+) -> tuple[Object | None, dict[str, CompletionRecord] | UnresolvedReference]:
+    """Return the volume's PersistentVolume and the completed rollbacks that it names.
+
+    Before a volume was recorded it is the PVC's; afterwards that of the volume that may be held, whatever became of the PVC.
+    """
+    volume_id = volume_handle_of(spec, objects, driver)
+    pv: Any = objects.pv
+    if not isinstance(volume_id, UnresolvedReference) and status.volume_id in ("", volume_id):
+        return pv, _completed(pv)
+    if not status.pv_name:
+        return None, {}
+    pv = await api.get(PVS, status.pv_name)
+    same = pv is not None and (pv["spec"].get("csi") or {}).get("volumeHandle") == status.volume_id
+    return (pv, _completed(pv)) if same else (None, {})
+
+
+def _completed(pv: Object | None) -> dict[str, CompletionRecord] | UnresolvedReference:
+    try:
+        return read_completed(pv)
+    except Damaged as error:
+        return UnresolvedReference("CompletedRollbacksUnreadable", str(error), final=False)
 
 
 async def _volume(
-    api: Api, wish: RollbackSpec, progress: RollbackStatus, objects: ReferencedObjects, driver: str
-) -> tuple[Object | None, dict[str, CompletionRecord] | UnresolvedReference]:
-    """The disk's PersistentVolume and the names that are spent on it.
-
-    Before anything was recorded it is the claim's; afterwards that of the disk that may be held, whatever became of the
-    claim meanwhile.
-    """
-    disk = volume_handle_of(wish, objects, driver)
-    volume: Any = objects.volume
-    if not isinstance(disk, UnresolvedReference) and progress.volume_id in ("", disk):
-        return volume, _spent(volume)
-    if not progress.volume_name:
-        return None, {}
-    volume = await api.get(PVS, progress.volume_name)
-    same = volume is not None and (volume["spec"].get("csi") or {}).get("volumeHandle") == progress.volume_id
-    return (volume, _spent(volume)) if same else (None, {})
-
-
-def _spent(volume: Object | None) -> dict[str, CompletionRecord] | UnresolvedReference:
-    try:
-        return read_completed(volume)
-    except Damaged as error:
-        return UnresolvedReference("SpentNamesUnreadable", str(error), final=False)
-
-
-async def _disk(
-    disks: Disks, progress: RollbackStatus, target: ResolvedReferences | UnresolvedReference
+    disks: Disks, status: RollbackStatus, target: ResolvedReferences | UnresolvedReference
 ) -> Disk | DriverError:
-    """The disk that may be held, else the one that is meant; or why it cannot be looked at."""
-    volume_id = progress.volume_id if progress.guarded else ""
+    """Ask the agent for the volume that may be held, else for the target; return the error if it cannot tell."""
+    volume_id = status.volume_id if status.has_finalizer else ""
     if not volume_id:
         if isinstance(target, UnresolvedReference):
             return NotFound(target.message)
@@ -127,22 +126,22 @@ async def _disk(
         return error
 
 
-async def _needed(api: Api, wish: RollbackSpec) -> set[str]:
-    """Names of the VolumeSnapshots that other rollbacks, not ended yet, go back to or have had made, or a restore reads."""
-    names = {name for claim in await api.list(PVCS, wish.namespace) if (name := restore_source(claim))}
-    for other in await api.list_served(ROLLBACKS, wish.namespace):
-        if other["metadata"]["uid"] != wish.uid and unfinished(other):
-            spec, status = other.get("spec") or {}, other.get("status") or {}
-            names |= {spec.get("snapshotName", ""), status.get("safetySnapshotName", "")}
+async def _needed_snapshots(api: Api, spec: RollbackSpec) -> set[str]:
+    """Return the names of VolumeSnapshots that a restore, or another unfinished rollback, reads or has had created."""
+    names = {name for pvc in await api.list(PVCS, spec.namespace) if (name := restore_source(pvc))}
+    for other in await api.list_served(ROLLBACKS, spec.namespace):
+        if other["metadata"]["uid"] != spec.uid and unfinished(other):
+            names.add((other.get("spec") or {}).get("snapshotName", ""))
+            names.add((other.get("status") or {}).get("safetySnapshotName", ""))
     return names
 
 
-async def _handles(api: Api, wish: RollbackSpec, safeties: Listed) -> dict[str, str]:
-    """The handle of each ready safety snapshot of this rollback, through a content that names it in return."""
+async def _safety_handles(api: Api, spec: RollbackSpec, safety_snapshots: Objects) -> dict[str, str]:
+    """Return the handle of each ready safety snapshot of this rollback, through a content that refers back to it."""
     handles = {}
-    for snapshot in snapshots_of_rollback(wish, safeties):
-        name = _bound(snapshot)
-        content = await api.get(SNAPSHOT_CONTENTS, name) if name else None
+    for snapshot in snapshots_of_rollback(spec, safety_snapshots):
+        content_name = _content_name(snapshot)
+        content = await api.get(SNAPSHOT_CONTENTS, content_name) if content_name else None
         ref = (content or {}).get("spec", {}).get("volumeSnapshotRef") or {}
         handle = ((content or {}).get("status") or {}).get("snapshotHandle")
         if handle and ref.get("uid") == snapshot["metadata"]["uid"]:
@@ -150,5 +149,5 @@ async def _handles(api: Api, wish: RollbackSpec, safeties: Listed) -> dict[str, 
     return handles
 
 
-def _bound(snapshot: Any) -> str:
+def _content_name(snapshot: Any) -> str:
     return str(((snapshot or {}).get("status") or {}).get("boundVolumeSnapshotContentName") or "")

@@ -1,13 +1,13 @@
-"""What comes next for one VolumeRollback: a pure function from what is seen to one action.
+"""The planner of rollbacks: a pure function from what was observed to one action.
 
-Each action may be repeated, and after each everything is looked at again. So it does not matter where a controller was
+Each action may be repeated, and after each everything is observed again. So it does not matter where a controller was
 killed, nor that two of them may be at work for a moment: what was done is seen, in the cluster or in the pool's record.
 Two rules keep newer data safe:
 
 - Rollback is sent only after the status says RollingBack, and only under the object's own unbroken hold. Whoever
-  released the disk, or found the hold lapsed, thereby stopped every Rollback that is still under way: no hold lapses
-  under one that has begun (service.context).
-- From RollingBack on, what the record on the node says is the outcome. Nothing else ends that phase.
+  released the volume, or found the hold expired, thereby stopped every Rollback that is still under way: no hold expires
+  under one that has begun (service.dependencies).
+- From RollingBack on, the record on the node is the outcome. Nothing else ends that phase.
 """
 
 from dataclasses import replace
@@ -18,15 +18,15 @@ from csi_driver.operator.rollback.actions import (
     Action,
     AddFinalizer,
     Cleanup,
+    CreateSafetySnapshot,
     Finished,
     Hold,
-    MakeSafety,
+    LeaveAlone,
     Object,
     ObservedRollback,
     RecordCompletion,
     Release,
     RollBack,
-    Stand,
     UpdateStatus,
 )
 from csi_driver.operator.rollback.completed import CompletionRecord, read_completed
@@ -41,160 +41,174 @@ from csi_driver.operator.rollback.safety_snapshots import (
 )
 from csi_driver.service.disks import Disk, Wanted
 
-LAPSE_SECONDS = 330.0
-"""After this a hold that nobody renewed has lapsed: five minutes, and half a minute for clocks that differ."""
+EXPIRY_SECONDS = 330.0
+"""After this a hold that nobody renewed has expired: five minutes, and half a minute for clocks that differ."""
 
 RENEW_SECONDS = 60.0
-"""Between renewals of a hold: four may fail before it lapses."""
+"""Between renewals of a hold: four may fail before it expires."""
 
-WAIT_SECONDS, LONGEST_WAIT_SECONDS = 2.0, 10.0
-"""Between two looks at what is waited for, at first and later."""
+SHORTEST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 2.0, 10.0
+"""Between two reconciliations of a rollback that waits, at first and later."""
+
+RELEASED_REASONS = ("VolumeReleased", "DiskFree")
+"""Of WaitingForRelease, when nothing uses the volume. An earlier version wrote the second."""
 
 
-def next_action(seen: ObservedRollback) -> Action:
-    """The next action."""
-    wish, progress = seen.wish, seen.progress
-    if progress.foreign:
-        return Stand(
-            f"phase {progress.foreign} is not one of version {__version__}: nothing is done with the disk until a controller "
-            "that knows it leads again"
+def next_action(observed: ObservedRollback) -> Action:
+    """Return the next action."""
+    spec, status = observed.spec, observed.status
+    if status.unknown_phase:
+        return LeaveAlone(
+            f"version {__version__} of the controller does not know phase {status.unknown_phase}; the volume is left alone until "
+            "a version that does leads again"
         )
-    if progress.phase is not None and progress.phase.final:
-        return _finalize(seen)
-    done = seen.disk.back(wish.uid) if isinstance(seen.disk, Disk) else None
-    if done is not None:
-        return _finish(seen, done.at / 1e9)
-    if progress.deleted and progress.phase is not Phase.ROLLING:
-        return _release_and_finish(seen, progress.deleted, Cleanup(cancelled=True))
-    if seen.refused is not None:
-        return _fail(seen, "Refused", str(seen.refused))
-    action = _with_backoff(seen, _advance(seen))
-    late = progress.phase is not Phase.ROLLING and seen.now >= progress.started + wish.timeout
+    if status.phase is not None and status.phase.final:
+        return _finalize(observed)
+    record = observed.volume.back(spec.uid) if isinstance(observed.volume, Disk) else None
+    if record is not None:
+        return _finish(observed, record.at / 1e9)
+    if status.deleted_at and status.phase is not Phase.ROLLING:
+        return _release_and_finish(observed, status.deleted_at, Cleanup(cancelled=True))
+    if observed.rejection is not None:
+        return _fail(observed, "RollbackRejected", str(observed.rejection))
+    action = _with_backoff(observed, _advance(observed))
+    late = status.phase is not Phase.ROLLING and observed.now >= status.started_at + spec.timeout
     if late and not (isinstance(action, UpdateStatus) and action.phase.final):
-        reason, waited = progress.reason, progress.message
+        reason, message = status.reason, status.message
         if isinstance(action, UpdateStatus):
-            reason, waited = action.reason, action.message
-        if reason in ("", "DiskFree"):
-            waited = "nothing was in its way, but no controller saw to it in time"
-        return _fail(seen, "TimedOut", f"not begun within {wish.timeout:g} s: {waited}")
+            reason, message = action.reason, action.message
+        if reason in ("", *RELEASED_REASONS):
+            message = "nothing blocked it, but no controller processed it before the timeout"
+        return _fail(observed, "DeadlineExceeded", f"not begun within {spec.timeout:g} s: {message}")
     return action
 
 
-def _with_backoff(seen: ObservedRollback, action: Action) -> Action:
-    """Look often at first and less often later: some wait for days, and each look is ten calls."""
-    if not isinstance(action, UpdateStatus) or action.wait < WAIT_SECONDS:
+def _with_backoff(observed: ObservedRollback, action: Action) -> Action:
+    """Reconcile often at first and less often later: some wait for days, and each time takes ten calls."""
+    if not isinstance(action, UpdateStatus) or action.requeue_after < SHORTEST_WAIT_SECONDS:
         return action
-    waited = seen.now - seen.progress.started
-    return replace(action, wait=min(max(action.wait, waited / 20), LONGEST_WAIT_SECONDS))
+    waited = observed.now - observed.status.started_at
+    return replace(action, requeue_after=min(max(action.requeue_after, waited / 20), LONGEST_WAIT_SECONDS))
 
 
-def _advance(seen: ObservedRollback) -> Action:
-    """One step towards the rollback."""
-    wish, progress, target, disk = seen.wish, seen.progress, seen.target, seen.disk
-    rolling = progress.phase is Phase.ROLLING
-    if wish.unknown:
-        return UpdateStatus(progress.phase or Phase.PENDING, "UnknownField", _unknown(wish), WAIT_SECONDS)
-    if isinstance(seen.spent, UnresolvedReference) and not progress.rolling:
-        return UpdateStatus(progress.phase or Phase.PENDING, seen.spent.reason, seen.spent.message, WAIT_SECONDS)
-    spent = None if isinstance(seen.spent, UnresolvedReference) else seen.spent.get(wish.key)
-    if spent is not None and spent.uid != wish.uid and not progress.rolling:
-        return _already_completed(seen, spent)
+def _advance(observed: ObservedRollback) -> Action:
+    """Take one step towards the rollback."""
+    spec, status, target, volume = observed.spec, observed.status, observed.target, observed.volume
+    in_exchange = status.phase is Phase.ROLLING
+    if spec.unknown_fields:
+        return _stay(observed, "UnknownField", _unknown_fields(spec))
+    if isinstance(observed.completed, UnresolvedReference) and not status.rolling_back_at:
+        return _stay(observed, observed.completed.reason, observed.completed.message)
+    record = None if isinstance(observed.completed, UnresolvedReference) else observed.completed.get(spec.key)
+    if record is not None and record.uid != spec.uid and not status.rolling_back_at:
+        return _already_completed(observed, record)
     if isinstance(target, UnresolvedReference):
-        if target.final or rolling:
-            return _fail(seen, target.reason, target.message)
-        return UpdateStatus(Phase.PENDING, target.reason, target.message, WAIT_SECONDS)
-    if progress.guarded and progress.volume_id not in ("", target.volume_id):
+        if target.final or in_exchange:
+            return _fail(observed, target.reason, target.message)
+        return UpdateStatus(Phase.PENDING, target.reason, target.message, SHORTEST_WAIT_SECONDS)
+    if status.has_finalizer and status.volume_id not in ("", target.volume_id):
+        return _fail(observed, "ClaimRebound", f"PVC {spec.pvc_key} is now bound to a different volume")
+    if isinstance(volume, NotFound):
+        return _fail(observed, "VolumeLost", f"volume of PVC {spec.pvc_key}: {volume}")
+    if not isinstance(volume, Disk):
+        reason = "AgentUnreachable" if isinstance(volume, Unavailable) else "AgentNotReady"
+        return _stay(observed, reason, str(volume), 3.0)
+    if target.snapshot_id not in volume.snapshots:
         return _fail(
-            seen, "DiskChanged", f"claim {wish.namespace}/{wish.claim} has come to mean another disk meanwhile"
+            observed,
+            "SnapshotOfOtherVolume",
+            f"VolumeSnapshot {spec.namespace}/{spec.snapshot} is not a snapshot of the volume of PVC {spec.pvc_key}; to use its "
+            "content, create a new PVC from it (dataSource)",
         )
-    if isinstance(disk, NotFound):
-        return _fail(seen, "DiskNotFound", f"{disk} (it is the disk of claim {wish.namespace}/{wish.claim})")
-    if not isinstance(disk, Disk):
-        reason = "AgentUnreachable" if isinstance(disk, Unavailable) else "AgentNotReady"
-        return UpdateStatus(progress.phase or Phase.PENDING, reason, str(disk), 3)
-    if target.snapshot_id not in disk.snapshots:
-        return _fail(
-            seen,
-            "SnapshotOfAnotherDisk",
-            f"VolumeSnapshot {wish.namespace}/{wish.snapshot} is not one of the disk of claim {wish.namespace}/{wish.claim}, "
-            "and a rollback goes back to the disk's own only: make a new claim from it (dataSource) instead",
-        )
-    return _hold(seen, target, disk)
+    return _hold(observed, target, volume)
 
 
-def _unknown(wish: RollbackSpec) -> str:
-    named = ", ".join(f"spec.{name}" for name in wish.unknown)
+def _unknown_fields(spec: RollbackSpec) -> str:
+    fields = ", ".join(f"spec.{name}" for name in spec.unknown_fields)
     return (
-        f"version {__version__} of the controller does not know {named}: nothing is done with the disk until one leads that "
-        "does; or ask without that, under another name"
+        f"version {__version__} of the controller does not know {fields}; the volume is left alone until a version that does leads. "
+        "Or create another VolumeRollback without it"
     )
 
 
-def _hold(seen: ObservedRollback, target: ResolvedReferences, disk: Disk) -> Action:
-    """Wait until nobody uses the disk, and hold it."""
-    wish, progress = seen.wish, seen.progress
-    mine = disk.held is not None and disk.held.holder == wish.holder
-    safety = _valid_safety_snapshot(seen, disk) if mine else None
+def _stay(
+    observed: ObservedRollback, reason: str, message: str, seconds: float = SHORTEST_WAIT_SECONDS
+) -> UpdateStatus:
+    """Wait in the phase that was reached."""
+    return UpdateStatus(observed.status.phase or Phase.PENDING, reason, message, seconds)
+
+
+def _hold(observed: ObservedRollback, target: ResolvedReferences, volume: Disk) -> Action:
+    """Wait until nothing uses the volume, and hold it."""
+    spec, status = observed.spec, observed.status
+    mine = _holds(observed, volume)
+    safety = _valid_safety_snapshot(observed, volume) if mine else None
     class_name = ""
-    if wish.safety and safety is None:
-        chosen = choose_class(wish, seen.classes, seen.driver)
+    if spec.safety and safety is None:
+        chosen = choose_class(spec, observed.classes, observed.driver)
         if isinstance(chosen, UnresolvedReference):
-            return _fail(seen, chosen.reason, chosen.message)
+            return _fail(observed, chosen.reason, chosen.message)
         class_name = chosen
-    if seen.pods and not mine:
-        return _waiting("DiskInUse", describe_users(seen.pods, wish.namespace, wish.claim), target)
-    if disk.used_by:
-        where = ", ".join(disk.used_by)
-        return _waiting(
-            "DiskInUse", f"the disk of claim {wish.namespace}/{wish.claim} is still in use at {where}", target
-        )
-    if disk.held is not None and not mine:
-        return _waiting("DiskHeld", f"the disk is held by {disk.held.holder}: its release is waited for", target)
+    if observed.pods and not mine:
+        return _waiting("VolumeInUse", describe_users(observed.pods, spec.namespace, spec.pvc), target)
+    if volume.used_by:
+        users = ", ".join(volume.used_by)
+        return _waiting("VolumeInUse", f"the volume of PVC {spec.pvc_key} is still in use at {users}", target)
+    if volume.held is not None and not mine:
+        message = f"the volume is held by {volume.held.holder}; waiting for its release"
+        return _waiting("VolumeHeld", message, target)
     if mine:
-        return _when_locked(seen, target, safety, class_name)
-    if progress.phase not in (Phase.WAITING, Phase.SAFETY) or progress.volume_id != target.volume_id:
-        lapsed = progress.phase is Phase.ROLLING
-        why = "the hold on the disk lapsed before the rollback: it is taken anew" if lapsed else "the disk is free"
-        return UpdateStatus(Phase.WAITING, "HoldLapsed" if lapsed else "DiskFree", why, target=target)
-    return Hold(target.volume_id) if progress.guarded else AddFinalizer()
+        return _when_locked(observed, target, safety, class_name)
+    if status.phase not in (Phase.WAITING, Phase.SAFETY) or status.volume_id != target.volume_id:
+        if status.phase is Phase.ROLLING:
+            message = "the hold on the volume expired before the rollback; taking a new one"
+            return UpdateStatus(Phase.WAITING, "HoldExpired", message, target=target)
+        return UpdateStatus(Phase.WAITING, "VolumeReleased", "nothing uses the volume", target=target)
+    return Hold(target.volume_id) if status.has_finalizer else AddFinalizer()
 
 
-def _when_locked(seen: ObservedRollback, target: ResolvedReferences, safety: Object | None, class_name: str) -> Action:
-    """Have the safety snapshot made, and roll back."""
-    wish, progress = seen.wish, seen.progress
-    if seen.renewed >= RENEW_SECONDS:
+def _when_locked(
+    observed: ObservedRollback, target: ResolvedReferences, safety: Object | None, class_name: str
+) -> Action:
+    """Create the safety snapshot, and roll back."""
+    spec, status = observed.spec, observed.status
+    if observed.since_renewal >= RENEW_SECONDS:
         return Hold(target.volume_id)
-    if wish.safety and safety is None:
-        return _make_safety(seen, target, class_name)
+    if spec.safety and safety is None:
+        return _create_safety_snapshot(observed, target, class_name)
     name = safety["metadata"]["name"] if safety else ""
-    if progress.phase is not Phase.ROLLING:
-        message = f"the disk goes back to VolumeSnapshot {wish.snapshot}"
-        return UpdateStatus(Phase.ROLLING, "RollingBack", message, target=target, safety=name)
-    handle = (seen.handles or {})[name] if name else ""
-    return RollBack(Wanted(target.volume_id, target.snapshot_id, wish.uid, wish.holder, handle))
+    if status.phase is not Phase.ROLLING:
+        message = f"rolling the volume back to VolumeSnapshot {spec.snapshot}"
+        return UpdateStatus(Phase.ROLLING, "RollingBack", message, target=target, safety_snapshot=name)
+    handle = (observed.safety_handles or {})[name] if name else ""
+    return RollBack(Wanted(target.volume_id, target.snapshot_id, spec.uid, spec.holder, handle))
 
 
-def _make_safety(seen: ObservedRollback, target: ResolvedReferences, class_name: str) -> Action:
-    made = snapshots_of_rollback(seen.wish, seen.safeties)
-    last = made[-1] if made else None
+def _create_safety_snapshot(observed: ObservedRollback, target: ResolvedReferences, class_name: str) -> Action:
+    snapshots = snapshots_of_rollback(observed.spec, observed.safety_snapshots)
+    last = snapshots[-1] if snapshots else None
     if last is None or last["metadata"].get("deletionTimestamp") or _ready(last):
-        # None yet; or it is being deleted; or it is whole no more, since the hold lapsed after it was cut.
-        number = number_of(seen.wish.uid, last) + 1 if last else 1
-        return MakeSafety(target.volume_id, class_name, number)
+        # None yet; or it is being deleted; or it is not complete any more, since the hold expired after it was taken.
+        number = number_of(observed.spec.uid, last) + 1 if last else 1
+        return CreateSafetySnapshot(target.volume_id, class_name, number)
     name = last["metadata"]["name"]
     error = ((last.get("status") or {}).get("error") or {}).get("message")
-    message = f"VolumeSnapshot {name} keeps what the disk holds now; it is waited for" + (f": {error}" if error else "")
-    reason, wait = ("SafetySnapshotFailing", WAIT_SECONDS) if error else ("SafetySnapshotMaking", 0.5)
-    return UpdateStatus(Phase.SAFETY, reason, message, wait, target, name)
+    message = f"waiting for safety snapshot {name} to be ready"
+    if error:
+        return UpdateStatus(
+            Phase.SAFETY, "SafetySnapshotFailing", f"{message}: {error}", SHORTEST_WAIT_SECONDS, target, name
+        )
+    return UpdateStatus(Phase.SAFETY, "CreatingSafetySnapshot", message, 0.5, target, name)
 
 
-def _valid_safety_snapshot(seen: ObservedRollback, disk: Disk) -> Object | None:
-    """The safety snapshot that misses nothing: ready, the disk's own, cut under the hold that stands."""
-    assert disk.held is not None
-    for snapshot in reversed(snapshots_of_rollback(seen.wish, seen.safeties)):
+def _valid_safety_snapshot(observed: ObservedRollback, volume: Disk) -> Object | None:
+    """Return the safety snapshot that misses nothing: ready, of this volume, taken under the hold that stands."""
+    assert volume.held is not None
+    for snapshot in reversed(snapshots_of_rollback(observed.spec, observed.safety_snapshots)):
         if _ready(snapshot) and not snapshot["metadata"].get("deletionTimestamp"):
-            cut = disk.snapshots.get((seen.handles or {}).get(snapshot["metadata"]["name"], ""))
-            return snapshot if cut is not None and cut >= disk.held.since else None
+            handle = (observed.safety_handles or {}).get(snapshot["metadata"]["name"], "")
+            taken_at = volume.snapshots.get(handle)
+            return snapshot if taken_at is not None and taken_at >= volume.held.since else None
     return None
 
 
@@ -202,84 +216,87 @@ def _ready(snapshot: Object) -> bool:
     return bool((snapshot.get("status") or {}).get("readyToUse"))
 
 
+def _holds(observed: ObservedRollback, volume: Disk) -> bool:
+    return volume.held is not None and volume.held.holder == observed.spec.holder
+
+
 def _waiting(reason: str, message: str, target: ResolvedReferences) -> UpdateStatus:
-    return UpdateStatus(Phase.WAITING, reason, message, WAIT_SECONDS, target)
+    return UpdateStatus(Phase.WAITING, reason, message, SHORTEST_WAIT_SECONDS, target)
 
 
-def _already_completed(seen: ObservedRollback, spent: CompletionRecord) -> UpdateStatus:
-    """The same name was used up by an earlier object."""
-    wish = seen.wish
-    used = f"a VolumeRollback of this name took the disk to VolumeSnapshot {spent.snapshot} at {spent.at}"
-    if spent.snapshot == wish.snapshot:
-        return UpdateStatus(
-            Phase.COMPLETED, "AlreadyDone", f"{used}: nothing was changed now; to go back again, use another name"
-        )
-    return UpdateStatus(
-        Phase.FAILED,
-        "AlreadyDone",
-        f"{used}: its name is spent, use another one. The disk was not touched by this object",
-    )
+def _already_completed(observed: ObservedRollback, record: CompletionRecord) -> UpdateStatus:
+    """An earlier object of this name was completed."""
+    earlier = f"a VolumeRollback of this name rolled the volume back to VolumeSnapshot {record.snapshot} at {record.at}"
+    if record.snapshot == observed.spec.snapshot:
+        message = f"{earlier}. Nothing was changed now; to roll back again, use another name"
+        return UpdateStatus(Phase.COMPLETED, "AlreadyCompleted", message)
+    message = f"{earlier}; use another name. The volume was not changed by this object"
+    return UpdateStatus(Phase.FAILED, "AlreadyCompleted", message)
 
 
-def _finish(seen: ObservedRollback, at: float) -> Action:
-    """The exchange was made: what is left before it may be called Completed."""
-    wish = seen.wish
-    assert isinstance(seen.disk, Disk)
-    if isinstance(seen.spent, UnresolvedReference):
-        return UpdateStatus(seen.progress.phase or Phase.ROLLING, seen.spent.reason, seen.spent.message, WAIT_SECONDS)
-    if seen.volume is not None:
-        spent = read_completed(seen.volume).get(wish.key)
-        if spent is None or spent.uid != wish.uid:
+def _finish(observed: ObservedRollback, at: float) -> Action:
+    """The content was exchanged: do what remains before the phase may be Completed."""
+    spec = observed.spec
+    assert isinstance(observed.volume, Disk)
+    if isinstance(observed.completed, UnresolvedReference):
+        phase = observed.status.phase or Phase.ROLLING
+        return UpdateStatus(phase, observed.completed.reason, observed.completed.message, SHORTEST_WAIT_SECONDS)
+    if observed.pv is not None:
+        record = read_completed(observed.pv).get(spec.key)
+        if record is None or record.uid != spec.uid:
             return RecordCompletion(at)
-    if seen.disk.held is not None and seen.disk.held.holder == wish.holder:
-        return Release(seen.disk.id)
-    made = snapshots_of_rollback(wish, seen.safeties)
-    name = made[-1]["metadata"]["name"] if made else ""
+    if _holds(observed, observed.volume):
+        return Release(observed.volume.id)
+    snapshots = snapshots_of_rollback(spec, observed.safety_snapshots)
+    name = snapshots[-1]["metadata"]["name"] if snapshots else ""
     before = (
-        f"what it held before is in VolumeSnapshot {name}" if name else "what it held before was not kept, as declined"
+        f"its content before is in VolumeSnapshot {name}"
+        if name
+        else "no safety snapshot was taken (safetySnapshot: false)"
     )
-    message = f"the disk holds what it held in VolumeSnapshot {wish.snapshot}; {before}"
-    return UpdateStatus(Phase.COMPLETED, "RolledBack", message, safety=name)
+    message = f"the volume has the content of VolumeSnapshot {spec.snapshot}; {before}"
+    return UpdateStatus(Phase.COMPLETED, "RolledBack", message, safety_snapshot=name)
 
 
-def _fail(seen: ObservedRollback, reason: str, message: str) -> Action:
-    """Release first. Once a Rollback may have been sent, only the record tells that it was not made."""
-    disk, progress = seen.disk, seen.progress
-    if progress.rolling and isinstance(disk, NotFound):
-        return UpdateStatus(
-            Phase.FAILED, reason, f"{message}: whether the disk had gone back before, nobody can tell any more"
-        )
-    say = UpdateStatus(Phase.FAILED, reason, f"{message}. The disk was not touched; another VolumeRollback may follow")
-    if isinstance(disk, Disk):
-        mine = disk.held is not None and disk.held.holder == seen.wish.holder
-        return Release(disk.id) if mine else say
-    if progress.rolling:
-        return UpdateStatus(
-            progress.phase or Phase.ROLLING, "OutcomeUnknown", f"{message}; what became of it is asked for: {disk}", 3
-        )
-    return say
+def _fail(observed: ObservedRollback, reason: str, message: str) -> Action:
+    """Release first. Once a Rollback may have been sent, only the record tells that it was not carried out."""
+    volume, status = observed.volume, observed.status
+    if status.rolling_back_at and isinstance(volume, NotFound):
+        return UpdateStatus(Phase.FAILED, reason, f"{message}. It is unknown whether the rollback completed")
+    update = UpdateStatus(
+        Phase.FAILED, reason, f"{message}. The volume was not changed; create another VolumeRollback to try again"
+    )
+    if isinstance(volume, Disk):
+        return Release(volume.id) if _holds(observed, volume) else update
+    if status.rolling_back_at:
+        message = f"{message}; checking the outcome with the agent: {volume}"
+        return UpdateStatus(status.phase or Phase.ROLLING, "OutcomeUnknown", message, 3.0)
+    return update
 
 
-def _finalize(seen: ObservedRollback) -> Action:
-    """A final phase was written: release what is held, tidy up, let the object go."""
-    if not seen.progress.guarded:
+def _finalize(observed: ObservedRollback) -> Action:
+    """A final phase was written: release the hold, clean up, remove the finalizer."""
+    status = observed.status
+    assert status.phase is not None
+    if not status.has_outcome:  # the controller before wrote it, and whoever waits for Complete would wait for ever
+        return UpdateStatus(status.phase, status.reason, status.message)
+    if not status.has_finalizer:
         return Finished()
-    spare: tuple[Object, ...] = ()
-    if seen.progress.phase is Phase.COMPLETED:
-        made = snapshots_of_rollback(seen.wish, seen.safeties)
-        needed = {*seen.needed, made[-1]["metadata"]["name"]} if made else seen.needed
-        spare = tuple(expired_snapshots(seen.wish, seen.progress.volume_id, seen.safeties, needed))
-    return _release_and_finish(seen, seen.progress.ended, Cleanup(spare))
+    expired: tuple[Object, ...] = ()
+    if status.phase is Phase.COMPLETED:
+        snapshots = snapshots_of_rollback(observed.spec, observed.safety_snapshots)
+        needed = {*observed.needed_snapshots, *(snapshot["metadata"]["name"] for snapshot in snapshots[-1:])}
+        expired = tuple(expired_snapshots(observed.spec, status.volume_id, observed.safety_snapshots, needed))
+    return _release_and_finish(observed, status.completed_at, Cleanup(expired))
 
 
-def _release_and_finish(seen: ObservedRollback, since: float, tidy: Cleanup) -> Action:
-    """Release before the finalizer goes; where the agent cannot be reached, wait until the hold has lapsed by itself."""
-    disk, progress = seen.disk, seen.progress
-    if not progress.guarded:
+def _release_and_finish(observed: ObservedRollback, since: float, cleanup: Cleanup) -> Action:
+    """Release before the finalizer goes; if the agent cannot be reached, wait until the hold has expired."""
+    volume, status = observed.volume, observed.status
+    if not status.has_finalizer:
         return Finished()
-    if isinstance(disk, Disk):
-        mine = disk.held is not None and disk.held.holder == seen.wish.holder
-        return Release(disk.id) if mine else tidy
-    if isinstance(disk, NotFound) or seen.now >= since + LAPSE_SECONDS:
-        return tidy
-    return UpdateStatus(progress.phase or Phase.PENDING, progress.reason, progress.message, 3)
+    if isinstance(volume, Disk):
+        return Release(volume.id) if _holds(observed, volume) else cleanup
+    if isinstance(volume, NotFound) or observed.now >= since + EXPIRY_SECONDS:
+        return cleanup
+    return UpdateStatus(status.phase or Phase.PENDING, status.reason, status.message, 3.0)

@@ -1,46 +1,46 @@
-"""Which pods keep a claim in use, and what a person does about each."""
+"""The pods that use a PVC, and what a person can do about each."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 _SCALED = {"Deployment": "deployment", "StatefulSet": "statefulset", "ReplicaSet": "replicaset"}
-_SHOWN = 3
+_MOST_SHOWN = 3
 
 
-def pods_using(pods: Iterable[Mapping[str, Any]], claim: str) -> list[Mapping[str, Any]]:
-    """The pods that use a claim of their namespace: those with a node that have not ended. The kubelet sees no others."""
+def pods_using(pods: Iterable[Mapping[str, Any]], pvc: str) -> list[Mapping[str, Any]]:
+    """Return the pods that use a PVC of their namespace: those with a node that have not ended. The kubelet sees no others."""
     return [
         pod
         for pod in pods
         if pod["spec"].get("nodeName")
         and (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
-        and any(_claim_of(pod, volume) == claim for volume in pod["spec"].get("volumes") or ())
+        and any(_pvc_of(pod, volume) == pvc for volume in pod["spec"].get("volumes") or ())
     ]
 
 
-def describe_users(pods: Iterable[Mapping[str, Any]], namespace: str, claim: str) -> str:
-    """Who uses the claim, by pod and controller, and what to do, as one sentence of a bounded length."""
-    found = sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))
-    named, to_do = [], []
-    for pod in found[:_SHOWN]:
-        kind, name = controller(pod)
+def describe_users(pods: Iterable[Mapping[str, Any]], namespace: str, pvc: str) -> str:
+    """Say which pods use the PVC, by pod and controller, and what to do, as one sentence of a bounded length."""
+    by_name = sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))
+    users, advices = [], []
+    for pod in by_name[:_MOST_SHOWN]:
+        kind, name = controller_of(pod)
         pod_name = pod["metadata"]["name"]
-        named.append(f"pod {pod_name} ({kind} {name})" if kind else f"pod {pod_name}")
+        users.append(f"pod {pod_name} ({kind} {name})" if kind else f"pod {pod_name}")
         advice = _advice(kind, name, pod_name, namespace)
         if pod["metadata"].get("deletionTimestamp") and not kind:
-            advice = f"pod {pod_name} is ending already"
-        if advice not in to_do:
-            to_do.append(advice)
-    if len(found) > _SHOWN:
-        named.append(f"{len(found) - _SHOWN} more")
+            advice = f"pod {pod_name} is terminating"
+        if advice not in advices:
+            advices.append(advice)
+    if len(by_name) > _MOST_SHOWN:
+        users.append(f"{len(by_name) - _MOST_SHOWN} more")
     return (
-        f"claim {namespace}/{claim} is in use by {', '.join(named)}: {', '.join(to_do)}; "
-        "the rollback goes on by itself when nobody uses the disk"
+        f"PVC {namespace}/{pvc} is in use by {', '.join(users)}: {', '.join(advices)}; "
+        "the rollback continues when nothing uses the volume"
     )
 
 
-def controller(pod: Mapping[str, Any]) -> tuple[str, str]:
-    """Kind and name of what would bring the pod back; a ReplicaSet of a Deployment is told by the Deployment."""
+def controller_of(pod: Mapping[str, Any]) -> tuple[str, str]:
+    """Return kind and name of what would create the pod again; for a ReplicaSet of a Deployment, the Deployment."""
     for owner in pod["metadata"].get("ownerReferences") or ():
         if owner.get("controller"):
             kind, name = str(owner["kind"]), str(owner["name"])
@@ -52,7 +52,7 @@ def controller(pod: Mapping[str, Any]) -> tuple[str, str]:
     return "", ""
 
 
-def _claim_of(pod: Mapping[str, Any], volume: Mapping[str, Any]) -> str | None:
+def _pvc_of(pod: Mapping[str, Any], volume: Mapping[str, Any]) -> str | None:
     if "persistentVolumeClaim" in volume:
         return str(volume["persistentVolumeClaim"]["claimName"])
     return f"{pod['metadata']['name']}-{volume['name']}" if "ephemeral" in volume else None

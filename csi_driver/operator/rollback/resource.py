@@ -1,4 +1,4 @@
-"""A VolumeRollback as a value: what is asked for, how far it has come, and the names that are derived from it."""
+"""A VolumeRollback as values: its spec, its status, and the names that are derived from it."""
 
 import re
 from collections.abc import Mapping
@@ -8,10 +8,10 @@ from enum import StrEnum
 from typing import Any
 
 FINALIZER = "tidemark.dev/rollback"
-"""On a VolumeRollback from its first hold on the disk to the release."""
+"""On a VolumeRollback from its first hold on the volume to the release."""
 
 FIELDS = frozenset({"claimName", "snapshotName", "safetySnapshot", "volumeSnapshotClassName", "keepSafety", "timeout"})
-"""Of a VolumeRollback's spec. What else stands there was asked of another version."""
+"""Of a VolumeRollback's spec. Any other field was meant for another version."""
 
 _HOLDER_BYTES = 128
 _DURATION = re.compile(r"(\d+)(ms|s|m|h)", re.ASCII)
@@ -19,7 +19,7 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class Phase(StrEnum):
-    """How far a rollback has come. Completed and Failed are final; before RollingBack the disk is untouched."""
+    """How far a rollback has come. Completed and Failed are final; before RollingBack the volume is unchanged."""
 
     PENDING = "Pending"
     WAITING = "WaitingForRelease"
@@ -30,25 +30,25 @@ class Phase(StrEnum):
 
     @property
     def final(self) -> bool:
-        """Whether nothing more will happen to the disk."""
+        """Whether nothing more will happen to the volume."""
         return self in (Phase.COMPLETED, Phase.FAILED)
 
 
 @dataclass(frozen=True, slots=True)
 class RollbackSpec:
-    """What a VolumeRollback asks for; times in seconds, `created` since the Unix epoch by the API server's clock."""
+    """The spec and identity of a VolumeRollback; times in seconds, `created` since the Unix epoch by the API server's clock."""
 
     namespace: str
     name: str
     uid: str
-    claim: str
+    pvc: str
     snapshot: str
     created: float
     safety: bool = True
     snapshot_class: str = ""
-    keep: int = 3
+    keep_safety: int = 3
     timeout: float = 600.0
-    unknown: tuple[str, ...] = ()
+    unknown_fields: tuple[str, ...] = ()
     """Fields of the spec that this version does not have."""
 
     @property
@@ -57,91 +57,100 @@ class RollbackSpec:
         return f"{self.namespace}/{self.name}"
 
     @property
+    def pvc_key(self) -> str:
+        """`namespace/name` of the PVC."""
+        return f"{self.namespace}/{self.pvc}"
+
+    @property
     def holder(self) -> str:
-        """Who holds the disk, as errors name it: the object for people, its UID so that no two are the same."""
-        room = _HOLDER_BYTES - len(self.uid) - len("VolumeRollback  ")
-        return f"VolumeRollback {self.key[:room]} {self.uid}"
+        """The holder of the volume, as errors name it: the object for people, its UID so that no two are the same."""
+        rest = _HOLDER_BYTES - len(self.uid) - len("VolumeRollback  ")
+        return f"VolumeRollback {self.key[:rest]} {self.uid}"
 
 
 @dataclass(frozen=True, slots=True)
 class RollbackStatus:
-    """How far it has come, from the status. Times in seconds since the epoch; 0: not yet.
+    """The progress of a VolumeRollback, from its status. Times in seconds since the epoch; 0: not yet.
 
-    `started` is what the timeout counts from; `rolling` is when the first Rollback may have been sent, and stays set;
-    `volume_id` is the disk that may be held, `volume_name` its PersistentVolume.
+    The timeout counts from `started_at`. `rolling_back_at` is when the first Rollback may have been sent, and stays set.
+    `volume_id` is the volume that may be held, `pv_name` its PersistentVolume.
     """
 
     phase: Phase | None = None
     reason: str = ""
     message: str = ""
-    started: float = 0.0
-    rolling: float = 0.0
-    ended: float = 0.0
+    started_at: float = 0.0
+    rolling_back_at: float = 0.0
+    completed_at: float = 0.0
     volume_id: str = ""
-    volume_name: str = ""
-    guarded: bool = False
-    deleted: float = 0.0
-    foreign: str = ""
-    """The phase, where it is one of another version: then `phase` is None, and only that version knows what comes next."""
+    pv_name: str = ""
+    has_finalizer: bool = False
+    deleted_at: float = 0.0
+    unknown_phase: str = ""
+    """The phase, if it is one of another version: then `phase` is None, and only that version knows what comes next."""
+    has_outcome: bool = True
+    """False: the phase is final, and an earlier version wrote it, without the condition `Complete`."""
 
 
 def parse_spec(rollback: Mapping[str, Any]) -> RollbackSpec:
-    """The wish of an object that the API server admitted: the CRD has filled in what was left out."""
-    meta, spec = rollback["metadata"], rollback["spec"]
+    """Read the spec of an object that the API server admitted: the CRD has filled in the defaults."""
+    metadata, spec = rollback["metadata"], rollback["spec"]
     return RollbackSpec(
-        namespace=meta["namespace"],
-        name=meta["name"],
-        uid=meta["uid"],
-        claim=spec["claimName"],
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        pvc=spec["claimName"],
         snapshot=spec["snapshotName"],
-        created=seconds(meta["creationTimestamp"]),
+        created=parse_time(metadata["creationTimestamp"]),
         safety=spec.get("safetySnapshot", True),
         snapshot_class=spec.get("volumeSnapshotClassName", ""),
-        keep=spec.get("keepSafety", 3),
-        timeout=duration(spec.get("timeout", "10m")),
-        unknown=tuple(sorted(spec.keys() - FIELDS)),
+        keep_safety=spec.get("keepSafety", 3),
+        timeout=parse_duration(spec.get("timeout", "10m")),
+        unknown_fields=tuple(sorted(spec.keys() - FIELDS)),
     )
 
 
-def read_progress(rollback: Mapping[str, Any]) -> RollbackStatus:
-    """How far an object has come; without a status it has not begun."""
-    meta, status = rollback["metadata"], rollback.get("status") or {}
-    phase = status.get("phase") or ""
-    known = phase in set(Phase)
+def parse_status(rollback: Mapping[str, Any]) -> RollbackStatus:
+    """Read the status of an object; without one it has not begun."""
+    metadata, status = rollback["metadata"], rollback.get("status") or {}
+    text = str(status.get("phase") or "")
+    phase = Phase(text) if text in set(Phase) else None
+    conditions = {condition["type"] for condition in status.get("conditions") or ()}
     return RollbackStatus(
-        phase=Phase(phase) if known else None,
+        phase=phase,
         reason=status.get("reason", ""),
         message=status.get("message", ""),
-        started=seconds(status.get("startTime")) or seconds(meta["creationTimestamp"]),
-        rolling=seconds(status.get("rollingBackTime")),
-        ended=seconds(status.get("completionTime")),
+        started_at=parse_time(status.get("startTime")) or parse_time(metadata["creationTimestamp"]),
+        rolling_back_at=parse_time(status.get("rollingBackTime")),
+        completed_at=parse_time(status.get("completionTime")),
         volume_id=status.get("volumeHandle", ""),
-        volume_name=status.get("volumeName", ""),
-        guarded=FINALIZER in meta.get("finalizers", ()),
-        deleted=seconds(meta.get("deletionTimestamp")),
-        foreign="" if known else str(phase),
+        pv_name=status.get("volumeName", ""),
+        has_finalizer=FINALIZER in metadata.get("finalizers", ()),
+        deleted_at=parse_time(metadata.get("deletionTimestamp")),
+        unknown_phase="" if phase else text,
+        has_outcome=phase is None or not phase.final or "Complete" in conditions,
     )
 
 
 def unfinished(rollback: Mapping[str, Any]) -> bool:
     """Whether something is left to do."""
-    progress = read_progress(rollback)
-    return progress.phase is None or not progress.phase.final or progress.guarded
+    status = parse_status(rollback)
+    return status.phase is None or not status.phase.final or status.has_finalizer or not status.has_outcome
 
 
-def duration(text: str) -> float:
+def parse_duration(text: str) -> float:
     """Seconds of a Go duration such as 1h30m. Raises ValueError."""
     parts = _DURATION.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ValueError(f"{text!r} is not a duration: write one such as 10m or 1h30m")
+        raise ValueError(f"invalid duration {text!r}; use e.g. 10m or 1h30m")
     return sum(int(number) * _SECONDS[unit] for number, unit in parts)
 
 
-def seconds(stamp: str | None) -> float:
-    """Seconds since the epoch of an RFC 3339 time; 0 where there is none."""
-    return datetime.fromisoformat(stamp).timestamp() if stamp else 0.0
+def parse_time(text: str | None) -> float:
+    """Seconds since the epoch of an RFC 3339 time; 0 if there is none."""
+    return datetime.fromisoformat(text).timestamp() if text else 0.0
 
 
-def stamp(moment: float) -> str:
+def format_time(seconds: float) -> str:
     """An RFC 3339 time in UTC, to the second, as Kubernetes writes it."""
-    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

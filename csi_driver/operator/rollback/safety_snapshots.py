@@ -1,20 +1,20 @@
-"""Safety snapshots: in which class, under which name, whether one still holds all, and which are surplus."""
+"""Safety snapshots: their class and name, which still miss nothing, and which have expired."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from csi_driver.operator.rollback.references import UnresolvedReference
-from csi_driver.operator.rollback.resource import RollbackSpec, seconds
+from csi_driver.operator.rollback.resource import RollbackSpec, parse_time
 
 SAFETY_LABEL = "tidemark.dev/safety"
-"""On a safety snapshot; its value is the UID of the VolumeRollback that had it made."""
+"""On a safety snapshot; its value is the UID of its VolumeRollback."""
 
 KEEP_LABEL = "tidemark.dev/keep"
 """A snapshot that a person labels so is never deleted by this driver."""
 
-DISK_ANNOTATION = "tidemark.dev/disk"
-"""On a safety snapshot: the handle of its disk. A claim's name may come to mean another disk, a handle does not."""
+VOLUME_ANNOTATION = "tidemark.dev/disk"
+"""On a safety snapshot: the handle of its volume. A PVC may be bound to another volume later; a handle does not change."""
 
 ROLLBACK_ANNOTATION = "tidemark.dev/rollback"
 """On a safety snapshot: the name of the VolumeRollback."""
@@ -24,59 +24,63 @@ _DEFAULT_CLASS = "snapshot.storage.kubernetes.io/is-default-class"
 Object = Mapping[str, Any]
 
 
-def choose_class(wish: RollbackSpec, classes: Iterable[Object], driver: str) -> str | UnresolvedReference:
-    """The class that the safety snapshot is made in: the one named, else the driver's default."""
-    ours = [c for c in classes if c.get("driver") == driver]
-    named = wish.snapshot_class
-    if named:
-        if any(c["metadata"]["name"] == named for c in ours):
-            return named
+def choose_class(spec: RollbackSpec, classes: Iterable[Object], driver: str) -> str | UnresolvedReference:
+    """Return the class of the safety snapshot: the one that the spec names, else the driver's default."""
+    of_driver = [snapshot_class for snapshot_class in classes if snapshot_class.get("driver") == driver]
+    name = spec.snapshot_class
+    if name:
+        if any(snapshot_class["metadata"]["name"] == name for snapshot_class in of_driver):
+            return name
         return UnresolvedReference(
             "SnapshotClassNotFound",
-            f"VolumeSnapshotClass {named} for the safety snapshot does not exist, or is not one of {driver}",
+            f"VolumeSnapshotClass {name} for the safety snapshot does not exist, or is not one of {driver}",
         )
-    defaults = sorted(c["metadata"]["name"] for c in ours if _is_default(c))
+    defaults = sorted(snapshot_class["metadata"]["name"] for snapshot_class in of_driver if _is_default(snapshot_class))
     if len(defaults) == 1:
         return str(defaults[0])
-    found = (
+    problem = (
         f"{driver} has {len(defaults)} default VolumeSnapshotClasses ({', '.join(defaults)})"
         if defaults
-        else (f"{driver} has no default VolumeSnapshotClass")
+        else f"{driver} has no default VolumeSnapshotClass"
     )
     return UnresolvedReference(
         "NoDefaultSnapshotClass",
-        f"{found} for the safety snapshot: name one in volumeSnapshotClassName, or decline the safety snapshot",
+        f"{problem} for the safety snapshot; set volumeSnapshotClassName, or safetySnapshot: false",
     )
 
 
 def safety_name(uid: str, number: int) -> str:
-    """The name of a rollback's safety snapshot; each time that the hold lapsed there is a new one."""
+    """Return the name of a rollback's safety snapshot; each time that the hold expired there is a new one."""
     return f"safety-{uid}" if number == 1 else f"safety-{uid}-{number}"
 
 
-def safety_snapshot(wish: RollbackSpec, volume_id: str, class_name: str, number: int) -> dict[str, Any]:
-    """The VolumeSnapshot to create. Without ownerReferences: it outlives the rollback, it is the way back from it."""
+def safety_snapshot(spec: RollbackSpec, volume_id: str, class_name: str, number: int) -> dict[str, Any]:
+    """Return the VolumeSnapshot to create. It has no ownerReferences: it outlives the rollback, which it can undo."""
     return {
         "apiVersion": "snapshot.storage.k8s.io/v1",
         "kind": "VolumeSnapshot",
         "metadata": {
-            "name": safety_name(wish.uid, number),
-            "namespace": wish.namespace,
-            "labels": {SAFETY_LABEL: wish.uid},
-            "annotations": {DISK_ANNOTATION: volume_id, ROLLBACK_ANNOTATION: wish.name},
+            "name": safety_name(spec.uid, number),
+            "namespace": spec.namespace,
+            "labels": {SAFETY_LABEL: spec.uid},
+            "annotations": {VOLUME_ANNOTATION: volume_id, ROLLBACK_ANNOTATION: spec.name},
         },
-        "spec": {"volumeSnapshotClassName": class_name, "source": {"persistentVolumeClaimName": wish.claim}},
+        "spec": {"volumeSnapshotClassName": class_name, "source": {"persistentVolumeClaimName": spec.pvc}},
     }
 
 
-def snapshots_of_rollback(wish: RollbackSpec, safeties: Iterable[Object]) -> list[Object]:
-    """The safety snapshots of one rollback, oldest first, whatever state they are in."""
-    found = [s for s in safeties if _labels(s).get(SAFETY_LABEL) == wish.uid and number_of(wish.uid, s)]
-    return sorted(found, key=lambda s: number_of(wish.uid, s))
+def snapshots_of_rollback(spec: RollbackSpec, safety_snapshots: Iterable[Object]) -> list[Object]:
+    """Return the safety snapshots of one rollback in any state, oldest first."""
+    own = [
+        snapshot
+        for snapshot in safety_snapshots
+        if _labels(snapshot).get(SAFETY_LABEL) == spec.uid and number_of(spec.uid, snapshot)
+    ]
+    return sorted(own, key=lambda snapshot: number_of(spec.uid, snapshot))
 
 
 def number_of(uid: str, snapshot: Object) -> int:
-    """Which of a rollback's safety snapshots it is, from 1; 0: none of them."""
+    """Return its number among a rollback's safety snapshots, from 1; 0: it is none of them."""
     match = re.fullmatch(
         rf"safety-{re.escape(uid)}(?:-([2-9]|[1-9][0-9]{{1,5}}))?", snapshot["metadata"]["name"], re.ASCII
     )
@@ -84,44 +88,46 @@ def number_of(uid: str, snapshot: Object) -> int:
 
 
 def expired_snapshots(
-    wish: RollbackSpec, volume_id: str, safeties: Iterable[Object], needed: Collection[str]
+    spec: RollbackSpec, volume_id: str, safety_snapshots: Iterable[Object], needed: Collection[str]
 ) -> list[Object]:
-    """The safety snapshots of a disk beyond the newest `keep`; the newest is never among them.
+    """Return the safety snapshots of a volume beyond the newest `keep_safety`; the newest is never among them.
 
-    Only ready ones are counted; one that never became ready goes once a newer one is ready. Left alone: those that a
-    rollback in progress goes back to or made, or a restore reads (`needed`, by name), those labelled to be kept, those on
-    their way out.
+    Only ready ones are counted; one that never became ready expires once a newer one is ready. Left alone: those that an
+    unfinished rollback or a restore reads (`needed`, by name), those labelled to be kept, those being deleted.
     """
-    of_disk = [
-        s
-        for s in safeties
-        if SAFETY_LABEL in _labels(s) and (s["metadata"].get("annotations") or {}).get(DISK_ANNOTATION) == volume_id
+    of_volume = [
+        snapshot
+        for snapshot in safety_snapshots
+        if SAFETY_LABEL in _labels(snapshot) and _annotations(snapshot).get(VOLUME_ANNOTATION) == volume_id
     ]
-    found = []
+    expired = []
     ready = 0
-    for snapshot in sorted(of_disk, key=_age, reverse=True):
-        meta = snapshot["metadata"]
-        kept = ready < max(1, wish.keep)
-        is_ready = bool((snapshot.get("status") or {}).get("readyToUse"))
-        if meta.get("deletionTimestamp"):
+    for snapshot in sorted(of_volume, key=_age, reverse=True):
+        metadata = snapshot["metadata"]
+        if metadata.get("deletionTimestamp"):
             continue
-        spare = not kept if is_ready else ready > 0
+        is_ready = bool((snapshot.get("status") or {}).get("readyToUse"))
+        surplus = ready >= max(1, spec.keep_safety) if is_ready else ready > 0
         ready += is_ready
-        if spare and meta["name"] not in needed and KEEP_LABEL not in _labels(snapshot):
-            found.append(snapshot)
-    return found
+        if surplus and metadata["name"] not in needed and KEEP_LABEL not in _labels(snapshot):
+            expired.append(snapshot)
+    return expired
 
 
 def _age(snapshot: Object) -> tuple[float, float, int, str]:
-    meta = snapshot["metadata"]
-    created = seconds(meta["creationTimestamp"])
-    cut = seconds((snapshot.get("status") or {}).get("creationTime"))
-    return created, cut, number_of(_labels(snapshot).get(SAFETY_LABEL, ""), snapshot), meta["name"]
+    metadata = snapshot["metadata"]
+    created = parse_time(metadata["creationTimestamp"])
+    taken = parse_time((snapshot.get("status") or {}).get("creationTime"))
+    return created, taken, number_of(_labels(snapshot).get(SAFETY_LABEL, ""), snapshot), metadata["name"]
 
 
-def _labels(item: Object) -> Mapping[str, str]:
-    return item["metadata"].get("labels") or {}
+def _labels(obj: Object) -> Mapping[str, str]:
+    return obj["metadata"].get("labels") or {}
 
 
-def _is_default(item: Object) -> bool:
-    return bool((item["metadata"].get("annotations") or {}).get(_DEFAULT_CLASS) == "true")
+def _annotations(obj: Object) -> Mapping[str, str]:
+    return obj["metadata"].get("annotations") or {}
+
+
+def _is_default(snapshot_class: Object) -> bool:
+    return _annotations(snapshot_class).get(_DEFAULT_CLASS) == "true"

@@ -10,21 +10,19 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from rollback_cases import CREATED, TARGET, UID, WISH
+from rollback_cases import CREATED, SPEC, TARGET, UID
 
 from csi_driver.kube.resources import ROLLBACKS
-from csi_driver.operator.rollback import planner as rollback_decide
-from csi_driver.operator.rollback import reconciler
-from csi_driver.operator.rollback import references as rollback_who
+from csi_driver.operator.rollback import planner, reconciler, references, safety_snapshots
 from csi_driver.operator.rollback.actions import UpdateStatus
-from csi_driver.operator.rollback.resource import Phase, RollbackSpec, duration, parse_spec, stamp
-from csi_driver.operator.rollback.status import status_of
+from csi_driver.operator.rollback.resource import Phase, RollbackSpec, format_time, parse_duration, parse_spec
+from csi_driver.operator.rollback.status import build_status
 
 TREE = Path(__file__).parents[2]
 CRD = yaml.safe_load((TREE / "charts/tidemark/files/crds/volumerollbacks.yaml").read_text())
 VERSION = CRD["spec"]["versions"][0]
 SCHEMA = VERSION["schema"]["openAPIV3Schema"]
-SPEC, STATUS = (SCHEMA["properties"][part]["properties"] for part in ("spec", "status"))
+SPEC_FIELDS, STATUS_FIELDS = (SCHEMA["properties"][part]["properties"] for part in ("spec", "status"))
 REFERENCE = (TREE / "docs/reference/volumerollback.md").read_text()
 
 
@@ -35,22 +33,24 @@ def test_it_defines_the_kind_that_the_controller_reads() -> None:
 
 
 def test_defaults_are_those_of_the_code() -> None:
-    defaults = {"safetySnapshot": "safety", "keepSafety": "keep", "timeout": "timeout"}
+    defaults = {"safetySnapshot": "safety", "keepSafety": "keep_safety", "timeout": "timeout"}
     in_code = {field.name: field.default for field in fields(RollbackSpec)}
     for name, field in defaults.items():
-        value = SPEC[name]["default"]
-        assert in_code[field] == (duration(value) if name == "timeout" else value)
-    meta = {"namespace": "shop", "name": "back", "uid": UID, "creationTimestamp": stamp(CREATED)}
-    filled = {name: SPEC[name]["default"] for name in defaults}
+        value = SPEC_FIELDS[name]["default"]
+        assert in_code[field] == (parse_duration(value) if name == "timeout" else value)
+    meta = {"namespace": "shop", "name": "back", "uid": UID, "creationTimestamp": format_time(CREATED)}
+    filled = {name: SPEC_FIELDS[name]["default"] for name in defaults}
     made = {"metadata": meta, "spec": {"claimName": "v1", "snapshotName": "s1"} | filled}
-    assert parse_spec(made) == WISH
+    assert parse_spec(made) == SPEC
 
 
 @pytest.mark.parametrize("phase", list(Phase))
 def test_every_status_that_is_written_is_one_that_is_admitted(phase: Phase) -> None:
-    meta = {"namespace": "shop", "name": "back", "uid": UID, "creationTimestamp": stamp(CREATED), "generation": 1}
+    meta = {"namespace": "shop", "name": "back", "uid": UID, "creationTimestamp": format_time(CREATED), "generation": 1}
     made: dict[str, Any] = {"metadata": meta, "spec": {"claimName": "v1", "snapshotName": "s1"}}
-    made["status"] = status_of(made, WISH, UpdateStatus(phase, "Reason", "words", 0, TARGET, f"safety-{UID}"), CREATED)
+    made["status"] = build_status(
+        made, SPEC, UpdateStatus(phase, "Reason", "words", 0, TARGET, f"safety-{UID}"), CREATED
+    )
     jsonschema.validate(made, _strict(SCHEMA))
 
 
@@ -78,21 +78,30 @@ def test_every_field_has_a_description_for_explain() -> None:
 def test_columns_show_fields_that_are_there() -> None:
     for column in VERSION["additionalPrinterColumns"]:
         _, part, field = column["jsonPath"].split(".")
-        known = {"spec": SPEC, "status": STATUS, "metadata": {"creationTimestamp": {}}}[part]
+        known = {"spec": SPEC_FIELDS, "status": STATUS_FIELDS, "metadata": {"creationTimestamp": {}}}[part]
         assert field in known
 
 
 def test_the_reference_has_every_field_and_every_reason() -> None:
-    for name in [*SPEC, *STATUS]:
+    for name in [*SPEC_FIELDS, *STATUS_FIELDS]:
         assert f"`{name}`" in REFERENCE, name
     for phase in Phase:
         assert re.search(rf"^\| {phase} \|", REFERENCE, re.MULTILINE), phase
     used = set()
-    for module in (rollback_decide, reconciler, rollback_who):
+    for module in (planner, reconciler, references, safety_snapshots):
         text = Path(str(module.__file__)).read_text()
         used |= set(re.findall(r'UnresolvedReference\(\s*"(\w+)"', text))
-        used |= set(re.findall(r'(?:_fail|_waiting)\((?:\s*seen,)?\s*"(\w+)"', text))
+        used |= set(re.findall(r'(?:_fail|_waiting|_stay)\((?:\s*observed,)?\s*"(\w+)"', text))
         used |= set(re.findall(r'UpdateStatus\([^")]*"(\w+)"', text))
-    assert {"TimedOut", "DiskInUse", "ClaimNotFound", "SafetySnapshotRefused", "RolledBack"} <= used
+    assert {"DeadlineExceeded", "VolumeInUse", "ClaimNotFound", "SafetySnapshotRejected", "RolledBack"} <= used
     for reason in used:
         assert f"`{reason}`" in REFERENCE, reason
+
+
+def test_the_reference_and_the_definition_have_every_condition() -> None:
+    meta = {"namespace": "shop", "name": "back", "uid": UID, "creationTimestamp": format_time(CREATED)}
+    status = build_status({"metadata": meta}, SPEC, UpdateStatus(Phase.PENDING, "Reason", "words"), CREATED)
+    described = STATUS_FIELDS["conditions"]["description"]
+    for condition in status["conditions"]:
+        assert re.search(rf"^\| `{condition['type']}` \|", REFERENCE, re.MULTILINE), condition["type"]
+        assert f"{condition['type']}:" in described

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from fake_api import Call, Fault
-from rollback_world import World, reconciling, until
+from rollback_rig import World, reconciling, until
 
 from csi_driver.kube.resources import ROLLBACKS
 
@@ -43,7 +43,7 @@ async def test_it_applies_the_resource_and_shows_how_it_goes(world: World) -> No
         process = await start(world, *CLAIM, "--timeout", "5m")
         assert process.stdout is not None
         await until(lambda: world.fake.all(ROLLBACKS))
-        await until(lambda: (world.fake.all(ROLLBACKS)[0].get("status") or {}).get("reason") == "DiskInUse")
+        await until(lambda: (world.fake.all(ROLLBACKS)[0].get("status") or {}).get("reason") == "VolumeInUse")
         told = b""
         while b"WaitingForRelease" not in told:
             told += await process.stdout.readline()
@@ -57,7 +57,7 @@ async def test_it_applies_the_resource_and_shows_how_it_goes(world: World) -> No
     assert lines[0] == f"VolumeRollback shop/{made['metadata']['name']} is applied"
     assert "pod web-1" in lines[1]
     safety = made["status"]["safetySnapshotName"]
-    assert lines[-2].startswith("Completed: the disk holds what it held in VolumeSnapshot s1")
+    assert lines[-2].startswith("Completed: the volume has the content of VolumeSnapshot s1")
     assert lines[-1] == f"`tidemark rollback --claim shop/v1 --snapshot {safety}` takes it back"
     assert world.bytes_of(world.disk_now) == b"1"
 
@@ -72,7 +72,7 @@ async def test_with_a_name_it_may_be_repeated(world: World) -> None:
             assert (shown["name"], shown["phase"]) == ("back", "Completed")
             assert "Completed" in err
         _, err = await tidemark(world, *CLAIM, "--name", "back", "--class", "gold", code=1)
-    assert "tidemark: VolumeRollback shop/back exists and asks for something else (volumeSnapshotClassName)" in err
+    assert "tidemark: VolumeRollback shop/back exists with another spec (volumeSnapshotClassName)" in err
     assert len(world.disk_now.rollbacks) == 1
 
 
@@ -80,8 +80,8 @@ async def test_a_failure_is_the_commands_failure(world: World) -> None:
     await world.disk()
     async with reconciling(world):
         _, err = await tidemark(world, "--claim", "shop/v1", "--snapshot", "no", "--timeout", "1s", code=1)
-    assert "VolumeSnapshot shop/no does not exist" in err
-    assert "The disk was not touched" in err
+    assert "waiting for VolumeSnapshot shop/no" in err
+    assert "The volume was not changed" in err
 
 
 async def test_interrupted_it_says_that_the_rollback_goes_on(world: World) -> None:

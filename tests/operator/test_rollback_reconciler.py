@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from rollback_world import NAMESPACE, World, completed, nothing_left
+from rollback_rig import NAMESPACE, World, completed, nothing_left
 
 from csi_driver.kube.resources import EVENTS, PVCS, PVS, ROLLBACKS, SNAPSHOT_CLASSES, SNAPSHOT_CONTENTS, SNAPSHOTS
 from csi_driver.operator.rollback.resource import FINALIZER
@@ -22,7 +22,7 @@ async def failed(world: World, reason: str, *words: str, **spec: object) -> None
     await world.run()
     status = world.status()
     assert (status["phase"], status["reason"]) == ("Failed", reason), status
-    for word in (*words, "not touched"):
+    for word in (*words, "not changed"):
         assert word in status["message"]
     assert world.disk_now.rollbacks == before.rollbacks
     assert world.bytes_of(world.disk_now) == world.model
@@ -75,7 +75,7 @@ async def test_it_waits_for_the_pod_names_it_and_goes_on_by_itself(world: World)
     for _ in range(5):
         assert await world.step()
     status = world.status()
-    assert status["reason"] == "DiskInUse"
+    assert status["reason"] == "VolumeInUse"
     assert "pod web-7f-x (ReplicaSet web-7f): scale it to 0" in status["message"]
     assert not world.got(ROLLBACKS, "back")["metadata"].get("finalizers")
     assert await world.write(b"3"), "while it waits nothing is refused"
@@ -93,7 +93,7 @@ async def test_a_pod_that_stays_makes_it_time_out_and_a_new_one_follows(world: W
     await world.cut("s1")
     await world.write(b"2")
     world.run_pod()
-    await failed(world, "TimedOut", "not begun within 30 s", "pod web-1", timeout="30s")
+    await failed(world, "DeadlineExceeded", "not begun within 30 s", "pod web-1", timeout="30s")
     assert len(world.fake.all(SNAPSHOTS)) == 1
     world.end_pod()
     await completed(world, "again", "s1")
@@ -107,7 +107,9 @@ async def test_what_is_missing_is_waited_for(world: World) -> None:
     await world.cut("later")
     await world.run()
     assert world.status()["phase"] == "Completed"
-    await failed(world, "TimedOut", "VolumeSnapshot shop/never does not exist", name="back", to="never", timeout="5s")
+    await failed(
+        world, "DeadlineExceeded", "waiting for VolumeSnapshot shop/never", name="back", to="never", timeout="5s"
+    )
 
 
 async def test_two_rollbacks_of_one_claim_take_turns(world: World) -> None:
@@ -121,7 +123,7 @@ async def test_two_rollbacks_of_one_claim_take_turns(world: World) -> None:
     await world.run("one", until="SafetySnapshot")
     for _ in range(4):
         await world.step("two")
-    assert world.status("two")["reason"] == "DiskHeld"
+    assert world.status("two")["reason"] == "VolumeHeld"
     assert "VolumeRollback shop/one" in world.status("two")["message"]
     await world.run("one")
     await world.run("two")
@@ -142,7 +144,7 @@ async def test_another_disks_snapshot_is_refused(world: World) -> None:
     )
     await world.cut("theirs", str(other.id))
     world.run_pod()
-    await failed(world, "SnapshotOfAnotherDisk", "shop/theirs", "shop/v1", "dataSource", to="theirs")
+    await failed(world, "SnapshotOfOtherVolume", "shop/theirs", "shop/v1", "dataSource", to="theirs")
 
 
 async def test_a_claim_made_anew_under_the_same_name_is_another_disk(world: World) -> None:
@@ -151,7 +153,7 @@ async def test_a_claim_made_anew_under_the_same_name_is_another_disk(world: Worl
     await world.disk()
     world.fake.put(SNAPSHOTS, {"metadata": {"name": "s1", "namespace": NAMESPACE}, "spec": {}})
     world.bind("s1", str(old.id))
-    await failed(world, "SnapshotOfAnotherDisk", "shop/s1")
+    await failed(world, "SnapshotOfOtherVolume", "shop/s1")
 
 
 async def test_a_content_re_pointed_by_hand_is_refused(world: World) -> None:
@@ -159,7 +161,7 @@ async def test_a_content_re_pointed_by_hand_is_refused(world: World) -> None:
     await world.cut("s1")
     name = world.got(SNAPSHOTS, "s1")["status"]["boundVolumeSnapshotContentName"]
     world.fake.change(SNAPSHOT_CONTENTS, name, {"spec": {"volumeSnapshotRef": {"namespace": "victim"}}})
-    await failed(world, "ContentOfAnotherSnapshot", name, "victim/s1")
+    await failed(world, "SnapshotContentMisbound", name, "victim/s1")
 
 
 async def test_without_a_class_it_fails_untouched(world: World) -> None:
@@ -196,7 +198,7 @@ async def test_a_quota_that_forbids_the_safety_snapshot_is_told(world: World) ->
             raise Fault(403, "Forbidden", "exceeded quota: snapshots")
 
     world.fake.hooks.append(forbid)
-    await failed(world, "TimedOut", "exceeded quota: snapshots", timeout="20s")
+    await failed(world, "DeadlineExceeded", "exceeded quota: snapshots", timeout="20s")
 
 
 # ---- names that are spent
@@ -215,7 +217,7 @@ async def test_the_same_object_made_again_changes_nothing(world: World) -> None:
     world.run_pod()
     await world.run()
     status = world.status()
-    assert (status["phase"], status["reason"]) == ("Completed", "AlreadyDone"), "at once, pod or no pod"
+    assert (status["phase"], status["reason"]) == ("Completed", "AlreadyCompleted"), "at once, pod or no pod"
     assert world.got(ROLLBACKS, "back")["metadata"]["uid"] == made["metadata"]["uid"]
     assert world.bytes_of(world.disk_now) == b"3"
     world.end_pod()
@@ -223,7 +225,7 @@ async def test_the_same_object_made_again_changes_nothing(world: World) -> None:
     await world.cut("s9")
     world.ask(to="s9")
     await world.run()
-    assert (world.status()["phase"], world.status()["reason"]) == ("Failed", "AlreadyDone")
+    assert (world.status()["phase"], world.status()["reason"]) == ("Failed", "AlreadyCompleted")
     assert world.bytes_of(world.disk_now) == b"3"
     await completed(world, "another-name", "s1")
 
@@ -234,7 +236,7 @@ async def test_what_failed_or_was_cancelled_spends_no_name(world: World) -> None
     await world.cut("s1")
     await world.write(b"2")
     world.run_pod()
-    await failed(world, "TimedOut", timeout="5s")
+    await failed(world, "DeadlineExceeded", timeout="5s")
     world.end_pod()
     await world.ask_to_go()
     world.ask()
@@ -408,7 +410,7 @@ async def test_the_name_on_the_persistent_volume_survives_the_claim(world: World
     world.fake.change(PVS, world.pv, {"spec": {"claimRef": {"uid": made["metadata"]["uid"]}}})
     world.ask()
     await world.run()
-    assert world.status()["reason"] == "AlreadyDone"
+    assert world.status()["reason"] == "AlreadyCompleted"
     assert world.bytes_of(world.disk_now) == b"3"
 
 
@@ -422,8 +424,46 @@ async def test_a_stale_safety_snapshot_of_somebody_elses_making_is_not_used(worl
     await world.cut(early)
     await world.write(b"3")
     await world.run()
-    assert world.status()["reason"] == "TimedOut"
-    assert f"{early} exists and was not made for this rollback: delete it" in world.status()["message"]
+    assert world.status()["reason"] == "DeadlineExceeded"
+    assert f"{early} exists and does not belong to this rollback; delete it" in world.status()["message"]
     assert world.bytes_of(world.disk_now) == b"3"
     nothing_left(world)
     await world.snapshots.create(SnapshotRequest("unrelated", world.volume_id))
+
+
+# ---- the version before
+
+EARLIER = {
+    "VolumeReleased": "DiskReleased",
+    "VolumeInUse": "DiskInUse",
+    "CreatingSafetySnapshot": "SafetySnapshotMaking",
+}
+
+
+@pytest.mark.parametrize("phase", ["WaitingForRelease", "SafetySnapshot", "RollingBack", "Completed"])
+async def test_what_the_version_before_began_is_finished(world: World, phase: str) -> None:
+    """It had other reasons, and the condition Completed instead of Complete."""
+    await world.disk()
+    await world.write(b"1")
+    await world.cut("s1")
+    await world.write(b"2")
+    world.ask()
+    await world.run(until=phase)
+    rollback = world.got(ROLLBACKS, "back")
+    status = rollback["status"]
+    status["reason"] = EARLIER.get(status["reason"], status["reason"])
+    status["conditions"] = [
+        condition | {"type": EARLIER.get(condition["type"], condition["type"])}
+        for condition in status["conditions"]
+        if condition["type"] in ("VolumeReleased", "SafetySnapshotReady", "Completed", "Failed")
+    ]
+    world.fake.put(ROLLBACKS, rollback)
+    await world.start()
+    await world.run()
+    assert world.status()["phase"] == "Completed"
+    by_type = {condition["type"]: condition["status"] for condition in world.status()["conditions"]}
+    assert (by_type["Complete"], by_type["Reconciling"], by_type["VolumeReleased"]) == ("True", "False", "True")
+    assert "DiskReleased" not in by_type
+    assert len(world.disk_now.rollbacks) == 1
+    assert world.bytes_of(world.disk_now) == b"1"
+    nothing_left(world)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from rollback_cases import DRIVER, NAMESPACE, TARGET, WISH, claim, content, objects, pod, snapshot, volume
+from rollback_cases import DRIVER, NAMESPACE, SPEC, TARGET, claim, content, objects, pod, snapshot, volume
 
 from csi_driver.operator.rollback.pods_using_claim import describe_users, pods_using
 from csi_driver.operator.rollback.references import UnresolvedReference, resolve
@@ -26,25 +26,25 @@ def ref(made: dict[str, Any], field: str, **changes: str) -> dict[str, Any]:
 
 
 def test_all_links_whole() -> None:
-    assert resolve(WISH, objects(), DRIVER) == TARGET
+    assert resolve(SPEC, objects(), DRIVER) == TARGET
 
 
 @pytest.mark.parametrize(
     ("spoilt", "reason", "final", "named"),
     [
-        ({"claim": None}, "ClaimNotFound", False, "shop/v1"),
-        ({"claim": meta_of(claim(), **ENDING)}, "ClaimTerminating", True, "shop/v1"),
-        ({"claim": claim(status={"phase": "Pending"})}, "ClaimNotBound", False, "shop/v1"),
-        ({"claim": claim(status={"phase": "Lost"})}, "ClaimNotBound", False, "Lost"),
-        ({"claim": claim(spec={})}, "ClaimNotBound", False, "shop/v1"),
-        ({"volume": None}, "VolumeNotFound", True, "pvc-1"),
-        ({"volume": ref(volume(), "claimRef", uid="of-the-claim-before")}, "VolumeOfAnotherClaim", True, "pvc-1"),
-        ({"volume": ref(volume(), "claimRef", namespace="other")}, "VolumeOfAnotherClaim", True, "other/v1"),
-        ({"volume": ref(volume(), "claimRef", name="v2")}, "VolumeOfAnotherClaim", True, "shop/v2"),
-        ({"volume": spec_of(volume(), claimRef=None)}, "VolumeOfAnotherClaim", True, "pvc-1"),
-        ({"volume": meta_of(volume(), **ENDING)}, "VolumeTerminating", True, "pvc-1"),
-        ({"volume": ref(volume(), "csi", driver="ebs.csi.aws.com")}, "AnotherDriver", True, "ebs.csi.aws.com"),
-        ({"volume": spec_of(volume(), csi=None, nfs={})}, "AnotherDriver", True, "no CSI driver"),
+        ({"pvc": None}, "ClaimNotFound", False, "shop/v1"),
+        ({"pvc": meta_of(claim(), **ENDING)}, "ClaimTerminating", True, "shop/v1"),
+        ({"pvc": claim(status={"phase": "Pending"})}, "ClaimNotBound", False, "shop/v1"),
+        ({"pvc": claim(status={"phase": "Lost"})}, "ClaimNotBound", False, "Lost"),
+        ({"pvc": claim(spec={})}, "ClaimNotBound", False, "shop/v1"),
+        ({"pv": None}, "VolumeNotFound", True, "pvc-1"),
+        ({"pv": ref(volume(), "claimRef", uid="of-the-claim-before")}, "ClaimMisbound", True, "pvc-1"),
+        ({"pv": ref(volume(), "claimRef", namespace="other")}, "ClaimMisbound", True, "other/v1"),
+        ({"pv": ref(volume(), "claimRef", name="v2")}, "ClaimMisbound", True, "shop/v2"),
+        ({"pv": spec_of(volume(), claimRef=None)}, "ClaimMisbound", True, "pvc-1"),
+        ({"pv": meta_of(volume(), **ENDING)}, "VolumeTerminating", True, "pvc-1"),
+        ({"pv": ref(volume(), "csi", driver="ebs.csi.aws.com")}, "WrongDriver", True, "ebs.csi.aws.com"),
+        ({"pv": spec_of(volume(), csi=None, nfs={})}, "WrongDriver", True, "no CSI driver"),
         ({"snapshot": None}, "SnapshotNotFound", False, "shop/s1"),
         ({"snapshot": meta_of(snapshot(), **ENDING)}, "SnapshotTerminating", True, "shop/s1"),
         ({"snapshot": snapshot(status={})}, "SnapshotNotReady", False, "shop/s1"),
@@ -55,26 +55,26 @@ def test_all_links_whole() -> None:
             False,
             "the pool is full",
         ),
-        ({"content": None}, "ContentNotFound", True, "content-1"),
+        ({"content": None}, "SnapshotContentMissing", True, "content-1"),
         (
             {"content": ref(content(), "volumeSnapshotRef", uid="of-the-one-before")},
-            "ContentOfAnotherSnapshot",
+            "SnapshotContentMisbound",
             True,
             "s1",
         ),
         (
             {"content": ref(content(), "volumeSnapshotRef", namespace="victim")},
-            "ContentOfAnotherSnapshot",
+            "SnapshotContentMisbound",
             True,
             "victim/s1",
         ),
-        ({"content": ref(content(), "volumeSnapshotRef", name="s9")}, "ContentOfAnotherSnapshot", True, "shop/s9"),
-        ({"content": spec_of(content(), driver="ebs.csi.aws.com")}, "AnotherDriver", True, "ebs.csi.aws.com"),
+        ({"content": ref(content(), "volumeSnapshotRef", name="s9")}, "SnapshotContentMisbound", True, "shop/s9"),
+        ({"content": spec_of(content(), driver="ebs.csi.aws.com")}, "WrongDriver", True, "ebs.csi.aws.com"),
         ({"content": content(status={})}, "SnapshotNotReady", False, "shop/s1"),
     ],
 )
 def test_a_link_that_is_not_as_it_must_be_is_named(spoilt: Any, reason: str, final: bool, named: str) -> None:
-    found = resolve(WISH, objects(**spoilt), DRIVER)
+    found = resolve(SPEC, objects(**spoilt), DRIVER)
     assert isinstance(found, UnresolvedReference)
     assert (found.reason, found.final) == (reason, final)
     assert named in found.message
@@ -121,8 +121,8 @@ def test_what_brings_a_pod_back_is_named_with_what_to_do(
     text = describe_users([pod(owner=owner, metadata={"labels": labels})], NAMESPACE, "v1")
     assert named in text
     assert advice in text
-    assert text.startswith("claim shop/v1 is in use by ")
-    assert "goes on by itself" in text
+    assert text.startswith("PVC shop/v1 is in use by ")
+    assert "the rollback continues" in text
 
 
 def test_many_pods_make_no_long_message() -> None:
@@ -131,4 +131,4 @@ def test_many_pods_make_no_long_message() -> None:
     assert "197 more" in text
     assert text.count("statefulset/web") == 1
     assert len(text) < 400
-    assert "is ending already" in describe_users([pod(metadata=ENDING)], NAMESPACE, "v1")
+    assert "is terminating" in describe_users([pod(metadata=ENDING)], NAMESPACE, "v1")
