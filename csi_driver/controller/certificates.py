@@ -21,7 +21,7 @@ def certificate_component(context: ControllerContext) -> Component:
     hook = ours.webhook if settings.webhook_address is not None else ""
 
     def expiry(role: str, ends: datetime) -> None:
-        context.telemetry.certificate_expiry.labels(role).set(ends.timestamp())
+        context.metrics.certificate_expiry.labels(role).set(ends.timestamp())
 
     if settings.controller_secret:
         given = {"controller": settings.controller_secret, "agent": settings.agent_secret}

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from csi_driver.controller.metrics import ControllerTelemetry
+from csi_driver.controller.metrics import ControllerMetrics
 from csi_driver.controller.settings import ControllerSettings
 from csi_driver.kube.client import Api
 from csi_driver.kube.events import Events
@@ -33,7 +33,7 @@ class ControllerContext:
     events: Events
     discovery: Discovery
     agents: AgentChannels
-    telemetry: ControllerTelemetry
+    metrics: ControllerMetrics
 
 
 Factory = Callable[[ControllerContext], Component]

@@ -14,7 +14,7 @@ from csi_driver.rpc.clients.pool_fullness import AgentFullness
 def orphaned_volumes(context: ControllerContext) -> Component:
     """Reports volumes that no PersistentVolume names."""
     volumes = context.mirrors.of(PVS, keep=keep_volume)
-    tell = context.telemetry.orphans.set
+    tell = context.metrics.orphans.set
     return Orphans(AgentInventory(context.agents), volumes, context.ours.driver, context.events, tell)
 
 
@@ -25,7 +25,7 @@ def full_pools(context: ControllerContext) -> Component:
 
 def agent_health(context: ControllerContext) -> Component:
     """Measures which agents answer."""
-    return AgentHealthProbe(context.agents, context.telemetry.reached)
+    return AgentHealthProbe(context.agents, context.metrics.reached)
 
 
 ON_EVERY_REPLICA: list[Factory] = [

@@ -31,7 +31,7 @@ class _Reconciler:
         rollbacks = RollbackController(
             context.api, AgentDisks(context.agents), mirror, context.events, context.ours.driver
         )
-        gauge = context.telemetry.rollbacks
+        gauge = context.metrics.rollbacks
         for phase in Phase:
             gauge.labels(str(phase)).set_function(partial(_count, rollbacks, phase))
         try:

@@ -27,11 +27,11 @@ class _LeaderComponents:
         await LeaderElector(context.api, ours.namespace, ours.lease, settings.pod_name).run(self._lead)
 
     async def _lead(self) -> None:
-        self._context.telemetry.leading.set(1)
+        self._context.metrics.leading.set(1)
         try:
             await run_supervised(ON_THE_LEADER, self._context)
         finally:
-            self._context.telemetry.leading.set(0)
+            self._context.metrics.leading.set(0)
 
 
 async def run_all(context: ControllerContext) -> None:

@@ -16,7 +16,9 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from csi_driver import DRIVER_NAME
 from csi_driver._pb import tidemark_pb2
+from csi_driver.agent.metrics import AgentMetrics
 from csi_driver.agent.settings import DEFAULT_POOL
+from csi_driver.backends.base import SnapshotTimings
 from csi_driver.backends.reflink import checks, pool_lock, pool_reader
 from csi_driver.backends.reflink.layout import IMAGE, RECORD, Layout
 from csi_driver.domain import certificates, fields, ids, page_tokens, schema
@@ -375,6 +377,23 @@ def test_the_controller_knows_the_fields_of_the_definitions_and_no_others() -> N
     assert status["properties"]["phase"]["enum"] == rollbacks["phases"]
     for kind, plural in ((resources.ROLLBACKS, "volumerollbacks"), (resources.SCHEDULES, "snapshotschedules")):
         assert (kind.group, kind.version, kind.plural) == (CONTRACT["group"], CONTRACT["version"], plural)
+
+
+@pytest.mark.parametrize(("before", "after"), CONTRACT["metrics"].items())
+def test_a_renamed_metric_is_written_under_both_names(before: str, after: str) -> None:
+    metrics = AgentMetrics()
+    metrics.late("csi.v1.Controller/CreateVolume", "OK", 1.0)
+    metrics.cut("fast", SnapshotTimings(cloned=0.01))
+    families = {family.name: family for family in metrics.registry.collect()}
+    values = [
+        [
+            (sample.labels, sample.value)
+            for sample in families[name.removesuffix("_total")].samples
+            if not sample.name.endswith("_created")
+        ]
+        for name in (before, after)
+    ]
+    assert values[0] == values[1] != []
 
 
 def test_a_missing_key_is_named() -> None:
