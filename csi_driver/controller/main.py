@@ -81,8 +81,8 @@ class Controller:
         mirrors = Mirrors(api)
         self._ends.append(mirrors.stop)
         self.metrics.watch_ages(mirrors.ages)
-        ours = Installation(settings.namespace, settings.release, settings.driver_name)
-        self._discovery = ClusterDiscovery(mirrors, ours)
+        installation = Installation(settings.namespace, settings.release, settings.driver_name)
+        self._discovery = ClusterDiscovery(mirrors, installation)
         self._identity = tls.TlsDirectory(Path(settings.certificates))
         agents = AgentChannels(self._discovery, self._identity)
         self._ends.append(agents.close)
@@ -100,7 +100,7 @@ class Controller:
         self._ends.append(lambda: server.stop(DRAIN_SECONDS))
         events = Events(api, settings.release, settings.pod_name)
         context = self.context = ControllerContext(
-            settings, ours, api, mirrors, events, self._discovery, agents, self.metrics
+            settings, installation, api, mirrors, events, self._discovery, agents, self.metrics
         )
         self._parts = asyncio.create_task(run_all(context))
         log.info("serving", endpoint=settings.endpoint, namespace=settings.namespace, release=settings.release)

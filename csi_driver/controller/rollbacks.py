@@ -29,7 +29,7 @@ class _Reconciler:
         await _until_served(context)
         mirror = context.mirrors.of(ROLLBACKS)
         rollbacks = RollbackController(
-            context.api, AgentDisks(context.agents), mirror, context.events, context.ours.driver
+            context.api, AgentDisks(context.agents), mirror, context.events, context.installation.driver
         )
         gauge = context.metrics.rollbacks
         for phase in Phase:

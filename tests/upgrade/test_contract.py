@@ -54,7 +54,7 @@ from csi_driver.host.fs import files, fsck
 from csi_driver.kube import resources
 from csi_driver.operator.agents.discovery import AGENT_PORT
 from csi_driver.operator.certificates import ca_secret
-from csi_driver.operator.certificates.ca import new_authority
+from csi_driver.operator.certificates.ca import new_ca
 from csi_driver.operator.installation import Installation
 from csi_driver.operator.rollback import resource as rollback_wish
 from csi_driver.operator.rollback.safety_snapshots import safety_name
@@ -316,18 +316,18 @@ def test_names_that_follow_from_others_follow_as_they_did() -> None:
 
 def test_objects_of_an_installation_are_looked_for_where_they_were() -> None:
     ours, objects = Installation("ns", "RELEASE", CONTRACT["driver"]), CONTRACT["objects"]
-    assert [ours.authority, ours.certificate("controller"), ours.certificate("agent")] == objects["Secret"]
-    assert [ours.forgotten] == objects["ConfigMap"]
+    assert [ours.ca_secret, ours.tls_secret("controller"), ours.tls_secret("agent")] == objects["Secret"]
+    assert [ours.decommissioned_nodes] == objects["ConfigMap"]
     assert [ours.lease] == objects["Lease"]
-    assert [ours.webhook] == objects["MutatingWebhookConfiguration"]
+    assert [ours.webhook_configuration] == objects["MutatingWebhookConfiguration"]
     for name in objects["DaemonSet"]:
-        assert ours.has({"node": "n", "owners": [name]})
+        assert ours.owns_agent({"node": "n", "owners": [name]})
     assert ours.webhook_host.partition(".")[0] in objects["Service"]
 
 
 def test_secrets_hold_what_they_held() -> None:
-    first = new_authority()
-    keeping = ca_secret.CaSecret(first, new_authority(), (new_authority().certificate,))
+    first = new_ca()
+    keeping = ca_secret.CaSecret(first, new_ca(), (new_ca().certificate,))
     assert list(keeping.data()) == CONTRACT["secrets"]["authority"]
     assert list(certificates.FILES) == CONTRACT["secrets"]["certificate"]
 
