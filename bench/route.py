@@ -71,7 +71,7 @@ def _measure(root: Path) -> list[dict[str, object]]:
 
 def _describe(fake: FakeApi, root: Path, port: int) -> None:
     """The cluster that the controller is to find, and the certificates of both."""
-    ca = authority.new_authority()
+    ca = authority.new_ca()
     for name, role in (("controller", tls.CONTROLLER), ("agent", tls.AGENT)):
         pair = authority.issue(ca, role)
         files = {"ca.crt": ca.certificate, "tls.crt": pair.certificate, "tls.key": pair.key}

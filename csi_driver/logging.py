@@ -1,4 +1,4 @@
-"""One form for all lines on standard error, ours and those of libraries."""
+"""One format for all log lines on standard error, this driver's and those of libraries."""
 
 import logging
 import sys
@@ -7,10 +7,10 @@ from typing import Literal
 import structlog
 
 
-def configure_logging(form: Literal["console", "json"], level: str = "info") -> None:
-    """Send our lines and those of libraries to standard error, one form for both.
+def configure_logging(log_format: Literal["console", "json"], level: str = "info") -> None:
+    """Send log lines of this driver and of libraries to standard error in one format.
 
-    Tracebacks are plain text without the values of variables: a request's secrets are among those.
+    Tracebacks are plain text without the values of variables, which may be the secrets of a request.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -18,7 +18,7 @@ def configure_logging(form: Literal["console", "json"], level: str = "info") -> 
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     last: list[structlog.typing.Processor]
-    if form == "json":
+    if log_format == "json":
         last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=True)]
     else:
         renderer = structlog.dev.ConsoleRenderer(

@@ -1,8 +1,8 @@
-"""What the settings of the agent and of the controller share."""
+"""What the settings of agent and controller share."""
 
 DEFAULT_ENDPOINT = "unix:///run/tidemark/csi.sock"
-"""Under /run: a socket that survived a reboot would point to nobody."""
+"""Under /run: a socket that survived a reboot would have no server."""
 
 
 class BadSetting(ValueError):
-    """A setting cannot be meant as it is; the message says which one and what to write instead."""
+    """Invalid setting; the message names it and says what to use instead."""

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from csi_driver.agent.metrics import NodeFigures, PoolFigures, Telemetry, Unwell
-from csi_driver.agent.probes import Health, serve
+from csi_driver.agent.metrics import AgentMetrics, NodeMetrics, PoolMetrics, UnhealthyVolume
 from csi_driver.agent.settings import NEW_IMAGE, PoolImage, PoolSpec, Settings
 from csi_driver.agent.tls_listener import TlsListener
 from csi_driver.backends.base import Backend
@@ -27,6 +26,7 @@ from csi_driver.host.block.device_users import TENANTS_DATA
 from csi_driver.host.commands import missing_tools
 from csi_driver.host.helper.client import HelperPool
 from csi_driver.logging import configure_logging
+from csi_driver.probes import AgentHealth, ProbeServer
 from csi_driver.service.conditions import claim_of
 from csi_driver.service.dependencies import ServiceDependencies
 from csi_driver.service.fullness import Fullness, has_run_full
@@ -93,16 +93,16 @@ class Agent:
         self._settings = settings
         self._owner = owner_of_node(settings.node_name)
         self._children = HelperPool()
-        self._telemetry = Telemetry()
+        self._metrics = AgentMetrics()
         policy = CapacityPolicy(settings.overcommit, settings.reserve, settings.max_snapshots)
         self._pools = Pools(self._owner, [Pool(self._backend(spec), policy) for spec in settings.pools])
-        self._context = ServiceDependencies(self._pools, observer=self._telemetry)
+        self._context = ServiceDependencies(self._pools, observer=self._metrics)
         self._walk = UsageScanner(self._context)
         self._fullness = Fullness(self._pools, self._walk)
         self._health_walk = HealthWalk(self._context)
         self._tasks: list[asyncio.Task[None]] = []
         self._ready = False
-        self._health = Health()
+        self._health = AgentHealth()
         self._remote: TlsListener | None = None
         self._registrar: Registrar | None = None
 
@@ -130,7 +130,7 @@ class Agent:
             )
             self._registrar.check()
         snapshots = Snapshots(self._context)
-        self._calls = Calls(self._telemetry)
+        self._calls = Calls(self._metrics)
         servicers = [
             Identity(self._settings.driver_name, lambda: self._ready, self._manifest),
             Controller(Volumes(self._context), snapshots),
@@ -145,9 +145,9 @@ class Agent:
             self._tasks.append(asyncio.create_task(self._remote.run()))
         made: PoolImage | None = None
         if (image := self._settings.image) is not None:
-            self._health.lack("start", f"the pool image {image.path} is being made, grown or mounted")
+            self._health.set_not_ready("start", f"the pool image {image.path} is being made, grown or mounted")
             made = image if await self._prepare(image) else None
-        self._health.lack("start", "the pools are being opened")
+        self._health.set_not_ready("start", "the pools are being opened")
         try:
             await self._open_pools()
         except BaseException:  # refused, or broken off by SIGTERM
@@ -155,12 +155,12 @@ class Agent:
                 await asyncio.gather(*(pool.backend.close() for pool in self._pools))  # it cannot be unmounted before
                 await remove(self._children, made.path, made.mount)
             raise
-        self._telemetry.watch(self._pool_figures, self._node_figures, self._unwell)
+        self._metrics.watch(self._pool_figures, self._node_figures, self._unwell)
         self._tasks.append(asyncio.create_task(self._walk.run()))
         self._tasks.append(asyncio.create_task(self._fullness.run()))
         self._tasks.append(asyncio.create_task(self._health_walk.run()))
         self._ready = True
-        self._health.have("start")
+        self._health.set_ready("start")
         log.info("ready", endpoint=self._settings.endpoint, node=self._owner, pools=[pool.name for pool in self._pools])
         if self._registrar is not None:
             self._tasks.append(asyncio.create_task(self._registrar.run()))
@@ -168,7 +168,7 @@ class Agent:
     async def stop(self) -> list[str]:
         """Take no more calls, let work end, let the pools go; volumes in use stay in use. Returns what did not end."""
         self._ready = False
-        self._health.lack("stop", "the agent is stopping")
+        self._health.set_not_ready("stop", "the agent is stopping")
         for task in self._tasks:
             task.cancel()
         if self._registrar is not None:
@@ -199,17 +199,11 @@ class Agent:
 
     def _begin_health(self) -> None:
         """First of all: making a pool image takes minutes, and whoever waits for it should see why."""
-        self._health.lack("start", "the agent is starting")
+        self._health.set_not_ready("start", "the agent is starting")
         self._beat = asyncio.create_task(self._health.run())  # to the very end: a drain is no reason to be killed
         if self._settings.metrics_address is None:
             return
-        host, port = self._settings.metrics_address
-        try:
-            serve((host, port), self._telemetry.registry, self._health)
-        except OSError as error:
-            raise Precondition(
-                f"--metrics-address {host}:{port} cannot be served ({error.strerror}): choose another, or leave it out"
-            ) from error
+        ProbeServer(self._settings.metrics_address, self._metrics.registry, self._health).start()
 
     async def _prepare(self, image: PoolImage) -> bool:
         """Have the pool image mounted; returns whether it was made now."""
@@ -235,7 +229,7 @@ class Agent:
             if not self._settings.register:
                 raise Precondition(str(away[0].refusal))
             # A node's pods must be able to end without their disk, and a kubelet restarts what does not start for ever.
-            self._health.lack("pools", str(away[0].refusal))
+            self._health.set_not_ready("pools", str(away[0].refusal))
         if away:
             self._tasks.append(asyncio.create_task(self._reopen(away)))
 
@@ -247,7 +241,7 @@ class Agent:
                 with suppress(DriverError):
                     await pool.open()
                     away.remove(pool)
-                    self._health.have("pools")
+                    self._health.set_ready("pools")
                     log.info("pool is back", pool=pool.name)
                     _warn_of_no_room(pool)
 
@@ -282,7 +276,7 @@ class Agent:
         if why := lvm.why_looks_into_volumes():
             log.warning("LVM of this node looks into disks of its tenants", why=why, what_to_do=TENANTS_DATA)
 
-    def _pool_figures(self) -> list[PoolFigures]:
+    def _pool_figures(self) -> list[PoolMetrics]:
         figures = []
         for pool in self._pools:
             try:
@@ -291,7 +285,7 @@ class Agent:
                 continue
             walked = self._walk.sums(pool.name)
             figures.append(
-                PoolFigures(
+                PoolMetrics(
                     pool=pool.name,
                     total=account.space.total,
                     used=account.space.total - account.space.free,
@@ -307,15 +301,15 @@ class Agent:
             )
         return figures
 
-    def _node_figures(self) -> NodeFigures:
+    def _node_figures(self) -> NodeMetrics:
         devices = sum(pool.backend.attached for pool in self._pools)
-        return NodeFigures(devices, self._children.stuck)
+        return NodeMetrics(devices, self._children.stuck)
 
-    def _unwell(self) -> list[Unwell]:
+    def _unwell(self) -> list[UnhealthyVolume]:
         found = []
         for volume, trouble in self._context.conditions.all():
             namespace, _, claim = claim_of(volume).partition("/")
-            found.append(Unwell(volume.id.pool, str(volume.id), namespace, claim, trouble.kind))
+            found.append(UnhealthyVolume(volume.id.pool, str(volume.id), namespace, claim, trouble.kind))
         return found
 
 

@@ -1,29 +1,37 @@
-"""Logs and figures. Configured by the command line, handed down as small protocols: no layer below imports this.
+"""The metrics of one agent. The composition root hands them down as small protocols: no layer below imports this.
 
-A scrape reads memory and statvfs only. What is heavy to import (prometheus_client brings an HTTP server, structlog
-brings rich) is imported when it is first needed, here and in agent/probes.py alone.
+A scrape reads memory and statvfs only.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
-from csi_driver import __version__
-from csi_driver.backends.base import SnapshotTimings
+from csi_driver.metrics import CallMetrics, new_registry, read_changing
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-_Read = TypeVar("_Read")
+_SNAPSHOT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
-_CALL_BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_CUT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
-_TRIES = 5
+
+class SnapshotTimings(Protocol):
+    """Seconds that one snapshot took: backends.base.SnapshotTimings."""
+
+    @property
+    def frozen(self) -> float:
+        """While file systems were frozen; 0 if none was mounted."""
+        ...
+
+    @property
+    def cloned(self) -> float:
+        """For the clone."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class PoolFigures:
-    """One pool at one moment; bytes. `exclusive` and `extents` come from a slow walk: None before its first end,
+class PoolMetrics:
+    """One pool at one moment, in bytes. A slow scan counts `exclusive` and `extents`: they are None before its first end,
     and `walked` is their age in seconds.
     """
 
@@ -41,8 +49,8 @@ class PoolFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class Unwell:
-    """A volume whose file system is in trouble. `namespace` and `claim` are empty where it was made for no claim."""
+class UnhealthyVolume:
+    """A volume whose file system has a problem. `namespace` and `claim` are empty if it was not made for a PVC."""
 
     pool: str
     volume: str
@@ -52,156 +60,131 @@ class Unwell:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeFigures:
+class NodeMetrics:
     """This agent at one moment."""
 
     loop_devices: int
     written_off: int
 
 
-class Telemetry:
-    """The figures of one agent: the services' observer and the calls' observer in one."""
+class AgentMetrics:
+    """The metrics of one agent; implements service.dependencies.Observer and rpc.interceptors.CallObserver."""
 
     def __init__(self) -> None:
-        from prometheus_client import CollectorRegistry, Counter, Histogram, Info, ProcessCollector
+        from prometheus_client import Counter, Histogram
 
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        Info("tidemark_build", "The version that runs.", registry=self.registry).info({"version": __version__})
-        self._calls = Counter(
-            "tidemark_calls_total", "Calls answered, by code.", ["method", "code"], registry=self.registry
-        )
-        self._late = Counter(
-            "tidemark_late_calls_total",
-            "Work that ended after its client had gone, by code.",
-            ["method", "code"],
-            registry=self.registry,
-        )
-        self._seconds = Histogram(
-            "tidemark_call_seconds",
-            "Time until a call was answered.",
-            ["method", "code"],
-            buckets=_CALL_BUCKETS,
-            registry=self.registry,
-        )
+        registry = self.registry = new_registry()
+        self._calls = CallMetrics(registry)
+        # Both names for one release: the alerts and dashboards of users may have the old one.
+        self._completed_after_cancel = [
+            Counter(
+                name, "Requests completed after the client cancelled, by code.", ["method", "code"], registry=registry
+            )
+            for name in ("tidemark_csi_requests_completed_after_cancel_total", "tidemark_late_calls_total")
+        ]
         self._freeze = Histogram(
             "tidemark_freeze_seconds",
-            "Time for which a cut held file systems frozen.",
+            "Time for which a snapshot kept file systems frozen.",
             ["pool"],
-            buckets=_CUT_BUCKETS,
-            registry=self.registry,
+            buckets=_SNAPSHOT_BUCKETS,
+            registry=registry,
         )
-        self._snapshot = Histogram(
-            "tidemark_snapshot_seconds",
-            "Time that the cloning of a cut took.",
-            ["pool"],
-            buckets=_CUT_BUCKETS,
-            registry=self.registry,
-        )
-
+        self._clone = [
+            Histogram(name, "Duration of a snapshot's clone.", ["pool"], buckets=_SNAPSHOT_BUCKETS, registry=registry)
+            for name in ("tidemark_snapshot_clone_duration_seconds", "tidemark_snapshot_seconds")
+        ]
         self._checks = Counter(
             "tidemark_file_system_checks_total",
-            "Checks of file systems that have ended, by what came of them.",
+            "Completed file system checks, by result.",
             ["pool", "result"],
-            registry=self.registry,
+            registry=registry,
         )
 
     def call(self, method: str, code: str, seconds: float) -> None:
-        """A call was answered, or its client went away. See rpc.interceptors.CallObserver."""
-        self._calls.labels(method, code).inc()
-        self._seconds.labels(method, code).observe(seconds)
+        """Count a call that was answered, or whose client has cancelled it."""
+        self._calls.record(method, code, seconds)
 
     def late(self, method: str, code: str, seconds: float) -> None:
-        """Work whose client had gone away ended. See rpc.interceptors.CallObserver."""
-        del seconds  # a client that is gone waits for nothing
-        self._late.labels(method, code).inc()
+        """Count work that completed after its client had cancelled it."""
+        del seconds  # no client waited for it
+        for counter in self._completed_after_cancel:
+            counter.labels(method, code).inc()
 
     def cut(self, pool: str, report: SnapshotTimings) -> None:
-        """One snapshot, group or clone of a volume was cut. See service.context.Observer."""
+        """Record one snapshot, group snapshot or clone of a volume."""
         if report.frozen:
             self._freeze.labels(pool).observe(report.frozen)
-        self._snapshot.labels(pool).observe(report.cloned)
+        for histogram in self._clone:
+            histogram.labels(pool).observe(report.cloned)
 
     def checked(self, pool: str, result: str) -> None:
-        """A check of a file system has ended. See service.context.Observer."""
+        """Count a completed check of a file system."""
         self._checks.labels(pool, result).inc()
 
     def watch(
         self,
-        pools: Callable[[], Iterable[PoolFigures]],
-        node: Callable[[], NodeFigures],
-        unwell: Callable[[], Iterable[Unwell]] = lambda: (),
+        pools: Callable[[], Iterable[PoolMetrics]],
+        node: Callable[[], NodeMetrics],
+        unhealthy: Callable[[], Iterable[UnhealthyVolume]] = lambda: (),
     ) -> None:
-        """Export what these callables say at each scrape; all are called from the scraping thread, and must be quick."""
-        self.registry.register(_Gauges(pools, node, unwell))
+        """Export what these callables return at each scrape. The scraping thread calls them: they must be quick."""
+        self.registry.register(_Gauges(pools, node, unhealthy))
 
 
 class _Gauges:
-    """Gauges that are read when they are asked for."""
+    """Gauges that are read at the scrape."""
 
     def __init__(
         self,
-        pools: Callable[[], Iterable[PoolFigures]],
-        node: Callable[[], NodeFigures],
-        unwell: Callable[[], Iterable[Unwell]],
+        pools: Callable[[], Iterable[PoolMetrics]],
+        node: Callable[[], NodeMetrics],
+        unhealthy: Callable[[], Iterable[UnhealthyVolume]],
     ) -> None:
         self._pools = pools
         self._node = node
-        self._unwell = unwell
+        self._unhealthy = unhealthy
 
     def describe(self) -> "Iterable[Metric]":
-        """Nothing: registering must not read pools that are not open yet."""
+        """Return nothing: registering must not read pools that are not open yet."""
         return []
 
     def collect(self) -> "Iterator[Metric]":
-        """All gauges now; those that cannot be read are left out, never guessed."""
+        """Yield all gauges; a value that cannot be read is left out, never guessed."""
         from prometheus_client.core import GaugeMetricFamily
 
-        pools = _read(lambda: list(self._pools())) or []
+        pools = read_changing(lambda: list(self._pools())) or []
         for name, help_text, attribute in _POOL_GAUGES:
             family = GaugeMetricFamily(f"tidemark_pool_{name}", help_text, labels=["pool"])
-            for figures in pools:
-                value = getattr(figures, attribute)
+            for pool in pools:
+                value = getattr(pool, attribute)
                 if value is not None:
-                    family.add_metric([figures.pool], value)
+                    family.add_metric([pool.pool], value)
             yield family
         family = GaugeMetricFamily(
-            "tidemark_volume_unwell", "1 for each volume whose file system is in trouble.", labels=_UNWELL
+            "tidemark_volume_unwell", "1 for each volume whose file system has a problem.", labels=_UNHEALTHY_LABELS
         )
-        for volume in _read(lambda: list(self._unwell())) or []:
-            family.add_metric([getattr(volume, name) for name in _UNWELL], 1)
+        for volume in read_changing(lambda: list(self._unhealthy())) or []:
+            family.add_metric([getattr(volume, name) for name in _UNHEALTHY_LABELS], 1)
         yield family
-        node = _read(self._node)
+        node = read_changing(self._node)
         if node is not None:
             yield GaugeMetricFamily("tidemark_loop_devices", "Loop devices attached.", value=node.loop_devices)
             yield GaugeMetricFamily(
-                "tidemark_children_written_off", "Child processes stuck in the kernel.", value=node.written_off
+                "tidemark_children_written_off", "Helper processes stuck in the kernel.", value=node.written_off
             )
 
 
-_UNWELL = ("pool", "volume", "namespace", "claim", "condition")
+_UNHEALTHY_LABELS = ("pool", "volume", "namespace", "claim", "condition")
 
 _POOL_GAUGES = (
     ("total_bytes", "Size of the pool.", "total"),
     ("used_bytes", "Bytes in use.", "used"),
     ("committed_bytes", "Sum of the sizes of all volumes.", "committed"),
-    ("available_bytes", "Bytes that may still be promised.", "available"),
-    ("full", "Whether writes to thin volumes fail for want of space, or soon will.", "full"),
+    ("available_bytes", "Bytes that may still be reserved.", "available"),
+    ("full", "1 if writes to thin volumes fail for lack of space, or soon will.", "full"),
     ("volumes", "Volumes.", "volumes"),
-    ("snapshots", "Snapshots, members of groups included.", "snapshots"),
-    ("exclusive_bytes", "Bytes that belong to one object alone, as of the last walk.", "exclusive"),
-    ("extents", "Extents of all images, as of the last walk.", "extents"),
-    ("walk_age_seconds", "Age of the last walk over all extents.", "walked"),
+    ("snapshots", "Snapshots, including members of group snapshots.", "snapshots"),
+    ("exclusive_bytes", "Bytes that belong to one object alone, as of the last scan.", "exclusive"),
+    ("extents", "Extents of all images, as of the last scan.", "extents"),
+    ("walk_age_seconds", "Age of the last scan of all extents.", "walked"),
 )
-
-
-def _read(reader: Callable[[], _Read]) -> _Read | None:
-    """Read figures that the event loop's thread may be changing: a dictionary that grew meanwhile is read again."""
-    for _ in range(_TRIES):
-        try:
-            return reader()
-        except RuntimeError:
-            continue
-        except Exception:
-            return None
-    return None

@@ -1,7 +1,7 @@
-"""What the operator of a node may decide, as plain values. Each default carries its reason.
+"""The settings of an agent, as plain values. Each default has its reason.
 
-Read by the composition root (agent/main.py) and built by the command line (cli/agent.py); lower layers receive the values
-that they need and never see this class. A value that contradicts itself is refused here, before anything is opened.
+The command line (cli/agent.py) builds them, the composition root (agent/main.py) reads them, and lower layers receive only
+the values that they need. Contradictions are refused here, before anything is opened.
 """
 
 import json
@@ -17,16 +17,16 @@ GIB = 1 << 30
 MIB = 1 << 20
 
 BACKENDS = ("reflink", "memory")
-"""What a pool may be made of. `memory` keeps everything in this process: for tests and for `tidemark demo`."""
+"""Backends of a pool. `memory` keeps everything in this process: for tests and for `tidemark demo`."""
 
 DEFAULT_POOL = "default"
-"""The name of a pool given by its path alone: a StorageClass without a `pool` parameter uses the first pool anyway."""
+"""Name of a pool that is configured by its path alone: a StorageClass without `pool` uses the first pool in any case."""
 
 DEFAULT_MOUNT = "/var/lib/tidemark/pool"
-"""Under /var/lib: data of the host's own that must survive a reboot."""
+"""Under /var/lib: data of the host that must survive a reboot."""
 
 SMALLEST_IMAGE = 300 * MIB
-"""mkfs.xfs refuses to make anything smaller."""
+"""mkfs.xfs refuses smaller file systems."""
 
 NEW_IMAGE = 20 * GIB
 """Enough for a few real volumes; small enough for the root disk of a common node."""
@@ -34,7 +34,7 @@ NEW_IMAGE = 20 * GIB
 
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
-    """One pool of this agent. `path` is a directory for reflink, and empty for memory. The first pool is the default."""
+    """One pool of this agent. `path` is a directory for reflink, empty for memory. The first pool is the default."""
 
     name: str
     backend: str
@@ -43,93 +43,93 @@ class PoolSpec:
     def __post_init__(self) -> None:
         if not is_pool_name(self.name):
             raise BadSetting(
-                f"{self.name!r} is no pool's name: use at most 31 lower-case letters, digits and inner dashes"
+                f"{self.name!r} is not a valid pool name: use at most 31 lower-case letters, digits and inner dashes"
             )
         if self.backend not in BACKENDS:
             raise BadSetting(f"pool {self.name}: backend {self.backend!r} is unknown: use {' or '.join(BACKENDS)}")
         if self.backend == "reflink" and not self.path.startswith("/"):
-            raise BadSetting(f"pool {self.name}: {self.path!r} is not an absolute path: give the directory of the pool")
+            raise BadSetting(f"pool {self.name}: {self.path!r} is not an absolute path: use the directory of the pool")
 
 
 @dataclass(frozen=True, slots=True)
 class PoolImage:
-    """A file that holds an XFS file system for a pool, for a node without a disk to spare.
+    """A file that holds an XFS file system for a pool, for a node without a spare disk.
 
-    Made, formatted and mounted at start where it is not there yet; found again by device and inode, never attached
-    twice. Left mounted when the agent stops, because volumes may be in use.
+    It is created, formatted and mounted at start if missing; it is found again by device and inode, and never attached
+    twice. It stays mounted when the agent stops, because volumes may be in use.
     """
 
     path: str
-    """The file. Its directory must exist: a host's disk that is not mounted must not be written below."""
+    """The file. Its directory must exist: nothing may be written below the mount point of a disk that is not mounted."""
     mount: str = DEFAULT_MOUNT
-    """Where it is mounted; made if missing. A pool at this path, or the only pool, lies in it."""
+    """Its mount point, created if missing. A pool at this path, or the only pool, is in it."""
     size: int | None = None
-    """Bytes. None: NEW_IMAGE for one that is made, and one that is there keeps its size. An image grows to what is said here at a
-    start, while its volumes are in use; it never shrinks."""
+    """Bytes. None: NEW_IMAGE for a new image; an existing one keeps its size. An image grows to this size at start, also while
+    its volumes are in use; it never shrinks."""
     sparse: bool = False
-    """False: allocated in full, so that a full host disk cannot become an I/O error inside a guest. True: for a demo."""
+    """False: allocated in full, so that a full host disk cannot cause I/O errors in a volume. True: for a demo."""
 
     def __post_init__(self) -> None:
-        for what, path in (("--pool-image", self.path), ("--pool-mount", self.mount)):
+        for option, path in (("--pool-image", self.path), ("--pool-mount", self.mount)):
             if not path.startswith("/"):
-                raise BadSetting(f"{what} {path!r} is not an absolute path: give one")
+                raise BadSetting(f"{option} {path!r} is not an absolute path: use one")
         if self.size is not None and self.size < SMALLEST_IMAGE:
-            raise BadSetting(f"--pool-size {self.size} is less than XFS can be made on: give 300Mi or more")
+            raise BadSetting(f"--pool-size {self.size} is too small for XFS: use at least 300Mi")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All that `tidemark agent` is told."""
+    """The options of `tidemark agent`."""
 
     pools: tuple[PoolSpec, ...]
     """At least one. Without --pool and with an image: `default=reflink:<mount of the image>`."""
 
     image: PoolImage | None = None
-    """None: the pools' directories are there already. A pool on a real disk is the better one."""
+    """None: the pools' directories exist already. A pool on a real disk is better."""
 
     pool_init: bool = False
-    """False: a new pool is made only in an empty directory that is a mount point, because a disk that failed to mount
-    would otherwise get a shadow pool below its mount point. True: in any empty directory."""
+    """False: a new pool is created only in an empty directory that is a mount point: otherwise a disk that failed to mount
+    would get a second pool below its mount point. True: in any empty directory."""
 
     endpoint: str = DEFAULT_ENDPOINT
-    """The CSI socket: `unix:///absolute/path`. No TCP here: whoever reaches this socket is root on the node."""
+    """The CSI socket: `unix:///absolute/path`. No TCP: access to this socket is root access to the node."""
 
     node_name: str = field(default_factory=socket.gethostname)
     """The owner in every id, so it must stay the same: the host's name, and spec.nodeName in a cluster."""
 
     overcommit: float = 2.0
-    """How often a pool's size may be promised: disks are thin and rarely full, and twice leaves time to react."""
+    """Overcommit ratio: volumes are thin and rarely full, and a ratio of 2 leaves time to react."""
 
     reserve: int | None = None
-    """Bytes kept free in every pool; None: 5 %, at least 1 GiB but no more than 10 %, enough to notice before guests see ENOSPC."""
+    """Bytes kept free in every pool; None: 5 %, at least 1 GiB but no more than 10 %, enough to notice before pods see ENOSPC."""
 
     max_snapshots: int = 256
-    """Snapshots of one volume: XFS slows down with owners of a block, and a list of more helps nobody."""
+    """Snapshots of one volume: XFS slows down with the number of owners of a block."""
 
     freeze_deadline: float = 5.0
-    """Seconds that a snapshot may hold a file system still: most databases' own timeouts begin at ten."""
+    """Seconds for which a snapshot may freeze a file system: most databases' own timeouts begin at ten."""
 
     metrics_address: tuple[str, int] | None = None
-    """Host and port of /metrics, /healthz and /readyz; None: no listener. A laptop needs none; the chart gives one."""
+    """Host and port of /metrics, /healthz and /readyz; None: no listener. A single node needs none; the chart sets one."""
 
     log_format: Literal["console", "json"] = "console"
-    """Lines for people by default; JSON where a machine collects them."""
+    """Lines for people by default; JSON for log collectors."""
 
     listen: tuple[str, int] | None = None
-    """Host and port for controllers, with mutual TLS; None: the socket alone, all that a single node needs."""
+    """Host and port for controllers, with mutual TLS; None: only the socket, which is enough for a single node."""
 
     certificates: str = ""
-    """A directory with ca.crt, tls.crt and tls.key, as Kubernetes mounts a Secret of type TLS. Goes with `listen`."""
+    """A directory with ca.crt, tls.crt and tls.key, as Kubernetes mounts a Secret of type TLS. Needs `listen`."""
 
     register: str = ""
-    """The kubelet's plugins_registry as this process sees it; empty: no kubelet. Given, this is a container of a pod, and
-    pools must lie on the host's own mounts."""
+    """The kubelet's plugins_registry as this process sees it; empty: no kubelet. If set, this process is a container of a pod,
+    and pools must be on mounts of the host."""
 
     kubelet_socket: str = ""
-    """The path of `endpoint` as the kubelet sees it. Goes with `register`."""
+    """The path of `endpoint` as the kubelet sees it. Needs `register`."""
 
     driver_name: str = DRIVER_NAME
-    """What GetPluginInfo answers and CSIDriver is called: another only to run two of them on one cluster."""
+    """Name in GetPluginInfo and of the CSIDriver object: another one only to run two drivers in one cluster."""
 
     volume_health: bool = False
     """False: NodeGetVolumeHealth is served and not announced, since the capability is alpha, and clients of an older CSI fail
@@ -137,56 +137,60 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.pools:
-            raise BadSetting("no pool is given: --pool /srv/tidemark for a directory on XFS, or --pool-image FILE")
+            raise BadSetting(
+                "no pool is configured: use --pool /srv/tidemark for a directory on XFS, or --pool-image FILE"
+            )
         names = [pool.name for pool in self.pools]
         paths = [pool.path for pool in self.pools if pool.path]
         if len(set(names)) != len(names):
-            raise BadSetting(f"two pools have the same name ({', '.join(names)}): name them apart, NAME=BACKEND:PATH")
+            raise BadSetting(f"names of pools must be unique ({', '.join(names)}): use NAME=BACKEND:PATH")
         if len(set(paths)) != len(paths):
             raise BadSetting(
-                f"two pools have the same path ({', '.join(paths)}): a pool lies in a directory of its own"
+                f"paths of pools must be unique ({', '.join(paths)}): each pool needs a directory of its own"
             )
         if not self.endpoint.startswith("unix:///"):
-            raise BadSetting(f"endpoint {self.endpoint!r} is not a socket: write unix:///run/tidemark/csi.sock")
+            raise BadSetting(f"endpoint {self.endpoint!r} is not a socket: use unix:///run/tidemark/csi.sock")
         if not self.node_name:
-            raise BadSetting("the node's name is empty: give --node-name, or set the host's name")
+            raise BadSetting("the node name is empty: set --node-name, or the host's name")
         if self.overcommit <= 0:
-            raise BadSetting(f"--overcommit {self.overcommit} promises nothing: 1.0 promises all space once, 2.0 twice")
+            raise BadSetting(
+                f"--overcommit {self.overcommit} must be > 0: 1.0 reserves the pool's size once, 2.0 twice"
+            )
         if self.reserve is not None and self.reserve < 0:
-            raise BadSetting(f"--reserve {self.reserve} is negative: give 0 or more bytes")
+            raise BadSetting(f"--reserve {self.reserve} is negative: use 0 or more bytes")
         if self.max_snapshots < 1:
-            raise BadSetting(f"--max-snapshots {self.max_snapshots} allows none: give 1 or more")
+            raise BadSetting(f"--max-snapshots {self.max_snapshots} must be at least 1")
         if self.freeze_deadline <= 0:
-            raise BadSetting(f"--freeze-deadline {self.freeze_deadline} leaves no time: give seconds above 0")
+            raise BadSetting(f"--freeze-deadline {self.freeze_deadline} must be > 0 seconds")
         if (self.listen is None) != (not self.certificates):
             raise BadSetting(
-                "--listen and --certificates go together: there is no plain text, and nothing else to certify"
+                "--listen and --certificates go together: --listen always uses mutual TLS, and nothing else needs certificates"
             )
         if (not self.register) != (not self.kubelet_socket):
             raise BadSetting(
-                "--register and --kubelet-socket go together: the kubelet is told the path that it can open"
+                "--register and --kubelet-socket go together: the registration names the path that the kubelet can open"
             )
-        for what, path in (
+        for option, path in (
             ("--certificates", self.certificates),
             ("--register", self.register),
             ("--kubelet-socket", self.kubelet_socket),
         ):
             if path and not path.startswith("/"):
-                raise BadSetting(f"{what} {path!r} is not an absolute path: give one")
+                raise BadSetting(f"{option} {path!r} is not an absolute path: use one")
 
     @property
     def socket_path(self) -> str:
-        """The endpoint as a path."""
+        """Return the endpoint as a path."""
         return self.endpoint.removeprefix("unix://")
 
 
 def dump(settings: Settings) -> str:
-    """Settings as one line of JSON, for the process that is to be the agent. They hold no secrets."""
+    """Return settings as one line of JSON, for the agent's process. They hold no secrets."""
     return json.dumps(asdict(settings), separators=(",", ":"))
 
 
 def load(text: str) -> Settings:
-    """What `dump` wrote. Raises BadSetting as the constructors do."""
+    """Parse the output of `dump`. Raises BadSetting as the constructors do."""
     raw = json.loads(text)
     raw["pools"] = tuple(PoolSpec(**pool) for pool in raw["pools"])
     raw["image"] = PoolImage(**raw["image"]) if raw["image"] else None

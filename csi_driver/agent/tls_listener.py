@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from csi_driver.agent.probes import Health
 from csi_driver.domain.errors import Precondition
+from csi_driver.probes import AgentHealth
 
 if TYPE_CHECKING:
     from csi_driver.rpc.interceptors import Calls
@@ -34,7 +34,7 @@ class TlsListener:
         certificates: str,
         servicers: "Sequence[object]",
         interceptors: "Sequence[Calls]",
-        health: Health,
+        health: AgentHealth,
     ) -> None:
         self._address = address
         self._certificates = Path(certificates)
@@ -42,7 +42,7 @@ class TlsListener:
         self._interceptors = interceptors
         self._health = health
         self._server: SecureServer | None = None
-        health.lack("tls", f"the certificates in {certificates} have not been looked at yet")
+        health.set_not_ready("tls", f"the certificates in {certificates} have not been looked at yet")
 
     async def run(self) -> None:
         """Begin as soon as it is possible; until then, say in the log why it is not, once for each reason."""
@@ -50,10 +50,10 @@ class TlsListener:
         while (why := await self._begin()) is not None:
             if why != told:
                 log.warning("controllers are not served yet", why=why)
-                self._health.lack("tls", why)
+                self._health.set_not_ready("tls", why)
                 told = why
             await asyncio.sleep(_RETRY_SECONDS)
-        self._health.have("tls")
+        self._health.set_ready("tls")
 
     async def stop(self, grace: float) -> None:
         """Take no more calls, give the running ones `grace` seconds."""

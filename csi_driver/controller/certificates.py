@@ -1,4 +1,4 @@
-"""The parts that certificates take, on every replica: the one that keeps them, and the one that loads its own."""
+"""The certificate components of every replica: one reconciles all certificates, one loads its own."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -15,37 +15,38 @@ from csi_driver.rpc.clients import certificate_report
 
 
 def certificate_component(context: ControllerContext) -> Component:
-    """Makes, renews and rotates, or watches what the user gives."""
+    """Return what creates, renews and rotates certificates, or watches those that the user supplies."""
     settings = context.settings
-    ours, namespace = context.ours, settings.namespace
-    hook = ours.webhook if settings.webhook_address is not None else ""
+    installation, namespace = context.installation, settings.namespace
+    webhook = installation.webhook_configuration if settings.webhook_address is not None else ""
 
-    def expiry(role: str, ends: datetime) -> None:
-        context.telemetry.certificate_expiry.labels(role).set(ends.timestamp())
+    def set_expiry(role: str, ends: datetime) -> None:
+        context.metrics.certificate_expiry.labels(role).set(ends.timestamp())
 
     if settings.controller_secret:
-        given = {"controller": settings.controller_secret, "agent": settings.agent_secret}
-        return ExternalCertificates(context.api, namespace, given, hook, context.events, expiry)
+        supplied = {"controller": settings.controller_secret, "agent": settings.agent_secret}
+        return ExternalCertificates(context.api, namespace, supplied, webhook, context.events, set_expiry)
 
     async def controllers(secret: Object) -> Mapping[str, str]:
-        return await loaded_by_pods(context.api, namespace, CONTROLLER_LABELS, f"{ours.release}-controller-", secret)
+        prefix = f"{installation.release}-controller-"
+        return await loaded_by_pods(context.api, namespace, CONTROLLER_LABELS, prefix, secret)
 
     async def agents(_: Object) -> Mapping[str, str]:
         return await certificate_report.loaded_by_agents(context.agents)
 
     # The API server calls the webhook by the second name.
-    names = (tls.CONTROLLER, ours.webhook_host)
-    wanted = [
-        CertificateSpec("controller", ours.certificate("controller"), names, controllers),
-        CertificateSpec("agent", ours.certificate("agent"), (tls.AGENT,), agents),
+    names = (tls.CONTROLLER, installation.webhook_host)
+    specs = [
+        CertificateSpec("controller", installation.tls_secret("controller"), names, controllers),
+        CertificateSpec("agent", installation.tls_secret("agent"), (tls.AGENT,), agents),
     ]
-    return Certificates(context.api, namespace, ours.authority, wanted, hook, context.events, expiry)
+    return Certificates(context.api, namespace, installation.ca_secret, specs, webhook, context.events, set_expiry)
 
 
 def tls_files_component(context: ControllerContext) -> Component:
-    """Lays out this replica's own certificate where its channels and its webhook read it."""
+    """Return what writes this replica's own certificate to the files that its channels and its webhook read."""
     settings = context.settings
-    secret = settings.controller_secret or context.ours.certificate("controller")
-    # Nothing is written on a Secret of the user's.
+    secret = settings.controller_secret or context.installation.tls_secret("controller")
+    # A user's Secret is never changed.
     pod = "" if settings.controller_secret else settings.pod_name
     return TlsSecretFiles(context.api, settings.namespace, secret, Path(settings.certificates), pod)

@@ -1,10 +1,10 @@
-"""What runs beside the routing of calls, and all that it may be made of."""
+"""What runs beside the forwarding of calls, and what it is made of."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from csi_driver.controller.metrics import ControllerTelemetry
+from csi_driver.controller.metrics import ControllerMetrics
 from csi_driver.controller.settings import ControllerSettings
 from csi_driver.kube.client import Api
 from csi_driver.kube.events import Events
@@ -15,25 +15,25 @@ from csi_driver.service.discovery import Discovery
 
 
 class Component(Protocol):
-    """A reconciler, or anything of its kind, that the supervisor keeps running."""
+    """A reconciler, or a similar task, that the supervisor keeps running."""
 
     async def run(self) -> None:
-        """Go on until cancelled."""
+        """Run until cancelled."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ControllerContext:
-    """All that a component may be made of."""
+    """Everything that a component may use."""
 
     settings: ControllerSettings
-    ours: Installation
+    installation: Installation
     api: Api
     mirrors: Mirrors
     events: Events
     discovery: Discovery
     agents: AgentChannels
-    telemetry: ControllerTelemetry
+    metrics: ControllerMetrics
 
 
 Factory = Callable[[ControllerContext], Component]

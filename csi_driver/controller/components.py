@@ -1,21 +1,21 @@
-"""The lists of what runs beside the routing of calls: the one place where a component is added."""
+"""The lists of components: the one place where a component is added."""
 
 from csi_driver.controller import certificates, rollbacks, schedules, topology
 from csi_driver.controller.component import Component, ControllerContext, Factory
 from csi_driver.kube.resources import PVS
-from csi_driver.operator.agents.discovery import keep_volume
+from csi_driver.operator.agents.discovery import trim_pv
 from csi_driver.operator.agents.full_pools import FullPoolEvents
-from csi_driver.operator.orphaned_volumes import Orphans
+from csi_driver.operator.orphaned_volumes import OrphanedVolumes
 from csi_driver.rpc.clients.agent_health import AgentHealthProbe
 from csi_driver.rpc.clients.inventory import AgentInventory
 from csi_driver.rpc.clients.pool_fullness import AgentFullness
 
 
 def orphaned_volumes(context: ControllerContext) -> Component:
-    """Reports volumes that no PersistentVolume names."""
-    volumes = context.mirrors.of(PVS, keep=keep_volume)
-    tell = context.telemetry.orphans.set
-    return Orphans(AgentInventory(context.agents), volumes, context.ours.driver, context.events, tell)
+    """Return what reports volumes without a PersistentVolume."""
+    pvs = context.mirrors.of(PVS, keep=trim_pv)
+    inventory, set_count = AgentInventory(context.agents), context.metrics.orphans.set
+    return OrphanedVolumes(inventory, pvs, context.installation.driver, context.events, set_count)
 
 
 def full_pools(context: ControllerContext) -> Component:
@@ -24,8 +24,8 @@ def full_pools(context: ControllerContext) -> Component:
 
 
 def agent_health(context: ControllerContext) -> Component:
-    """Measures which agents answer."""
-    return AgentHealthProbe(context.agents, context.telemetry.reached)
+    """Return what measures which agents answer."""
+    return AgentHealthProbe(context.agents, context.metrics.reached)
 
 
 ON_EVERY_REPLICA: list[Factory] = [
@@ -34,7 +34,7 @@ ON_EVERY_REPLICA: list[Factory] = [
     topology.webhook,
     agent_health,
 ]
-"""Begun with the controller, before it is ready: what each replica needs for itself."""
+"""Started with the controller, before it is ready: what each replica needs for itself."""
 
 ON_THE_LEADER: list[Factory] = [
     topology.reconciler,
@@ -43,4 +43,4 @@ ON_THE_LEADER: list[Factory] = [
     rollbacks.reconciler,
     schedules.reconciler,
 ]
-"""Begun by the replica that holds the Lease, and cancelled when it loses the Lease."""
+"""Started by the replica that holds the Lease, and cancelled when it loses the Lease."""

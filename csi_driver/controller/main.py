@@ -9,11 +9,12 @@ from pathlib import Path
 import structlog
 
 from csi_driver.controller.component import ControllerContext
-from csi_driver.controller.metrics import ControllerTelemetry
+from csi_driver.controller.metrics import ControllerMetrics
 from csi_driver.controller.settings import ControllerSettings
 from csi_driver.domain.errors import DriverError, Unavailable
 from csi_driver.logging import configure_logging
 from csi_driver.operator.installation import Installation
+from csi_driver.probes import ControllerHealth, ProbeServer
 
 DRAIN_SECONDS = 20.0
 """For calls at SIGTERM: below the 30 s that a kubelet waits. What is cut off goes on at its agent, and is found again."""
@@ -44,7 +45,7 @@ class Controller:
 
     def __init__(self, settings: ControllerSettings) -> None:
         self._settings = settings
-        self.telemetry = ControllerTelemetry()
+        self.metrics = ControllerMetrics()
         self._parts: asyncio.Task[None] | None = None
         self._ends: list[Callable[[], object]] = []
         self._stopping = False
@@ -52,7 +53,6 @@ class Controller:
     async def start(self) -> None:
         """Serve at once; ready as soon as the agents' list and the certificates were read. Raises DriverError."""
         os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
-        from csi_driver.controller.probes import Health
         from csi_driver.controller.supervisor import run_all
         from csi_driver.kube.client import Api
         from csi_driver.kube.events import Events
@@ -72,14 +72,17 @@ class Controller:
         api = await Api.connect(settings.kubeconfig, settings.api_proxy)
         self._ends.append(api.close)
         if settings.metrics_address is not None:
-            self.health = Health(settings.metrics_address, self.check, self.telemetry.text)
-            await self.health.start()
-            self._ends.append(self.health.stop)
+            health = ControllerHealth(self.check)
+            self.probes = ProbeServer(settings.metrics_address, self.metrics.registry, health)
+            self.probes.start()
+            self._ends.append(self.probes.stop)
+            heartbeat = asyncio.create_task(health.run())
+            self._ends.append(heartbeat.cancel)
         mirrors = Mirrors(api)
         self._ends.append(mirrors.stop)
-        self.telemetry.watch_ages(mirrors.ages)
-        ours = Installation(settings.namespace, settings.release, settings.driver_name)
-        self._discovery = ClusterDiscovery(mirrors, ours)
+        self.metrics.watch_ages(mirrors.ages)
+        installation = Installation(settings.namespace, settings.release, settings.driver_name)
+        self._discovery = ClusterDiscovery(mirrors, installation)
         self._identity = tls.TlsDirectory(Path(settings.certificates))
         agents = AgentChannels(self._discovery, self._identity)
         self._ends.append(agents.close)
@@ -91,13 +94,13 @@ class Controller:
                 RoutedGroups(agents),
                 RoutedTidemark(agents),
             ],
-            [Calls(self.telemetry, shielded=False)],
+            [Calls(self.metrics, shielded=False)],
         )
         await server.start()
         self._ends.append(lambda: server.stop(DRAIN_SECONDS))
         events = Events(api, settings.release, settings.pod_name)
         context = self.context = ControllerContext(
-            settings, ours, api, mirrors, events, self._discovery, agents, self.telemetry
+            settings, installation, api, mirrors, events, self._discovery, agents, self.metrics
         )
         self._parts = asyncio.create_task(run_all(context))
         log.info("serving", endpoint=settings.endpoint, namespace=settings.namespace, release=settings.release)

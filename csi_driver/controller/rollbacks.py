@@ -29,9 +29,9 @@ class _Reconciler:
         await _until_served(context)
         informer = context.mirrors.of(ROLLBACKS)
         rollbacks = RollbackController(
-            context.api, AgentDisks(context.agents), informer, context.events, context.ours.driver
+            context.api, AgentDisks(context.agents), informer, context.events, context.installation.driver
         )
-        gauge = context.telemetry.rollbacks
+        gauge = context.metrics.rollbacks
         for phase in Phase:
             gauge.labels(str(phase)).set_function(partial(_count, rollbacks, phase))
         try:

@@ -6,7 +6,7 @@ import time
 import structlog
 
 from csi_driver.controller.component import Component, ControllerContext
-from csi_driver.controller.metrics import ControllerTelemetry
+from csi_driver.controller.metrics import ControllerMetrics
 from csi_driver.domain.errors import DriverError
 from csi_driver.kube.client import Api
 from csi_driver.kube.errors import ApiRejected
@@ -35,7 +35,7 @@ class _Reconciler:
         optional = {kind for kind in OPTIONAL if await readable(context.api, kind)}
         kinds = [kind for kind in TRIMMERS if kind not in OPTIONAL or kind in optional]
         mirrors = {kind: context.mirrors.of(kind, keep=TRIMMERS[kind]) for kind in kinds}
-        figures = Figures(context.telemetry)
+        figures = Figures(context.metrics)
         controller = ScheduleController(
             context.api, mirrors, context.events, settings.driver_name, figures, settings.snapshots_in_flight
         )
@@ -48,9 +48,9 @@ class _Reconciler:
 class Figures:
     """See operator.schedule_observer.ScheduleObserver."""
 
-    def __init__(self, telemetry: ControllerTelemetry) -> None:
-        self._late = telemetry.schedule_late
-        self._snapshots = telemetry.schedule_snapshots
+    def __init__(self, metrics: ControllerMetrics) -> None:
+        self._late = metrics.schedule_late
+        self._snapshots = metrics.schedule_snapshots
 
     def made(self, namespace: str, name: str) -> None:
         """See ScheduleObserver."""

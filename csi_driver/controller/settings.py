@@ -1,4 +1,4 @@
-"""What the operator of a cluster may decide about the controller, as plain values. Each default carries its reason."""
+"""The settings of a controller, as plain values. Each default has its reason."""
 
 import re
 import socket
@@ -11,21 +11,21 @@ from csi_driver.settings import DEFAULT_ENDPOINT, BadSetting
 DEFAULT_NAMESPACE = "tidemark"
 DEFAULT_RELEASE = "tidemark"
 DEFAULT_CERTIFICATES = "/run/tidemark/tls"
-"""Under /run, which is memory: the key of a controller never lies on a disk."""
+"""Under /run, which is memory: the key of a controller is never stored on a disk."""
 
 _PROXY = re.compile(r"https?://([^\s/@]+@)?([^\s/:@\[\]]+|\[[0-9a-fA-F:.]+\]):\d{1,5}/?", re.ASCII)
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 
 
 def check_proxy(url: str) -> None:
-    """Raise BadSetting where this is no proxy's URL. It may hold a password, so it is not told."""
+    """Raise BadSetting if this is not the URL of a proxy. It may hold a password, so the message does not quote it."""
     if url and not _PROXY.fullmatch(url):
-        raise BadSetting("--api-proxy is not the URL of a proxy: write http://HOST:PORT")
+        raise BadSetting("--api-proxy is not the URL of a proxy: use http://HOST:PORT")
 
 
 @dataclass(frozen=True, slots=True)
 class ControllerSettings:
-    """All that `tidemark controller` is told."""
+    """The options of `tidemark controller`."""
 
     endpoint: str = DEFAULT_ENDPOINT
     """The CSI socket that the sidecars of this pod share: `unix:///absolute/path`."""
@@ -34,16 +34,16 @@ class ControllerSettings:
     """Where the agents' pods, the certificates and the leases are."""
 
     release: str = DEFAULT_RELEASE
-    """The chart's full name: the names of all objects of ours begin with it."""
+    """The chart's full name, with which the names of the driver's objects begin."""
 
     driver_name: str = DRIVER_NAME
-    """As the agents' and that of CSIDriver."""
+    """The same as the agents', and that of the CSIDriver object."""
 
     certificates: str = DEFAULT_CERTIFICATES
     """Directory of the controller's ca.crt, tls.crt and tls.key."""
 
     controller_secret: str = ""
-    """A Secret of the user's own with the controller's certificate; empty: we make one and renew it."""
+    """A user-supplied Secret with the controller's certificate; empty: this driver creates and renews one."""
 
     agent_secret: str = ""
     """The same for the agents'. Both or neither."""
@@ -52,36 +52,36 @@ class ControllerSettings:
     """Host and port of /metrics, /healthz and /readyz; None: no listener."""
 
     webhook_address: tuple[str, int] | None = None
-    """Host and port of the webhook that pins claims; None: none, and pins come from the reconciler alone."""
+    """Host and port of the webhook that selects nodes for PVCs; None: only the topology controller selects them."""
 
     pod_name: str = field(default_factory=socket.gethostname)
-    """Who leads, in the Lease: it must differ between replicas. In a pod the host's name is the pod's."""
+    """Name in the leader election, different for each replica. In a pod the host's name is the pod's."""
 
     kubeconfig: str = ""
-    """Outside of a pod: a file that leads to the API. Empty: the pod's own account."""
+    """Path to a kubeconfig file, outside of a pod. Empty: the pod's own account."""
 
     api_proxy: str = ""
-    """URL of a proxy on the way to the API; empty: none. Never from HTTPS_PROXY, which a pod has for what leaves the cluster."""
+    """URL of a proxy for the API; empty: none. HTTPS_PROXY is ignored: pods have it for traffic that leaves the cluster."""
 
     operator: bool = True
-    """False: route CSI calls only, reconcile nothing."""
+    """False: only forward CSI calls, reconcile nothing."""
 
     snapshots_in_flight: int = 4
-    """Scheduled snapshots that one node makes at a time: each may hold a file system still."""
+    """Maximum number of scheduled snapshots in progress on one node: each may freeze a file system."""
 
     log_format: Literal["console", "json"] = "console"
-    """Lines for people by default; JSON where a machine collects them."""
+    """Lines for people by default; JSON for log collectors."""
 
     def __post_init__(self) -> None:
         for option, text in (("--namespace", self.namespace), ("--release", self.release)):
             if not _NAME.fullmatch(text):
                 raise BadSetting(
-                    f"{option} {text!r} is no name in Kubernetes: lower-case letters, digits, inner dashes"
+                    f"{option} {text!r} is not a valid name in Kubernetes: use lower-case letters, digits and inner dashes"
                 )
         if bool(self.controller_secret) != bool(self.agent_secret):
-            raise BadSetting("--controller-secret and --agent-secret belong together: give both or neither")
+            raise BadSetting("--controller-secret and --agent-secret go together: use both or neither")
         if not self.certificates.startswith("/"):
-            raise BadSetting(f"--certificates {self.certificates!r} is not an absolute path: give one")
+            raise BadSetting(f"--certificates {self.certificates!r} is not an absolute path: use one")
         check_proxy(self.api_proxy)
         if self.snapshots_in_flight < 1:
-            raise BadSetting(f"--snapshots-in-flight-per-node {self.snapshots_in_flight} allows none: give 1 or more")
+            raise BadSetting(f"--snapshots-in-flight-per-node {self.snapshots_in_flight} must be at least 1")

@@ -1,4 +1,4 @@
-"""Keeps components running: one that fails is begun again after a pause, and harms no other."""
+"""Keeps components running: one that fails is restarted after a pause, and does not stop others."""
 
 import asyncio
 from collections.abc import Sequence
@@ -10,38 +10,38 @@ from csi_driver.controller.components import ON_EVERY_REPLICA, ON_THE_LEADER
 from csi_driver.kube.leader_election import LeaderElector
 
 RESTART_SECONDS = 5.0
-"""Before a component that failed is begun again."""
+"""Before a component that failed is restarted."""
 
 log = structlog.get_logger()
 
 
 class _LeaderComponents:
-    """Asks for the Lease, and runs what the leader runs while it has it."""
+    """Takes part in the leader election, and runs the leader's components while it leads."""
 
     def __init__(self, context: ControllerContext) -> None:
         self._context = context
 
     async def run(self) -> None:
         context = self._context
-        ours, settings = context.ours, context.settings
-        await LeaderElector(context.api, ours.namespace, ours.lease, settings.pod_name).run(self._lead)
+        installation, name = context.installation, context.settings.pod_name
+        await LeaderElector(context.api, installation.namespace, installation.lease, name).run(self._lead)
 
     async def _lead(self) -> None:
-        self._context.telemetry.leading.set(1)
+        self._context.metrics.leading.set(1)
         try:
             await run_supervised(ON_THE_LEADER, self._context)
         finally:
-            self._context.telemetry.leading.set(0)
+            self._context.metrics.leading.set(0)
 
 
 async def run_all(context: ControllerContext) -> None:
-    """Run all components that the settings ask for, until cancelled; the lease is given back then."""
+    """Run all components that the settings enable, until cancelled; the Lease is released then."""
     leader: list[Factory] = [_LeaderComponents] if context.settings.operator else []
     await run_supervised([*ON_EVERY_REPLICA, *leader], context)
 
 
 async def run_supervised(factories: Sequence[Factory], context: ControllerContext) -> None:
-    """Make these components and run them all, until cancelled."""
+    """Build these components and run them all, until cancelled."""
     async with asyncio.TaskGroup() as group:
         for factory in factories:
             group.create_task(_keep_one(factory, context))
@@ -51,9 +51,9 @@ async def _keep_one(factory: Factory, context: ControllerContext) -> None:
     while True:
         try:
             await factory(context).run()
-            log.error("component ended by itself", component=_name(factory), again_in=RESTART_SECONDS)
+            log.error("controller component exited unexpectedly", component=_name(factory), restart_in=RESTART_SECONDS)
         except Exception:
-            log.exception("component failed", component=_name(factory), again_in=RESTART_SECONDS)
+            log.exception("controller component failed", component=_name(factory), restart_in=RESTART_SECONDS)
         await asyncio.sleep(RESTART_SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""Names that chart, controller and command line share."""
+"""Names that the chart, the controller and the command line share."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,22 +6,23 @@ from typing import Literal
 from csi_driver.kube.client import Object
 
 AGENT_LABELS = "app.kubernetes.io/name=tidemark,app.kubernetes.io/component=agent"
-"""Of the agents' pods, as a selector."""
+"""Selects the agents' pods."""
 
 CONTROLLER_LABELS = "app.kubernetes.io/name=tidemark,app.kubernetes.io/component=controller"
-"""Of the controllers' pods, as a selector."""
+"""Selects the controllers' pods."""
 
 SELECTED_NODE = "volume.kubernetes.io/selected-node"
-"""On a claim: the node that the scheduler, or our pin, has chosen."""
+"""Annotation of a PVC: the node that the scheduler, or this driver, has selected."""
 
 PLACED_ON = "tidemark.dev/placed-on"
-"""On a claim without a selected node: the owner that is asked for its volume until that says no."""
+"""Annotation of a PVC without a selected node: the owner that is asked for its volume until that owner refuses."""
 
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """What belongs to one installation. `release` is the chart's full name. None of these names is ever another one: what is
-    in these objects is found by them after an upgrade.
+    """The objects of one installation. `release` is the chart's full name.
+
+    None of these names may change: after an upgrade, the content of these objects is found by them.
     """
 
     namespace: str
@@ -29,36 +30,36 @@ class Installation:
     driver: str
 
     @property
-    def forgotten(self) -> str:
-        """The ConfigMap whose keys are the owners that a person gave up."""
+    def decommissioned_nodes(self) -> str:
+        """The ConfigMap whose keys are the decommissioned owners."""
         return f"{self.release}-forgotten"
 
     @property
     def lease(self) -> str:
-        """The Lease of the controller that reconciles."""
+        """The Lease of the controllers' leader election."""
         return f"{self.release}-operator"
 
     @property
-    def authority(self) -> str:
-        """The Secret of the authority that signs for agents and controllers."""
+    def ca_secret(self) -> str:
+        """The Secret of the CA that signs the certificates of agents and controllers."""
         return f"{self.release}-authority"
 
-    def certificate(self, role: Literal["controller", "agent"]) -> str:
-        """The Secret of the certificate that all of a role show, where we make it."""
+    def tls_secret(self, role: Literal["controller", "agent"]) -> str:
+        """Return the Secret with the certificate of all processes of a role, if this driver makes it."""
         return f"{self.release}-{role}-tls"
 
     @property
-    def webhook(self) -> str:
-        """The MutatingWebhookConfiguration that has the API server ask about claims."""
+    def webhook_configuration(self) -> str:
+        """The MutatingWebhookConfiguration for PVCs."""
         return f"{self.release}-pin"
 
     @property
     def webhook_host(self) -> str:
-        """The name by which the API server calls it."""
+        """The host name at which the API server calls the webhook."""
         return f"{self.release}-webhook.{self.namespace}.svc"
 
-    def has(self, pod: Object) -> bool:
-        """Whether a pod, as keep_pod made it, is an agent of ours: several releases may share a namespace."""
-        daemon_set = f"{self.release}-agent"  # that of a group of nodes has the group's name behind it
+    def owns_agent(self, pod: Object) -> bool:
+        """Return whether a trimmed pod is an agent of this release: several releases may share a namespace."""
+        daemon_set = f"{self.release}-agent"  # that of a node group has the group's name appended
         owners: list[str] = pod["owners"]
-        return bool(pod["node"]) and any(one == daemon_set or one.startswith(f"{daemon_set}-") for one in owners)
+        return bool(pod["node"]) and any(name == daemon_set or name.startswith(f"{daemon_set}-") for name in owners)

@@ -1,7 +1,8 @@
-"""Volumes that no PersistentVolume names: reported, never deleted by themselves.
+"""Reports volumes without a PersistentVolume. It never deletes them.
 
-They are left where an answer was lost and a volume was made once more elsewhere, where a PersistentVolume was removed by
-hand, and on a node that was forgotten and is back. An hour is longer than any volume takes to get its PersistentVolume.
+Volumes are orphaned if an answer was lost and the volume was made again on another node, if a PersistentVolume was deleted
+by hand, and on a decommissioned node that has come back. The grace period is longer than any volume takes to get its
+PersistentVolume.
 """
 
 import asyncio
@@ -17,94 +18,99 @@ from csi_driver.kube.informer import Informer
 from csi_driver.service.inventory import Inventory
 
 GRACE_SECONDS = 3600.0
-EVERY_SECONDS = 300.0
+PERIOD_SECONDS = 300.0
 
 log = structlog.get_logger()
 
 
 def unreferenced_since(
-    before: Mapping[str, float], there: Mapping[str, Collection[str]], handles: Collection[str], now: float
+    before: Mapping[str, float], volumes: Mapping[str, Collection[str]], handles: Collection[str], now: float
 ) -> dict[str, float]:
-    """Since when each volume is known to be named by no handle. Of an owner that did not answer, all stays as it was."""
+    """Return since when each volume has no handle that names it.
+
+    `volumes` has the ids of each owner that answered. For an owner that did not, `before` still holds.
+    """
     since = {}
     for volume_id, first in before.items():
         parsed = parse(volume_id)
-        if parsed is not None and parsed.owner not in there and volume_id not in handles:
+        if parsed is not None and parsed.owner not in volumes and volume_id not in handles:
             since[volume_id] = first
-    for ids in there.values():
-        since.update({one: before.get(one, now) for one in ids if one not in handles})
+    for ids in volumes.values():
+        since.update({volume_id: before.get(volume_id, now) for volume_id in ids if volume_id not in handles})
     return since
 
 
 def older_than_grace(since: Mapping[str, float], now: float) -> list[str]:
-    """Those for which that has lasted an hour."""
+    """Return the volumes that have been unreferenced for the grace period."""
     return sorted(volume_id for volume_id, first in since.items() if now - first >= GRACE_SECONDS)
 
 
-def same_name_pvs(volume_ids: Iterable[str], volumes: Iterable[Object]) -> dict[str, Object]:
-    """For each id the PersistentVolume of the same name, which has another handle."""
-    by_hash = {name_hash("volume", volume["metadata"]["name"]): volume for volume in volumes}
-    hashes = {volume_id: parse(volume_id) for volume_id in volume_ids}
-    return {one: by_hash[parsed.hash] for one, parsed in hashes.items() if parsed and parsed.hash in by_hash}
+def same_name_pvs(volume_ids: Iterable[str], pvs: Iterable[Object]) -> dict[str, Object]:
+    """Return for each id the PersistentVolume of the same name, which has another handle."""
+    by_hash = {name_hash("volume", pv["metadata"]["name"]): pv for pv in pvs}
+    parsed_ids = {volume_id: parse(volume_id) for volume_id in volume_ids}
+    return {
+        volume_id: by_hash[parsed.hash] for volume_id, parsed in parsed_ids.items() if parsed and parsed.hash in by_hash
+    }
 
 
-class Orphans:
-    """Looks every five minutes. `volumes` mirrors PersistentVolumes as keep_volume makes them; `tell` gets the count.
+class OrphanedVolumes:
+    """Checks every five minutes. `pvs` caches trimmed PersistentVolumes; `set_count` receives the number of orphans.
 
-    How long a volume is nobody's is counted from when this controller first saw it, so another leader begins anew.
+    The grace period begins when this controller first sees a volume without a handle; a new leader starts again.
     """
 
     def __init__(
         self,
         inventory: Inventory,
-        volumes: Informer,
+        pvs: Informer,
         driver: str,
         events: Events,
-        tell: Callable[[int], None],
+        set_count: Callable[[int], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._inventory = inventory
-        self._volumes = volumes
+        self._pvs = pvs
         self._driver = driver
         self._events = events
-        self._tell = tell
+        self._set_count = set_count
         self._clock = clock
         self._since: dict[str, float] = {}
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     async def run(self) -> None:
-        """Look again and again, until cancelled."""
-        await self._volumes.wait_synced()
+        """Check every five minutes, until cancelled."""
+        await self._pvs.wait_synced()
         while True:
-            await self.look()
-            await asyncio.sleep(EVERY_SECONDS)
+            await self.reconcile()
+            await asyncio.sleep(PERIOD_SECONDS)
 
-    async def look(self) -> list[str]:
-        """Look once, and tell of those that are new. Returns all orphans."""
-        there = await self._inventory.volumes()
-        ours = [volume for volume in self._volumes.all() if volume["driver"] == self._driver]
+    async def reconcile(self) -> list[str]:
+        """Check once, and report new orphans. Returns all orphans."""
+        volumes = await self._inventory.volumes()
+        pvs = [pv for pv in self._pvs.all() if pv["driver"] == self._driver]
         now = self._clock()
-        self._since = unreferenced_since(self._since, there, {volume["handle"] for volume in ours}, now)
-        found = older_than_grace(self._since, now)
-        self._tell(len(found))
-        twins = same_name_pvs(found, ours)
-        for volume_id in found:
-            if volume_id not in self._told:
-                await self._report(volume_id, twins.get(volume_id))
-        self._told = set(found)
-        return found
+        self._since = unreferenced_since(self._since, volumes, {pv["handle"] for pv in pvs}, now)
+        orphans = older_than_grace(self._since, now)
+        self._set_count(len(orphans))
+        same_name = same_name_pvs(orphans, pvs)
+        for volume_id in orphans:
+            if volume_id not in self._reported:
+                await self._report(volume_id, same_name.get(volume_id))
+        self._reported = set(orphans)
+        return orphans
 
-    async def _report(self, volume_id: str, twin: Object | None) -> None:
-        log.warning("orphan volume", id=volume_id, namesake=twin["handle"] if twin else None)
+    async def _report(self, volume_id: str, pv: Object | None) -> None:
+        log.warning("volume is orphaned", id=volume_id, same_name_as=pv["handle"] if pv else None)
         parsed = parse(volume_id)
-        if twin is not None:
-            message = f"volume {volume_id} has this name too, and is used by nobody: this one is {twin['handle']}"
-            about = {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": twin["metadata"]}
+        if pv is not None:
+            message = f"orphaned volume {volume_id} has the name of this PersistentVolume, which uses {pv['handle']}"
+            about = {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": pv["metadata"]}
         elif parsed is not None:
-            message = f"volume {volume_id} belongs to no PersistentVolume for an hour"
-            # By its name alone, as the kubelet tells of its node.
+            message = f"volume {volume_id} has had no PersistentVolume for an hour"
+            # Nodes are referenced by name, as in the kubelet's own events.
             about = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": parsed.owner, "uid": parsed.owner}}
         else:
             return
-        advice = "; nothing deletes it by itself: `tidemark volume list --orphans` shows it"
+        advice = "; it is not deleted automatically: `tidemark volume list --orphans` lists it"
         await self._events.emit(about, "Warning", "OrphanVolume", message + advice)

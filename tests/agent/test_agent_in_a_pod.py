@@ -42,7 +42,7 @@ class Pod:
             directory.mkdir()
         self.endpoint = f"unix://{root}/csi.sock"
         self.port, self.http = free_port(), free_port()
-        self.authority = ca.new_authority()
+        self.authority = ca.new_ca()
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, **environment: str) -> None:

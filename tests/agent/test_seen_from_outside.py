@@ -201,9 +201,11 @@ def test_figures_after_a_known_sequence(rig: AgentRig) -> None:
             assert 0 < figures["tidemark_call_seconds_sum", labels] < 60
         pool = (("pool", "default"),)
         assert figures["tidemark_freeze_seconds_count", pool] == 4  # two snapshots, the group, the copy
-        assert figures["tidemark_snapshot_seconds_count", pool] == 5  # and the one of what is not mounted
+        assert (
+            figures["tidemark_snapshot_clone_duration_seconds_count", pool] == 5
+        )  # and the one of what is not mounted
         assert 0 < figures["tidemark_freeze_seconds_sum", pool] < 4 * 5
-        assert figures["tidemark_snapshot_seconds_sum", pool] > 0
+        assert figures["tidemark_snapshot_clone_duration_seconds_sum", pool] > 0
         assert figures["tidemark_pool_volumes", pool] == 4
         assert figures["tidemark_pool_snapshots", pool] == 4
         assert figures["tidemark_pool_committed_bytes", pool] == (320 + 64 + 48 + 320) * MIB

@@ -47,7 +47,7 @@ def test_the_controller_finds_what_the_chart_makes(chart: Chart, release: str) -
     assert all(name.startswith(f"{full}-agent") for name in documents.names("DaemonSet"))
     # The rights name what the controller is going to make.
     rules = str([role["rules"] for role in documents.of("Role")])
-    for name in (ours.forgotten, f"{full}-authority", f"{full}-controller-tls", f"{full}-agent-tls"):
+    for name in (ours.decommissioned_nodes, f"{full}-authority", f"{full}-controller-tls", f"{full}-agent-tls"):
         assert f"'{name}'" in rules
     assert documents.names("MutatingWebhookConfiguration") == {f"{full}-pin"}
     assert f"{full}-webhook" in documents.names("Service")

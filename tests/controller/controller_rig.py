@@ -65,7 +65,7 @@ class ControllerRig:
         # Not tmp_path: its names are longer than a socket's path may be.
         self._directory = tempfile.TemporaryDirectory(prefix="tm-")
         self.root = Path(self._directory.name)
-        ca = authority.new_authority()
+        ca = authority.new_ca()
         agents = write_identity(self.root / "agents", ca, authority.issue(ca, tls.AGENT))
         write_identity(self.root / "controllers", ca, authority.issue(ca, tls.CONTROLLER))
         for name in ("agents", "controllers"):

@@ -29,9 +29,9 @@ async def test_it_serves_as_soon_as_it_has_read_the_cluster(rig: ControllerRig) 
         request = create_volume(f"v {owner}", accessibility_requirements=places(owner))
         assert (await rig.stub.CreateVolume(request)).volume.volume_id.startswith(f"{owner}:")
     assert len((await rig.stub.ListVolumes(C.ListVolumesRequest())).entries) == 2
-    assert await http(rig.controller.health.port, "/healthz") == (200, "alive\n")
-    assert (await http(rig.controller.health.port, "/readyz"))[0] == 200
-    _, figures = await http(rig.controller.health.port, "/metrics")
+    assert await http(rig.controller.probes.port, "/healthz") == (200, "alive\n")
+    assert (await http(rig.controller.probes.port, "/readyz"))[0] == 200
+    _, figures = await http(rig.controller.probes.port, "/metrics")
     assert 'tidemark_calls_total{code="OK",method="csi.v1.Controller/CreateVolume"} 2.0' in figures
     assert "tidemark_mirror_age_seconds" in figures
 
@@ -45,9 +45,9 @@ async def test_a_controller_without_the_cluster_says_so_and_waits(fake: FakeApi)
     fake.hooks.append(refuse)
     async with rig:
         assert not await ready(rig.identity)
-        status, why = await http(rig.controller.health.port, "/readyz")
+        status, why = await http(rig.controller.probes.port, "/readyz")
         assert (status, "not read yet: pods, nodes" in why) == (503, True)
-        assert (await http(rig.controller.health.port, "/healthz"))[0] == 200
+        assert (await http(rig.controller.probes.port, "/healthz"))[0] == 200
         asked = C.ControllerGetVolumeRequest(volume_id="n-1:default:" + "0" * 32)
         with pytest.raises(grpc.aio.AioRpcError, match="not read the list"):
             await rig.stub.ControllerGetVolume(asked)
@@ -62,7 +62,7 @@ async def test_it_is_not_ready_without_a_certificate(rig: ControllerRig) -> None
     await until_ready(rig.identity)
     (rig.root / "tls" / "..data").rename(rig.root / "away")
     assert not await ready(rig.identity)
-    assert "tls.key" in (await http(rig.controller.health.port, "/readyz"))[1]
+    assert "tls.key" in (await http(rig.controller.probes.port, "/readyz"))[1]
     (rig.root / "away").rename(rig.root / "tls" / "..data")
     assert await ready(rig.identity)
 
@@ -102,7 +102,7 @@ async def test_who_answers_is_a_figure(rig: ControllerRig, monkeypatch: pytest.M
     await rig.agents["n-10"].server.stop(0)
 
     async def figure(node_name: str) -> str:
-        _, text = await http(second.health.port, "/metrics")
+        _, text = await http(second.probes.port, "/metrics")
         wanted = f'tidemark_agent_reachable{{node="{node_name}"}} '
         return next((line[len(wanted) :] for line in text.splitlines() if line.startswith(wanted)), "")
 
@@ -125,7 +125,7 @@ async def test_one_of_two_leads_and_both_serve(rig: ControllerRig) -> None:
     assert (await rig.stub.CreateVolume(request)).volume.volume_id.startswith("n-1:")
     await rig.controller.stop()
     async with asyncio.timeout(60):
-        while "tidemark_leading 1.0" not in (await http(second.health.port, "/metrics"))[1]:
+        while "tidemark_leading 1.0" not in (await http(second.probes.port, "/metrics"))[1]:
             await asyncio.sleep(0.01)
     assert holder() == "second"
     await second.stop()
@@ -143,7 +143,7 @@ async def test_a_lease_that_somebody_has_spoilt_ends_nothing_for_good(
         await until(lambda: len(fake.asked("get", LEASES)) > 2)
         fake.remove(LEASES, "tidemark-operator", NAMESPACE)
         async with asyncio.timeout(60):
-            while "tidemark_leading 1.0" not in (await http(rig.controller.health.port, "/metrics"))[1]:
+            while "tidemark_leading 1.0" not in (await http(rig.controller.probes.port, "/metrics"))[1]:
                 await asyncio.sleep(0.01)
 
 
@@ -166,7 +166,7 @@ async def test_what_cannot_be_had_is_said(fake: FakeApi) -> None:
     async with rig:
         with pytest.raises(Precondition, match="--kubeconfig"):
             await rig.start("other", kubeconfig="/nowhere")
-        taken = ("127.0.0.1", rig.controller.health.port)
+        taken = ("127.0.0.1", rig.controller.probes.port)
         with pytest.raises(Precondition, match="--metrics-address"):
             await rig.start("other", metrics_address=taken)
         with pytest.raises(Precondition, match="another process serves"):

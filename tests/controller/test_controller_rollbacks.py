@@ -21,7 +21,7 @@ async def until(what: Callable[[], object]) -> None:
 
 
 async def figures(rig: ControllerRig) -> str:
-    url = f"http://127.0.0.1:{rig.controller.health.port}/metrics"
+    url = f"http://127.0.0.1:{rig.controller.probes.port}/metrics"
     async with aiohttp.ClientSession() as session, session.get(url) as answer:
         return await answer.text()
 

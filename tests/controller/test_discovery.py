@@ -102,7 +102,9 @@ async def test_a_group_of_nodes_has_a_daemon_set_of_its_own(fake: FakeApi, disco
     assert discovery.owners() == ["n"]
 
 
-async def test_a_dead_node_is_forgotten_and_counts_again(fake: FakeApi, api: Api, discovery: ClusterDiscovery) -> None:
+async def test_a_dead_node_is_decommissioned_and_counts_again(
+    fake: FakeApi, api: Api, discovery: ClusterDiscovery
+) -> None:
     fake.put(NODES, node("alive"))
     fake.put(PVS, volume("p", f"dead:default:{HASH}"))
     await known(discovery)
@@ -116,7 +118,7 @@ async def test_a_dead_node_is_forgotten_and_counts_again(fake: FakeApi, api: Api
     assert not discovery.forgotten("alive")
     await decommissioned_nodes.decommission(api, OURS, "dead", NOW)  # the same again is the same
     await decommissioned_nodes.recommission(api, OURS, "dead")
-    with pytest.raises(NotFound, match="not forgotten"):
+    with pytest.raises(NotFound, match="not decommissioned"):
         await decommissioned_nodes.recommission(api, OURS, "dead")
     async with asyncio.timeout(60):
         while discovery.forgotten("dead"):
@@ -124,7 +126,7 @@ async def test_a_dead_node_is_forgotten_and_counts_again(fake: FakeApi, api: Api
     assert discovery.owners() == ["alive", "dead"]
 
 
-async def test_a_forgotten_node_that_is_back_is_asked_again(
+async def test_a_decommissioned_node_that_is_back_is_asked_again(
     fake: FakeApi, api: Api, discovery: ClusterDiscovery
 ) -> None:
     """By its agent, which answers: else lists would leave out what is there."""

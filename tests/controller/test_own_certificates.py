@@ -12,9 +12,9 @@ import aiohttp
 from controller_rig import NAMESPACE, ControllerRig
 from fake_api import FakeApi
 from free_ports import free_port
-from pin_rig import NS, Objects, claim
 from rpc_rig import create_volume, places
 from test_controller import http, until_ready
+from topology_objects import NS, Objects, claim
 
 from csi_driver.kube.resources import MUTATING_WEBHOOKS, PODS, SECRETS
 from csi_driver.kube.tls_secret import HOLDS, TlsSecretFiles
@@ -61,7 +61,7 @@ async def test_from_an_empty_namespace(fake: FakeApi) -> None:
                 await asyncio.sleep(0.05)
             assert len(set(told(fake).values())) == 1, "both replicas have loaded the same"
             assert (rig.root / "own-1" / "tls.crt").read_bytes() == (rig.root / "own-2" / "tls.crt").read_bytes()
-            _, figures = await http(rig.controller.health.port, "/metrics")
+            _, figures = await http(rig.controller.probes.port, "/metrics")
             for role in ("authority", "controller", "agent"):
                 assert f'tidemark_certificate_expiry_timestamp_seconds{{role="{role}"}}' in figures
             assert await pinned(fake, own["webhook_address"][1]) == "n-1"

@@ -10,10 +10,11 @@ import pytest
 from fake_api import Call, FakeApi, Fault
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import generate_latest
 from structlog.testing import capture_logs
 
 from csi_driver.controller import schedules
-from csi_driver.controller.metrics import ControllerTelemetry
+from csi_driver.controller.metrics import ControllerMetrics
 from csi_driver.controller.schedules import Figures, readable
 from csi_driver.kube.resources import GROUP_SNAPSHOTS, ROLLBACKS, SCHEDULES
 from csi_driver.kube.selectors import selects
@@ -88,19 +89,19 @@ def test_whose_disk_a_snapshot_is_of_is_told_by_its_content() -> None:
 
 
 def test_figures() -> None:
-    telemetry = ControllerTelemetry()
-    figures = Figures(telemetry)
+    metrics = ControllerMetrics()
+    figures = Figures(metrics)
     figures.made("ns", "s")
     figures.late("ns", "s", 1000)
     figures.late("ns", "t", None)
-    text = telemetry.text().decode()
+    text = generate_latest(metrics.registry).decode()
     assert 'tidemark_schedule_snapshots_total{namespace="ns",result="made",schedule="s"} 1.0' in text
     assert float(re.findall(r'late_seconds{namespace="ns",schedule="s"} (\S+)', text)[0]) > 1e9
     assert 'late_seconds{namespace="ns",schedule="t"} 0.0' in text
     figures.gone("ns", "s")
-    assert 'schedule="s"' not in telemetry.text().decode()
+    assert 'schedule="s"' not in generate_latest(metrics.registry).decode()
     figures.clear()
-    assert 'schedule="t"' not in telemetry.text().decode()
+    assert 'schedule="t"' not in generate_latest(metrics.registry).decode()
 
 
 async def test_schedules_wait_for_rollbacks_to_be_readable(fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:

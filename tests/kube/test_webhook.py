@@ -27,7 +27,7 @@ class Served:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.root = ca.new_authority()
+        self.root = ca.new_ca()
         self.seen: list[Any] = []
         self.answer: Mapping[str, str] | Exception = {}
         self.renew()
@@ -132,7 +132,7 @@ async def test_plain_text_is_not_served(served: Served) -> None:
 
 async def test_a_new_certificate_is_followed_and_a_wrong_one_is_not(served: Served) -> None:
     assert await served.notes(name="c") is None
-    served.root = ca.new_authority()
+    served.root = ca.new_ca()
     served.renew()
     async with asyncio.timeout(60):
         while True:
@@ -142,7 +142,7 @@ async def test_a_new_certificate_is_followed_and_a_wrong_one_is_not(served: Serv
             except aiohttp.ClientConnectorCertificateError:
                 await asyncio.sleep(0.01)
     good = {name: (served.directory / name).read_bytes() for name in ("ca.crt", "tls.crt", "tls.key")}
-    other = ca.issue(ca.new_authority(), "other")
+    other = ca.issue(ca.new_ca(), "other")
     replace_atomically(served.directory, good | {"tls.crt": other.certificate})
     served.webhook._load()
     assert await served.notes(name="c") is None

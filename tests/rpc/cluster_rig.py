@@ -137,7 +137,7 @@ class Cluster:
 
     def __init__(self, directory: Path, now: Callable[[], int] = time.time_ns) -> None:
         self.directory = directory
-        self.root = ca.new_authority()
+        self.root = ca.new_ca()
         self.agents_identity = self.identity("agents", tls.AGENT)
         self.controllers_identity = self.identity("controllers", tls.CONTROLLER)
         self.agents = {owner: AgentOnTls(owner, self.agents_identity, now=now) for owner in ("n-1", "n-10")}

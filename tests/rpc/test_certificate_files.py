@@ -39,7 +39,7 @@ async def test_wrong_files_take_nobody_away(cluster: Cluster, name: str, wrong: 
     # A controller that is known to be good, on a connection of its own.
     own = cluster.identity("another controller", tls.CONTROLLER)
     assert await ask(agent.address, tls.channel_credentials(own.read()))
-    new = ca.new_authority()
+    new = ca.new_ca()
     replace(cluster.agents_identity, new, tls.AGENT)
     replace(cluster.controllers_identity, new, tls.CONTROLLER)
     assert await volume(cluster, "after", "n-1")

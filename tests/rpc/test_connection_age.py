@@ -66,7 +66,7 @@ async def test_a_caller_whose_authority_was_dropped(restless: Cluster) -> None:
     async with grpc.aio.secure_channel(agent.address, own, options=options) as channel:
         stub = csi_pb2_grpc.ControllerStub(channel)
         assert await stub.GetCapacity(C.GetCapacityRequest(), timeout=60)
-        new = ca.new_authority()
+        new = ca.new_ca()
         write_identity(restless.agents_identity.directory, new, ca.issue(new, tls.AGENT))
 
         async def until_refused() -> None:

@@ -43,7 +43,7 @@ async def test_strangers_are_not_served(cluster: Cluster) -> None:
     address = cluster.agents["n-1"].address
     await refused(ask(address, None), CODE.UNAVAILABLE)
     await refused(ask(address, grpc.ssl_channel_credentials(cluster.root.certificate)), CODE.UNAVAILABLE)
-    foreign = ca.new_authority()
+    foreign = ca.new_ca()
     stranger = cluster.identity("stranger", tls.CONTROLLER, foreign, trusted=cluster.root.certificate)
     await refused(ask(address, tls.channel_credentials(stranger.read())), CODE.UNAVAILABLE)
     agent = tls.channel_credentials(cluster.agents_identity.read())
@@ -65,7 +65,7 @@ async def test_a_controller_talks_to_agents_alone(cluster: Cluster, who: str) ->
     if who == "a controller":
         agent.identity = cluster.controllers_identity
     else:
-        foreign = ca.new_authority()
+        foreign = ca.new_ca()
         agent.identity = cluster.identity("false", tls.AGENT, foreign, trusted=cluster.root.certificate)
     await agent.start()
     request = create_volume("v", accessibility_requirements=places("n-1"))
@@ -75,7 +75,7 @@ async def test_a_controller_talks_to_agents_alone(cluster: Cluster, who: str) ->
 
 async def test_a_rotation_of_the_authority_drops_no_call(cluster: Cluster) -> None:
     """Trust both, reissue, trust the new one alone, while 200 calls run; afterwards the old one is worth nothing."""
-    old, new = cluster.root, ca.new_authority()
+    old, new = cluster.root, ca.new_ca()
     both = old.certificate + new.certificate
     old_caller = tls.channel_credentials(cluster.controllers_identity.read())
     done = 0
@@ -137,6 +137,6 @@ async def test_a_channel_to_nobody(cluster: Cluster) -> None:
 
 
 def test_a_key_is_never_shown() -> None:
-    pair = ca.new_authority()
+    pair = ca.new_ca()
     assert b"PRIVATE KEY" in pair.key
     assert "PRIVATE" not in repr(pair)

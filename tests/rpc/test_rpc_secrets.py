@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from rpc_rig import MIB, Rig, block, create_volume, mount
 
 from csi_driver._pb import csi_pb2
-from csi_driver.agent.metrics import Telemetry
+from csi_driver.agent.metrics import AgentMetrics
 from csi_driver.logging import configure_logging
 from csi_driver.rpc.log_fields import describe, is_secret
 
@@ -111,7 +111,7 @@ async def test_nothing_leaks(
     form: Literal["json", "console"], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure_logging(form, "debug")
-    telemetry = Telemetry()
+    telemetry = AgentMetrics()
     said = []
     with tempfile.TemporaryDirectory(prefix="tm-") as directory:
         async with Rig(Path(directory), telemetry) as rig:

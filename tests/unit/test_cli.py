@@ -250,15 +250,15 @@ def test_an_image_alone_is_the_default_pool(started: list[Settings]) -> None:
     ("options", "hint"),
     [
         ("", "--pool-image"),
-        ("--pool a=/x --pool a=/y", "name them apart"),
+        ("--pool a=/x --pool a=/y", "must be unique"),
         ("--pool a=/x --pool b=/x", "directory of its own"),
-        ("--pool /x --overcommit 0", "promises nothing"),
+        ("--pool /x --overcommit 0", "must be > 0"),
         ("--pool /x --reserve 3x", "20Gi"),
-        ("--pool /x --max-snapshots 0", "1 or more"),
-        ("--pool /x --freeze-deadline 0", "above 0"),
+        ("--pool /x --max-snapshots 0", "must be at least 1"),
+        ("--pool /x --freeze-deadline 0", "must be > 0"),
         ("--pool /x --metrics-address 80", "HOST:PORT"),
         ("--pool /x --endpoint tcp://x", "unix:///"),
-        ("--pool /x --listen :9807", "no plain text"),
+        ("--pool /x --listen :9807", "always uses mutual TLS"),
         ("--pool /x --certificates /etc/tls", "go together"),
         ("--pool /x --listen :9807 --certificates tls", "absolute"),
         ("--pool /x --register /r", "--kubelet-socket"),
@@ -285,7 +285,7 @@ def test_the_agent_loads_no_tables_and_no_grpc_of_the_command_line() -> None:
 
 def test_help_is_there_for_every_command() -> None:
     runner = CliRunner()
-    groups = ["volume", "snapshot", "group"]
+    groups = ["volume", "snapshot", "group", "node", "controller"]
     for command in ["", "demo", "agent", *groups, "rollback", "mount", "umount", "tree", "pools", "status"]:
         result = runner.invoke(app, [*command.split(), "--help"])
         assert result.exit_code == 0
@@ -334,22 +334,22 @@ def test_our_own_staging_directories_are_not_shown() -> None:
     assert places(node("db")) == ""
 
 
-def test_a_disk_is_known_by_every_path_at_which_its_place_is_seen() -> None:
+def test_a_volume_is_found_by_every_path_of_its_mount() -> None:
     staging = str(staging_of(node("db").id))
     db = node("db", used_by=("/d/stage", "/d/mnt"), places=(("/d/stage", staging), ("/d/mnt", "/k/mnt")))
     assert places(db) == "/d/mnt"
     client: Any = FakeClient(db, node("other"), node("twin"), node("twin", id=VOLUME_ID), node("snap", "snapshot"))
     for path in ("/d/mnt", "/k/mnt"):
-        assert mounts._shown_at(client, path, path) == (db, True)
-    assert mounts._shown_at(client, "/cwd/db", "db") == (db, False)
-    assert mounts._shown_at(client, "/cwd/x", db.id) == (db, False)
+        assert mounts._find_mounted(client, path, path) == (db, True)
+    assert mounts._find_mounted(client, "/cwd/db", "db") == (db, False)
+    assert mounts._find_mounted(client, "/cwd/x", db.id) == (db, False)
     for text, told in (
-        ("other", "is not in use: there is nothing to take away"),
-        ("twin", "the name of 2 disks: use an id"),
-        ("snap", "no disk is shown at /cwd/snap, and none is called snap"),
+        ("other", "is not in use: there is nothing to unmount"),
+        ("twin", "the name of 2 volumes: use an id"),
+        ("snap", "no volume is mounted at /cwd/snap, and none is called snap"),
     ):
         with pytest.raises(Failure, match=told):
-            mounts._shown_at(client, f"/cwd/{text}", text)
+            mounts._find_mounted(client, f"/cwd/{text}", text)
 
 
 def test_an_agent_from_before_places_tells_one_path_of_each() -> None:
@@ -424,7 +424,7 @@ def test_a_pool_in_trouble_is_told_below_the_table() -> None:
     assert "Pool fast of n1 has run full" in told
     assert told.endswith("Deleting would free most: snapshot nightly (3 GiB).")
     told = pools._warning(replace(space, full=False, would_free=()))
-    assert told.strip() == "Pool fast of n1 makes nothing new: less than its reserve of 1 GiB is free."
+    assert told.strip() == "Pool fast of n1 refuses new volumes and snapshots: less than its reserve of 1 GiB is free."
 
 
 # Nobody there

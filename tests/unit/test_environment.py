@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csi_driver.cli import main
-from csi_driver.environment import begin_again, forget, is_ambient, without_ambient, without_proxies
+from csi_driver.environment import is_ambient, remove_ambient, restart_without_ambient, without_ambient, without_proxies
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "reference" / "environment.md"
 AMBIENT = {
@@ -108,14 +108,14 @@ def test_a_command_of_a_person_keeps_them(
 
 
 def test_an_agent_begins_without_them(began: list[tuple[list[str], dict[str, str]]]) -> None:
-    begin_again(["-m", "csi_driver.agent", "{}"], AMBIENT | MEANT)
+    restart_without_ambient(["-m", "csi_driver.agent", "{}"], AMBIENT | MEANT)
     assert began == [(["-P", "-m", "csi_driver.agent", "{}"], MEANT)]
 
 
 def test_grpc_is_loaded_without_what_was_set_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRPC_DNS_RESOLVER", "native")
     monkeypatch.setenv("GRPC_TRACE", "http")
-    forget("GRPC_")
+    remove_ambient("GRPC_")
     assert "GRPC_DNS_RESOLVER" not in os.environ
     assert os.environ["GRPC_TRACE"] == "http"
 

@@ -16,7 +16,9 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from csi_driver import DRIVER_NAME
 from csi_driver._pb import tidemark_pb2
+from csi_driver.agent.metrics import AgentMetrics
 from csi_driver.agent.settings import DEFAULT_POOL
+from csi_driver.backends.base import SnapshotTimings
 from csi_driver.backends.reflink import checks, pool_lock, pool_reader
 from csi_driver.backends.reflink.layout import IMAGE, RECORD, Layout
 from csi_driver.domain import certificates, fields, ids, page_tokens, schema
@@ -52,7 +54,7 @@ from csi_driver.host.fs import files, fsck
 from csi_driver.kube import resources
 from csi_driver.operator.agents.discovery import AGENT_PORT
 from csi_driver.operator.certificates import ca_secret
-from csi_driver.operator.certificates.ca import new_authority
+from csi_driver.operator.certificates.ca import new_ca
 from csi_driver.operator.installation import Installation
 from csi_driver.operator.rollback import resource as rollback_wish
 from csi_driver.operator.rollback.safety_snapshots import safety_name
@@ -314,18 +316,18 @@ def test_names_that_follow_from_others_follow_as_they_did() -> None:
 
 def test_objects_of_an_installation_are_looked_for_where_they_were() -> None:
     ours, objects = Installation("ns", "RELEASE", CONTRACT["driver"]), CONTRACT["objects"]
-    assert [ours.authority, ours.certificate("controller"), ours.certificate("agent")] == objects["Secret"]
-    assert [ours.forgotten] == objects["ConfigMap"]
+    assert [ours.ca_secret, ours.tls_secret("controller"), ours.tls_secret("agent")] == objects["Secret"]
+    assert [ours.decommissioned_nodes] == objects["ConfigMap"]
     assert [ours.lease] == objects["Lease"]
-    assert [ours.webhook] == objects["MutatingWebhookConfiguration"]
+    assert [ours.webhook_configuration] == objects["MutatingWebhookConfiguration"]
     for name in objects["DaemonSet"]:
-        assert ours.has({"node": "n", "owners": [name]})
+        assert ours.owns_agent({"node": "n", "owners": [name]})
     assert ours.webhook_host.partition(".")[0] in objects["Service"]
 
 
 def test_secrets_hold_what_they_held() -> None:
-    first = new_authority()
-    keeping = ca_secret.CaSecret(first, new_authority(), (new_authority().certificate,))
+    first = new_ca()
+    keeping = ca_secret.CaSecret(first, new_ca(), (new_ca().certificate,))
     assert list(keeping.data()) == CONTRACT["secrets"]["authority"]
     assert list(certificates.FILES) == CONTRACT["secrets"]["certificate"]
 
@@ -375,6 +377,23 @@ def test_the_controller_knows_the_fields_of_the_definitions_and_no_others() -> N
     assert status["properties"]["phase"]["enum"] == rollbacks["phases"]
     for kind, plural in ((resources.ROLLBACKS, "volumerollbacks"), (resources.SCHEDULES, "snapshotschedules")):
         assert (kind.group, kind.version, kind.plural) == (CONTRACT["group"], CONTRACT["version"], plural)
+
+
+@pytest.mark.parametrize(("before", "after"), CONTRACT["metrics"].items())
+def test_a_renamed_metric_is_written_under_both_names(before: str, after: str) -> None:
+    metrics = AgentMetrics()
+    metrics.late("csi.v1.Controller/CreateVolume", "OK", 1.0)
+    metrics.cut("fast", SnapshotTimings(cloned=0.01))
+    families = {family.name: family for family in metrics.registry.collect()}
+    values = [
+        [
+            (sample.labels, sample.value)
+            for sample in families[name.removesuffix("_total")].samples
+            if not sample.name.endswith("_created")
+        ]
+        for name in (before, after)
+    ]
+    assert values[0] == values[1] != []
 
 
 def test_a_missing_key_is_named() -> None:

@@ -1,4 +1,4 @@
-"""Where the agents of a Kubernetes cluster are, from mirrors of its nodes, the agents' pods and our PersistentVolumes."""
+"""Where the agents of a Kubernetes cluster are: from informers of nodes, agent pods and PersistentVolumes."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -10,17 +10,18 @@ from csi_driver.kube.client import Object
 from csi_driver.kube.informers import Mirrors
 from csi_driver.kube.resources import CONFIG_MAPS, NODES, PODS, PVS
 from csi_driver.operator.installation import AGENT_LABELS, Installation
+from csi_driver.operator.trim import trim_metadata
 from csi_driver.service.discovery import AgentEndpoint
 
 AGENT_PORT = 9807
-"""Of an agent whose pod names no port `grpc`."""
+"""Of an agent whose pod has no port named `grpc`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """The pod that speaks for a node. `ready`: a kubelet that lives has an answer from it.
+    """The agent's pod on a node. `ready`: its node is ready, and the kubelet's probe passes.
 
-    A pod of a node that is not ready, or gone, may stay Ready on paper until somebody cleans up.
+    The pod of a node that is not ready, or deleted, may stay Ready until it is garbage-collected.
     """
 
     address: str
@@ -29,31 +30,32 @@ class Agent:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What the API tells of owners, at one moment. All are keyed by owner; see `owners` for which ones are ours."""
+    """What the API says about owners, at one moment. The mappings are keyed by owner."""
 
     agents: Mapping[str, Agent]
     nodes: Mapping[str, bool]
     """Whether each Node object is Ready."""
     labelled: frozenset[str]
+    """Owners whose Node has the topology label."""
     volumes: Mapping[str, int]
-    """How many of our PersistentVolumes name the owner."""
-    noted: Mapping[str, str]
-    """Given up by a person, and when."""
+    """How many of our PersistentVolumes are on each owner."""
+    decommissioned_at: Mapping[str, str]
+    """When a person decommissioned each owner that is on the list."""
 
-    def place(self, owner: str) -> AgentEndpoint | None:
-        """Where its agent is, or should be."""
+    def endpoint(self, owner: str) -> AgentEndpoint | None:
+        """Return where the owner's agent is, or should be."""
         agent = self.agents.get(owner)
         if agent is None and owner not in self.nodes:
             return None
         return AgentEndpoint(owner, agent.address if agent else "", self.nodes.get(owner, False))
 
-    def given_up(self, owner: str) -> bool:
-        """Whether the node was given up, and has not come back by itself."""
+    def is_decommissioned(self, owner: str) -> bool:
+        """Return whether the node is decommissioned and its agent has not come back."""
         agent = self.agents.get(owner)
-        return owner in self.noted and not (agent is not None and agent.ready)
+        return owner in self.decommissioned_at and not (agent is not None and agent.ready)
 
     def owners(self) -> list[str]:
-        """All that have, or should have, volumes of ours; those that were given up too."""
+        """Return all that have, or should have, volumes of ours, including decommissioned ones."""
         return sorted({*self.labelled, *self.agents, *self.volumes})
 
 
@@ -61,147 +63,147 @@ def read(
     pods: Iterable[Object],
     nodes: Iterable[Object],
     volumes: Mapping[str, int],
-    noted: Object | None,
-    ours: Installation,
+    decommissioned: Object | None,
+    installation: Installation,
 ) -> Cluster:
-    """Put together what keep_pod and keep_node made, how many volumes each owner has, and the ConfigMap of the forgotten."""
-    known = list(nodes)
-    alive = {owner_of_node(node["metadata"]["name"]): node["ready"] for node in known}
+    """Combine trimmed pods and nodes, the number of volumes of each owner, and the ConfigMap of decommissioned nodes."""
+    all_nodes = list(nodes)
+    ready = {owner_of_node(node["metadata"]["name"]): node["ready"] for node in all_nodes}
     agents = {}
-    for pod in sorted((pod for pod in pods if ours.has(pod)), key=_worth):
+    for pod in sorted((pod for pod in pods if installation.owns_agent(pod)), key=_precedence):
         owner = owner_of_node(pod["node"])
-        agents[owner] = Agent(pod["address"], pod["ready"] and alive.get(owner, False))
+        agents[owner] = Agent(pod["address"], pod["ready"] and ready.get(owner, False))
     return Cluster(
         agents,
-        alive,
-        frozenset(node["labelled"] for node in known if node["labelled"]),
+        ready,
+        frozenset(node["labelled"] for node in all_nodes if node["labelled"]),
         volumes,
-        (noted or {}).get("data") or {},
+        (decommissioned or {}).get("data") or {},
     )
 
 
-def owner_in(volume: Object, ours: Installation) -> str | None:
-    """The owner that a PersistentVolume of ours names, as keep_volume made it."""
-    return owner_of(volume["handle"]) if volume["driver"] == ours.driver else None
+def owner_of_pv(pv: Object, installation: Installation) -> str | None:
+    """Return the owner of a trimmed PersistentVolume; None if it is another driver's."""
+    return owner_of(pv["handle"]) if pv["driver"] == installation.driver else None
 
 
 class ClusterDiscovery:
-    """Answers from memory. See service.discovery.Discovery."""
+    """Implements service.discovery.Discovery over informers: answers from memory."""
 
-    def __init__(self, mirrors: Mirrors, ours: Installation) -> None:
-        self._ours = ours
-        self._pods = mirrors.of(PODS, ours.namespace, labels=AGENT_LABELS, keep=keep_pod)
-        self._nodes = mirrors.of(NODES, keep=keep_node)
-        self._volumes = mirrors.of(PVS, keep=keep_volume)
-        self._forgotten = mirrors.of(CONFIG_MAPS, ours.namespace, fields=f"metadata.name={ours.forgotten}")
-        self._sources = (self._pods, self._nodes, self._volumes, self._forgotten)
-        self._read: Cluster | None = None
+    def __init__(self, mirrors: Mirrors, installation: Installation) -> None:
+        self._installation = installation
+        self._pods = mirrors.of(PODS, installation.namespace, labels=AGENT_LABELS, keep=trim_agent_pod)
+        self._nodes = mirrors.of(NODES, keep=trim_node)
+        self._pvs = mirrors.of(PVS, keep=trim_pv)
+        self._decommissioned = mirrors.of(
+            CONFIG_MAPS, installation.namespace, fields=f"metadata.name={installation.decommissioned_nodes}"
+        )
+        self._informers = (self._pods, self._nodes, self._pvs, self._decommissioned)
+        self._cluster: Cluster | None = None
         self._owners: list[str] = []
-        self._owned: Counter[str] = Counter()
-        for mirror in (self._pods, self._nodes, self._forgotten):
-            mirror.subscribe(self._changed)
-        self._volumes.subscribe(self._counted)
+        self._volume_counts: Counter[str] = Counter()
+        for informer in (self._pods, self._nodes, self._decommissioned):
+            informer.subscribe(self._on_change)
+        self._pvs.subscribe(self._on_pv_change)
 
     def place(self, owner: str) -> AgentEndpoint | None:
-        """See Discovery."""
-        return self.cluster().place(owner)
+        """Return the endpoint of an owner, or None if the cluster has no such node."""
+        return self.cluster().endpoint(owner)
 
     def owners(self) -> list[str]:
-        """See Discovery."""
+        """Return all owners that have an agent, or should have one, without decommissioned ones."""
         self.cluster()
         return self._owners
 
     def known(self) -> bool:
-        """See Discovery."""
+        """Return whether all kinds have been read at least once."""
         return not self.unread()
 
     def unread(self) -> list[str]:
-        """The kinds that were not read once yet."""
-        return [str(mirror.kind) for mirror in self._sources if not mirror.synced]
+        """Return the kinds that have not been read yet."""
+        return [str(informer.kind) for informer in self._informers if not informer.synced]
 
     def forgotten(self, owner: str) -> bool:
-        """See Discovery."""
-        # The note may be read before the agents' pods: the one that came back would not be seen yet.
-        return self.known() and self.cluster().given_up(owner)
+        """Return whether the node is decommissioned and has not come back."""
+        # The ConfigMap may be read before the pods: an agent that came back would be missed.
+        return self.known() and self.cluster().is_decommissioned(owner)
 
     def cluster(self) -> Cluster:
-        """All that is known now."""
-        if self._read is None:
-            noted = self._forgotten.get(self._ours.forgotten, self._ours.namespace)
-            self._read = read(self._pods.all(), self._nodes.all(), self._owned, noted, self._ours)
-            self._owners = [owner for owner in self._read.owners() if not self._read.given_up(owner)]
-        return self._read
+        """Return all that is known now."""
+        if self._cluster is None:
+            installation = self._installation
+            decommissioned = self._decommissioned.get(installation.decommissioned_nodes, installation.namespace)
+            cluster = read(self._pods.all(), self._nodes.all(), self._volume_counts, decommissioned, installation)
+            self._cluster = cluster
+            self._owners = [owner for owner in cluster.owners() if not cluster.is_decommissioned(owner)]
+        return self._cluster
 
-    def _counted(self, old: Object | None, new: Object | None) -> None:
-        """There may be ten thousand volumes, and one comes or goes with most calls: they are never counted anew."""
-        for volume, by in ((new, 1), (old, -1)):
-            if volume is None or (owner := owner_in(volume, self._ours)) is None:
+    def _on_pv_change(self, old: Object | None, new: Object | None) -> None:
+        """Count volumes one by one: there may be ten thousand, and most calls add or remove one."""
+        for pv, by in ((new, 1), (old, -1)):
+            if pv is None or (owner := owner_of_pv(pv, self._installation)) is None:
                 continue
-            self._owned[owner] += by
-            if self._owned[owner] == 0:
-                del self._owned[owner]
-            if self._owned[owner] == max(by, 0):  # its first one, or its last
-                self._read = None
+            self._volume_counts[owner] += by
+            if self._volume_counts[owner] == 0:
+                del self._volume_counts[owner]
+            if self._volume_counts[owner] == max(by, 0):  # its first one, or its last
+                self._cluster = None
 
-    def _changed(self, old: Object | None, new: Object | None) -> None:
-        # A node's status is written every few minutes, and mostly says the same.
-        if old is None or new is None or _told(old) != _told(new):
-            self._read = None
+    def _on_change(self, old: Object | None, new: Object | None) -> None:
+        # A node's status is written every few minutes, mostly without a change.
+        if old is None or new is None or _without_metadata(old) != _without_metadata(new):
+            self._cluster = None
 
 
-def keep_pod(pod: Object) -> Object:
-    """What is read of an agent's pod."""
+def trim_agent_pod(pod: Object) -> Object:
+    """Return what is read of an agent's pod."""
     status, spec = pod.get("status") or {}, pod.get("spec") or {}
     ip = status.get("podIP") or ""
     host = f"[{ip}]" if ":" in ip else ip
-    ports = [port for one in spec.get("containers") or [] for port in one.get("ports") or []]
+    ports = [port for container in spec.get("containers") or [] for port in container.get("ports") or []]
     port = next((port["containerPort"] for port in ports if port.get("name") == "grpc"), AGENT_PORT)
     running = bool(ip) and status.get("phase") not in {"Failed", "Succeeded"}
     return {
-        "metadata": _identity(pod),
-        "owners": [one.get("name", "") for one in pod["metadata"].get("ownerReferences") or []],
+        "metadata": trim_metadata(pod),
+        "owners": [owner.get("name", "") for owner in pod["metadata"].get("ownerReferences") or []],
         "node": spec.get("nodeName") or "",
         "address": f"{host}:{port}" if running else "",
-        "ready": running and _condition(status, "Ready"),
-        "leaving": "deletionTimestamp" in pod["metadata"],
+        "ready": running and _has_condition(status, "Ready"),
+        "deleting": "deletionTimestamp" in pod["metadata"],
         "created": pod["metadata"].get("creationTimestamp") or "",
     }
 
 
-def keep_node(node: Object) -> Object:
-    """What is read of a Node."""
+def trim_node(node: Object) -> Object:
+    """Return what is read of a Node."""
     return {
-        "metadata": _identity(node),
+        "metadata": trim_metadata(node),
         "labelled": (node["metadata"].get("labels") or {}).get(TOPOLOGY_KEY, ""),
-        "ready": _condition(node.get("status") or {}, "Ready"),
+        "ready": _has_condition(node.get("status") or {}, "Ready"),
         "cordoned": bool((node.get("spec") or {}).get("unschedulable")),
     }
 
 
-def keep_volume(volume: Object) -> Object:
-    """What is read of a PersistentVolume; those of other drivers are kept as names alone."""
-    spec = volume.get("spec") or {}
+def trim_pv(pv: Object) -> Object:
+    """Return what is read of a PersistentVolume: of other drivers' the name alone."""
+    spec = pv.get("spec") or {}
     csi = spec.get("csi") or {}
     return {
-        "metadata": _identity(volume),
+        "metadata": trim_metadata(pv),
         "driver": csi.get("driver") or "",
         "handle": csi.get("volumeHandle") or "",
     }
 
 
-def _identity(obj: Object) -> Object:
-    wanted = ("name", "namespace", "uid", "resourceVersion")
-    return {key: obj["metadata"][key] for key in wanted if key in obj["metadata"]}
+def _has_condition(status: Object, kind: str) -> bool:
+    conditions = status.get("conditions") or []
+    return any(condition.get("type") == kind and condition.get("status") == "True" for condition in conditions)
 
 
-def _condition(status: Object, kind: str) -> bool:
-    return any(one.get("type") == kind and one.get("status") == "True" for one in status.get("conditions") or [])
-
-
-def _told(obj: Object) -> Object:
+def _without_metadata(obj: Object) -> Object:
     return {key: value for key, value in obj.items() if key != "metadata"}
 
 
-def _worth(pod: Object) -> tuple[bool, bool, bool, str]:
-    """Which of several pods of one node speaks for it, the last: while one is replaced, both are there."""
-    return bool(pod["address"]), not pod["leaving"], pod["ready"], pod["created"]
+def _precedence(pod: Object) -> tuple[bool, bool, bool, str]:
+    """Sort key for several pods of one node, of which the last counts: while a pod is replaced, both exist."""
+    return bool(pod["address"]), not pod["deleting"], pod["ready"], pod["created"]

@@ -1,4 +1,4 @@
-"""Pools that have run full, told as events on their nodes: the guests' errors name no pool, and no way out."""
+"""Events on the nodes of full pools: the errors that pods get name neither the pool nor a remedy."""
 
 import asyncio
 import time
@@ -10,50 +10,50 @@ from csi_driver.domain.capacity import human
 from csi_driver.kube.events import Events
 from csi_driver.service.fullness import FullPool, FullPools
 
-EVERY_SECONDS = 30.0
-AGAIN_SECONDS = 3000.0
-"""The API keeps an event for an hour: as long as the pool is full, one is there."""
+PERIOD_SECONDS = 30.0
+REPEAT_SECONDS = 3000.0
+"""The API keeps an event for an hour: while a pool is full there is always one."""
 
 log = structlog.get_logger()
 
 
 class FullPoolEvents:
-    """Asks every half minute. Another leader tells anew, and the same words are one event."""
+    """Checks every half minute. A new leader emits again, and the same message is one event."""
 
     def __init__(self, pools: FullPools, events: Events, clock: Callable[[], float] = time.monotonic) -> None:
         self._pools = pools
         self._events = events
         self._clock = clock
-        self._told: dict[tuple[str, str], tuple[float, bool]] = {}
-        """When each full pool was told last, and whether with what would free most."""
+        self._emitted: dict[tuple[str, str], tuple[float, bool]] = {}
+        """When the last event was emitted for each full pool, and whether it named what deleting would free."""
 
     async def run(self) -> None:
-        """Look again and again, until cancelled."""
+        """Check every half minute, until cancelled."""
         while True:
-            await self.look()
-            await asyncio.sleep(EVERY_SECONDS)
+            await self.reconcile()
+            await asyncio.sleep(PERIOD_SECONDS)
 
-    async def look(self) -> None:
-        """Look once, and tell of pools that are full since the last look, or for another hour."""
+    async def reconcile(self) -> None:
+        """Emit an event for each pool that has become full, or is still full after almost an hour."""
         answers = await self._pools.full()
         full = {(pool.owner, pool.name): pool for pools in answers.values() for pool in pools}
-        # Who does not answer now is not known to have room again.
-        self._told = {key: told for key, told in self._told.items() if key in full or key[0] not in answers}
+        # The pools of an agent that does not answer may still be full.
+        self._emitted = {key: last for key, last in self._emitted.items() if key in full or key[0] not in answers}
         now = self._clock()
         for key, pool in full.items():
-            last, whole = self._told.get(key, (-AGAIN_SECONDS, False))
-            if now - last >= AGAIN_SECONDS or (pool.would_free and not whole):
-                self._told[key] = now, bool(pool.would_free)
-                await self._report(pool)
+            emitted_at, complete = self._emitted.get(key, (-REPEAT_SECONDS, False))
+            if now - emitted_at >= REPEAT_SECONDS or (pool.would_free and not complete):
+                self._emitted[key] = now, bool(pool.would_free)
+                await self._emit(pool)
 
-    async def _report(self, pool: FullPool) -> None:
-        log.warning("pool has run full", node=pool.owner, pool=pool.name, free=human(pool.free))
+    async def _emit(self, pool: FullPool) -> None:
+        log.warning("pool is full", node=pool.owner, pool=pool.name, free=human(pool.free))
         message = (
-            f"pool {pool.name} ({human(pool.total)}) has run full: writes to its thin volumes fail, or soon will; delete snapshots or "
-            "volumes, trim file systems, or make the pool larger"
+            f"pool {pool.name} ({human(pool.total)}) has run full: writes to its thin volumes fail, or soon will; delete "
+            "snapshots or volumes, trim file systems, or enlarge the pool"
         )
         if pool.would_free:
             message += f"; deleting would free most: {', '.join(pool.would_free)}"
-        # By its name alone, as the kubelet tells of its node.
-        about = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": pool.owner, "uid": pool.owner}}
-        await self._events.emit(about, "Warning", "PoolFull", message)
+        # Nodes are referenced by name, as in the kubelet's own events.
+        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": pool.owner, "uid": pool.owner}}
+        await self._events.emit(node, "Warning", "PoolFull", message)

@@ -1,4 +1,4 @@
-"""The claims for which volumes are made, read from the API itself: a copy may be older than the choice it is asked for."""
+"""Where the volume of a PVC goes, kept on the PVC. Reads the API itself: a cache may be older than the last decision."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,50 +21,49 @@ log = structlog.get_logger()
 
 
 class PvcPlacementStore:
-    """PersistentVolumeClaims by the labels that the provisioner's --extra-create-metadata adds. See Claims."""
+    """Implements service.placement.Claims. Finds a PVC by the labels of the provisioner's --extra-create-metadata."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
         self._warned = False
 
     async def find(self, volume: str, labels: Mapping[str, str]) -> Claim:
-        """See Claims. A claim that was deleted, and perhaps made again under its name, is none."""
+        """Return what is known of a volume's PVC. One that was deleted, and perhaps created again, does not count."""
         name, namespace = labels.get(NAME, ""), labels.get(NAMESPACE, "")
         if not name or not namespace:
             if not self._warned:
                 self._warned = True
-                log.warning("the provisioner names no claims: give it --extra-create-metadata", volume=volume)
+                log.warning("provisioner sends no PVC names: set --extra-create-metadata", volume=volume)
             return Claim()
         try:
-            found = await self._api.get(PVCS, name, namespace)
-            if found is None or found["metadata"].get("uid", "") not in volume:
+            pvc = await self._api.get(PVCS, name, namespace)
+            if pvc is None or pvc["metadata"].get("uid", "") not in volume:
                 return Claim()
-            metadata = found["metadata"]
-            notes = metadata.get("annotations") or {}
-            selected = notes.get(SELECTED_NODE)
+            metadata = pvc["metadata"]
+            annotations = metadata.get("annotations") or {}
+            selected = annotations.get(SELECTED_NODE)
             if selected:
                 return Claim(owner_of_node(selected))
-            waits = await self._waits((found.get("spec") or {}).get("storageClassName") or "")
+            waits = await self._waits_for_consumer((pvc.get("spec") or {}).get("storageClassName") or "")
         except ApiRejected as error:
-            raise Unavailable(f"claim {namespace}/{name} or its class cannot be read: {error}") from error
+            raise Unavailable(f"PVC {namespace}/{name} or its StorageClass cannot be read: {error}") from error
         key = (namespace, name, metadata["resourceVersion"])
-        return Claim(waits=waits, placed=notes.get(PLACED_ON) or None, key=key)
+        return Claim(waits=waits, placed=annotations.get(PLACED_ON) or None, key=key)
 
-    async def _waits(self, storage_class: str) -> bool:
-        found = await self._api.get(STORAGE_CLASSES, storage_class) if storage_class else None
-        return (found or {}).get("volumeBindingMode") == "WaitForFirstConsumer"
+    async def _waits_for_consumer(self, name: str) -> bool:
+        storage_class = await self._api.get(STORAGE_CLASSES, name) if name else None
+        return (storage_class or {}).get("volumeBindingMode") == "WaitForFirstConsumer"
 
     async def place(self, claim: Claim, owner: str) -> Claim:
-        """See Claims."""
+        """Record durably which owner is asked for the volume. Raises Unavailable if the PVC cannot be changed."""
         if not claim.key:
             return replace(claim, placed=owner)
         namespace, name, version = claim.key
-        note = {"metadata": {"resourceVersion": version, "annotations": {PLACED_ON: owner}}}
+        patch = {"metadata": {"resourceVersion": version, "annotations": {PLACED_ON: owner}}}
         try:
-            written = await self._api.patch(PVCS, name, note, namespace)
+            pvc = await self._api.patch(PVCS, name, patch, namespace)
         except (Conflict, NotFound, ApiRejected) as error:
             raise Unavailable(
-                f"claim {namespace}/{name} does not take the note that its volume is made on {owner}: {error}; "
-                "the call succeeds when it is repeated"
+                f"PVC {namespace}/{name}: cannot record that its volume is made on {owner}: {error}; the call is retried"
             ) from error
-        return replace(claim, placed=owner, key=(namespace, name, written["metadata"]["resourceVersion"]))
+        return replace(claim, placed=owner, key=(namespace, name, pvc["metadata"]["resourceVersion"]))

@@ -1,1 +1,1 @@
-"""Certificates of agents, controllers and the webhook: made, renewed and rotated."""
+"""Creates, renews and rotates the certificates of agents, controllers and the webhook."""

@@ -1,7 +1,7 @@
-"""An authority of one's own, and the certificates that it gives controllers and agents.
+"""The driver's own CA, and the certificates that it issues for controllers and agents.
 
-Elliptic curve P-256, because a handshake is paid for at each start of an agent and RSA's is ten times as dear. Nothing
-here writes to disk or logs: keys go to whoever asked.
+Elliptic curve P-256: an agent pays for a handshake at each start, and RSA's costs ten times as much. Nothing here writes
+to disk or logs: only the caller gets keys.
 """
 
 from collections.abc import Sequence
@@ -17,33 +17,33 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from csi_driver.domain.certificates import Certificate
 
-AUTHORITY_DAYS = 3650
-"""Of an authority: longer than a cluster lives without a planned rotation."""
+CA_DAYS = 3650
+"""Validity of a CA: longer than a cluster lives without a planned rotation."""
 
 CERTIFICATE_DAYS = 90
-"""Of a certificate: each is renewed at two thirds of that."""
+"""Validity of a certificate: each is renewed after two thirds of it."""
 
 _SKEW = timedelta(minutes=10)
-"""How far clocks of nodes may be apart: a certificate is valid from so long ago."""
+"""How far the clocks of nodes may be apart: validity begins this long before the time of issue."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
-    """A certificate and its key, in PEM. The key's text is never shown, not even by repr."""
+    """A certificate and its key, in PEM. The key is never printed, not even by repr."""
 
     certificate: bytes
     key: bytes
 
     def __repr__(self) -> str:
-        return f"Pair(valid until {expires(self.certificate):%Y-%m-%d})"
+        return f"KeyPair(valid until {expires(self.certificate):%Y-%m-%d})"
 
 
-def new_authority(now: datetime | None = None, days: int = AUTHORITY_DAYS) -> KeyPair:
-    """A self-signed authority that may sign certificates and nothing below them."""
+def new_ca(now: datetime | None = None, days: int = CA_DAYS) -> KeyPair:
+    """Return a self-signed CA that may sign certificates, but no other CA."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tidemark authority")])
     builder = (
-        _begun(name, name, key.public_key(), now, days)
+        _builder(name, name, key.public_key(), now, days)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(sign=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -51,23 +51,21 @@ def new_authority(now: datetime | None = None, days: int = AUTHORITY_DAYS) -> Ke
     return _pair(builder.sign(key, hashes.SHA256()), key)
 
 
-def issue(
-    authority: KeyPair, role: str, *more: str, now: datetime | None = None, days: int = CERTIFICATE_DAYS
-) -> KeyPair:
-    """A certificate of one role (a DNS name of rpc/tls.py), good for both ends of a connection, signed by the authority.
+def issue(ca: KeyPair, role: str, *more: str, now: datetime | None = None, days: int = CERTIFICATE_DAYS) -> KeyPair:
+    """Issue a certificate of one role (a DNS name of rpc/tls.py), for servers and clients, signed by the CA.
 
     `more`: other DNS names at which its holder serves.
     """
-    signer = serialization.load_pem_private_key(authority.key, None)
+    signer = serialization.load_pem_private_key(ca.key, None)
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
-        raise TypeError("the authority's key is not on an elliptic curve: this project makes no other")
-    root = x509.load_pem_x509_certificate(authority.certificate)
+        raise TypeError("the CA's key is not on an elliptic curve: this driver makes no other")
+    root = x509.load_pem_x509_certificate(ca.certificate)
     key = ec.generate_private_key(ec.SECP256R1())
-    # A common name has at most 64 characters; nobody looks at it, since the role is among the alternative names.
+    # A common name has at most 64 characters. Peers ignore it: the role is among the alternative names.
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, role[:64])])
     both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     builder = (
-        _begun(name, root.subject, key.public_key(), now, days)
+        _builder(name, root.subject, key.public_key(), now, days)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(sign=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(both), critical=False)
@@ -78,48 +76,48 @@ def issue(
 
 
 def expires(certificate: bytes) -> datetime:
-    """Until when a certificate in PEM is valid, in UTC."""
+    """Return until when a certificate in PEM is valid, in UTC."""
     return x509.load_pem_x509_certificate(certificate).not_valid_after_utc
 
 
 def split(bundle: bytes) -> list[bytes]:
-    """The certificates of a PEM file, one by one, each written alike. Raises ValueError where there is none."""
+    """Return the certificates of a PEM file, each in the same form. Raises ValueError if there is none."""
     return [
         certificate.public_bytes(serialization.Encoding.PEM) for certificate in x509.load_pem_x509_certificates(bundle)
     ]
 
 
 def join(certificates: Sequence[bytes]) -> bytes:
-    """One PEM file of several, each once, in an order that depends on nothing but themselves."""
+    """Return one PEM file of several certificates, without duplicates, in an order that depends on their content only."""
     return b"".join(sorted(set(certificates)))
 
 
 def describe(certificate: bytes, trusted: Sequence[bytes] = ()) -> Certificate:
-    """What is known of the first certificate of a PEM file, and which of the `trusted` ones signed it.
+    """Describe the first certificate of a PEM file, and which of the `trusted` ones signed it.
 
-    Raises ValueError where it is none.
+    Raises ValueError if it is not a certificate.
     """
-    read = x509.load_pem_x509_certificates(certificate)[0]
+    parsed = x509.load_pem_x509_certificates(certificate)[0]
     names: list[str] = []
     with suppress(x509.ExtensionNotFound):
-        found = read.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-        names = found.value.get_values_for_type(x509.DNSName)
-    signer = next((one for one in trusted if _signed_by(read, one)), None)
+        extension = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        names = extension.value.get_values_for_type(x509.DNSName)
+    signer = next((candidate for candidate in trusted if _signed_by(parsed, candidate)), None)
     return Certificate(
-        id=_id(read),
+        id=_id(parsed),
         names=tuple(names),
         signer=_id(x509.load_pem_x509_certificate(signer)) if signer is not None else "",
-        begins=read.not_valid_before_utc,
-        ends=read.not_valid_after_utc,
+        begins=parsed.not_valid_before_utc,
+        ends=parsed.not_valid_after_utc,
     )
 
 
 def key_matches(pair: KeyPair) -> bool:
-    """Whether the key is that of the certificate. Raises ValueError where one of them is none, or the key is locked."""
+    """Return whether the key is that of the certificate. Raises ValueError if one is invalid, or the key is encrypted."""
     try:
         key = serialization.load_pem_private_key(pair.key, None)
     except TypeError as error:
-        raise ValueError("the key is locked by a password") from error
+        raise ValueError("the key is encrypted with a password") from error
     return key.public_key() == x509.load_pem_x509_certificate(pair.certificate).public_key()
 
 
@@ -127,15 +125,15 @@ def _id(certificate: x509.Certificate) -> str:
     return certificate.fingerprint(hashes.SHA256()).hex()
 
 
-def _signed_by(certificate: x509.Certificate, authority: bytes) -> bool:
+def _signed_by(certificate: x509.Certificate, ca: bytes) -> bool:
     try:
-        certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
+        certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(ca))
     except (InvalidSignature, ValueError, TypeError):
         return False
     return True
 
 
-def _begun(
+def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime | None, days: int
 ) -> x509.CertificateBuilder:
     begin = now or datetime.now(UTC)

@@ -1,10 +1,10 @@
-"""Which step the certificates of a cluster need next, from what is observed. Pure: certificates.py observes and acts.
+"""Decides the next step for a cluster's certificates from what was observed. Pure: controller.py observes and acts.
 
-A rotation of the authority never asks two sides to change at the same moment:
-  1. the new authority is made, and everybody is told to trust the old one and the new one;
-  2. when every peer has loaded that, the new one becomes the signer, and all certificates are issued again by it;
-  3. when every peer has loaded those, the old one is dropped.
-Where a rotation stands is read from the Secrets, so that any replica goes on where another one ended.
+A rotation of the CA never requires two sides to change at the same moment:
+  1. the next CA is created, and the CA bundle of every peer gets the old one and the next one;
+  2. when every peer has loaded that bundle, the next CA becomes the signer, and all certificates are issued again by it;
+  3. when every peer has loaded those, the old CA is removed from the bundles.
+The progress of a rotation is read from the Secrets, so that any replica continues where another one ended.
 """
 
 from collections.abc import Mapping
@@ -14,59 +14,59 @@ from datetime import datetime
 from csi_driver.domain.certificates import Certificate
 
 Names = tuple[str, ...]
-"""DNS names of a certificate: they tell one from the other here."""
+"""DNS names of a certificate, which identify it here."""
 
 
 @dataclass(frozen=True, slots=True)
-class Authority:
-    """What the authority's Secret holds."""
+class CaState:
+    """What the CA's Secret holds."""
 
     signer: Certificate | None
-    """Signs now. None: its Secret was lost, and there is only its successor."""
-    successor: Certificate | None
-    """Trusted already, signs later."""
-    retiring: bool
-    """There are authorities that are trusted still and sign no more."""
+    """Signs now. None: its key was lost, and only the next CA exists."""
+    next_ca: Certificate | None
+    """In the bundles already, signs later."""
+    has_old: bool
+    """Some CAs are still in the bundles and do not sign."""
     bundle: bytes
-    """All that are to be trusted, in PEM; the same bytes before and after the signer changes."""
+    """All CA certificates that peers must trust, in PEM; the same bytes before and after the signer changes."""
 
 
 @dataclass(frozen=True, slots=True)
 class IssuedSecret:
     """What a Secret of type TLS holds."""
 
-    trusts: bytes
+    bundle: bytes
     certificate: Certificate | None
     """None: it cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class ObservedState:
-    """All that a step follows from."""
+    """Everything that a step depends on."""
 
-    authority: Authority | None
+    ca: CaState | None
     issued: Mapping[Names, IssuedSecret | None]
-    """By the DNS names that each is to have; None: there is no such Secret."""
-    hook: bytes | None
-    """Whom the API server trusts when it calls the webhook; None: no webhook is configured."""
-    wish: bool
-    """Somebody asked for a rotation."""
-    behind: tuple[str, ...] | None
-    """Peers that have not loaded their Secret as it is now; None: they were not asked."""
+    """By the DNS names that each must have; None: there is no such Secret."""
+    webhook_bundle: bytes | None
+    """caBundle of the webhook configuration; None: no webhook is configured."""
+    rotation_requested: bool
+    """A person has requested a rotation."""
+    stale_peers: tuple[str, ...] | None
+    """Peers that have not loaded their current Secret; None: they were not checked."""
 
 
 @dataclass(frozen=True, slots=True)
-class MakeAuthority:
-    """There is none."""
+class CreateCa:
+    """Create the first CA."""
 
 
 @dataclass(frozen=True, slots=True)
 class CreateNextCa:
-    """Make the successor of the authority."""
+    """Create the next CA."""
 
 
 @dataclass(frozen=True, slots=True)
-class Issue:
+class IssueCertificate:
     """Issue a certificate by the signer, with the whole bundle beside it."""
 
     names: Names
@@ -74,82 +74,82 @@ class Issue:
 
 @dataclass(frozen=True, slots=True)
 class UpdateCaBundle:
-    """Put the bundle beside a certificate that stays."""
+    """Write the bundle beside a certificate that stays."""
 
     names: Names
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateWebhookCaBundle:
-    """Put the bundle into the webhook's configuration."""
+    """Write the bundle into the webhook configuration."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckPeers:
-    """Ask the peers what they have loaded, and decide again."""
+    """Check what the peers have loaded, and decide again."""
 
 
 @dataclass(frozen=True, slots=True)
-class Promote:
-    """The successor signs from now on; the signer retires."""
+class PromoteNextCa:
+    """Make the next CA the signer; the bundle keeps the old one."""
 
 
 @dataclass(frozen=True, slots=True)
 class RemoveOldCa:
-    """Those that retire are trusted no more."""
+    """Remove old CAs from the bundle."""
 
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """Nothing to do now; `waiting` for these peers, where a rotation is going on."""
+    """Do nothing now. `waiting` has the peers that a rotation waits for."""
 
     waiting: tuple[str, ...] = ()
 
 
 Step = (
-    MakeAuthority
+    CreateCa
     | CreateNextCa
-    | Issue
+    | IssueCertificate
     | UpdateCaBundle
     | UpdateWebhookCaBundle
     | CheckPeers
-    | Promote
+    | PromoteNextCa
     | RemoveOldCa
     | Idle
 )
 
 
-def next_step(seen: ObservedState, now: datetime) -> Step:
-    """The one next step. Doing it, and observing again, leads to Rest in a bounded number of steps."""
-    authority = seen.authority
-    if authority is None:
-        return MakeAuthority()
-    for names, issued in seen.issued.items():
-        if _unfit(names, issued, authority, now):
-            # Without a signer's key nobody can wait for the peers: those that have not followed yet fail until they have.
-            return Issue(names) if authority.signer is not None else Promote()
+def next_step(observed: ObservedState, now: datetime) -> Step:
+    """Return the one next step. Doing it, and observing again, leads to Idle in a bounded number of steps."""
+    ca = observed.ca
+    if ca is None:
+        return CreateCa()
+    for names, issued in observed.issued.items():
+        if _must_be_issued(names, issued, ca, now):
+            # Without the signer's key there is no waiting for the peers: stale ones fail until they have loaded theirs.
+            return IssueCertificate(names) if ca.signer is not None else PromoteNextCa()
         assert issued is not None
-        if issued.trusts != authority.bundle:
+        if issued.bundle != ca.bundle:
             return UpdateCaBundle(names)
-    if seen.hook is not None and seen.hook != authority.bundle:
+    if observed.webhook_bundle is not None and observed.webhook_bundle != ca.bundle:
         return UpdateWebhookCaBundle()
-    if authority.successor is not None or authority.retiring:
-        if authority.successor is not None and authority.signer is not None and now >= authority.signer.ends:
-            return Promote()  # nobody can be asked over connections that the old one no longer vouches for
-        if seen.behind is None:
+    if ca.next_ca is not None or ca.has_old:
+        if ca.next_ca is not None and ca.signer is not None and now >= ca.signer.ends:
+            return PromoteNextCa()  # peers cannot be checked over connections for which the old CA no longer vouches
+        if observed.stale_peers is None:
             return CheckPeers()
-        if seen.behind:
-            return Idle(seen.behind)
-        return Promote() if authority.successor is not None else RemoveOldCa()
-    if seen.wish or (authority.signer is not None and authority.signer.due(now)):
+        if observed.stale_peers:
+            return Idle(observed.stale_peers)
+        return PromoteNextCa() if ca.next_ca is not None else RemoveOldCa()
+    if observed.rotation_requested or (ca.signer is not None and ca.signer.due(now)):
         return CreateNextCa()
     return Idle()
 
 
-def _unfit(names: Names, issued: IssuedSecret | None, authority: Authority, now: datetime) -> bool:
+def _must_be_issued(names: Names, issued: IssuedSecret | None, ca: CaState, now: datetime) -> bool:
     if issued is None or issued.certificate is None:
         return True
     certificate = issued.certificate
     if certificate.names != names or certificate.due(now):
         return True
-    return certificate.signer != authority.signer.id if authority.signer is not None else not certificate.signer
+    return certificate.signer != ca.signer.id if ca.signer is not None else not certificate.signer

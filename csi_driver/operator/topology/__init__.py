@@ -1,1 +1,1 @@
-"""Pods are led to the node that has their volume's source."""
+"""Selects for a PVC with a data source the node that has this source, so that its pod runs there."""

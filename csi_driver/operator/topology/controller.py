@@ -1,4 +1,4 @@
-"""Leads waiting claims to the node of their source where the webhook did not, and tells why a pod cannot follow."""
+"""Selects the node of the data source for pending PVCs that the webhook has missed, and explains unschedulable pods."""
 
 import asyncio
 import time
@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import structlog
 
 from csi_driver.domain.errors import DriverError, NotFound, Unavailable
+from csi_driver.domain.ids import ANY_OWNER
 from csi_driver.domain.routing import owner_of
 from csi_driver.kube.client import Api, Object
 from csi_driver.kube.errors import Conflict
@@ -28,246 +29,261 @@ from csi_driver.operator.topology.planner import (
     QueryCapacity,
     SelectNode,
     backoff,
-    decide,
+    next_action,
 )
 from csi_driver.operator.topology.scheduling_events import NodeBoundClaim, UnscheduledPod, events_for
+from csi_driver.operator.trim import trim_metadata
 from csi_driver.service.agent_capacity import Rooms
 
-LOOK_SECONDS = 2.0
-"""Between two looks at what waits."""
+PERIOD_SECONDS = 2.0
+"""Between two reconciliations of all pending PVCs and pods."""
 
-LONGEST_SEARCH = 15.0
-"""Seconds between two searches for a source that lies nowhere yet."""
+MAX_SEARCH_BACKOFF_SECONDS = 15.0
+"""Between two searches for a data source that has no place yet."""
 
-TELL_SECONDS = 300.0
-"""Before the same is told of the same object again."""
+REPEAT_EVENT_SECONDS = 300.0
+"""Before the same event on the same object is repeated."""
 
-CHANGE_SECONDS = 30.0
-"""Before the same is told in other words: figures in them change all the time."""
+CHANGED_EVENT_SECONDS = 30.0
+"""Before an event with another message: numbers in messages change all the time."""
 
-AT_ONCE = 8
-"""Claims that are looked at together: a silent agent must not hold up the claims of others."""
+MAX_CONCURRENT = 8
+"""PVCs that are reconciled together: an agent that does not answer must not delay the PVCs of others."""
 
 log = structlog.get_logger()
 
 
 @dataclass(slots=True)
 class _ClaimState:
-    """What is remembered of one claim while it waits."""
+    """What is remembered of one PVC while it is pending."""
 
-    spot: SourceLocation | None = None
-    tries: Attempts = field(default_factory=Attempts)
+    location: SourceLocation | None = None
+    attempts: Attempts = field(default_factory=Attempts)
     searches: int = 0
     search_at: float = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
 class Informers:
-    """Mirrors of what is looked at: claims and pods without a node as below, nodes and volumes as discovery keeps them."""
+    """PVCs and pods trimmed as below, nodes and PVs as agents/discovery.py trims them."""
 
-    claims: Informer
+    pvcs: Informer
     pods: Informer
     nodes: Informer
-    volumes: Informer
-    classes: Informer
+    pvs: Informer
+    storage_classes: Informer
 
 
 class TopologyController:
-    """One leader runs it. Claims of other drivers, and of classes that bind at once, are left alone."""
+    """The leader runs it. PVCs of other drivers, and of classes that bind immediately, are left alone."""
 
     def __init__(
         self,
         api: Api,
-        copies: Informers,
-        rooms: Rooms,
+        informers: Informers,
+        capacities: Rooms,
         events: EventRecorder,
         driver: str,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._api = api
-        self._copies = copies
-        self._rooms = rooms
+        self._informers = informers
+        self._capacities = capacities
         self._events = events
         self._driver = driver
         self._sources = DataSourceResolver(self._get, driver)
         self._clock = clock
         self._now = now
-        self._known: dict[str, _ClaimState] = {}
-        self._told: dict[tuple[str, str], tuple[str, float]] = {}
-        self._asked: dict[tuple[object, ...], asyncio.Task[int | AgentUnreachable]] = {}
-        self._few = asyncio.Semaphore(AT_ONCE)
+        self._states: dict[str, _ClaimState] = {}
+        self._emitted: dict[tuple[str, str], tuple[str, float]] = {}
+        self._queries: dict[tuple[object, ...], asyncio.Task[int | AgentUnreachable]] = {}
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT)
 
     async def run(self) -> None:
-        """Until cancelled."""
-        copies = self._copies
-        for mirror in (copies.claims, copies.pods, copies.nodes, copies.volumes, copies.classes):
-            await mirror.wait_synced()
+        """Reconcile every two seconds, until cancelled."""
+        informers = self._informers
+        for informer in (informers.pvcs, informers.pods, informers.nodes, informers.pvs, informers.storage_classes):
+            await informer.wait_synced()
         while True:
-            await self.look()
-            await asyncio.sleep(LOOK_SECONDS)
+            await self.reconcile()
+            await asyncio.sleep(PERIOD_SECONDS)
 
-    async def look(self) -> None:
-        """Once over all claims and pods that wait."""
-        waiting = [claim for claim in self._copies.claims.all() if _waits(claim)]
-        uids = {claim["metadata"]["uid"] for claim in waiting}
-        self._known = {uid: known for uid, known in self._known.items() if uid in uids}
-        await asyncio.gather(*(self._try(claim) for claim in waiting))
-        for pod in self._copies.pods.all():
-            await self._look_at_pod(pod)
-        old = self._clock() - TELL_SECONDS
-        self._told = {key: (words, at) for key, (words, at) in self._told.items() if at > old}
-        self._asked.clear()
+    async def reconcile(self) -> None:
+        """Process all pending PVCs with a data source and all pods without a node, once."""
+        pending = [pvc for pvc in self._informers.pvcs.all() if _is_pending(pvc)]
+        uids = {pvc["metadata"]["uid"] for pvc in pending}
+        self._states = {uid: state for uid, state in self._states.items() if uid in uids}
+        await asyncio.gather(*(self._try_pvc(pvc) for pvc in pending))
+        for pod in self._informers.pods.all():
+            await self._reconcile_pod(pod)
+        oldest = self._clock() - REPEAT_EVENT_SECONDS
+        self._emitted = {key: (message, at) for key, (message, at) in self._emitted.items() if at > oldest}
+        self._queries.clear()
 
-    # ---- claims
+    # ---- PVCs
 
-    async def _try(self, claim: Object) -> None:
-        async with self._few:
+    async def _try_pvc(self, pvc: Object) -> None:
+        async with self._slots:
             try:
-                await self._look_at_claim(claim)
+                await self._reconcile_pvc(pvc)
             except DriverError as error:
-                metadata = claim["metadata"]
-                log.warning("claim is not led", namespace=metadata["namespace"], claim=metadata["name"], why=str(error))
+                metadata = pvc["metadata"]
+                log.warning(
+                    "PVC reconcile failed, retrying",
+                    namespace=metadata["namespace"],
+                    pvc=metadata["name"],
+                    why=str(error),
+                )
 
-    async def _look_at_claim(self, claim: Object) -> None:
-        known = self._known.setdefault(claim["metadata"]["uid"], _ClaimState())
-        storage_class = await self._sources.storage_class(claim)
-        if storage_class is None or (spot := await self._spot(claim, known)) is None:
+    async def _reconcile_pvc(self, pvc: Object) -> None:
+        state = self._states.setdefault(pvc["metadata"]["uid"], _ClaimState())
+        storage_class = await self._sources.storage_class(pvc)
+        if storage_class is None or (location := await self._locate(pvc, state)) is None:
             return
         parameters = {str(key): str(value) for key, value in (storage_class.get("parameters") or {}).items()}
-        spec = claim["spec"]
-        waiting = PendingClaim(
-            source=str(data_source_of(claim)),
-            owner=spot.owner,
-            site=self._site(spot.owner),
-            selected=(claim["metadata"].get("annotations") or {}).get(SELECTED_NODE),
-            wanted=whole(((spec.get("resources") or {}).get("requests") or {}).get("storage")) or 0,
-            room=None,
+        requests = (pvc["spec"].get("resources") or {}).get("requests") or {}
+        pending = PendingClaim(
+            source=str(data_source_of(pvc)),
+            owner=location.owner,
+            source_node=self._node_state(location.owner),
+            selected_node=(pvc["metadata"].get("annotations") or {}).get(SELECTED_NODE),
+            requested=whole(requests.get("storage")) or 0,
+            capacity=None,
         )
-        verdict = decide(waiting, known.tries, self._clock())
-        if isinstance(verdict, QueryCapacity):
-            waiting = replace(waiting, room=await self._room(spot, parameters))
-            verdict = decide(waiting, known.tries, self._clock())
-        match verdict:
+        action = next_action(pending, state.attempts, self._clock())
+        if isinstance(action, QueryCapacity):
+            pending = replace(pending, capacity=await self._capacity(location, parameters))
+            action = next_action(pending, state.attempts, self._clock())
+        match action:
             case SelectNode(node):
-                known.tries = Attempts(known.tries.pins + 1, self._clock())
-                await self._pin(claim, node, waiting.selected)
-            case EmitEvent(reason, words):
-                await self._tell(claim, reason, words)
+                state.attempts = Attempts(state.attempts.count + 1, self._clock())
+                await self._select_node(pvc, node, pending.selected_node)
+            case EmitEvent(reason, message):
+                await self._emit(pvc, reason, message)
 
-    async def _spot(self, claim: Object, known: _ClaimState) -> SourceLocation | None:
-        """Where its source lies. Once known it stays: a snapshot and a disk never move."""
-        if known.spot is None and self._clock() >= known.search_at:
-            source = data_source_of(claim)
-            found = await self._sources.find(source, claim["metadata"]["namespace"]) if source is not None else None
-            if found is not None and found.pool and found.owner != "*":
-                known.spot = found
+    async def _locate(self, pvc: Object, state: _ClaimState) -> SourceLocation | None:
+        """Return where the data source is. Once known it stays: snapshots and volumes never move."""
+        if state.location is None and self._clock() >= state.search_at:
+            source = data_source_of(pvc)
+            location = await self._sources.find(source, pvc["metadata"]["namespace"]) if source is not None else None
+            if location is not None and location.pool and location.owner != ANY_OWNER:
+                state.location = location
             else:
-                known.searches += 1
-                known.search_at = self._clock() + backoff(known.searches, LONGEST_SEARCH)
-        return known.spot
+                state.searches += 1
+                state.search_at = self._clock() + backoff(state.searches, MAX_SEARCH_BACKOFF_SECONDS)
+        return state.location
 
-    async def _room(self, spot: SourceLocation, parameters: dict[str, str]) -> int | AgentUnreachable:
-        """Asked once for all claims of one look that are alike."""
-        key = (spot, *sorted(parameters.items()))
-        if key not in self._asked:
-            self._asked[key] = asyncio.create_task(self._ask(spot, parameters))
-        return await self._asked[key]
+    async def _capacity(self, location: SourceLocation, parameters: dict[str, str]) -> int | AgentUnreachable:
+        """Query the agent, once for all PVCs of one reconciliation that are alike."""
+        key = (location, *sorted(parameters.items()))
+        if key not in self._queries:
+            self._queries[key] = asyncio.create_task(self._query_agent(location, parameters))
+        return await self._queries[key]
 
-    async def _ask(self, spot: SourceLocation, parameters: dict[str, str]) -> int | AgentUnreachable:
+    async def _query_agent(self, location: SourceLocation, parameters: dict[str, str]) -> int | AgentUnreachable:
         try:
-            return await self._rooms.room(spot.owner, spot.pool, parameters)
+            return await self._capacities.room(location.owner, location.pool, parameters)
         except Unavailable:
             return AgentUnreachable()
 
-    async def _pin(self, claim: Object, node: str, before: str | None) -> None:
-        metadata = claim["metadata"]
-        note = {"metadata": {"resourceVersion": metadata["resourceVersion"], "annotations": {SELECTED_NODE: node}}}
+    async def _select_node(self, pvc: Object, node: str, before: str | None) -> None:
+        metadata = pvc["metadata"]
+        patch = {"metadata": {"resourceVersion": metadata["resourceVersion"], "annotations": {SELECTED_NODE: node}}}
         try:
-            await self._api.patch(PVCS, metadata["name"], note, metadata["namespace"])
+            await self._api.patch(PVCS, metadata["name"], patch, metadata["namespace"])
         except (Conflict, NotFound) as error:
-            log.info("claim has changed", namespace=metadata["namespace"], claim=metadata["name"], why=str(error))
+            log.info("PVC has changed", namespace=metadata["namespace"], pvc=metadata["name"], why=str(error))
         else:
-            log.info("claim is led", namespace=metadata["namespace"], claim=metadata["name"], node=node, before=before)
+            log.info(
+                "set selected-node on PVC",
+                namespace=metadata["namespace"],
+                pvc=metadata["name"],
+                node=node,
+                before=before,
+            )
 
     # ---- pods
 
-    async def _look_at_pod(self, pod: Object) -> None:
+    async def _reconcile_pod(self, pod: Object) -> None:
         namespace = pod["metadata"]["namespace"]
-        found = [self._copies.claims.get(name, namespace) for name in pod["claims"]]
-        claims = {claim["metadata"]["name"]: claim for claim in found if claim is not None}
-        anchors = [anchor for claim in claims.values() if (anchor := self._anchor(claim)) is not None]
+        cached = [self._informers.pvcs.get(name, namespace) for name in pod["pvcs"]]
+        pvcs = {pvc["metadata"]["name"]: pvc for pvc in cached if pvc is not None}
+        bound = [on_node for pvc in pvcs.values() if (on_node := self._bound_to_node(pvc)) is not None]
         since = datetime.fromisoformat(pod["since"]) if pod["since"] else None
-        for notice in events_for(UnscheduledPod(pod["metadata"]["name"], pod["says"], since), anchors, self._now()):
-            await self._tell(claims[notice.claim] if notice.claim else pod, notice.reason, notice.words)
+        unscheduled = UnscheduledPod(pod["metadata"]["name"], pod["scheduler_message"], since)
+        for event in events_for(unscheduled, bound, self._now()):
+            await self._emit(pvcs[event.pvc] if event.pvc else pod, event.reason, event.message)
 
-    def _anchor(self, claim: Object) -> NodeBoundClaim | None:
+    def _bound_to_node(self, pvc: Object) -> NodeBoundClaim | None:
         owner = None
-        if volume := self._copies.volumes.get(claim["spec"].get("volumeName") or ""):
-            owner = owner_of(volume["handle"]) if volume["driver"] == self._driver else None
-        elif (known := self._known.get(claim["metadata"]["uid"])) is not None and known.spot is not None:
-            owner = known.spot.owner
-        if owner is None or owner == "*":
+        if pv := self._informers.pvs.get(pvc["spec"].get("volumeName") or ""):
+            owner = owner_of(pv["handle"]) if pv["driver"] == self._driver else None
+        elif (state := self._states.get(pvc["metadata"]["uid"])) is not None and state.location is not None:
+            owner = state.location.owner
+        if owner is None or owner == ANY_OWNER:
             return None
-        source = data_source_of(claim)
-        site = self._site(owner) or NodeState(owner, ready=False)
-        return NodeBoundClaim(claim["metadata"]["name"], site, str(source) if source is not None else "")
+        source = data_source_of(pvc)
+        node = self._node_state(owner) or NodeState(owner, ready=False)
+        return NodeBoundClaim(pvc["metadata"]["name"], node, str(source) if source is not None else "")
 
     # ---- both
 
-    def _site(self, owner: str) -> NodeState | None:
-        node = node_for_owner(self._copies.nodes, owner)
+    def _node_state(self, owner: str) -> NodeState | None:
+        node = node_for_owner(self._informers.nodes, owner)
         return NodeState(node["metadata"]["name"], node["ready"], node["cordoned"]) if node is not None else None
 
-    async def _tell(self, obj: Object, reason: str, words: str) -> None:
+    async def _emit(self, obj: Object, reason: str, message: str) -> None:
         key, now = (obj["metadata"]["uid"], reason), self._clock()
-        before, at = self._told.get(key, ("", float("-inf")))
-        if now - at >= (TELL_SECONDS if words == before else CHANGE_SECONDS):
-            self._told[key] = (words, now)
-            await self._events.emit(obj, "Warning", reason, words)
+        last_message, at = self._emitted.get(key, ("", float("-inf")))
+        if now - at >= (REPEAT_EVENT_SECONDS if message == last_message else CHANGED_EVENT_SECONDS):
+            self._emitted[key] = (message, now)
+            await self._events.emit(obj, "Warning", reason, message)
 
     async def _get(self, kind: Kind, name: str, namespace: str) -> Object | None:
-        """From a copy where there is one that keeps the whole of it; else from the API."""
+        """Read storage classes from their informer, which caches them whole; all else from the API."""
         if kind == STORAGE_CLASSES:
-            return self._copies.classes.get(name)
+            return self._informers.storage_classes.get(name)
         return await self._api.get(kind, name, namespace)
 
 
-def keep_claim(claim: Object) -> Object:
-    """What is read of a claim."""
-    metadata, spec = claim["metadata"], claim.get("spec") or {}
+_PVC_SPEC = ("dataSource", "dataSourceRef", "storageClassName", "volumeName", "resources")
+
+
+def trim_pvc(pvc: Object) -> Object:
+    """Return what is read of a PVC."""
+    metadata, spec = pvc["metadata"], pvc.get("spec") or {}
     selected = (metadata.get("annotations") or {}).get(SELECTED_NODE)
-    wanted = ("dataSource", "dataSourceRef", "storageClassName", "volumeName", "resources")
+    trimmed = _trim(pvc)
+    if selected:
+        trimmed["metadata"]["annotations"] = {SELECTED_NODE: selected}
     return {
-        **_identity(claim),
-        "metadata": _identity(claim)["metadata"] | ({"annotations": {SELECTED_NODE: selected}} if selected else {}),
-        "spec": {key: spec[key] for key in wanted if spec.get(key)},
-        "waits": (claim.get("status") or {}).get("phase") == "Pending" and "deletionTimestamp" not in metadata,
+        **trimmed,
+        "spec": {key: spec[key] for key in _PVC_SPEC if spec.get(key)},
+        "pending": (pvc.get("status") or {}).get("phase") == "Pending" and "deletionTimestamp" not in metadata,
     }
 
 
 def trim_unscheduled_pod(pod: Object) -> Object:
-    """What is read of a pod without a node."""
+    """Return what is read of a pod without a node."""
     volumes = (pod.get("spec") or {}).get("volumes") or []
     name = pod["metadata"]["name"]
-    claims = [one["persistentVolumeClaim"]["claimName"] for one in volumes if "persistentVolumeClaim" in one]
-    claims += [f"{name}-{one['name']}" for one in volumes if "ephemeral" in one]
+    pvcs = [volume["persistentVolumeClaim"]["claimName"] for volume in volumes if "persistentVolumeClaim" in volume]
+    pvcs += [f"{name}-{volume['name']}" for volume in volumes if "ephemeral" in volume]
     conditions = (pod.get("status") or {}).get("conditions") or []
-    told: Object = next((one for one in conditions if one.get("type") == "PodScheduled"), {})
-    refused = told.get("reason") == "Unschedulable"
+    scheduled: Object = next((condition for condition in conditions if condition.get("type") == "PodScheduled"), {})
+    unschedulable = scheduled.get("reason") == "Unschedulable"
     return {
-        **_identity(pod),
-        "claims": claims,
-        "says": told.get("message") or "" if refused else "",
-        "since": told.get("lastTransitionTime") or "" if refused else "",
+        **_trim(pod),
+        "pvcs": pvcs,
+        "scheduler_message": scheduled.get("message") or "" if unschedulable else "",
+        "since": scheduled.get("lastTransitionTime") or "" if unschedulable else "",
     }
 
 
-def _identity(obj: Object) -> Object:
-    wanted = ("name", "namespace", "uid", "resourceVersion")
-    metadata = {key: obj["metadata"][key] for key in wanted if key in obj["metadata"]}
-    return {"apiVersion": obj.get("apiVersion", ""), "kind": obj.get("kind", ""), "metadata": metadata}
+def _trim(obj: Object) -> Object:
+    return {"apiVersion": obj.get("apiVersion", ""), "kind": obj.get("kind", ""), "metadata": trim_metadata(obj)}
 
 
-def _waits(claim: Object) -> bool:
-    return bool(claim["waits"]) and "volumeName" not in claim["spec"] and data_source_of(claim) is not None
+def _is_pending(pvc: Object) -> bool:
+    return bool(pvc["pending"]) and "volumeName" not in pvc["spec"] and data_source_of(pvc) is not None

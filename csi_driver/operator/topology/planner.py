@@ -1,15 +1,15 @@
-"""When a claim that waits is led to the node of its source, and what its owner is told where it cannot be. Pure."""
+"""Decides when a pending PVC gets the node of its data source, and which event says why it does not. Pure."""
 
 from dataclasses import dataclass
 
-LONGEST_PAUSE = 300.0
-"""Seconds between two pins of one claim. The provisioner takes a pin away at each RESOURCE_EXHAUSTED and has no back-off of
-its own there: putting it back at once would be a hot loop."""
+MAX_BACKOFF_SECONDS = 300.0
+"""Between two selections for one PVC. The provisioner removes the annotation at each RESOURCE_EXHAUSTED and has no backoff
+of its own: setting it again at once would be a hot loop."""
 
 
-def backoff(tries: int, longest: float) -> float:
-    """Seconds after so many tries: 1, 2, 4 and so on, up to `longest`. Some claims wait for weeks."""
-    return min(2.0 ** min(max(tries, 1) - 1, 30), longest)
+def backoff(attempts: int, longest: float) -> float:
+    """Return the seconds to wait after so many attempts: 1, 2, 4 and so on, up to `longest`. Some PVCs wait for weeks."""
+    return min(2.0 ** min(max(attempts, 1) - 1, 30), longest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +23,15 @@ class NodeState:
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """How often a claim was pinned here, and when last, by a clock in seconds."""
+    """How often this process has selected a node for a PVC, and when last, by a clock in seconds."""
 
-    pins: int = 0
+    count: int = 0
     last: float = 0.0
 
     @property
     def next(self) -> float:
-        """When it may be pinned again: after 1 s, 2 s, 4 s, and so on to 5 minutes."""
-        return self.last + backoff(self.pins, LONGEST_PAUSE) if self.pins else float("-inf")
+        """When a node may be selected again: after 1 s, 2 s, 4 s, and so on up to 5 minutes."""
+        return self.last + backoff(self.count, MAX_BACKOFF_SECONDS) if self.count else float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,77 +41,79 @@ class AgentUnreachable:
 
 @dataclass(frozen=True, slots=True)
 class PendingClaim:
-    """A claim without a volume whose source lies on a node, as it is seen now."""
+    """A PVC without a volume whose data source is on a node, as observed."""
 
     source: str
-    """In words: VolumeSnapshot NAME."""
+    """For messages: VolumeSnapshot NAME."""
     owner: str
-    site: NodeState | None
-    """None: the cluster has no node that is this owner."""
-    selected: str | None
-    wanted: int
-    """Bytes asked for."""
-    room: int | AgentUnreachable | None
-    """Bytes that the node has for it; None: it was not asked."""
+    source_node: NodeState | None
+    """None: the cluster has no node for this owner."""
+    selected_node: str | None
+    requested: int
+    """Bytes."""
+    capacity: int | AgentUnreachable | None
+    """Bytes that the node can still provision; None: not queried."""
 
 
 @dataclass(frozen=True, slots=True)
 class NoAction:
-    """Nothing to do now."""
+    """Do nothing now."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueryCapacity:
-    """Ask the node's agent for its room, and decide again."""
+    """Query the capacity of the node's agent, and plan again."""
 
 
 @dataclass(frozen=True, slots=True)
 class SelectNode:
-    """Select this node for the claim."""
+    """Select this node for the PVC."""
 
     node: str
 
 
 @dataclass(frozen=True, slots=True)
 class EmitEvent:
-    """Tell why it waits."""
+    """Say why the PVC waits."""
 
     reason: str
-    words: str
+    message: str
 
 
-Verdict = NoAction | QueryCapacity | SelectNode | EmitEvent
+Action = NoAction | QueryCapacity | SelectNode | EmitEvent
 
 
-def decide(claim: PendingClaim, tries: Attempts, now: float) -> Verdict:
-    """A pin is put where it is missing, where it was taken away, and where another node was selected in ignorance: the
-    volume is made at its source all the same, and the scheduler must know before it settles the pod's other claims.
+def next_action(pvc: PendingClaim, attempts: Attempts, now: float) -> Action:
+    """Return the next action for one PVC.
+
+    A node is selected if none is, if the provisioner has removed it, and if another node was selected: the volume is made
+    on the node of its source in any case, and the scheduler must know before it places the pod's other PVCs.
     """
-    lies = f"{claim.source}, of which this claim is made, lies on node"
-    if claim.site is None:
+    source_is_on = f"{pvc.source}, the data source of this PVC, is on node"
+    if pvc.source_node is None:
         return EmitEvent(
             "SourceNodeGone",
-            f"{lies} {claim.owner}, and the cluster has no such node: the disk can be made when it is back",
+            f"{source_is_on} {pvc.owner}, which does not exist in the cluster: the volume can be made when it is back",
         )
-    if not claim.site.ready:
+    if not pvc.source_node.ready:
         return EmitEvent(
             "SourceNodeNotReady",
-            f"{lies} {claim.site.node}, which is not ready: the disk is made by itself when the node is back",
+            f"{source_is_on} {pvc.source_node.node}, which is not ready: the volume is made automatically when it is",
         )
-    if claim.selected == claim.site.node or now < tries.next:
+    if pvc.selected_node == pvc.source_node.node or now < attempts.next:
         return NoAction()
-    if claim.room is None:
+    if pvc.capacity is None:
         return QueryCapacity()
-    if isinstance(claim.room, AgentUnreachable):
+    if isinstance(pvc.capacity, AgentUnreachable):
         return EmitEvent(
-            "SourceAgentSilent",
-            f"{lies} {claim.site.node}, whose agent does not answer: look at the agent's pod there; the disk is made by "
-            "itself when it is back",
+            "SourceAgentUnreachable",
+            f"{source_is_on} {pvc.source_node.node}, whose agent does not answer: check the agent's pod on that node; the "
+            "volume is made automatically when the agent is back",
         )
-    if claim.room < claim.wanted:
+    if pvc.capacity < pvc.requested:
         return EmitEvent(
             "SourceNodeFull",
-            f"{lies} {claim.site.node}, which has room for {claim.room} bytes, and {claim.wanted} are asked for: delete "
-            "disks or snapshots there, or enlarge the pool",
+            f"{source_is_on} {pvc.source_node.node}, which has a capacity of {pvc.capacity} bytes for {pvc.requested} "
+            "requested: delete volumes or snapshots there, or enlarge the pool",
         )
-    return SelectNode(claim.site.node)
+    return SelectNode(pvc.source_node.node)

@@ -1,4 +1,4 @@
-"""Pods that cannot run, because the disks of their claims lie where the pod cannot be: whom to tell what. Pure."""
+"""Events for pods that cannot be scheduled because the volumes of their PVCs are on other nodes. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 
 from csi_driver.operator.topology.planner import NodeState
 
-PATIENCE = timedelta(seconds=10)
-"""For which a pod may be unschedulable and nobody is told: every pod with a new disk is, for a moment."""
+GRACE_PERIOD = timedelta(seconds=10)
+"""For which a pod may be unschedulable without an event: every pod with a new volume is, for a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,52 +15,54 @@ class UnscheduledPod:
     """A pod without a node."""
 
     name: str
-    says: str
-    """Why, in the scheduler's words; empty where it has not tried."""
+    scheduler_message: str
+    """Why, in the scheduler's words; empty if it has not tried."""
     since: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
 class NodeBoundClaim:
-    """A claim whose disk lies, or will be made, on one node."""
+    """A PVC whose volume is, or will be made, on one node."""
 
-    claim: str
-    site: NodeState
+    pvc: str
+    node: NodeState
     source: str
-    """What it was made of, in words; empty: of nothing."""
+    """Its data source, for messages; empty if it has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class PodEvent:
-    """An event: on a claim, by its name, or on the pod where that is empty."""
+    """An event on a PVC, by its name, or on the pod if that is empty."""
 
-    claim: str
+    pvc: str
     reason: str
-    words: str
+    message: str
 
 
-def events_for(pod: UnscheduledPod, anchors: Sequence[NodeBoundClaim], now: datetime) -> list[PodEvent]:
-    """What is to be told. Nothing of claims that have no source and stand in nobody's way: the scheduler says enough."""
-    if len({anchor.site.node for anchor in anchors}) > 1:
-        where = ", ".join(f"claim {anchor.claim} on node {anchor.site.node}" for anchor in anchors)
-        words = (
-            f"pod {pod.name} uses disks that lie on different nodes ({where}), and can run on one only: use claims of one "
-            "node, or copy one of the disks"
+def events_for(pod: UnscheduledPod, pvcs: Sequence[NodeBoundClaim], now: datetime) -> list[PodEvent]:
+    """Return the events for one pod. PVCs without a data source get none, unless they conflict with others: the
+    scheduler's own events explain the rest.
+    """
+    if len({pvc.node.node for pvc in pvcs}) > 1:
+        nodes = ", ".join(f"PVC {pvc.pvc} on node {pvc.node.node}" for pvc in pvcs)
+        message = (
+            f"pod {pod.name} uses volumes on different nodes ({nodes}), and can run on one only: use PVCs of one node, or "
+            "clone one of the volumes"
         )
-        return [PodEvent(claim, "SourceNodeConflict", words) for claim in ("", *(anchor.claim for anchor in anchors))]
-    led = [anchor for anchor in anchors if anchor.source]
-    found = []
-    for anchor in led:
-        lies = f"pod {pod.name} can only run on node {anchor.site.node}, where {anchor.source} lies"
-        if not anchor.site.ready:
-            found.append(
-                PodEvent(
-                    anchor.claim, "SourceNodeNotReady", f"{lies}, and which is not ready: it runs when that is back"
-                )
-            )
-        elif anchor.site.cordoned:
-            words = f"{lies}, and which is cordoned, so unschedulable: kubectl uncordon {anchor.site.node}"
-            found.append(PodEvent(anchor.claim, "SourceNodeCordoned", words))
-        elif pod.says and pod.since is not None and now - pod.since >= PATIENCE:
-            found.append(PodEvent(anchor.claim, "SourceNodeExcluded", f"{lies}; the scheduler says: {pod.says}"))
-    return found
+        return [PodEvent(name, "SourceNodeConflict", message) for name in ("", *(pvc.pvc for pvc in pvcs))]
+    events = []
+    for pvc in pvcs:
+        if not pvc.source:
+            continue
+        node = pvc.node.node
+        bound_to = f"pod {pod.name} can only run on node {node}, because {pvc.source} is there"
+        if not pvc.node.ready:
+            message = f"{bound_to}; the node is not ready, and the pod runs when it is"
+            events.append(PodEvent(pvc.pvc, "SourceNodeNotReady", message))
+        elif pvc.node.cordoned:
+            message = f"{bound_to}; the node is cordoned: kubectl uncordon {node}"
+            events.append(PodEvent(pvc.pvc, "SourceNodeCordoned", message))
+        elif pod.scheduler_message and pod.since is not None and now - pod.since >= GRACE_PERIOD:
+            message = f"{bound_to}; the scheduler says: {pod.scheduler_message}"
+            events.append(PodEvent(pvc.pvc, "SourceNodeExcluded", message))
+    return events

@@ -50,7 +50,7 @@ def lost(cluster: Cluster) -> Iterator[Node]:
     node = cluster.nodes[1]
     cluster.spare(node)
     yield node
-    tidemark("unforget", node.name)
+    tidemark("recommission", node.name)
     if not node.running():
         node.power_on()
     cluster.wait_ready()
@@ -60,7 +60,7 @@ def lost(cluster: Cluster) -> Iterator[Node]:
 @pytest.mark.slow(seconds=120)
 @pytest.mark.disturbs
 @pytest.mark.timeout(600)
-def test_a_lost_node_is_forgotten_and_comes_back(cluster: Cluster, kubectl: Kubectl, lost: Node) -> None:
+def test_a_lost_node_is_decommissioned_and_comes_back(cluster: Cluster, kubectl: Kubectl, lost: Node) -> None:
     kubectl.apply(claim("data"), pod("writer", {"/disk": "data"}, node=lost.name))
     kubectl.ready("writer")
     kubectl.sh("writer", "echo content >/disk/file; sync")
@@ -72,7 +72,7 @@ def test_a_lost_node_is_forgotten_and_comes_back(cluster: Cluster, kubectl: Kube
     content = kubectl.get("volumesnapshot", "cut")["status"]["boundVolumeSnapshotContentName"]
     cut = kubectl.get("volumesnapshotcontent", content)["status"]["snapshotHandle"]
 
-    refusal = tidemark("forget", lost.name)
+    refusal = tidemark("decommission", lost.name)
     assert (refusal.returncode, "answers" in refusal.stderr) == (1, True), refusal
 
     lost.power_off()
@@ -83,7 +83,7 @@ def test_a_lost_node_is_forgotten_and_comes_back(cluster: Cluster, kubectl: Kube
     kubectl.until(lambda _: any(lost.name in event for event in kubectl.within("default").events(volume)), "pv", volume)
     assert kubectl.find("pv", volume) is not None
 
-    done = tidemark("forget", lost.name)
+    done = tidemark("decommission", lost.name)
     assert done.returncode == 0, done.stderr
     for kind, name in (("pv", volume), ("volumesnapshotcontent", content)):
         kubectl("wait", "--for=delete", f"{kind}/{name}", "--timeout=150s", seconds=160)
@@ -92,13 +92,13 @@ def test_a_lost_node_is_forgotten_and_comes_back(cluster: Cluster, kubectl: Kube
     cluster.wait_ready()
     cluster.wait_installed()
     listed = {row["node"]: row for row in json.loads(tidemark("list", "--json").stdout)}
-    assert (listed[lost.name]["agent"], bool(listed[lost.name]["forgotten"])) == ("ready", True)
+    assert (listed[lost.name]["agent"], bool(listed[lost.name]["decommissioned"])) == ("ready", True)
     # Nothing was deleted there by itself, and the node serves as before.
     there = {each["id"] for each in json.loads(in_agent(cluster, lost, "volume", "list", "--json"))}
     assert handle in there
     kubectl.apply(claim("new"), pod("again", {"/disk": "new"}, node=lost.name))
     kubectl.ready("again", seconds=120)
-    assert tidemark("unforget", lost.name).returncode == 0
+    assert tidemark("recommission", lost.name).returncode == 0
     assert read_by_hand(kubectl, spec) == "content"
     in_agent(cluster, lost, "snapshot", "delete", cut)
     in_agent(cluster, lost, "volume", "delete", handle)

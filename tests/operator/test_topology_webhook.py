@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 from fake_api import FakeApi, Object
-from pin_rig import DRIVER, NS, Objects, claim, handle
+from topology_objects import DRIVER, NS, Objects, claim, handle
 
 from csi_driver.domain.ids import owner_of_node
 from csi_driver.kube.resources import PVCS, SNAPSHOT_CONTENTS, SNAPSHOTS
 from csi_driver.operator.installation import SELECTED_NODE
 from csi_driver.operator.topology.data_source import DataSourceResolver
-from csi_driver.operator.topology.webhook import PinAdmission
+from csi_driver.operator.topology.webhook import SelectedNodeMutator
 
 NODES = {name: name for name in ("n-1", "n-2")}
 LONG = "a-node-whose-name-is-longer-than-any-label-can-hold.in-a-zone.example.com"
@@ -30,7 +30,7 @@ async def pinned(objects: Objects, body: Object, **nodes: str) -> str | None:
         return await api.get(kind, name, namespace)
 
     node_of = {**NODES, owner_of_node(LONG): LONG}.get
-    notes = await PinAdmission(DataSourceResolver(get, DRIVER), node_of).annotate(body)
+    notes = await SelectedNodeMutator(DataSourceResolver(get, DRIVER), node_of).mutate(body)
     assert set(notes) <= {SELECTED_NODE}
     return notes.get(SELECTED_NODE)
 

@@ -1,4 +1,4 @@
-"""`tidemark demo`: the whole product in half a minute, on a pool of its own, checked byte by byte, and gone afterwards."""
+"""The command: runs the story with an agent of its own, as root if possible, and cleans up."""
 
 import os
 import shutil
@@ -13,9 +13,9 @@ import typer
 from csi_driver.cli.common import Failure
 
 if TYPE_CHECKING:
-    from csi_driver.cli.demo_agent import DemoAgent
-    from csi_driver.cli.demo_lab import Checks, Lab
-    from csi_driver.cli.demo_show import Screen
+    from csi_driver.cli.demo.agent import DemoAgent
+    from csi_driver.cli.demo.lab import Checks, Lab
+    from csi_driver.cli.demo.screen import Screen
 
 CORRUPT = "TIDEMARK_DEMO_CORRUPT"
 """Name of a disk or snapshot of the demo, such as `rescue`: one byte on its device is turned behind the demo's back, to
@@ -34,7 +34,7 @@ def demo(
     Every step is checked against the bytes of the devices. Exit code 1: one is not as it must be.
     To see that happen, TIDEMARK_DEMO_CORRUPT=rescue turns one byte of that disk.
     """
-    from csi_driver.cli.demo_agent import why_not_reflink
+    from csi_driver.cli.demo.agent import why_not_reflink
 
     reason = "asked for by --memory" if memory else why_not_reflink()
     if reason and not memory and os.geteuid() != 0 and _may_sudo():
@@ -59,10 +59,10 @@ def _again_as_root() -> NoReturn:
 
 
 def _run(in_memory: bool, reason: str) -> int:
-    from csi_driver.cli.demo_agent import DemoAgent, uninterrupted
-    from csi_driver.cli.demo_lab import CheckFailed, Checks, Lab
-    from csi_driver.cli.demo_show import Screen
-    from csi_driver.cli.demo_story import play
+    from csi_driver.cli.demo.agent import DemoAgent, uninterrupted
+    from csi_driver.cli.demo.lab import CheckFailed, Checks, Lab
+    from csi_driver.cli.demo.screen import Screen
+    from csi_driver.cli.demo.story import play
     from csi_driver.rpc.clients.cli_client import CallRefused, Client
 
     signal.signal(signal.SIGTERM, _stop)
@@ -114,7 +114,7 @@ def _finish(lab: "Lab", agent: "DemoAgent", checks: "Checks", screen: "Screen") 
 
 def _clean_up(lab: "Lab | None", agent: "DemoAgent") -> None:
     """After an error or Ctrl-C as well: one more Ctrl-C must not leave half of it behind."""
-    from csi_driver.cli.demo_agent import ENDINGS
+    from csi_driver.cli.demo.agent import ENDINGS
     from csi_driver.rpc.clients.cli_client import CallRefused, Client
 
     for number in ENDINGS:

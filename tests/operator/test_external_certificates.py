@@ -5,8 +5,8 @@ from __future__ import annotations
 from base64 import b64encode
 from datetime import UTC, datetime, timedelta
 
+from certificates_rig import Told
 from fake_api import FakeApi
-from trust_rig import Told
 
 from csi_driver.kube.resources import MUTATING_WEBHOOKS, SECRETS
 from csi_driver.operator.certificates import ca
@@ -16,7 +16,7 @@ NS = "tidemark"
 
 
 async def test_their_end_is_watched(fake: FakeApi) -> None:
-    root, now = ca.new_authority(), datetime.now(UTC)
+    root, now = ca.new_ca(), datetime.now(UTC)
     for name, days in (("mine", 90), ("agents", 5)):
         pair = ca.issue(root, name, days=days, now=now)
         data = {"ca.crt": root.certificate, "tls.crt": pair.certificate, "tls.key": pair.key}
@@ -29,12 +29,12 @@ async def test_their_end_is_watched(fake: FakeApi) -> None:
     given = {"controller": "mine", "agent": "agents", "third": "not there"}
     watch = ExternalCertificates(await fake.connect(), NS, given, "pin", told, expiry.__setitem__, lambda: now)
     for _ in range(2):
-        await watch.look()
+        await watch.reconcile()
     assert {role: round((ends - now) / timedelta(days=1)) for role, ends in expiry.items()} == {
         "controller": 90,
         "agent": 5,
     }
-    assert told.reasons == ["CertificateEnds"], "once, and only of the one that ends soon"
+    assert told.reasons == ["CertificateExpiring"], "once, and only of the one that ends soon"
     assert "renew Secret agents" in told.events[0][1]
     written = [(call.verb, call.kind) for call in fake.calls if call.verb not in {"get", "list"}]
     assert written == [("patch", MUTATING_WEBHOOKS)], "once"

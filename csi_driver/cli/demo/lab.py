@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from csi_driver.cli.common import patiently
-from csi_driver.cli.demo_model import REGION, SIZE, Model, labels, pattern
+from csi_driver.cli.common import retry_while_busy
+from csi_driver.cli.demo.model import REGION, SIZE, Model, labels, pattern
 from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source
 from csi_driver.rpc.clients.cli_client import CallRefused, Client, Rolled
 
@@ -118,8 +118,8 @@ class Lab:
         """Unpublish and unstage a disk."""
         disk_id = self.shown[name]
         staging, target = self.root / "staging" / name, self.root / "published" / name
-        patiently(lambda: self.client.unpublish(disk_id, str(target)), SETTLE)
-        patiently(lambda: self.client.unstage(disk_id, str(staging)), SETTLE)
+        retry_while_busy(lambda: self.client.unpublish(disk_id, str(target)), SETTLE)
+        retry_while_busy(lambda: self.client.unstage(disk_id, str(staging)), SETTLE)
         del self.shown[name]
 
     def write(self, name: str, region: int, label: str) -> None:

@@ -16,19 +16,20 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from csi_driver.agent.probes import Health, serve
+from csi_driver.domain.errors import Precondition, Unavailable
+from csi_driver.probes import AgentHealth, ControllerHealth, Health, ProbeServer
 
 
 @contextmanager
 def listening(health: Health, host: str = "127.0.0.1") -> Iterator[str]:
     registry = CollectorRegistry()
     Counter("things", "Things.", registry=registry).inc(3)
-    server = serve((host, 0), registry, health)
+    server = ProbeServer((host, 0), registry, health)
+    server.start()
     try:
-        yield f"http://{f'[{host}]' if ':' in host else host}:{server.server_port}"
+        yield f"http://{f'[{host}]' if ':' in host else host}:{server.port}"
     finally:
-        server.shutdown()
-        server.server_close()
+        server.stop()
 
 
 def ask(url: str) -> tuple[int, str]:
@@ -41,7 +42,7 @@ def ask(url: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_the_paths(host: str) -> None:
-    health = Health()
+    health = AgentHealth()
     try:
         with listening(health, host) as url:
             assert ask(f"{url}/healthz") == (200, "ok\n")
@@ -49,29 +50,58 @@ def test_the_paths(host: str) -> None:
             assert "things_total 3.0" in ask(f"{url}/metrics")[1]
             assert ask(f"{url}/")[0] == 404
             assert ask(f"{url}/metrics/x")[0] == 404
-    except OSError:
+    except Precondition:
         if ":" in host:
             pytest.skip("no IPv6 here")
         raise
 
 
 def test_readiness_says_what_is_missing() -> None:
-    health = Health()
+    health = AgentHealth()
     with listening(health) as url:
-        health.lack("tls", "no certificate yet")
-        health.lack("start", "pools are being opened")
+        health.set_not_ready("tls", "no certificate yet")
+        health.set_not_ready("start", "pools are being opened")
         health.note("registered", "the kubelet refuses: why")
         status, text = ask(f"{url}/readyz")
         assert status == 503
         assert text == "start: pools are being opened\ntls: no certificate yet\nregistered: the kubelet refuses: why\n"
         assert ask(f"{url}/healthz")[0] == 200
-        health.have("tls")
-        health.have("start")
+        health.set_ready("tls")
+        health.set_ready("start")
         assert ask(f"{url}/readyz") == (200, "ready: yes\nregistered: the kubelet refuses: why\n")
 
 
-async def test_an_event_loop_that_stands_still_is_noticed() -> None:
-    health = Health(stalled=0.2)
+def test_a_controllers_answers() -> None:
+    missing = ["pods"]
+
+    def check() -> None:
+        if missing:
+            raise Unavailable(f"not read yet: {missing[0]}")
+
+    with listening(ControllerHealth(check)) as url:
+        assert ask(f"{url}/healthz") == (200, "alive\n")
+        assert ask(f"{url}/readyz") == (503, "not read yet: pods\n")
+        missing.clear()
+        assert ask(f"{url}/readyz") == (200, "ready\n")
+        assert "things_total 3.0" in ask(f"{url}/metrics")[1]
+
+
+def test_a_server_that_was_stopped_gives_its_port_back() -> None:
+    server = ProbeServer(("127.0.0.1", 0), CollectorRegistry(), AgentHealth())
+    server.start()
+    port = server.port
+    with pytest.raises(Precondition, match=f"--metrics-address 127.0.0.1:{port} cannot be served"):
+        ProbeServer(("127.0.0.1", port), CollectorRegistry(), AgentHealth()).start()
+    assert ask(f"http://127.0.0.1:{port}/healthz")[0] == 200
+    server.stop()
+    server.stop()
+    again = ProbeServer(("127.0.0.1", port), CollectorRegistry(), AgentHealth())
+    again.start()
+    again.stop()
+
+
+@pytest.mark.parametrize("health", [AgentHealth(stalled=0.2), ControllerHealth(lambda: None, stalled=0.2)])
+async def test_an_event_loop_that_stands_still_is_noticed(health: AgentHealth | ControllerHealth) -> None:
     turning = asyncio.create_task(health.run())
     await asyncio.sleep(0)
     answers: list[tuple[int, str]] = []
@@ -113,7 +143,7 @@ def test_a_loop_that_waits_for_a_disk_is_left_alone(tmp_path: Path) -> None:
     """No restart ends such a wait; but no work is sent here either."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    health = Health(stalled=0.2)
+    health = AgentHealth(stalled=0.2)
     stuck: list[int] = []
 
     async def loop() -> None:

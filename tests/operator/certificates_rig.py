@@ -73,7 +73,7 @@ class Peers:
                     assert accepts(controller, agent), "a controller would refuse an agent"
 
 
-class Trusting:
+class CertificatesRig:
     """A cluster whose certificates are kept by any number of replicas."""
 
     def __init__(self, fake: FakeApi) -> None:

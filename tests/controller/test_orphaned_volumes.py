@@ -16,10 +16,10 @@ from csi_driver.kube.events import Events
 from csi_driver.kube.informer import Informer, start_all
 from csi_driver.kube.resources import EVENTS, NODES, PVS
 from csi_driver.operator import orphaned_volumes
-from csi_driver.operator.agents.discovery import keep_volume
+from csi_driver.operator.agents.discovery import trim_pv
 from csi_driver.operator.orphaned_volumes import (
     GRACE_SECONDS,
-    Orphans,
+    OrphanedVolumes,
     older_than_grace,
     same_name_pvs,
     unreferenced_since,
@@ -67,19 +67,19 @@ async def test_orphans_of_a_cluster(rig: ControllerRig, fake: FakeApi) -> None:
     rig.persist("static", made["pvc-4"])
     fake.put(PVS, volume("pvc-3", made["pvc-3"], driver="other.example"))
     api = await fake.connect()
-    mirror = Informer(api, PVS, keep=keep_volume)
+    mirror = Informer(api, PVS, keep=trim_pv)
     await start_all([mirror])
     now = [0.0]
     told: list[int] = []
     inventory = AgentInventory(rig.controller.context.agents)
-    part = Orphans(inventory, mirror, DRIVER, Events(api, "tidemark"), told.append, lambda: now[0])
-    assert await part.look() == []
+    orphans = OrphanedVolumes(inventory, mirror, DRIVER, Events(api, "tidemark"), told.append, lambda: now[0])
+    assert await orphans.reconcile() == []
     now[0] = GRACE_SECONDS - 1
-    assert await part.look() == []
+    assert await orphans.reconcile() == []
     now[0] = GRACE_SECONDS
     await rig.agents["n-10"].server.stop(0)  # an agent that is silent takes nothing back
-    assert await part.look() == sorted([made["pvc-2"], made["pvc-3"]])
-    assert await part.look() == sorted([made["pvc-2"], made["pvc-3"]])
+    assert await orphans.reconcile() == sorted([made["pvc-2"], made["pvc-3"]])
+    assert await orphans.reconcile() == sorted([made["pvc-2"], made["pvc-3"]])
     assert told == [0, 0, 2, 2]
     events = {event["involvedObject"]["name"]: event for event in fake.all(EVENTS)}
     assert {name: event["count"] for name, event in events.items()} == {"pvc-2": 1, "n-10": 1}
@@ -91,13 +91,13 @@ async def test_orphans_of_a_cluster(rig: ControllerRig, fake: FakeApi) -> None:
     rig.persist("pvc-3", made["pvc-3"])
     await rig.stub.DeleteVolume(C.DeleteVolumeRequest(volume_id=made["pvc-2"]))
     async with asyncio.timeout(60):
-        while await part.look():
+        while await orphans.reconcile():
             await asyncio.sleep(0.01)
     await mirror.stop()
 
 
 async def test_the_leader_looks(rig: ControllerRig) -> None:
-    assert orphaned_volumes.EVERY_SECONDS < GRACE_SECONDS
+    assert orphaned_volumes.PERIOD_SECONDS < GRACE_SECONDS
     await until_ready(rig.identity)
     async with asyncio.timeout(60):
         while rig.agents["n-1"].asked("ListVolumes") == 0:

@@ -1,4 +1,4 @@
-"""The reconciler of pins over an API in memory, on a clock that a test moves."""
+"""The topology controller over an API in memory, on a clock that a test moves."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from fake_api import FakeApi, Object
-from pin_rig import DRIVER, Objects
+from topology_objects import DRIVER, Objects
 
 from csi_driver.domain.errors import Unavailable
 from csi_driver.kube.informers import Mirrors
 from csi_driver.kube.resources import NODES, PODS, PVCS, PVS, STORAGE_CLASSES
-from csi_driver.operator.agents.discovery import keep_node, keep_volume
-from csi_driver.operator.topology.controller import Informers, TopologyController, keep_claim, trim_unscheduled_pod
+from csi_driver.operator.agents.discovery import trim_node, trim_pv
+from csi_driver.operator.topology.controller import Informers, TopologyController, trim_pvc, trim_unscheduled_pod
 from csi_driver.service.agent_capacity import Rooms as RoomsPort
 
 GIB = 1 << 30
@@ -34,8 +34,8 @@ class Rooms:
         return left
 
 
-class Leading(Objects):
-    """The reconciler, on a clock that a test moves."""
+class TopologyRig(Objects):
+    """The controller, on a clock that a test moves."""
 
     def __init__(self, fake: FakeApi, agents: RoomsPort | None = None) -> None:
         super().__init__(fake)
@@ -49,15 +49,15 @@ class Leading(Objects):
         api = await self.fake.connect()
         self.mirrors = Mirrors(api)
         of = self.mirrors.of
-        self.copies = Informers(
-            of(PVCS, keep=keep_claim),
+        self.informers = Informers(
+            of(PVCS, keep=trim_pvc),
             of(PODS, fields="spec.nodeName=", keep=trim_unscheduled_pod),
-            of(NODES, keep=keep_node),
-            of(PVS, keep=keep_volume),
+            of(NODES, keep=trim_node),
+            of(PVS, keep=trim_pv),
             of(STORAGE_CLASSES),
         )
-        self.pins = TopologyController(
-            api, self.copies, self._agents, self, DRIVER, lambda: self.time, lambda: self.now
+        self.controller = TopologyController(
+            api, self.informers, self._agents, self, DRIVER, lambda: self.time, lambda: self.now
         )
 
     async def emit(self, obj: Object, type: str, reason: str, message: str) -> None:  # noqa: A002
@@ -65,25 +65,25 @@ class Leading(Objects):
         assert obj["metadata"]["uid"]
         self.seen.append((f"{obj['kind']} {obj['metadata']['name']}", reason, message))
 
-    async def look(self, seconds: float = 2.0) -> None:
-        """Let the copies follow, and look once, `seconds` later."""
+    async def reconcile(self, seconds: float = 2.0) -> None:
+        """Let the informers follow, and look once, `seconds` later."""
         self.time += seconds
         async with asyncio.timeout(60):
-            for mirror in (
-                self.copies.claims,
-                self.copies.pods,
-                self.copies.nodes,
-                self.copies.volumes,
-                self.copies.classes,
+            for informer in (
+                self.informers.pvcs,
+                self.informers.pods,
+                self.informers.nodes,
+                self.informers.pvs,
+                self.informers.storage_classes,
             ):
-                await mirror.wait_synced()
-                while not self._followed(mirror):
+                await informer.wait_synced()
+                while not self._followed(informer):
                     await asyncio.sleep(0.005)
-        await self.pins.look()
+        await self.controller.reconcile()
 
-    def _followed(self, mirror: object) -> bool:
-        have = {one["metadata"]["uid"]: one["metadata"]["resourceVersion"] for one in mirror.all()}  # type: ignore[attr-defined]
-        kind = mirror.kind  # type: ignore[attr-defined]
+    def _followed(self, informer: object) -> bool:
+        have = {one["metadata"]["uid"]: one["metadata"]["resourceVersion"] for one in informer.all()}  # type: ignore[attr-defined]
+        kind = informer.kind  # type: ignore[attr-defined]
         there = [obj for obj in self.fake.all(kind) if kind != PODS or not obj["spec"].get("nodeName")]
         return have == {obj["metadata"]["uid"]: obj["metadata"]["resourceVersion"] for obj in there}
 

@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from csi_driver.cli.demo_lab import Seen
-from csi_driver.cli.demo_model import UNKNOWN
+from csi_driver.cli.demo.lab import Seen
+from csi_driver.cli.demo.model import UNKNOWN
 from csi_driver.cli.sizes import show
 
 _COLOURS = {"d1": "green", "d2": "blue", "d3": "yellow", "d4": "magenta", "d5": "cyan", UNKNOWN: "red"}

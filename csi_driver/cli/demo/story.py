@@ -1,7 +1,7 @@
 """The example of the EVS user guide, step by step: v1, d1 to d4, s1 and s2, and the three uses of a snapshot."""
 
-from csi_driver.cli.demo_lab import Lab
-from csi_driver.cli.demo_show import Screen
+from csi_driver.cli.demo.lab import Lab
+from csi_driver.cli.demo.screen import Screen
 from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source
 from csi_driver.rpc.clients.cli_client import CallRefused
 

@@ -11,16 +11,16 @@ import grpc
 import pytest
 from cluster_rig import Cluster
 from fake_api import FakeApi
-from pin_leading import GIB, Leading
-from pin_rig import NS, claim
 from rpc_rig import CODE, create_volume, from_snapshot, places
+from topology_objects import NS, claim
+from topology_rig import GIB, TopologyRig
 
 from csi_driver._pb import csi_pb2 as C
 from csi_driver.kube.resources import PVCS, SNAPSHOT_CONTENTS
 from csi_driver.rpc.clients.capacity import AgentRooms
 
 
-class Restoring(Leading):
+class Restoring(TopologyRig):
     """Real agents and a router; the provisioner is played: a pin is a call, and RESOURCE_EXHAUSTED takes the pin away."""
 
     def __init__(self, fake: FakeApi, cluster: Cluster) -> None:
@@ -50,12 +50,12 @@ class Restoring(Leading):
 
     async def run(self, seconds: int) -> None:
         """So much time, in looks of two seconds, with a provisioner that acts at once."""
-        await self.look(0)
+        await self.reconcile(0)
         for _ in range(seconds // 2):
             if self.selected("r") is not None and await self.provision():
                 return
             self.time += 2
-            await self.pins.look()
+            await self.controller.reconcile()
 
     async def provision(self) -> bool:
         try:
@@ -64,7 +64,7 @@ class Restoring(Leading):
             if error.code() is not CODE.RESOURCE_EXHAUSTED:
                 raise
             self.unselect("r")
-            await self.look(0)
+            await self.reconcile(0)
             return False
         self.fake.change(PVCS, "r", {"spec": {"volumeName": "pvc-r"}, "status": {"phase": "Bound"}}, NS)
         return True
@@ -88,7 +88,7 @@ async def test_a_full_pool_is_asked_once(restoring: Restoring) -> None:
     await restoring.run(3600)
     assert restoring.calls == 1
     assert set(restoring.reasons("PersistentVolumeClaim r")) == {"SourceNodeFull"}
-    assert "node n-1, which has room for 2147483648 bytes" in restoring.seen[0][2]
+    assert "node n-1, which has a capacity of 2147483648 bytes" in restoring.seen[0][2]
     await restoring.cluster.controller.DeleteVolume(C.DeleteVolumeRequest(volume_id=filler))
     await restoring.run(10)
     assert restoring.calls == 2
