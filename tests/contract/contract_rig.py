@@ -25,7 +25,7 @@ from csi_driver.domain.model import (
     Volume,
     VolumeRequest,
 )
-from csi_driver.service.dependencies import ServiceDependencies
+from csi_driver.service.build import build_services
 from csi_driver.service.group_snapshots import Groups
 from csi_driver.service.node_volumes import NodeVolumes
 from csi_driver.service.pools import Pool, Pools
@@ -158,12 +158,13 @@ class World:
         self.pools.locks.patience = (
             0.0  # what stands still here stands until the test lets it go: nobody need wait to see that
         )
-        self.context = context = ServiceDependencies(self.pools, now=self.clock)
-        self.volumes = Volumes(context)
-        self.snapshots = Snapshots(context)
-        self.groups = Groups(context)
-        self.rollbacks = Rollbacks(context, self.snapshots)
-        self.nodes = NodeVolumes(context)
+        self.services = build_services(self.pools, now=self.clock)
+        self.context = self.services.dependencies
+        self.volumes = self.services.volumes
+        self.snapshots = self.services.snapshots
+        self.groups = self.services.group_snapshots
+        self.rollbacks = self.services.rollbacks
+        self.nodes = self.services.node_volumes
 
     async def reopen(self) -> None:
         """A restart of the agent; what is staged and published stays."""

@@ -9,7 +9,6 @@ from csi_driver.domain.errors import AlreadyExists, InUse, InvalidRequest, NotFo
 from csi_driver.domain.model import SizeRange, Volume, VolumeUsage
 from csi_driver.domain.records import dump_volume
 from csi_driver.service.dependencies import HOLD_SECONDS
-from csi_driver.service.lineage import Lineage
 from csi_driver.service.rollbacks import REMEMBERED, RollbackRequest
 
 
@@ -379,7 +378,7 @@ async def test_a_look_tells_holds_and_rollbacks_as_they_are_at_its_end(
         return await use(volume)
 
     monkeypatch.setattr(world.backend.access, "use", while_looking)
-    trees = Lineage(world.context)
+    trees = world.services.lineage
     (node,) = [node for node in await trees.tree(volume_id=str(v.id)) if node.item.id == v.id]
     assert isinstance(node.item, Volume)
     assert [rolled.name for rolled in node.item.rollbacks] == ["meanwhile"]

@@ -39,14 +39,10 @@ from csi_driver.domain.model import (
 from csi_driver.host.block import loop
 from csi_driver.host.block.loop import LoopDevice
 from csi_driver.host.helper.client import HelperPool
-from csi_driver.service.dependencies import ServiceDependencies
-from csi_driver.service.group_snapshots import Groups
-from csi_driver.service.lineage import Lineage
-from csi_driver.service.node_volumes import NodeVolumes
+from csi_driver.service.build import build_services
 from csi_driver.service.pools import Pool, Pools
-from csi_driver.service.rollbacks import RollbackRequest, Rollbacks
-from csi_driver.service.snapshots import SnapshotRequest, Snapshots
-from csi_driver.service.volumes import Volumes
+from csi_driver.service.rollbacks import RollbackRequest
+from csi_driver.service.snapshots import SnapshotRequest
 
 OWNER = "node-1"
 POOL = "default"
@@ -136,13 +132,14 @@ class Rig:
         self.backend = ReflinkBackend(ReflinkOptions(POOL, OWNER, str(self.disk.point), **self.options), self.children)
         self.pool = Pool(self.backend, self.policy)
         self.pools = Pools(OWNER, [self.pool])
-        self.context = ServiceDependencies(self.pools, now=self.clock)
-        self.volumes = Bounded(Volumes(self.context))
-        self.snapshots = Bounded(snapshots := Snapshots(self.context))
-        self.groups = Bounded(Groups(self.context))
-        self.nodes = Bounded(NodeVolumes(self.context))
-        self.rollbacks = Bounded(Rollbacks(self.context, snapshots))
-        self.trees = Bounded(Lineage(self.context))
+        services = build_services(self.pools, now=self.clock)
+        self.context = services.dependencies
+        self.volumes = Bounded(services.volumes)
+        self.snapshots = Bounded(services.snapshots)
+        self.groups = Bounded(services.group_snapshots)
+        self.nodes = Bounded(services.node_volumes)
+        self.rollbacks = Bounded(services.rollbacks)
+        self.trees = Bounded(services.lineage)
         async with asyncio.timeout(PATIENCE):
             await self.pool.open()
 

@@ -29,9 +29,7 @@ from csi_driver.operator.rollback.controller import RollbackController
 from csi_driver.operator.rollback.reconciler import Steps
 from csi_driver.operator.rollback.resource import stamp
 from csi_driver.rpc.clients.disks import AgentDisks
-from csi_driver.service.node_volumes import NodeVolumes
-from csi_driver.service.snapshots import SnapshotRequest, Snapshots
-from csi_driver.service.volumes import Volumes
+from csi_driver.service.snapshots import SnapshotRequest
 
 SIZE = 4096
 NAMESPACE = "shop"
@@ -93,8 +91,8 @@ class World:
             self.api = await self.fake.connect()
             self.fake.put(SNAPSHOT_CLASSES, snapshot_class())
             self.agent = self.cluster.agents["n-1"]
-            self.nodes = NodeVolumes(self.agent.context)
-            self.snapshots = Snapshots(self.agent.context)
+            self.nodes = self.agent.services.node_volumes
+            self.snapshots = self.agent.services.snapshots
             await self.start()
             yield self
 
@@ -114,7 +112,7 @@ class World:
                 self.fake.remove(kind, made["metadata"]["name"], made["metadata"].get("namespace", ""))
         name = f"pvc-{next(self.names)}"
         request = VolumeRequest(name, SizeRange(SIZE), (RAW,))
-        self.made = await Volumes(self.agent.context).create(request)
+        self.made = await self.agent.services.volumes.create(request)
         self.volume_id = str(self.made.id)
         self.model = b"\0"
         self.fake.put(PVCS, claim(metadata={"name": "v1", "namespace": NAMESPACE}, spec={"volumeName": name}))

@@ -9,7 +9,6 @@ from csi_driver.kube.resources import EVENTS, PVCS, PVS, ROLLBACKS, SNAPSHOT_CLA
 from csi_driver.operator.rollback.resource import FINALIZER
 from csi_driver.service.dependencies import HOLD_SECONDS
 from csi_driver.service.snapshots import SnapshotRequest
-from csi_driver.service.volumes import Volumes
 
 
 def told(world: World, kind: str) -> list[str]:
@@ -137,7 +136,7 @@ async def test_two_rollbacks_of_one_claim_take_turns(world: World) -> None:
 
 async def test_another_disks_snapshot_is_refused(world: World) -> None:
     await world.disk()
-    other = await Volumes(world.agent.context).create(
+    other = await world.agent.services.volumes.create(
         world.made.request.__class__("w", world.made.request.range, world.made.request.capabilities)
     )
     await world.cut("theirs", str(other.id))
@@ -388,7 +387,7 @@ async def test_after_an_expansion_the_size_stays(world: World) -> None:
     await world.disk()
     await world.write(b"1")
     await world.cut("s1")
-    await Volumes(world.agent.context).expand(world.volume_id, world.made.request.range.__class__(8192))
+    await world.agent.services.volumes.expand(world.volume_id, world.made.request.range.__class__(8192))
     await completed(world, "back", "s1")
     assert world.disk_now.size == 8192
     assert world.bytes_of(world.disk_now) == b"1"
