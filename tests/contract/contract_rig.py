@@ -7,8 +7,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
-import fork_servers
 import pytest
+from support.clocks import Clock
+from support.files import write_pieces
+from support.fork_servers import helper_pool
 
 from csi_driver.backends.base import Backend
 from csi_driver.backends.memory.backend import Faults, MemoryBackend
@@ -99,16 +101,11 @@ class ReflinkRig:
 async def reflink_rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
     root: Path = request.getfixturevalue("xfs")
     from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
-    from csi_driver.host.helper.client import HelperPool
 
     directory = root / f"pool-{time.monotonic_ns()}"
     directory.mkdir()
-    children = HelperPool(begin=fork_servers.begin)
-    await children.start()
-    try:
-        yield ReflinkRig(lambda: ReflinkBackend(ReflinkOptions(POOL, OWNER, str(directory), init=True), children))
-    finally:
-        await children.stop()
+    async with helper_pool() as helpers:
+        yield ReflinkRig(lambda: ReflinkBackend(ReflinkOptions(POOL, OWNER, str(directory), init=True), helpers))
 
 
 RIGS: dict[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Rig]]] = {
@@ -116,23 +113,6 @@ RIGS: dict[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Ri
     "reflink": reflink_rig,
 }
 """A third technology is one more line here."""
-
-
-class Clock:
-    """Time that a test moves by starting in the past: never ahead of the real one, which stamps the cuts."""
-
-    def __init__(self) -> None:
-        self.behind = 0.0
-
-    def __call__(self) -> int:
-        return time.time_ns() - int(self.behind * 1_000_000_000)
-
-    def go_back(self, seconds: float) -> None:
-        self.behind = seconds
-
-    def forward(self, seconds: float) -> None:
-        assert seconds <= self.behind
-        self.behind -= seconds
 
 
 class World:
@@ -267,7 +247,7 @@ class World:
     async def write(self, volume: Volume, *pieces: tuple[int, bytes]) -> None:
         """Write through the published path, durably."""
         async with self.shown(volume) as path:
-            write_at(path, *pieces)
+            write_pieces(path, *pieces)
 
     async def read(self, volume: Volume) -> bytes:
         """All bytes, through the published path."""
@@ -296,16 +276,6 @@ def request(
     if source is not None:
         origin = Source("volume" if isinstance(source, Volume) else "snapshot", str(source.id))
     return VolumeRequest(name, SizeRange(size, limit), capabilities, parameters, {}, origin)
-
-
-def write_at(path: str, *pieces: tuple[int, bytes]) -> None:
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        for offset, data in pieces:
-            assert os.pwrite(fd, data, offset) == len(data)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def read_all(path: str) -> bytes:

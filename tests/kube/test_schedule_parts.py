@@ -7,10 +7,10 @@ import re
 from typing import Any
 
 import pytest
-from fake_api import Call, FakeApi, Fault
 from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
+from support.fake_api import Call, FakeApi, Fault
 
 from csi_driver.controller import schedules
 from csi_driver.controller.metrics import ControllerTelemetry

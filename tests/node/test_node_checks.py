@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node_host import MIB, allocated, held_open, write_file
-from node_rig import Rig, block, mounted, stage_at_last, until
+from support.files import allocated, write_file
+from support.machine import held_open
+from support.node_rig import Rig, block, mounted, stage_at_last
+from support.sizes import MIB
+from support.waiting import until
 
 from csi_driver.backends.base import KEPT_SECONDS
 from csi_driver.domain.errors import Busy, InUse, NotMountable, OutOfSpace, Precondition

@@ -5,8 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
-from node_host import MIB, write_file
-from node_rig import Rig, mounted, stage_at_last
+from support.files import write_file
+from support.node_rig import Rig, mounted, stage_at_last
+from support.sizes import MIB
 
 from csi_driver.domain.errors import Busy, NotMountable, Precondition
 from csi_driver.domain.model import SizeRange, Volume

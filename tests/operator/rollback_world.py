@@ -10,14 +10,15 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cluster_rig import Cluster
-from fake_api import FakeApi
 from rollback_cases import DRIVER, claim, content, pod, snapshot, snapshot_class, volume
+from support.cluster_rig import Cluster
+from support.dying import Dying, Killed, KillPoint
+from support.fake_api import FakeApi
 
 from csi_driver.domain.errors import InUse
 from csi_driver.domain.model import AccessMode, Capability, SizeRange, Snapshot, Volume, VolumeRequest
@@ -37,45 +38,13 @@ RAW = Capability("block", AccessMode.WRITER)
 CHANGING = {"create", "patch", "replace", "delete", "hold", "release", "roll_back"}
 
 
-class Killed(BaseException):
-    """The operator's process is gone."""
-
-
-class Mortal:
-    """Passes calls on, and ends the process before or after the one that is due."""
-
-    def __init__(self, world: World, inner: Any) -> None:
-        self._world = world
-        self._inner = inner
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._inner, name)
-        if name not in CHANGING:
-            return method
-
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            if args and args[0] is EVENTS:
-                return await method(*args, **kwargs)
-            self._world.changes += 1
-            due = self._world.kill_at
-            if due == (self._world.changes, "before"):
-                raise Killed
-            answer = await method(*args, **kwargs)
-            if due == (self._world.changes, "after"):
-                raise Killed
-            return answer
-
-        return call
-
-
-class World:
+class World(KillPoint):
     """One claim `v1` on node n-1 with its disk, made anew by `disk()`; `forward` turns the clock."""
 
     def __init__(self, directory: Path) -> None:
+        super().__init__()
         self.directory = directory
         self.offset = 0.0
-        self.changes = 0
-        self.kill_at: tuple[int, str] | None = None
         self.kills = 0
         self.agent_up = True
         self.names = itertools.count(1)
@@ -98,8 +67,8 @@ class World:
 
     async def start(self) -> None:
         """The operator's process, from nothing."""
-        disks = Mortal(self, AgentDisks(self.cluster.channels))
-        api: Any = Mortal(self, self.api)
+        disks = Dying(AgentDisks(self.cluster.channels), self, CHANGING)
+        api: Any = Dying(self.api, self, CHANGING, but={EVENTS})
         events = Events(api, "tidemark")
         self.steps = Steps(api, disks, events, DRIVER, self.now, self.now)  # type: ignore[arg-type]
 
@@ -272,12 +241,6 @@ async def reconciling(world: World) -> AsyncIterator[RollbackController]:
             with suppress(asyncio.CancelledError):
                 await task
         await mirror.stop()
-
-
-async def until(what: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not what():
-            await asyncio.sleep(0.02)
 
 
 def nothing_left(world: World, name: str = "back") -> None:

@@ -7,7 +7,7 @@ from base64 import b64encode
 from datetime import timedelta
 
 import pytest
-from fake_api import Call, FakeApi, Fault
+from support.fake_api import Call, FakeApi, Fault
 from trust_rig import AGENT, AUTHORITY, CONTROLLER, NAMESPACE, Trusting, content
 
 from csi_driver.domain.errors import DriverError, Precondition, Unavailable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from base64 import b64encode
 from datetime import UTC, datetime, timedelta
 
-from fake_api import FakeApi
+from support.fake_api import FakeApi
 from trust_rig import Told
 
 from csi_driver.kube.resources import MUTATING_WEBHOOKS, SECRETS

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_api import Call, Fault
-from rollback_world import World, reconciling, until
+from rollback_world import World, reconciling
+from support.fake_api import Call, Fault
+from support.waiting import until
 
 from csi_driver.kube.resources import ROLLBACKS
 

@@ -185,7 +185,7 @@ async def test_a_snapshot_that_vanishes_before_the_exchange_is_told_and_everythi
 
 
 async def test_a_quota_that_forbids_the_safety_snapshot_is_told(world: World) -> None:
-    from fake_api import Fault
+    from support.fake_api import Fault
 
     await world.disk()
     await world.cut("s1")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from fake_api import Call, Fault
-from rollback_world import NAMESPACE, World, reconciling, until
+from rollback_world import NAMESPACE, World, reconciling
+from support.fake_api import Call, Fault
+from support.waiting import until
 
 from csi_driver.kube import informer as mirror_module
 from csi_driver.kube.resources import EVENTS, ROLLBACKS, SNAPSHOTS

@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rpc_rig import (
-    CODE,
-    MIB,
-    Modes,
-    block,
-    create_volume,
-    from_snapshot,
-    from_volume,
-    mount,
-    places,
-)
+from support.rpc_rig import CODE, Modes, block, create_volume, from_snapshot, from_volume, mount, places
+from support.sizes import MIB
 
 from csi_driver._pb import csi_pb2, tidemark_pb2
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from rpc_rig import GIB, Recorder
 
 from csi_driver._pb import csi_pb2_grpc, tidemark_pb2_grpc
 from csi_driver.backends.memory.backend import Faults, MemoryBackend
@@ -32,6 +31,8 @@ from csi_driver.service.build import build_services
 from csi_driver.service.discovery import AgentEndpoint
 from csi_driver.service.placement import Claim, Placement
 from csi_driver.service.pools import Pool, Pools
+from support.rpc_rig import Recorder
+from support.sizes import GIB
 
 
 def write_identity(directory: Path, root: ca.KeyPair, pair: ca.KeyPair, trusted: bytes = b"") -> tls.TlsDirectory:

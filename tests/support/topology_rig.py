@@ -6,15 +6,14 @@ import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from fake_api import FakeApi, Object
-from pin_rig import DRIVER, Objects
-
 from csi_driver.domain.errors import Unavailable
 from csi_driver.kube.informers import Mirrors
 from csi_driver.kube.resources import NODES, PODS, PVCS, PVS, STORAGE_CLASSES
 from csi_driver.operator.agents.discovery import keep_node, keep_volume
 from csi_driver.operator.topology.controller import Informers, TopologyController, keep_claim, trim_unscheduled_pod
 from csi_driver.service.agent_capacity import Rooms as RoomsPort
+from support.fake_api import FakeApi, Object
+from support.topology_objects import DRIVER, Objects
 
 GIB = 1 << 30
 

@@ -4,24 +4,11 @@ import asyncio
 import inspect
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import fork_servers
-from node_host import (
-    GIB,
-    MIB,
-    Disk,
-    clean,
-    devices_below,
-    make_disk,
-    mounts_below,
-    share,
-    skip_unless_root,
-)
 
 from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
 from csi_driver.domain.capacity import CapacityPolicy
@@ -43,6 +30,11 @@ from csi_driver.service.build import build_services
 from csi_driver.service.pools import Pool, Pools
 from csi_driver.service.rollbacks import RollbackRequest
 from csi_driver.service.snapshots import SnapshotRequest
+from support.clocks import Clock
+from support.fork_servers import helper_pool
+from support.machine import skip_unless_root
+from support.pool_disk import Disk, clean, devices_below, make_disk, mounts_below, share
+from support.sizes import GIB, MIB
 
 OWNER = "node-1"
 POOL = "default"
@@ -67,12 +59,6 @@ def capability_of(kind: str) -> Capability:
     return block() if kind == "block" else mounted(kind)
 
 
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 async def stage_at_last(rig: "Rig", volume: Volume, how: Capability | None = None) -> str:
     """Stage as a kubelet does: as often as it takes until a check has ended."""
     async with asyncio.timeout(PATIENCE):
@@ -84,16 +70,6 @@ async def stage_at_last(rig: "Rig", volume: Volume, how: Capability | None = Non
 
 
 # ---- an agent without gRPC ---------------------------------------------------------------------------------------------
-
-
-class Clock:
-    """Unix time in nanoseconds that a test moves. It may not overtake the real one, which stamps the cuts."""
-
-    def __init__(self) -> None:
-        self.offset = 0.0
-
-    def __call__(self) -> int:
-        return time.time_ns() + int(self.offset * 1_000_000_000)
 
 
 class Bounded:
@@ -321,23 +297,13 @@ def request(
 
 
 @asynccontextmanager
-async def children() -> AsyncIterator[HelperPool]:
-    made = HelperPool(begin=fork_servers.begin)
-    await made.start()
-    try:
-        yield made
-    finally:
-        await made.stop()
-
-
-@asynccontextmanager
 async def make_rig(place: Path, size: int = 2 * GIB, **options: Any) -> AsyncIterator[Rig]:
     """A rig on a disk of its own; at the end everything is put away in good order, and anything left is a failure."""
     skip_unless_root()
     failures: list[str] = []
     share(place)
     try:
-        async with children() as agents:
+        async with helper_pool() as agents:
             rig = Rig(place, make_disk(place, size), agents, options=options)
             await rig.open()
             orderly = False
