@@ -92,6 +92,13 @@ class World(KillPoint):
         self.pv = name
         return self.made
 
+    async def written_since_s1(self) -> None:
+        """A new volume that holds `1`, its snapshot s1, and `2` written since."""
+        await self.disk()
+        await self.write(b"1")
+        await self.cut("s1")
+        await self.write(b"2")
+
     async def cut(self, name: str, volume_id: str = "") -> Snapshot:
         """A VolumeSnapshot that is ready."""
         request = SnapshotRequest(f"{name}-of-{self.pv}", volume_id or self.volume_id)

@@ -35,10 +35,7 @@ CLAIM = ("--claim", "shop/v1", "--snapshot", "s1")
 
 
 async def test_it_applies_the_resource_and_shows_how_it_goes(world: World) -> None:
-    await world.disk()
-    await world.write(b"1")
-    await world.cut("s1")
-    await world.write(b"2")
+    await world.written_since_s1()
     world.run_pod()
     async with reconciling(world):
         process = await start(world, *CLAIM, "--timeout", "5m")

@@ -15,10 +15,7 @@ from csi_driver.service.dependencies import HOLD_SECONDS
 
 
 async def prepared(world: World) -> None:
-    await world.disk()
-    await world.write(b"1")
-    await world.cut("s1")
-    await world.write(b"2")
+    await world.written_since_s1()
     world.changes, world.kill_at = 0, None
     await world.start()
 

@@ -25,10 +25,7 @@ def ended(world: World, name: str) -> bool:
 
 
 async def test_those_that_were_there_and_those_that_come(world: World) -> None:
-    await world.disk()
-    await world.write(b"1")
-    await world.cut("s1")
-    await world.write(b"2")
+    await world.written_since_s1()
     world.ask("before")
     async with reconciling(world) as made:
         await until(lambda: ended(world, "before"))
@@ -81,10 +78,7 @@ class Outage:
 
 @pytest.mark.parametrize("phase", ["WaitingForRelease", "SafetySnapshot", "RollingBack"])
 async def test_an_api_server_that_goes_away_and_comes_back(world: World, phase: str) -> None:
-    await world.disk()
-    await world.write(b"1")
-    await world.cut("s1")
-    await world.write(b"2")
+    await world.written_since_s1()
     outage = Outage()
     world.fake.hooks.append(outage)
     async with reconciling(world):
