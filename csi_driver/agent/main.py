@@ -28,7 +28,7 @@ from csi_driver.host.commands import missing_tools
 from csi_driver.host.helper.client import HelperPool
 from csi_driver.logging import configure_logging
 from csi_driver.service.build import build_services
-from csi_driver.service.conditions import claim_of
+from csi_driver.service.conditions import pvc_of
 from csi_driver.service.fullness import has_run_full
 from csi_driver.service.pools import Pool, Pools
 
@@ -147,7 +147,7 @@ class Agent:
         self._telemetry.watch(self._pool_figures, self._node_figures, self._unwell)
         self._tasks.append(asyncio.create_task(services.usage_scanner.run()))
         self._tasks.append(asyncio.create_task(services.fullness.run()))
-        self._tasks.append(asyncio.create_task(services.health_walk.run()))
+        self._tasks.append(asyncio.create_task(services.health_scanner.run()))
         self._ready = True
         self._health.have("start")
         log.info("ready", endpoint=self._settings.endpoint, node=self._owner, pools=[pool.name for pool in self._pools])
@@ -303,7 +303,7 @@ class Agent:
     def _unwell(self) -> list[Unwell]:
         found = []
         for volume, trouble in self._services.dependencies.conditions.all():
-            namespace, _, claim = claim_of(volume).partition("/")
+            namespace, _, claim = pvc_of(volume).partition("/")
             found.append(Unwell(volume.id.pool, str(volume.id), namespace, claim, trouble.kind))
         return found
 

@@ -116,7 +116,7 @@ class Telemetry:
         del seconds  # a client that is gone waits for nothing
         self._late.labels(method, code).inc()
 
-    def cut(self, pool: str, report: SnapshotTimings) -> None:
+    def snapshot_taken(self, pool: str, report: SnapshotTimings) -> None:
         """One snapshot, group or clone of a volume was cut. See service.context.Observer."""
         if report.frozen:
             self._freeze.labels(pool).observe(report.frozen)

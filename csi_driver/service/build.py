@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from csi_driver.service.dependencies import Observer, ServiceDependencies, Unobserved
 from csi_driver.service.fullness import Fullness
-from csi_driver.service.group_snapshots import Groups
-from csi_driver.service.health import HealthWalk
+from csi_driver.service.group_snapshots import GroupSnapshots
+from csi_driver.service.health import HealthScanner
 from csi_driver.service.lineage import Lineage
 from csi_driver.service.node_volumes import NodeVolumes
 from csi_driver.service.pools import Pools
@@ -29,13 +29,13 @@ class Services:
     dependencies: ServiceDependencies
     volumes: Volumes
     snapshots: Snapshots
-    group_snapshots: Groups
+    group_snapshots: GroupSnapshots
     node_volumes: NodeVolumes
     rollbacks: Rollbacks
     lineage: Lineage
     usage_scanner: UsageScanner
     fullness: Fullness
-    health_walk: HealthWalk
+    health_scanner: HealthScanner
 
 
 def build_services(
@@ -56,11 +56,11 @@ def build_services(
         dependencies=dependencies,
         volumes=Volumes(dependencies),
         snapshots=snapshots,
-        group_snapshots=Groups(dependencies),
+        group_snapshots=GroupSnapshots(dependencies),
         node_volumes=NodeVolumes(dependencies),
         rollbacks=Rollbacks(dependencies, snapshots),
         lineage=Lineage(dependencies),
         usage_scanner=usage_scanner,
         fullness=Fullness(pools, usage_scanner),
-        health_walk=HealthWalk(dependencies),
+        health_scanner=HealthScanner(dependencies),
     )

@@ -28,7 +28,7 @@ from csi_driver.domain.model import (
     VolumeRequest,
 )
 from csi_driver.service.build import build_services
-from csi_driver.service.group_snapshots import Groups
+from csi_driver.service.group_snapshots import GroupSnapshots
 from csi_driver.service.node_volumes import NodeVolumes
 from csi_driver.service.pools import Pool, Pools
 from csi_driver.service.rollbacks import RollbackRequest, Rollbacks
@@ -120,7 +120,7 @@ class World:
 
     volumes: Volumes
     snapshots: Snapshots
-    groups: Groups
+    groups: GroupSnapshots
     rollbacks: Rollbacks
     nodes: NodeVolumes
 

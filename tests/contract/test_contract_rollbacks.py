@@ -8,7 +8,7 @@ from contract_rig import RAW_BLOCK, SIZE, World, filled, piece
 from csi_driver.domain.errors import AlreadyExists, InUse, InvalidRequest, NotFound, Precondition
 from csi_driver.domain.model import SizeRange, Volume, VolumeUsage
 from csi_driver.domain.records import dump_volume
-from csi_driver.service.dependencies import HOLD_SECONDS
+from csi_driver.service.holds import HOLD_SECONDS
 from csi_driver.service.rollbacks import REMEMBERED, RollbackRequest
 
 

@@ -175,7 +175,7 @@ class World(KillPoint):
     @property
     def holder(self) -> str:
         """Who holds the disk now."""
-        return self.agent.context.current_holder(self.disk_now)
+        return self.agent.context.holds.current_holder(self.disk_now)
 
     def bytes_of(self, item: Volume | Snapshot) -> bytes:
         """The first byte tells what was written last."""

@@ -11,7 +11,7 @@ from rollback_world import World
 
 from csi_driver.kube.resources import PODS, PVS, ROLLBACKS, SNAPSHOTS
 from csi_driver.operator.rollback.completed import read_completed
-from csi_driver.service.dependencies import HOLD_SECONDS
+from csi_driver.service.holds import HOLD_SECONDS
 
 
 async def prepared(world: World) -> None:

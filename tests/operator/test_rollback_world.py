@@ -7,7 +7,7 @@ from rollback_world import NAMESPACE, World, completed, nothing_left
 
 from csi_driver.kube.resources import EVENTS, PVCS, PVS, ROLLBACKS, SNAPSHOT_CLASSES, SNAPSHOT_CONTENTS, SNAPSHOTS
 from csi_driver.operator.rollback.resource import FINALIZER
-from csi_driver.service.dependencies import HOLD_SECONDS
+from csi_driver.service.holds import HOLD_SECONDS
 from csi_driver.service.snapshots import SnapshotRequest
 
 

@@ -59,7 +59,7 @@ class Recorder:
         assert seconds >= 0
         self.lates.append((method, code))
 
-    def cut(self, pool: str, report: SnapshotTimings) -> None:
+    def snapshot_taken(self, pool: str, report: SnapshotTimings) -> None:
         self.cuts.append(pool)
 
     def checked(self, pool: str, result: str) -> None:
