@@ -5,12 +5,9 @@ import json
 import sys
 from collections.abc import Coroutine
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "kube"))
-
-from fake_api import FakeApi
+from support.fake_api import FakeApi
 
 from csi_driver.kube.resources import PVCS, SNAPSHOTS
 

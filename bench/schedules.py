@@ -9,9 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "kube"))
-
-from fake_api import FakeApi
+from support.fake_api import FakeApi
 
 from csi_driver.domain.timestamps import format_instant
 from csi_driver.kube.client import Api

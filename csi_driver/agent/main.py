@@ -27,18 +27,10 @@ from csi_driver.host.commands import missing_tools
 from csi_driver.host.helper.client import HelperPool
 from csi_driver.logging import configure_logging
 from csi_driver.probes import AgentHealth, ProbeServer
-from csi_driver.service.conditions import claim_of
-from csi_driver.service.dependencies import ServiceDependencies
-from csi_driver.service.fullness import Fullness, has_run_full
-from csi_driver.service.group_snapshots import Groups
-from csi_driver.service.health import HealthWalk
-from csi_driver.service.lineage import Lineage
-from csi_driver.service.node_volumes import NodeVolumes
+from csi_driver.service.build import build_services
+from csi_driver.service.conditions import pvc_of
+from csi_driver.service.fullness import has_run_full
 from csi_driver.service.pools import Pool, Pools
-from csi_driver.service.rollbacks import Rollbacks
-from csi_driver.service.snapshots import Snapshots
-from csi_driver.service.usage_scanner import UsageScanner
-from csi_driver.service.volumes import Volumes
 
 if TYPE_CHECKING:
     from csi_driver.rpc.kubelet_registration import Registrar
@@ -96,10 +88,7 @@ class Agent:
         self._metrics = AgentMetrics()
         policy = CapacityPolicy(settings.overcommit, settings.reserve, settings.max_snapshots)
         self._pools = Pools(self._owner, [Pool(self._backend(spec), policy) for spec in settings.pools])
-        self._context = ServiceDependencies(self._pools, observer=self._metrics)
-        self._walk = UsageScanner(self._context)
-        self._fullness = Fullness(self._pools, self._walk)
-        self._health_walk = HealthWalk(self._context)
+        self._services = build_services(self._pools, observer=self._metrics)
         self._tasks: list[asyncio.Task[None]] = []
         self._ready = False
         self._health = AgentHealth()
@@ -129,14 +118,14 @@ class Agent:
                 partial(self._health.note, "registered"),
             )
             self._registrar.check()
-        snapshots = Snapshots(self._context)
+        services = self._services
         self._calls = Calls(self._metrics)
         servicers = [
             Identity(self._settings.driver_name, lambda: self._ready, self._manifest),
-            Controller(Volumes(self._context), snapshots),
-            GroupController(Groups(self._context)),
-            Node(NodeVolumes(self._context), self._owner, self._settings.volume_health),
-            Tidemark(Rollbacks(self._context, snapshots), Lineage(self._context), self._fullness),
+            Controller(services.volumes, services.snapshots),
+            GroupController(services.group_snapshots),
+            Node(services.node_volumes, self._owner, self._settings.volume_health),
+            Tidemark(services.rollbacks, services.lineage, services.fullness),
         ]
         self._server = Server(self._settings.endpoint, servicers, [self._calls])
         await self._server.start()
@@ -156,9 +145,9 @@ class Agent:
                 await remove(self._children, made.path, made.mount)
             raise
         self._metrics.watch(self._pool_figures, self._node_figures, self._unwell)
-        self._tasks.append(asyncio.create_task(self._walk.run()))
-        self._tasks.append(asyncio.create_task(self._fullness.run()))
-        self._tasks.append(asyncio.create_task(self._health_walk.run()))
+        self._tasks.append(asyncio.create_task(services.usage_scanner.run()))
+        self._tasks.append(asyncio.create_task(services.fullness.run()))
+        self._tasks.append(asyncio.create_task(services.health_scanner.run()))
         self._ready = True
         self._health.set_ready("start")
         log.info("ready", endpoint=self._settings.endpoint, node=self._owner, pools=[pool.name for pool in self._pools])
@@ -283,7 +272,7 @@ class Agent:
                 account = pool.serving().account()
             except Unavailable:  # its gauges are left out; the others' are not
                 continue
-            walked = self._walk.sums(pool.name)
+            walked = self._services.usage_scanner.sums(pool.name)
             figures.append(
                 PoolMetrics(
                     pool=pool.name,
@@ -307,8 +296,8 @@ class Agent:
 
     def _unwell(self) -> list[UnhealthyVolume]:
         found = []
-        for volume, trouble in self._context.conditions.all():
-            namespace, _, claim = claim_of(volume).partition("/")
+        for volume, trouble in self._services.dependencies.conditions.all():
+            namespace, _, claim = pvc_of(volume).partition("/")
             found.append(UnhealthyVolume(volume.id.pool, str(volume.id), namespace, claim, trouble.kind))
         return found
 

@@ -110,7 +110,7 @@ class AgentMetrics:
         for counter in self._completed_after_cancel:
             counter.labels(method, code).inc()
 
-    def cut(self, pool: str, report: SnapshotTimings) -> None:
+    def snapshot_taken(self, pool: str, report: SnapshotTimings) -> None:
         """Record one snapshot, group snapshot or clone of a volume."""
         if report.frozen:
             self._freeze.labels(pool).observe(report.frozen)

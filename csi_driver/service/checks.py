@@ -34,13 +34,13 @@ class Checks:
     def __init__(self, context: ServiceDependencies) -> None:
         self._context = context
 
-    async def refuse_running(self, pool: Pool, volume: Volume) -> None:
+    async def ensure_not_running(self, pool: Pool, volume: Volume) -> None:
         """Raise Busy while a check of the volume runs: what it mends is what the volume held when it began."""
         check = await pool.backend.checks.found(volume)
         if check is not None and check.result == "running":
             raise self._running(pool, volume, check)
 
-    async def mended(self, pool: Pool, volume: Volume, fs_type: str) -> tuple[Volume, bool]:
+    async def ensure_mountable(self, pool: Pool, volume: Volume, fs_type: str) -> tuple[Volume, bool]:
         """The volume as it may be mounted, and whether a check that has just ended made it so.
 
         Raises Busy while a check runs or is begun, NotMountable where it is known that none will mend it. XFS is never
@@ -51,16 +51,16 @@ class Checks:
         checks = pool.backend.checks
         check = await checks.found(volume)
         if check is not None:
-            return await self._taken(pool, volume, check), True
+            return await self._take_result(pool, volume, check), True
         known = volume.condition
         if known is not None and known.state == "damaged" and known.stamp == pool.backend.stamp(volume):
-            raise damaged(volume, known.said)
+            raise not_mountable(volume, known.said)
         why = await checks.complaint(volume, is_ext4=volume.format == "ext4")
         if why:
-            await self.begin(pool, volume, why)
+            await self.start(pool, volume, why)
         return volume, False
 
-    async def begin(self, pool: Pool, volume: Volume, why: str) -> NoReturn:
+    async def start(self, pool: Pool, volume: Volume, why: str) -> NoReturn:
         """Begin a check of a volume that is not mounted, and raise Busy. Raises InUse where its device is in use all the same."""
         backend = pool.backend
         await backend.access.detach(volume)
@@ -70,12 +70,12 @@ class Checks:
         _LOG.warning("%s is checked before it is mounted, since %s", volume.id, why)
         raise self._running(pool, volume, check)
 
-    async def give_up(self, pool: Pool, volume: Volume, said: str) -> NoReturn:
+    async def mark_damaged(self, pool: Pool, volume: Volume, said: str) -> NoReturn:
         """Note that a volume cannot be mounted and no check will change that, and raise NotMountable."""
         await pool.backend.access.detach(volume)  # first, since what it writes back makes the image another one
-        raise damaged(await self._note(pool, volume, said), said)
+        raise not_mountable(await self._note(pool, volume, said), said)
 
-    async def mounted(self, pool: Pool, volume: Volume) -> Volume:
+    async def clear_damage(self, pool: Pool, volume: Volume) -> Volume:
         """The volume after its mount: whatever made it damaged is no longer so."""
         if volume.condition is None or volume.condition.state != "damaged":
             return volume
@@ -86,7 +86,7 @@ class Checks:
             _LOG.warning("%s is mounted, and its record still calls it damaged: %s", volume.id, error)
             return volume
 
-    async def _taken(self, pool: Pool, volume: Volume, check: Check) -> Volume:
+    async def _take_result(self, pool: Pool, volume: Volume, check: Check) -> Volume:
         """What came of a check that has ended."""
         checks = pool.backend.checks
         if check.result == "running":
@@ -104,7 +104,7 @@ class Checks:
             volume = await self._note(pool, volume, check.said)
         await checks.drop(volume)
         if check.result == "damaged":
-            raise damaged(volume, check.said)
+            raise not_mountable(volume, check.said)
         raise NotMountable(
             f"{volume.id} is not mounted, since {check.why}, and e2fsck could not check it ({check.said}): the next try checks it "
             f"again; if that ends the same way, {WAY_OUT}"
@@ -133,7 +133,7 @@ class Checks:
         return volume
 
 
-def damaged(volume: Volume, said: str) -> NotMountable:
+def not_mountable(volume: Volume, said: str) -> NotMountable:
     """Why a volume is refused whose file system no check mends."""
     return NotMountable(
         f"{volume.id} cannot be mounted: its file system is damaged, and is not mended without a person ({said}). Nothing was "

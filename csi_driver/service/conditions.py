@@ -24,14 +24,14 @@ class Conditions:
             return
         self._known[key] = (volume, trouble)
         if before is None or before[1].kind != trouble.kind:
-            _LOG.error("%s (%s) is in trouble, since %s", volume.id, claim_of(volume) or volume.name, trouble.text)
+            _LOG.error("%s (%s) is in trouble, since %s", volume.id, pvc_of(volume) or volume.name, trouble.text)
 
-    def of(self, volume: Volume) -> Trouble | None:
+    def get(self, volume: Volume) -> Trouble | None:
         """What was found of a volume at the last look; None: nothing was wrong with it."""
         known = self._known.get(str(volume.id))
         return known[1] if known is not None and known[0].uid == volume.uid else None
 
-    def keep(self, ids: Container[str]) -> None:
+    def retain_only(self, ids: Container[str]) -> None:
         """Forget those that are none of these: they were deleted."""
         for key in [key for key in self._known if key not in ids]:
             self._known.pop(key, None)
@@ -46,20 +46,20 @@ def is_damaged(said: str) -> Trouble:
     return Trouble("Damaged", f"its file system is damaged and is not mended by itself ({said})", stopped=True)
 
 
-def of_record(volume: Volume) -> Trouble | None:
+def recorded_trouble(volume: Volume) -> Trouble | None:
     """The trouble that a volume's record tells of: it stays while the volume cannot be mounted."""
     condition = volume.condition
     return is_damaged(condition.said) if condition is not None and condition.state == "damaged" else None
 
 
-def claim_of(volume: Volume) -> str:
+def pvc_of(volume: Volume) -> str:
     """The claim for which the volume was made, as NAMESPACE/NAME; empty where the sidecar did not say."""
     labels = volume.request.labels
     name = labels.get("csi.storage.k8s.io/pvc/name", "")
     return f"{labels.get('csi.storage.k8s.io/pvc/namespace', '')}/{name}" if name else ""
 
 
-def in_words(volume: Volume, trouble: Trouble | None, pool_path: str) -> str:
+def describe_condition(volume: Volume, trouble: Trouble | None, pool_path: str) -> str:
     """What a person is told of a volume's condition; empty where there is nothing to tell."""
     if trouble is not None:
         return trouble.text

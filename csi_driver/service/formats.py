@@ -10,7 +10,7 @@ _MOUNTED_AS = {"ext2": "ext4", "ext3": "ext4", "ext4": "ext4", "xfs": "xfs"}
 """What is found, and the file system that mounts it."""
 
 
-async def look(pool: Pool, item: Volume | Snapshot) -> tuple[str, str]:
+async def detect_format(pool: Pool, item: Volume | Snapshot) -> tuple[str, str]:
     """What a disk that was used before is to be mounted as, and what lies on it by its first bytes.
 
     A block device belongs to its user, who may have formatted it anew; records of such disks, and of snapshots of them, may
@@ -22,12 +22,12 @@ async def look(pool: Pool, item: Volume | Snapshot) -> tuple[str, str]:
     return _MOUNTED_AS.get(there, item.format), there
 
 
-async def format_of_copy(pool: Pool, request: VolumeRequest, source: Volume | Snapshot | None) -> str:
+async def clone_format(pool: Pool, request: VolumeRequest, source: Volume | Snapshot | None) -> str:
     """The format with which a new volume begins: its source's, looked at where it is to be mounted."""
     if source is None:
         return BLANK
     if any(capability.access == "mount" for capability in request.capabilities):
-        return (await look(pool, source))[0]
+        return (await detect_format(pool, source))[0]
     return source.format
 
 

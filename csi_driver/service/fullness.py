@@ -18,9 +18,9 @@ from csi_driver.domain.model import GroupSnapshot, Snapshot, Volume
 from csi_driver.service.pools import Pool, Pools
 from csi_driver.service.usage_scanner import UsageScanner
 
-LOOK_SECONDS = 10.0
+CHECK_SECONDS = 10.0
 """One statvfs a pool, and one stat for each thick volume."""
-AGAIN_SECONDS = 3600.0
+REPEAT_SECONDS = 3600.0
 """After this it is told again, as long as it lasts."""
 SNAPSHOTS, VOLUMES = 3, 2
 """How many of each are named: snapshots and groups first, for they are given up more easily; volumes for those that nobody needs."""
@@ -68,11 +68,11 @@ def has_run_full(pool: Pool, account: CapacityReport) -> bool:
 class Fullness:
     """Looks at the pools of one agent."""
 
-    def __init__(self, pools: Pools, walk: UsageScanner, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, pools: Pools, usage_scanner: UsageScanner, clock: Callable[[], float] = time.monotonic) -> None:
         self._pools = pools
-        self._walk = walk
+        self._usage_scanner = usage_scanner
         self._clock = clock
-        self._told: dict[str, float] = {}
+        self._reported: dict[str, float] = {}
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
@@ -83,30 +83,30 @@ class Fullness:
     async def _watch(self, pool: Pool) -> None:
         while True:
             try:
-                await self.look(pool)
+                await self.check(pool)
             except DriverError as error:  # it is away, which is told elsewhere
                 log.debug("pool cannot be looked at", pool=pool.name, why=str(error))
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(CHECK_SECONDS)
 
-    async def look(self, pool: Pool) -> bool:
+    async def check(self, pool: Pool) -> bool:
         """Look at one pool, and tell what is new. Raises Unavailable."""
         if pool.refusal is not None:
             return False
         account = pool.serving().account()
         now = self._clock()
         if not has_run_full(pool, account):
-            if self._told.pop(pool.name, None) is not None:
+            if self._reported.pop(pool.name, None) is not None:
                 log.info("the pool has room again", pool=pool.name, free=human(account.space.free))
             return False
-        if now - self._told.get(pool.name, -AGAIN_SECONDS) >= AGAIN_SECONDS:
-            self._told[pool.name] = now
+        if now - self._reported.get(pool.name, -REPEAT_SECONDS) >= REPEAT_SECONDS:
+            self._reported[pool.name] = now
             log.error(
                 "the pool has run full: writes to its thin volumes fail, or soon will",
                 pool=pool.name,
                 free=human(account.space.free),
                 total=human(account.space.total),
             )
-            await self._walk.walk(pool)  # after the news: of many images it takes its time
+            await self._usage_scanner.walk(pool)  # after the news: of many images it takes its time
             found = [str(freed) for freed in self.would_free(pool)]
             log.error("deleting one of these would free most", pool=pool.name, would_free=found)
         return True
@@ -135,7 +135,7 @@ class Fullness:
         kind: Literal["volume", "snapshot", "group"],
         images: Sequence[Volume | Snapshot],
     ) -> Freed:
-        usages = [self._walk.known(image) for image in images]
+        usages = [self._usage_scanner.known(image) for image in images]
         return Freed(str(item.id), item.name, kind, sum(usage.exclusive for usage in usages if usage is not None))
 
 

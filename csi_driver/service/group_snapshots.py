@@ -14,7 +14,7 @@ from csi_driver.service.snapshots import check_room, plan
 MAX_MEMBERS = 64
 
 
-class Groups:
+class GroupSnapshots:
     """The group controller."""
 
     def __init__(self, context: ServiceDependencies) -> None:
@@ -34,14 +34,14 @@ class Groups:
         refuse_parameters(asked, "group snapshots")
         digest = name_hash("group", name)
         # Before the look-up: a group that is being deleted is no answer.
-        await self._pools.locks.settled(digest)
+        await self._pools.locks.ensure_not_changing(digest)
         existing = self._existing(digest, name, source_ids)
         if existing is not None:
             return existing
         pool, volumes = self._sources(source_ids)
         cut = [v.id.hash for v in volumes]
         made = [digest, *(name_hash("snapshot", member_name(name, str(v.id))) for v in volumes)]
-        async with self._pools.locks.hold(f"CreateVolumeGroupSnapshot {name!r}", cut, existence=made):
+        async with self._pools.locks.hold(f"CreateVolumeGroupSnapshot {name!r}", cut, creating_or_deleting=made):
             # Made meanwhile, by a call that this one waited for?
             existing = self._existing(digest, name, source_ids)
             if existing is not None:
@@ -60,10 +60,10 @@ class Groups:
                 labels=labels,
             )
             with reserve_space(pool, "a group snapshot of thick volumes", space_needed(pool, cut=volumes), CUT):
-                async with self._context.extend_hold_while(pool, volumes):
+                async with self._context.holds.extend_hold_while(pool, volumes):
                     group, report = await pool.backend.create_group(planned, volumes)
             pool.put_group(group)
-            self._context.observer.cut(pool.name, report)
+            self._context.observer.snapshot_taken(pool.name, report)
             return group
 
     async def delete(self, group_id: str, snapshot_ids: Sequence[str]) -> None:
@@ -79,7 +79,7 @@ class Groups:
         """Delete a group; False: it is another one than that whose members were locked, after a wait for who made it."""
         group = pool.groups.get(digest)
         locked = [digest, *(m.id.hash for m in group.members)] if group else [digest]
-        async with self._pools.locks.hold(f"DeleteVolumeGroupSnapshot of {group_id}", existence=locked):
+        async with self._pools.locks.hold(f"DeleteVolumeGroupSnapshot of {group_id}", creating_or_deleting=locked):
             # Not before: what is being made now is not indexed yet, and would be there after all.
             if pool.groups.get(digest) is not group:
                 return False

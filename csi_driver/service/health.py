@@ -8,17 +8,17 @@ import asyncio
 from contextlib import suppress
 
 from csi_driver.domain.errors import DriverError
-from csi_driver.service.conditions import of_record
+from csi_driver.service.conditions import recorded_trouble
 from csi_driver.service.dependencies import ServiceDependencies
 from csi_driver.service.pools import Pool
 
-PAUSE_SECONDS = 300.0
+SCAN_INTERVAL = 300.0
 """Between the end of one walk and the next: a look at a volume in use takes a process or two."""
-BREATH_SECONDS = 0.02
+MIN_PAUSE = 0.02
 """Between two volumes."""
 
 
-class HealthWalk:
+class HealthScanner:
     """Walks all volumes of all pools again and again."""
 
     def __init__(self, context: ServiceDependencies) -> None:
@@ -29,18 +29,18 @@ class HealthWalk:
         while True:
             for pool in self._context.pools:
                 if pool.refusal is None:
-                    await self.walk(pool)
-            await asyncio.sleep(PAUSE_SECONDS)
+                    await self.scan(pool)
+            await asyncio.sleep(SCAN_INTERVAL)
 
-    async def walk(self, pool: Pool, breath: float = BREATH_SECONDS) -> None:
+    async def scan(self, pool: Pool, pause: float = MIN_PAUSE) -> None:
         """Walk one pool once. What cannot be looked at now is left as it was known."""
         conditions = self._context.conditions
         for digest, volume in list(pool.volumes.items()):
             with suppress(DriverError):
                 trouble = await pool.backend.access.trouble(volume)
                 if (now := pool.volumes.get(digest)) is not None:
-                    conditions.note(now, of_record(now) or trouble)
-            await asyncio.sleep(breath)
-        conditions.keep({str(volume.id) for each in self._context.pools for volume in each.volumes.values()})
+                    conditions.note(now, recorded_trouble(now) or trouble)
+            await asyncio.sleep(pause)
+        conditions.retain_only({str(volume.id) for each in self._context.pools for volume in each.volumes.values()})
         with suppress(DriverError):
             await pool.backend.checks.forget_old(self._context.now())

@@ -6,7 +6,7 @@ from csi_driver.domain.capacity import CapacityReport
 from csi_driver.domain.errors import Busy, DriverError, NotFound
 from csi_driver.domain.ids import ObjectId
 from csi_driver.domain.model import GroupSnapshot, Snapshot, Usage, Volume, VolumeUsage
-from csi_driver.service.conditions import in_words
+from csi_driver.service.conditions import describe_condition
 from csi_driver.service.dependencies import ServiceDependencies
 from csi_driver.service.pools import Pool
 
@@ -70,7 +70,7 @@ class Lineage:
 
     def holder(self, volume: Volume) -> str:
         """Who holds the volume now; empty where nobody does."""
-        return self._context.current_holder(volume)
+        return self._context.holds.current_holder(volume)
 
     async def _node(self, pool: Pool, item: Volume | Snapshot | GroupSnapshot, with_usage: bool) -> Node:
         if isinstance(item, GroupSnapshot):
@@ -83,7 +83,7 @@ class Lineage:
         except Busy:  # a child of this volume hangs in the kernel: looking at the others does not wait for it
             use = VolumeUsage(device="unknown, look at the node's kernel log")
         parent = item.request.source.id if item.request.source else ""
-        words = in_words(item, self._context.conditions.of(item), pool.backend.identity.path)
+        words = describe_condition(item, self._context.conditions.get(item), pool.backend.identity.path)
         return Node(pool, item, parent, _parent_uid(pool, item), use, usage, words)
 
 

@@ -37,9 +37,9 @@ from csi_driver.domain.requests import FILE_SYSTEMS, asked_file_system, check_ca
 from csi_driver.domain.sizes import check_range
 from csi_driver.host.fs import mount_points
 from csi_driver.service.checks import Checks
-from csi_driver.service.conditions import of_record
+from csi_driver.service.conditions import recorded_trouble
 from csi_driver.service.dependencies import ServiceDependencies
-from csi_driver.service.formats import look
+from csi_driver.service.formats import detect_format
 from csi_driver.service.pools import Pool
 from csi_driver.service.volumes import unsupported
 
@@ -67,15 +67,15 @@ class NodeVolumes:
         pool, volume = self._pools.volume(volume_id)
         async with self._pools.locks.hold(f"NodeStageVolume of {volume_id}", [volume.id.hash]):
             pool, volume = self._pools.volume(volume_id)
-            self._context.ensure_not_held(volume, "staging")
+            self._context.holds.ensure_not_held(volume, "staging")
             # A hold that stands there has lapsed. A clock that is set back must not make it stand again: from now on somebody
             # may write.
             recorded, volume = volume, replace(volume, hold=None)
-            _refuse_unknown_format(volume)
-            before = await self._refuse_other_stage(pool, volume, staging)
+            _ensure_known_format(volume)
+            before = await self._ensure_not_staged_elsewhere(pool, volume, staging)
             shown = bool(before.device and before.places)  # mounts of a device that has gone show nothing
             if capability.access == "mount" and not shown:
-                volume = await _as_found(pool, volume)
+                volume = await _with_detected_format(pool, volume)
             reason = unsupported(volume, capability)
             if reason:
                 raise Precondition(f"{volume_id} cannot be staged so: {reason}")
@@ -84,7 +84,7 @@ class NodeVolumes:
             access = pool.backend.access
             try:
                 if capability.access == "block":
-                    await self._checks.refuse_running(pool, volume)
+                    await self._checks.ensure_not_running(pool, volume)
                     await access.attach(volume)
                     if staging not in before.paths:  # else it is mounted there, and refused below
                         volume = await self._mark_raw(pool, volume)
@@ -93,16 +93,16 @@ class NodeVolumes:
                     volume = await self._format_once(pool, volume, capability.fs_type)
                     fs_type, checked = volume.format, False
                     if not shown:
-                        volume, checked = await self._checks.mended(pool, volume, fs_type)
+                        volume, checked = await self._checks.ensure_mountable(pool, volume, fs_type)
                     volume, may_grow = await self._mount(
                         pool, volume, staging, fs_type, capability.mount_flags, checked
                     )
                     if may_grow:
-                        await self._grow_if_it_can(pool, volume, staging)
+                        await self._grow_if_possible(pool, volume, staging)
             except BaseException:
                 # Nothing half-staged stays behind: after a refusal that is final, nobody unstages.
                 if shown:
-                    await self._look_after(pool, volume)
+                    await self._update_condition(pool, volume)
                 else:
                     await self._undo_stage(pool, volume, staging, before.device)
                 raise
@@ -110,7 +110,7 @@ class NodeVolumes:
     async def unstage(self, volume_id: str, staging: str) -> None:
         """Take a stage away, verified, and the device with it. Unknown volumes and paths are fine."""
         staging = _check_path(staging, "the staging path")
-        async with self._pools.locks.hold(f"NodeUnstageVolume of {volume_id}", [self._key(volume_id)]):
+        async with self._pools.locks.hold(f"NodeUnstageVolume of {volume_id}", [self._lock_key(volume_id)]):
             if lost := self._unavailable_pool(volume_id):
                 await lost[0].backend.access.clear(lost[1], staging, last=True)
                 return
@@ -125,7 +125,7 @@ class NodeVolumes:
             await pool.backend.access.unmount(volume, staging)
             if volume is not None:
                 await pool.backend.access.detach(volume)
-                self._context.conditions.note(volume, of_record(volume))
+                self._context.conditions.note(volume, recorded_trouble(volume))
 
     async def publish(
         self, volume_id: str, staging: str, target: str, capability: Capability, read_only: bool = False
@@ -140,7 +140,7 @@ class NodeVolumes:
         read_only = read_only or capability.mode is AccessMode.READER
         async with self._pools.locks.hold(f"NodePublishVolume of {volume_id}", [volume.id.hash]):
             pool, volume = self._pools.volume(volume_id)
-            self._context.ensure_not_held(volume, "publishing")
+            self._context.holds.ensure_not_held(volume, "publishing")
             reason = unsupported(volume, capability)
             if not reason and capability.access == "mount" and volume.format == RAW:
                 reason = "it was staged as a block device"
@@ -161,13 +161,13 @@ class NodeVolumes:
             try:
                 await pool.backend.access.bind(volume, staging, target, capability, read_only)
             except Precondition:
-                await self._look_after(pool, volume)
+                await self._update_condition(pool, volume)
                 raise
 
     async def unpublish(self, volume_id: str, target: str) -> None:
         """Take a publish away and remove its path. Unknown volumes and paths are fine."""
         target = _check_path(target, "the target path")
-        async with self._pools.locks.hold(f"NodeUnpublishVolume of {volume_id}", [self._key(volume_id)]):
+        async with self._pools.locks.hold(f"NodeUnpublishVolume of {volume_id}", [self._lock_key(volume_id)]):
             if lost := self._unavailable_pool(volume_id):
                 await lost[0].backend.access.clear(lost[1], target, last=False)
             else:
@@ -177,7 +177,7 @@ class NodeVolumes:
 
     async def stats(self, volume_id: str, path: str) -> tuple[Volume, FileSystemStats]:
         """Space of a volume at one of its paths, and what is wrong there. Raises NotFound where it is not shown there."""
-        pool, volume, shown = await self._shown(volume_id, path)
+        pool, volume, shown = await self._find_mount(volume_id, path)
         stats = await pool.backend.access.stats(volume, shown)
         self._context.conditions.note(volume, stats.trouble)
         return volume, stats
@@ -185,7 +185,7 @@ class NodeVolumes:
     async def trouble(self, volume_id: str) -> Trouble | None:
         """What is wrong with a volume's file system, staged or not; None: nothing that is known. Raises NotFound."""
         pool, volume = self._pools.volume(volume_id)
-        trouble = of_record(volume) or await pool.backend.access.trouble(volume)
+        trouble = recorded_trouble(volume) or await pool.backend.access.trouble(volume)
         self._context.conditions.note(volume, trouble)
         return trouble
 
@@ -194,8 +194,8 @@ class NodeVolumes:
         check_range(wanted)
         volume = self._pools.volume(volume_id)[1]
         async with self._pools.locks.hold(f"NodeExpandVolume of {volume_id}", [volume.id.hash]):
-            pool, volume, shown = await self._shown(volume_id, path)
-            self._context.ensure_not_held(volume, "expansion")
+            pool, volume, shown = await self._find_mount(volume_id, path)
+            self._context.holds.ensure_not_held(volume, "expansion")
             if wanted.required > volume.size:
                 raise OutOfRange(
                     f"{volume_id} has {volume.size} bytes and {wanted.required} are asked for: expand the volume itself first"
@@ -207,7 +207,7 @@ class NodeVolumes:
             await pool.backend.access.grow(volume, shown)
             return volume
 
-    async def _shown(self, volume_id: str, path: str) -> tuple[Pool, Volume, str]:
+    async def _find_mount(self, volume_id: str, path: str) -> tuple[Pool, Volume, str]:
         pool, volume = self._pools.volume(volume_id)
         if path.startswith("/") and "\0" not in path:
             path = _real(path)
@@ -217,7 +217,7 @@ class NodeVolumes:
                 return pool, volume, shown
         raise NotFound(f"{volume_id} is not shown at {path!r}: it is at {', '.join(use.paths) or 'no path'}")
 
-    async def _refuse_other_stage(self, pool: Pool, volume: Volume, staging: str) -> VolumeUsage:
+    async def _ensure_not_staged_elsewhere(self, pool: Pool, volume: Volume, staging: str) -> VolumeUsage:
         """Raise Precondition where the volume is shown elsewhere; returns what it has already."""
         use = await pool.backend.access.use(volume)
         if use.places and not any(_is_stage(place, staging) for place in use.places):
@@ -251,11 +251,11 @@ class NodeVolumes:
             may_grow = await pool.backend.access.mount(volume, staging, fs_type, flags)
         except NotMountable as error:
             if fs_type == "ext4" and not checked:
-                await self._checks.begin(pool, volume, str(error))
-            await self._checks.give_up(pool, volume, str(error))
-        return await self._checks.mounted(pool, volume), may_grow
+                await self._checks.start(pool, volume, str(error))
+            await self._checks.mark_damaged(pool, volume, str(error))
+        return await self._checks.clear_damage(pool, volume), may_grow
 
-    async def _grow_if_it_can(self, pool: Pool, volume: Volume, staging: str) -> None:
+    async def _grow_if_possible(self, pool: Pool, volume: Volume, staging: str) -> None:
         """Let the file system fill the volume. What cannot be now (it is mounted read-only, say, or it takes too long) is put off to a later stage.
 
         It is mounted and whole: whoever waits for the data need not wait for the room.
@@ -265,7 +265,7 @@ class NodeVolumes:
         except (Precondition, OutOfSpace, TooSlow) as error:
             log.warning("a file system does not grow at this stage", volume=str(volume.id), why=str(error))
 
-    async def _look_after(self, pool: Pool, volume: Volume) -> None:
+    async def _update_condition(self, pool: Pool, volume: Volume) -> None:
         """After a refusal: whether the file system is the reason, so that metrics and lists tell it too."""
         with suppress(DriverError):
             self._context.conditions.note(volume, await pool.backend.access.trouble(volume))
@@ -295,7 +295,7 @@ class NodeVolumes:
         pool.put_volume(volume)
         return volume
 
-    def _key(self, volume_id: str) -> str:
+    def _lock_key(self, volume_id: str) -> str:
         """What is locked to clean up after a volume, whether it still exists or not. Raises Unavailable for another owner's."""
         place = self._pools.parse_location(volume_id)
         return place[1] if place else volume_id
@@ -316,9 +316,9 @@ class NodeVolumes:
         return (place[0], place[0].volumes.get(place[1])) if place else (self._pools.default.serving(), None)
 
 
-async def _as_found(pool: Pool, volume: Volume) -> Volume:
+async def _with_detected_format(pool: Pool, volume: Volume) -> Volume:
     """The volume with the file system that is on it now, for its record. Raises Precondition where it has none to be mounted."""
-    is_now, there = await look(pool, volume)
+    is_now, there = await detect_format(pool, volume)
     if is_now == RAW:
         raise Precondition(
             f"{volume.id} was used as a block device and holds {there or 'nothing that is known'}, no file system that could be "
@@ -327,7 +327,7 @@ async def _as_found(pool: Pool, volume: Volume) -> Volume:
     return replace(volume, format=is_now)
 
 
-def _refuse_unknown_format(volume: Volume) -> None:
+def _ensure_known_format(volume: Volume) -> None:
     """Raise Precondition for a format state of another version: whether it may be emptied or mounted, only that one knows."""
     if volume.format not in {*FILE_SYSTEMS, RAW, BLANK} and not is_formatting(volume.format):
         raise Precondition(

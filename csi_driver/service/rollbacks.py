@@ -7,7 +7,8 @@ from csi_driver.domain.errors import AlreadyExists, Busy, InUse, InvalidRequest,
 from csi_driver.domain.ids import name_hash
 from csi_driver.domain.model import CompletedRollback, Hold, Snapshot, Volume
 from csi_driver.domain.requests import check_name
-from csi_driver.service.dependencies import HOLD_SECONDS, ServiceDependencies
+from csi_driver.service.dependencies import ServiceDependencies
+from csi_driver.service.holds import HOLD_SECONDS
 from csi_driver.service.pools import Pool
 from csi_driver.service.reservations import BACK, reserve_space, space_needed
 from csi_driver.service.snapshots import Snapshots
@@ -42,11 +43,11 @@ class Rollbacks:
         pool, volume = self._pools.volume(volume_id)
         async with self._pools.locks.hold(f"Hold of {volume_id}", [volume.id.hash]):
             pool, volume = self._pools.volume(volume_id)
-            self._refuse_other(volume, holder)
-            await self._refuse_used(pool, volume)
+            self._ensure_not_held_by_other(volume, holder)
+            await self._ensure_not_used(pool, volume)
             # Also where nothing shows it: a mount in another namespace would go on writing under the hold.
             await pool.backend.access.detach(volume)
-            unbroken = volume.hold if self._context.current_holder(volume) else None
+            unbroken = volume.hold if self._context.holds.current_holder(volume) else None
             now = self._context.now()
             expires = now + HOLD_SECONDS * 1_000_000_000
             hold = replace(unbroken, expires=expires) if unbroken else Hold(holder, expires, now)
@@ -65,7 +66,7 @@ class Rollbacks:
             volume = pool.volumes.get(digest)
             if volume is None or volume.hold is None:
                 return
-            self._refuse_other(volume, holder)
+            self._ensure_not_held_by_other(volume, holder)
             await self._save(pool, replace(volume, hold=None))
 
     async def roll_back(self, request: RollbackRequest) -> tuple[CompletedRollback, bool]:
@@ -78,7 +79,7 @@ class Rollbacks:
                 "a safety snapshot of the caller's needs the hold under which it was made: name the holder"
             )
         pool, volume = self._pools.volume(request.volume_id)
-        done = self._done(volume, request)
+        done = self._completed(volume, request)
         if done is not None:
             return done, True
         locked = self._pools.snapshot(request.snapshot_id)[1].id.hash
@@ -92,31 +93,31 @@ class Rollbacks:
                     f"{request.snapshot_id} is the safety snapshot of an earlier try of rollback {request.name!r}, which a "
                     "new try replaces: use another name to go back to it"
                 )
-        async with self._pools.locks.hold(doing, [volume.id.hash], [locked], existence=made):
+        async with self._pools.locks.hold(doing, [volume.id.hash], [locked], creating_or_deleting=made):
             was, (pool, volume) = volume, self._pools.volume(request.volume_id)
             # Done meanwhile, by a call that this one waited for? Once more would take away what was written since.
-            done = self._done(volume, request)
+            done = self._completed(volume, request)
             if done is not None:
                 return done, True
             if (
                 volume.uid != was.uid
             ):  # another of the same name: its safety snapshot would be another one, and is not locked
                 raise Busy(f"{request.volume_id} was deleted and made again during this call: try again")
-            snapshot = self._own(volume, request.snapshot_id)
+            snapshot = self._own_snapshot(volume, request.snapshot_id)
             self._check_hold(volume, request.holder)
-            async with self._context.extend_hold_while(pool, [volume]):
-                return await self._exchange(pool, volume, snapshot, request), False
+            async with self._context.holds.extend_hold_while(pool, [volume]):
+                return await self._replace_content(pool, volume, snapshot, request), False
 
-    async def _exchange(
+    async def _replace_content(
         self, pool: Pool, volume: Volume, snapshot: Snapshot, request: RollbackRequest
     ) -> CompletedRollback:
-        await self._refuse_used(pool, volume)
+        await self._ensure_not_used(pool, volume)
         # The old content stays until the new one is whole. What a safety cut takes comes on top, and is no longer promised
         # but gone once it is made; so it asks for itself, while the room for the exchange is kept, and nothing is cut in vain.
         needed = space_needed(pool, made=volume)
         with reserve_space(pool, "a rollback of a thick volume", needed, BACK):
             await pool.backend.access.detach(volume)
-            safety = await self._safety(pool, volume, request, needed)
+            safety = await self._safety_snapshot_id(pool, volume, request, needed)
             rolled = CompletedRollback(request.name, request.snapshot_id, self._context.now(), safety)
             rollbacks = (*volume.rollbacks, rolled)[-REMEMBERED:]
             # What a check found is of the content that goes.
@@ -125,7 +126,7 @@ class Rollbacks:
             pool.put_volume(back)
             return rolled
 
-    def _done(self, volume: Volume, request: RollbackRequest) -> CompletedRollback | None:
+    def _completed(self, volume: Volume, request: RollbackRequest) -> CompletedRollback | None:
         for rolled in volume.rollbacks:
             if rolled.name == request.name:
                 if rolled.snapshot != request.snapshot_id:
@@ -135,7 +136,7 @@ class Rollbacks:
                 return rolled
         return None
 
-    def _own(self, volume: Volume, snapshot_id: str) -> Snapshot:
+    def _own_snapshot(self, volume: Volume, snapshot_id: str) -> Snapshot:
         snapshot = self._pools.snapshot(snapshot_id)[1]
         if snapshot.source_uid != volume.uid:
             raise InvalidRequest(
@@ -145,25 +146,25 @@ class Rollbacks:
         return snapshot
 
     def _check_hold(self, volume: Volume, holder: str) -> None:
-        self._refuse_other(volume, holder)
-        if holder and self._context.current_holder(volume) != holder:
+        self._ensure_not_held_by_other(volume, holder)
+        if holder and self._context.holds.current_holder(volume) != holder:
             raise Precondition(
                 f"the hold of {holder!r} on {volume.id} has lapsed: hold again and take a new safety snapshot"
             )
 
-    def _refuse_other(self, volume: Volume, holder: str) -> None:
-        current = self._context.current_holder(volume)
+    def _ensure_not_held_by_other(self, volume: Volume, holder: str) -> None:
+        current = self._context.holds.current_holder(volume)
         if current and current != holder:
             raise InUse(f"{volume.id} is held by {current!r}: wait for its release")
 
-    async def _refuse_used(self, pool: Pool, volume: Volume) -> None:
+    async def _ensure_not_used(self, pool: Pool, volume: Volume) -> None:
         use = await pool.backend.access.use(volume)
         if use.paths:
             raise InUse(
                 f"{volume.id} is in use at {', '.join(use.paths)}: stop what uses it, unpublish and unstage it first"
             )
 
-    async def _safety(self, pool: Pool, volume: Volume, request: RollbackRequest, before: int) -> str:
+    async def _safety_snapshot_id(self, pool: Pool, volume: Volume, request: RollbackRequest, before: int) -> str:
         if request.skip_safety:
             return ""
         if request.safety:
@@ -178,10 +179,10 @@ class Rollbacks:
                     return str(made.id)
                 await pool.backend.delete_snapshot(made)
                 pool.drop_snapshot(made.id.hash)
-        return str((await self._snapshots.cut(pool, volume, name, {}, before)).id)
+        return str((await self._snapshots.take(pool, volume, name, {}, before)).id)
 
     def _check_safety(self, volume: Volume, snapshot_id: str) -> None:
-        safety = self._own(volume, snapshot_id)
+        safety = self._own_snapshot(volume, snapshot_id)
         # Whatever is older than the hold may miss what was written before it.
         if volume.hold and safety.created < volume.hold.since:
             raise Precondition(

@@ -7,8 +7,9 @@ from csi_driver.domain.capacity import human
 from csi_driver.domain.errors import AlreadyExists, Damaged, InvalidRequest, OutOfSpace, Precondition
 from csi_driver.domain.ids import ObjectId, name_hash
 from csi_driver.domain.model import Snapshot, Volume
+from csi_driver.domain.paging import page
 from csi_driver.domain.requests import check_name, refuse_parameters, split_labels
-from csi_driver.service.dependencies import ServiceDependencies, page
+from csi_driver.service.dependencies import ServiceDependencies
 from csi_driver.service.pools import Pool
 from csi_driver.service.reservations import CUT, reserve_space, space_needed
 
@@ -38,22 +39,22 @@ class Snapshots:
         refuse_parameters(parameters, "snapshots")
         digest = name_hash("snapshot", request.name)
         # Before the look-up: a snapshot that is being deleted is no answer.
-        await self._pools.locks.settled(digest)
+        await self._pools.locks.ensure_not_changing(digest)
         existing = self._existing(digest, request)
         if existing is not None:
             return existing
         pool, volume = self._pools.volume(request.source_id)
         doing = f"CreateSnapshot {request.name!r} of {volume.id}"
-        async with self._pools.locks.hold(doing, [volume.id.hash], existence=[digest]):
+        async with self._pools.locks.hold(doing, [volume.id.hash], creating_or_deleting=[digest]):
             # Made meanwhile, by a call that this one waited for?
             existing = self._existing(digest, request)
             if existing is not None:
                 return existing
             pool, volume = self._pools.volume(request.source_id)
-            async with self._context.extend_hold_while(pool, [volume]):
-                return await self.cut(pool, volume, request.name, labels)
+            async with self._context.holds.extend_hold_while(pool, [volume]):
+                return await self.take(pool, volume, request.name, labels)
 
-    async def cut(
+    async def take(
         self, pool: Pool, volume: Volume, name: str, labels: Mapping[str, str], promised_before: int = 0
     ) -> Snapshot:
         """Cut a volume that the caller holds alone, inside the limits. Raises Precondition, OutOfSpace, Busy.
@@ -67,7 +68,7 @@ class Snapshots:
         ):
             snapshot, report = await pool.backend.create_snapshot(planned, volume)
         pool.put_snapshot(snapshot)
-        self._context.observer.cut(pool.name, report)
+        self._context.observer.snapshot_taken(pool.name, report)
         return snapshot
 
     async def delete(self, snapshot_id: str) -> None:
@@ -76,7 +77,7 @@ class Snapshots:
         if place is None:
             return
         pool, digest = place
-        async with self._pools.locks.hold(f"DeleteSnapshot of {snapshot_id}", existence=[digest]):
+        async with self._pools.locks.hold(f"DeleteSnapshot of {snapshot_id}", creating_or_deleting=[digest]):
             # Not before: what is being made now is not indexed yet, and would be there after all.
             snapshot = pool.snapshots.get(digest)
             if snapshot is None:

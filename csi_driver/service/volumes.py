@@ -8,6 +8,7 @@ from csi_driver.domain.capacity import human
 from csi_driver.domain.errors import AlreadyExists, Damaged, InUse, InvalidRequest, OutOfRange, OutOfSpace
 from csi_driver.domain.ids import ObjectId, name_hash
 from csi_driver.domain.model import Capability, SizeRange, Snapshot, Volume, VolumeRequest, VolumeUsage
+from csi_driver.domain.paging import page
 from csi_driver.domain.requests import (
     FILE_SYSTEMS,
     FS_TYPE_LABEL,
@@ -19,8 +20,8 @@ from csi_driver.domain.requests import (
     split_labels,
 )
 from csi_driver.domain.sizes import check_range, choose, expanded, least_request, requested, round_up, smallest, within
-from csi_driver.service.dependencies import ServiceDependencies, page
-from csi_driver.service.formats import check_format, format_of_copy, unmountable
+from csi_driver.service.dependencies import ServiceDependencies
+from csi_driver.service.formats import check_format, clone_format, unmountable
 from csi_driver.service.pools import Pool
 from csi_driver.service.reservations import COPIED, MADE, reserve_space, space_needed
 
@@ -41,7 +42,7 @@ class Volumes:
         check_range(request.range)
         digest = name_hash("volume", request.name)
         # Before the look-up: a volume that is being deleted is no answer.
-        await self._pools.locks.settled(digest)
+        await self._pools.locks.ensure_not_changing(digest)
         existing = self._existing(digest, request)
         if existing is not None:
             return existing
@@ -55,24 +56,26 @@ class Volumes:
         # A volume may be mounted and is then frozen while it is copied, so it is held alone; a snapshot is only read.
         exclusive = [source.id.hash] if isinstance(source, Volume) else []
         shared = [source.id.hash] if isinstance(source, Snapshot) else []
-        async with self._pools.locks.hold(f"CreateVolume of {request.name!r}", exclusive, shared, existence=[digest]):
+        async with self._pools.locks.hold(
+            f"CreateVolume of {request.name!r}", exclusive, shared, creating_or_deleting=[digest]
+        ):
             # Made meanwhile, by a call that this one waited for?
             existing = self._existing(digest, request)
             if existing is not None:
                 return existing
             source = self._unchanged(source)
-            begins_as = await format_of_copy(pool, request, source)
+            begins_as = await clone_format(pool, request, source)
             check_format(request, source, begins_as)
             volume = self._plan(pool, digest, request, source, begins_as)
             at_work = [source] if isinstance(source, Volume) else []
             # What a thick source is given again counts also where the copy is thin.
             doing, formula = ("a copy of a thick volume", COPIED) if at_work else ("a thick volume", MADE)
             with reserve_space(pool, doing, space_needed(pool, at_work, volume), formula, volume.size):
-                async with self._context.extend_hold_while(pool, at_work):
+                async with self._context.holds.extend_hold_while(pool, at_work):
                     report = await pool.backend.create_volume(volume, source)
             pool.put_volume(volume)
             if isinstance(source, Volume):
-                self._context.observer.cut(pool.name, report)
+                self._context.observer.snapshot_taken(pool.name, report)
             return volume
 
     async def delete(self, volume_id: str) -> None:
@@ -85,17 +88,17 @@ class Volumes:
         while use := await self._deleted_unless_used(pool, digest, volume_id):
             # What is shown once and no more is staged, and its last pod has gone: a kubelet unstages it now, while the claim
             # is deleted already. A pod's disk is shown twice, and nobody waits for a pod.
-            if len(use.places) > 1 or not await self._pools.locks.touched(digest, deadline):
+            if len(use.places) > 1 or not await self._pools.locks.wait_released(digest, deadline):
                 raise InUse(f"volume {volume_id} is in use at {', '.join(use.paths)}: unpublish and unstage it first")
 
     async def _deleted_unless_used(self, pool: Pool, digest: str, volume_id: str) -> VolumeUsage | None:
         """Delete a volume, or tell who uses it."""
-        async with self._pools.locks.hold(f"DeleteVolume of {volume_id}", existence=[digest]):
+        async with self._pools.locks.hold(f"DeleteVolume of {volume_id}", creating_or_deleting=[digest]):
             # Not before: what is being made now is not indexed yet, and would be there after all.
             volume = pool.volumes.get(digest)
             if volume is None:
                 return None
-            self._context.ensure_not_held(volume, "deletion")
+            self._context.holds.ensure_not_held(volume, "deletion")
             use = await pool.backend.access.use(volume)
             if use.places:
                 return use
@@ -113,7 +116,7 @@ class Volumes:
         pool, volume = self._pools.volume(volume_id)
         async with self._pools.locks.hold(f"ControllerExpandVolume of {volume_id}", [volume.id.hash]):
             pool, volume = self._pools.volume(volume_id)
-            self._context.ensure_not_held(volume, "expansion")
+            self._context.holds.ensure_not_held(volume, "expansion")
             size = expanded(volume.size, wanted)
             growth = size - volume.size
             if growth:

@@ -6,8 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from model import KINDS, Cut, Disk, Group, Item, Nodes, capability, cut_of, grown, same
-from model_bytes import has_data, is_frozen, read_device, read_files
+from model_bytes import has_data, read_device, read_files
 from model_driven import Driven
+from support.freezing import is_frozen
 
 from csi_driver._pb import csi_pb2
 from csi_driver.domain.model import SizeRange, Source

@@ -4,17 +4,16 @@ import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 from hypothesis.stateful import RuleBasedStateMachine
 from model import Content, Cut, Disk, Group, Item, Kill, Nodes, Op, World, capability, cut_of, drop, grown, id_of, put
 from model_bench import Bench
+from support.machine import CAP_SYS_RESOURCE, has_capability
 
 from csi_driver.domain.model import SizeRange, Source
 from csi_driver.rpc.clients.cli_client import Client, Made
 
-CAP_SYS_RESOURCE = 24
 DISK_NAMES, CUT_NAMES, GROUP_NAMES = 5, 6, 2
 MOST_CUTS = 14
 """Above this no safety snapshots are made."""
@@ -169,7 +168,7 @@ class Calls(RuleBasedStateMachine):
         size, target = disk.size + self.growth(number), self.bench.target(disk.id)
         odd = disk.odd if size == disk.size else 0
         # Without CAP_SYS_RESOURCE an ext4 grows at its next stage.
-        online = disk.shown and (disk.fs != "ext4" or may_grow_ext4())
+        online = disk.shown and (disk.fs != "ext4" or has_capability(CAP_SYS_RESOURCE))
         before = space_of(target) if online and disk.fs else 0
 
         def call(client: Client) -> Any:
@@ -255,12 +254,6 @@ class Calls(RuleBasedStateMachine):
             (Source("volume", source.id), "clone") if disk.is_clone else (Source("snapshot", source.id), "restore")
         )
         self.make(disk, draw.kill, f"{what} {name!r} of {source.name!r}", kind)
-
-
-def may_grow_ext4() -> bool:
-    """Whether a mounted ext4 may grow here."""
-    effective = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff"))
-    return bool(int(effective.split()[1], 16) >> CAP_SYS_RESOURCE & 1)
 
 
 def space_of(point: str) -> int:

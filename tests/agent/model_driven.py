@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from agent_rig import AgentRig
 from model import KINDS, UNIT, Cut, Disk, Item, Kill, Life, Nodes, Op, World, capability, put
+from support.agent_process import AgentRig
 
 from csi_driver._pb import csi_pb2_grpc
 from csi_driver.rpc.clients.cli_client import CallRefused, Client

@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import threading
@@ -15,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from agent_rig import AgentRig
 from prometheus_client.parser import text_string_to_metric_families
+from support.agent_process import AgentRig
 
 from csi_driver._pb import csi_pb2_grpc
 from csi_driver.domain.model import Capability
@@ -43,17 +42,6 @@ def use(rig: AgentRig, client: Client, volume: str, name: str, how: Capability) 
 def free(rig: AgentRig, client: Client, volume: str, name: str) -> None:
     client.unpublish(volume, str(rig.root / name))
     client.unstage(volume, str(rig.root / f"{name}.staging"))
-
-
-def why_no_pool() -> str:
-    """Why a real pool cannot be had here; empty where it can."""
-    if os.geteuid() != 0:
-        return "needs root: loop devices and mounts"
-    if not os.access("/dev/loop-control", os.W_OK):
-        return "needs /dev/loop-control"
-    if shutil.which("mkfs.xfs", path=ENVIRONMENT["PATH"]) is None:
-        return "needs mkfs.xfs: install Debian's xfsprogs"
-    return ""
 
 
 class Disk:
@@ -103,22 +91,6 @@ def refused(*arguments: str, **environment: str) -> tuple[int, str]:
         check=False,
     )
     return run.returncode, run.stdout + run.stderr
-
-
-def ready(endpoint: str, process: "subprocess.Popen[bytes]", log: Path, seconds: float = 30.0) -> Client:
-    """Wait until an agent is ready."""
-    until = time.monotonic() + seconds
-    while True:
-        client = Client(endpoint)
-        try:
-            if client.probe():
-                return client
-        except CallRefused:
-            pass
-        client.close()
-        assert process.poll() is None, log.read_text()[-4000:]
-        assert time.monotonic() < until, log.read_text()[-4000:]
-        time.sleep(0.05)
 
 
 def scrape(port: int) -> Figures:

@@ -17,10 +17,12 @@ from typing import Any
 
 import grpc
 import pytest
-from cluster_rig import write_identity
-from free_ports import free_port
-from kubelet_rig import Kubelet
-from outside_rig import agent_of, ready, why_no_pool
+from outside_rig import agent_of
+from support.agent_process import ready
+from support.cluster_rig import write_identity
+from support.kubelet import Kubelet
+from support.machine import why_no_pool
+from support.ports import free_port
 
 from csi_driver._pb import csi_pb2, csi_pb2_grpc
 from csi_driver.operator.certificates import ca

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from agent_rig import AgentRig
+from support.agent_process import AgentRig
 
 from csi_driver.domain.model import AccessMode, Capability, SizeRange
 from csi_driver.rpc.clients.cli_client import Client

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import structlog
-from agent_rig import AgentRig
-from free_ports import free_port
-from outside_rig import Disk, agent_of, ready, refused, scrape, use, why_no_pool
+from outside_rig import Disk, agent_of, refused, scrape, use
+from support.agent_process import AgentRig, ready
+from support.machine import why_no_pool
+from support.ports import free_port
 
 from csi_driver.agent.main import Agent
 from csi_driver.agent.settings import PoolSpec, Settings

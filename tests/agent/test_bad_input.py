@@ -8,10 +8,10 @@ from typing import Any
 
 import grpc
 import pytest
-from agent_rig import AgentRig
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+from support.agent_process import AgentRig
 
 from csi_driver._pb import csi_pb2, tidemark_pb2
 from csi_driver.domain.model import AccessMode, Capability, SizeRange

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from agent_rig import AgentRig
+from support.agent_process import AgentRig
 
 from csi_driver.host.block import loop
 from csi_driver.host.fs import mountinfo

@@ -6,16 +6,9 @@ import time
 from typing import Any
 
 import pytest
-from agent_rig import AgentRig
-from free_ports import free_port
-from outside_rig import (
-    Stubs,
-    free,
-    scrape,
-    told,
-    until_done,
-    use,
-)
+from outside_rig import Stubs, free, scrape, told, until_done, use
+from support.agent_process import AgentRig
+from support.ports import free_port
 
 from csi_driver._pb import csi_pb2 as c
 from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source

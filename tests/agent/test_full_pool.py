@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from agent_rig import AgentRig
 from outside_rig import free, until_done, use
+from support.agent_process import AgentRig
 
 from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source
 from csi_driver.rpc.clients.cli_client import Client

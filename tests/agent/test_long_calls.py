@@ -15,19 +15,10 @@ from typing import Any
 
 import grpc
 import pytest
-from agent_rig import AgentRig
-from outside_rig import (
-    Prober,
-    Stubs,
-    Trace,
-    fork_server,
-    only_its_fork_server,
-    probing,
-    stopped,
-    until_done,
-    use,
-    why_no_pool,
-)
+from outside_rig import Prober, Stubs, Trace, fork_server, only_its_fork_server, probing, stopped, until_done, use
+from support.agent_process import AgentRig
+from support.machine import why_no_pool
+from support.waiting import wait_until
 
 from csi_driver._pb import csi_pb2 as c
 from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source
@@ -83,13 +74,6 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Big]:
         yield Big(rig)
     finally:
         rig.clean()
-
-
-def until(true: Callable[[], object]) -> None:
-    end = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def in_progress(rig: AgentRig, volume: str) -> bool:
@@ -197,7 +181,7 @@ def test_the_event_loop_goes_on_during_large_ioctls(
 
 def at_work(rig: AgentRig, call: Any) -> None:
     """Wait until something is being made in the pool, unseen as yet, or its call has ended before that was seen."""
-    until(lambda: call.done() or list((rig.pool / ".new").glob("*/*.img")))
+    wait_until(lambda: call.done() or list((rig.pool / ".new").glob("*/*.img")))
 
 
 def quiet(rig: AgentRig) -> None:
@@ -208,7 +192,7 @@ def quiet(rig: AgentRig) -> None:
     XFS_IOC_FREE_EOFBLOCKS ends with xfs_inodegc_flush, which waits for all of it; measured: 100,000 shared extents, free
     blocks as before right after it, where statfs went on rising for 4 s. FIFREEZE waits as well, and would hold the agent.
     """
-    until(lambda: not os.listdir(rig.pool / ".trash"))  # the agent's own part: it unlinks in the background too
+    wait_until(lambda: not os.listdir(rig.pool / ".trash"))  # the agent's own part: it unlinks in the background too
     directory = os.open(rig.pool, os.O_RDONLY)
     try:
         version, sync = 1, 1
@@ -297,7 +281,7 @@ def test_a_client_that_goes_away_inside_a_cut(rig: AgentRig, client: Client) -> 
     try:
         with Stubs(rig.endpoint) as to:
             call = to.controller.CreateSnapshot.future(c.CreateSnapshotRequest(name="s", source_volume_id=volume))
-            until(lambda: in_progress(rig, volume))
+            wait_until(lambda: in_progress(rig, volume))
             call.cancel()
         with pytest.raises(CallRefused) as caught:
             client.create_snapshot(volume, "s")
@@ -322,7 +306,7 @@ def test_sigterm_drains_a_running_call(big: Big) -> None:
             at_work(rig, running)
             assert rig.process is not None
             rig.process.send_signal(signal.SIGTERM)
-            until(lambda: takes_no_more(rig))
+            wait_until(lambda: takes_no_more(rig))
             in_between = not running.done()
             made = running.result().snapshot
             assert made.ready_to_use
@@ -355,9 +339,9 @@ def test_sigterm_drains_a_call_in_a_child(rig: AgentRig, client: Client) -> None
     staging = threading.Thread(target=stage)
     staging.start()
     try:
-        until(lambda: in_progress(rig, volume))
+        wait_until(lambda: in_progress(rig, volume))
         rig.process.send_signal(signal.SIGTERM)
-        until(lambda: takes_no_more(rig))
+        wait_until(lambda: takes_no_more(rig))
         time.sleep(0.5)  # for what must not happen: it does not end
         assert rig.process.poll() is None
         assert not ended

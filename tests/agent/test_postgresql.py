@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from agent_rig import AgentRig
-from outside_rig import why_no_pool
 from postgres_rig import Acks, Checkpoints, Postgres, assert_sums_agree, kept, open_directory, quit_group
 from postgres_rig import why_not as why_no_database
+from support.agent_process import AgentRig
+from support.machine import why_no_pool
 
 from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source
 from csi_driver.rpc.clients.cli_client import Client

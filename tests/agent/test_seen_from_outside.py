@@ -12,18 +12,9 @@ from typing import Any
 
 import grpc
 import pytest
-from agent_rig import AgentRig
-from free_ports import free_port
-from outside_rig import (
-    Stubs,
-    Trace,
-    fork_server,
-    free,
-    only_its_fork_server,
-    parse_console,
-    scrape,
-    use,
-)
+from outside_rig import Stubs, Trace, fork_server, free, only_its_fork_server, parse_console, scrape, use
+from support.agent_process import AgentRig
+from support.ports import free_port
 
 from csi_driver._pb import csi_pb2 as c
 from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source

@@ -86,7 +86,7 @@ def test_the_budget_of_a_freeze_is_a_bucket_of_the_metric(chart: Chart, budget: 
     from csi_driver.backends.base import SnapshotTimings
 
     telemetry = AgentMetrics()
-    telemetry.cut("fast", SnapshotTimings(frozen=0.01, cloned=0.01))
+    telemetry.snapshot_taken("fast", SnapshotTimings(frozen=0.01, cloned=0.01))
     assert f'tidemark_freeze_seconds_bucket{{le="{label}",pool="fast"}}' in generate_latest(telemetry.registry).decode()
     expression = alerts(rules_of(chart, freezeBudgetSeconds=budget))["TidemarkFreezeOverBudget"]["expr"]
     assert expression.count(f'le="{label}"') == 2

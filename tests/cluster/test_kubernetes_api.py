@@ -1,10 +1,10 @@
 """The API client against a real API server: the contract that the one in memory keeps as well."""
 
 import pytest
-from api_contract import CHECKS, Check
 from rig.cluster import Cluster
 from rig.kubectl import Kubectl
 from rig.paths import KUBECONFIG
+from support.api_contract import CHECKS, Check
 
 from csi_driver.kube.client import Api
 

@@ -1,16 +1,14 @@
 """Fixtures of the contract suite: `world` for every technology, `faulty` for the one that can be told to fail."""
 
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from contract_rig import RIGS, Rig, World
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "node"))
-
-from node_host import GIB, clean, make_disk, skip_unless_root
+from support.machine import skip_unless_root
+from support.pool_disk import clean, make_disk
+from support.sizes import GIB
 
 from csi_driver.backends.memory.backend import Faults
 

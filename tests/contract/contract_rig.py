@@ -7,8 +7,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
-import fork_servers
 import pytest
+from support.clocks import Clock
+from support.files import write_pieces
+from support.fork_servers import helper_pool
 
 from csi_driver.backends.base import Backend
 from csi_driver.backends.memory.backend import Faults, MemoryBackend
@@ -25,8 +27,8 @@ from csi_driver.domain.model import (
     Volume,
     VolumeRequest,
 )
-from csi_driver.service.dependencies import ServiceDependencies
-from csi_driver.service.group_snapshots import Groups
+from csi_driver.service.build import build_services
+from csi_driver.service.group_snapshots import GroupSnapshots
 from csi_driver.service.node_volumes import NodeVolumes
 from csi_driver.service.pools import Pool, Pools
 from csi_driver.service.rollbacks import RollbackRequest, Rollbacks
@@ -99,16 +101,11 @@ class ReflinkRig:
 async def reflink_rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
     root: Path = request.getfixturevalue("xfs")
     from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
-    from csi_driver.host.helper.client import HelperPool
 
     directory = root / f"pool-{time.monotonic_ns()}"
     directory.mkdir()
-    children = HelperPool(begin=fork_servers.begin)
-    await children.start()
-    try:
-        yield ReflinkRig(lambda: ReflinkBackend(ReflinkOptions(POOL, OWNER, str(directory), init=True), children))
-    finally:
-        await children.stop()
+    async with helper_pool() as helpers:
+        yield ReflinkRig(lambda: ReflinkBackend(ReflinkOptions(POOL, OWNER, str(directory), init=True), helpers))
 
 
 RIGS: dict[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Rig]]] = {
@@ -118,29 +115,12 @@ RIGS: dict[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Ri
 """A third technology is one more line here."""
 
 
-class Clock:
-    """Time that a test moves by starting in the past: never ahead of the real one, which stamps the cuts."""
-
-    def __init__(self) -> None:
-        self.behind = 0.0
-
-    def __call__(self) -> int:
-        return time.time_ns() - int(self.behind * 1_000_000_000)
-
-    def go_back(self, seconds: float) -> None:
-        self.behind = seconds
-
-    def forward(self, seconds: float) -> None:
-        assert seconds <= self.behind
-        self.behind -= seconds
-
-
 class World:
     """The services of one agent over one pool, and short words for what tests do with them."""
 
     volumes: Volumes
     snapshots: Snapshots
-    groups: Groups
+    groups: GroupSnapshots
     rollbacks: Rollbacks
     nodes: NodeVolumes
 
@@ -158,12 +138,13 @@ class World:
         self.pools.locks.patience = (
             0.0  # what stands still here stands until the test lets it go: nobody need wait to see that
         )
-        self.context = context = ServiceDependencies(self.pools, now=self.clock)
-        self.volumes = Volumes(context)
-        self.snapshots = Snapshots(context)
-        self.groups = Groups(context)
-        self.rollbacks = Rollbacks(context, self.snapshots)
-        self.nodes = NodeVolumes(context)
+        self.services = build_services(self.pools, now=self.clock)
+        self.context = self.services.dependencies
+        self.volumes = self.services.volumes
+        self.snapshots = self.services.snapshots
+        self.groups = self.services.group_snapshots
+        self.rollbacks = self.services.rollbacks
+        self.nodes = self.services.node_volumes
 
     async def reopen(self) -> None:
         """A restart of the agent; what is staged and published stays."""
@@ -266,7 +247,7 @@ class World:
     async def write(self, volume: Volume, *pieces: tuple[int, bytes]) -> None:
         """Write through the published path, durably."""
         async with self.shown(volume) as path:
-            write_at(path, *pieces)
+            write_pieces(path, *pieces)
 
     async def read(self, volume: Volume) -> bytes:
         """All bytes, through the published path."""
@@ -295,16 +276,6 @@ def request(
     if source is not None:
         origin = Source("volume" if isinstance(source, Volume) else "snapshot", str(source.id))
     return VolumeRequest(name, SizeRange(size, limit), capabilities, parameters, {}, origin)
-
-
-def write_at(path: str, *pieces: tuple[int, bytes]) -> None:
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        for offset, data in pieces:
-            assert os.pwrite(fd, data, offset) == len(data)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def read_all(path: str) -> bytes:

@@ -18,8 +18,8 @@ from contract_rig import (
     piece,
     read_all,
     request,
-    write_at,
 )
+from support.files import write_pieces
 
 from csi_driver.domain.errors import AlreadyExists, Damaged, InUse, NotFound, Unavailable
 from csi_driver.domain.ids import ObjectId, member_name, name_hash
@@ -287,7 +287,7 @@ async def test_published_bytes_reach_another_process(world: World) -> None:
             timeout=10,
         )
         assert read_all(path) == filled(".", ".", "z")
-        write_at(path, piece(0, "y"))
+        write_pieces(path, piece(0, "y"))
         found = subprocess.run(["head", "-c", "4096", path], check=True, capture_output=True, timeout=10).stdout
         assert found == b"y" * BLOCK
 

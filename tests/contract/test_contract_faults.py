@@ -15,7 +15,7 @@ from faulty_rig import Faulty, images, safety_of_a_failed_try, standing
 
 from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.errors import Busy, DriverError, InUse, OutOfSpace, Precondition, Unavailable
-from csi_driver.service.dependencies import HOLD_SECONDS
+from csi_driver.service.holds import HOLD_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ async def test_work_that_takes_longer_than_a_hold_lasts(faulty: Faulty, method: 
         world.clock.forward(2 * HOLD_SECONDS)
         with pytest.raises(Busy):
             await world.hold(v, "me")
-        assert world.context.current_holder(world.now(v)) == "me"
+        assert world.context.holds.current_holder(world.now(v)) == "me"
     with pytest.raises(InUse, match="me"):
         await world.stage(v)
     now = world.now(v).hold

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from csi_driver.domain.capacity import GIB, CapacityPolicy, Space, full_below
 from csi_driver.domain.errors import OutOfSpace
 from csi_driver.domain.model import Volume
-from csi_driver.service.fullness import AGAIN_SECONDS, Fullness
+from csi_driver.service.fullness import REPEAT_SECONDS, Fullness
 from csi_driver.service.usage_scanner import UsageScanner
 
 MEGA = 1 << 20
@@ -31,7 +31,7 @@ class Watched:
 
     async def look(self) -> Logs:
         with capture_logs() as logs:
-            await self.fullness.look(self.world.pool)
+            await self.fullness.check(self.world.pool)
         return [(entry["log_level"], entry.get("would_free")) for entry in logs]
 
 
@@ -58,7 +58,7 @@ async def test_it_is_told_with_what_would_free_most(faulty: Faulty, monkeypatch:
     told, which = await watched.look()
     assert told == ("error", None)
     assert which == ("error", ["group both (4 MiB)", "snapshot small (3 MiB)", "volume v (4 MiB)", "volume w (1 MiB)"])
-    watched.now += AGAIN_SECONDS - 1
+    watched.now += REPEAT_SECONDS - 1
     assert await watched.look() == []
     watched.now += 1
     assert [level for level, _ in await watched.look()] == ["error", "error"]

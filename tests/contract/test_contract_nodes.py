@@ -3,7 +3,8 @@
 import os
 
 import pytest
-from contract_rig import MOUNTED, OWNER, POOL, RAW_BLOCK, SIZE, World, block, filled, piece, read_all, write_at
+from contract_rig import MOUNTED, OWNER, POOL, RAW_BLOCK, SIZE, World, block, filled, piece, read_all
+from support.files import write_pieces
 
 from csi_driver.domain.errors import (
     AlreadyExists,
@@ -25,7 +26,7 @@ async def test_the_whole_way_ten_times_each(world: World) -> None:
         await world.stage(v)
     for _ in range(10):
         target = await world.publish(v)
-    write_at(target, piece(0, "a"))
+    write_pieces(target, piece(0, "a"))
     for _ in range(10):
         await world.unpublish(v)
         assert not os.path.lexists(target)
@@ -44,8 +45,8 @@ async def test_a_second_target(world: World, mode: AccessMode) -> None:
     await world.publish(v, "a", block(mode))
     if mode is AccessMode.MULTI_WRITER:
         second = await world.publish(v, "b", block(mode))
-        write_at(first, piece(0, "x"))
-        write_at(second, piece(1, "y"))
+        write_pieces(first, piece(0, "x"))
+        write_pieces(second, piece(1, "y"))
         assert read_all(first) == read_all(second) == filled("x", "y")
         await world.unpublish(v, "a")
         assert read_all(second) == filled("x", "y")
@@ -84,12 +85,12 @@ async def test_read_only(world: World, how: str) -> None:
     await world.publish(v, "a", capability, flag)
     assert read_all(target) == filled("a")
     with pytest.raises(OSError):  # noqa: PT011 - EROFS, EPERM or EACCES
-        write_at(target, piece(0, "b"))
+        write_pieces(target, piece(0, "b"))
     with pytest.raises(AlreadyExists):
         await world.publish(v)
     await world.unpublish(v)
     target = await world.publish(v)
-    write_at(target, piece(0, "b"))
+    write_pieces(target, piece(0, "b"))
     with pytest.raises(AlreadyExists):
         await world.publish(v, "a", capability, flag)
 
@@ -136,7 +137,7 @@ async def test_what_is_shown_survives_a_restart(world: World) -> None:
     await world.stage(v)
     target = await world.publish(v)
     await world.reopen()
-    write_at(target, piece(0, "a"))
+    write_pieces(target, piece(0, "a"))
     use = await world.backend.access.use(v)
     assert target in use.paths
     with pytest.raises(InUse, match=target):

@@ -9,10 +9,9 @@ from csi_driver.backends.memory.backend import Faults, MemoryBackend
 from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.errors import AlreadyExists, DriverError, Unavailable
 from csi_driver.domain.model import SizeRange, Volume, VolumeRequest
-from csi_driver.service.dependencies import ServiceDependencies
+from csi_driver.service.build import build_services
 from csi_driver.service.pools import Pool, Pools
-from csi_driver.service.snapshots import SnapshotRequest, Snapshots
-from csi_driver.service.volumes import Volumes
+from csi_driver.service.snapshots import SnapshotRequest
 
 OWNER = "node-1"
 
@@ -24,8 +23,8 @@ class Two:
         self.faults = {name: Faults() for name in ("one", "two")}
         backends = [MemoryBackend(name, OWNER, 1 << 30, faults=faults) for name, faults in self.faults.items()]
         self.pools = [Pool(backend, CapacityPolicy(reserve=0)) for backend in backends]
-        context = ServiceDependencies(Pools(OWNER, self.pools))
-        self.volumes, self.snapshots = Volumes(context), Snapshots(context)
+        services = build_services(Pools(OWNER, self.pools))
+        self.volumes, self.snapshots = services.volumes, services.snapshots
 
     async def volume(self, name: str, pool: str) -> Volume:
         parameters = {"pool": pool}

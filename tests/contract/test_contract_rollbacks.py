@@ -8,8 +8,7 @@ from contract_rig import RAW_BLOCK, SIZE, World, filled, piece
 from csi_driver.domain.errors import AlreadyExists, InUse, InvalidRequest, NotFound, Precondition
 from csi_driver.domain.model import SizeRange, Volume, VolumeUsage
 from csi_driver.domain.records import dump_volume
-from csi_driver.service.dependencies import HOLD_SECONDS
-from csi_driver.service.lineage import Lineage
+from csi_driver.service.holds import HOLD_SECONDS
 from csi_driver.service.rollbacks import REMEMBERED, RollbackRequest
 
 
@@ -293,7 +292,7 @@ async def test_a_clock_that_is_set_back_makes_no_lapsed_hold_stand_again(world: 
     await world.stage(v)
     await world.unstage(v)
     await world.write(v, piece(0, "b"))
-    world.clock.go_back(world.clock.behind + 60)
+    world.clock.offset -= 60
     assert world.clock() < first.expires
     with pytest.raises(Precondition, match="lapsed"):
         await world.roll_back(v, s, "r", "me", safety=str(mine.id))
@@ -379,7 +378,7 @@ async def test_a_look_tells_holds_and_rollbacks_as_they_are_at_its_end(
         return await use(volume)
 
     monkeypatch.setattr(world.backend.access, "use", while_looking)
-    trees = Lineage(world.context)
+    trees = world.services.lineage
     (node,) = [node for node in await trees.tree(volume_id=str(v.id)) if node.item.id == v.id]
     assert isinstance(node.item, Volume)
     assert [rolled.name for rolled in node.item.rollbacks] == ["meanwhile"]

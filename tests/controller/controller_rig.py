@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from base64 import b64encode
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
-from cluster_rig import AgentOnTls, write_identity
-from fake_api import FakeApi, Object
+from support.cluster_rig import AgentOnTls, write_identity
+from support.fake_api import FakeApi, Object
 
 from csi_driver._pb import csi_pb2 as C
 from csi_driver._pb import csi_pb2_grpc, tidemark_pb2_grpc
@@ -139,12 +138,6 @@ class ControllerRig:
     def persist(self, name: str, handle: str) -> None:
         """What the provisioner makes of a volume."""
         self.fake.put(PVS, volume(name, handle))
-
-
-async def until(what: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not what():
-            await asyncio.sleep(0.01)
 
 
 async def ready(stub: csi_pb2_grpc.IdentityStub) -> bool:

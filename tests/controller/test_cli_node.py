@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from controller_rig import NAMESPACE, agent_pod, node, volume
-from fake_api import FakeApi
+from support.fake_api import FakeApi
 from typer.testing import CliRunner
 
 from csi_driver.cli.main import app

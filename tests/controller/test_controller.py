@@ -7,9 +7,10 @@ import asyncio
 import aiohttp
 import grpc
 import pytest
-from controller_rig import NAMESPACE, ControllerRig, agent_pod, node, ready, until, until_ready
-from fake_api import Call, FakeApi, Fault
-from rpc_rig import CODE, create_volume, places
+from controller_rig import NAMESPACE, ControllerRig, agent_pod, node, ready, until_ready
+from support.fake_api import Call, FakeApi, Fault
+from support.rpc_rig import CODE, create_volume, places
+from support.waiting import until
 
 from csi_driver._pb import csi_pb2 as C
 from csi_driver.domain.errors import Precondition

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import aiohttp
 from controller_rig import DRIVER, ControllerRig
-from rpc_rig import create_volume, places
+from support.rpc_rig import create_volume, places
+from support.waiting import until
 
 from csi_driver._pb import csi_pb2 as C
 from csi_driver.kube.resources import PVCS, PVS, ROLLBACKS, SNAPSHOT_CONTENTS, SNAPSHOTS
-
-
-async def until(what: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not what():
-            await asyncio.sleep(0.01)
 
 
 async def figures(rig: ControllerRig) -> str:

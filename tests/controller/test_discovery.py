@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 from controller_rig import DRIVER, NAMESPACE, agent_pod, node, volume
-from fake_api import Call, FakeApi, Fault
+from support.fake_api import Call, FakeApi, Fault
 
 from csi_driver.domain.errors import NotFound, Precondition
 from csi_driver.domain.ids import owner_of_node

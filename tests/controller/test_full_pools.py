@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from controller_rig import ControllerRig, until_ready
-from fake_api import FakeApi
+from support.fake_api import FakeApi
 
 from csi_driver.kube.events import Events
 from csi_driver.kube.resources import EVENTS

@@ -7,8 +7,8 @@ import json
 import sys
 
 from controller_rig import DRIVER, ControllerRig, until_ready, volume
-from fake_api import FakeApi
-from rpc_rig import create_volume, places
+from support.fake_api import FakeApi
+from support.rpc_rig import create_volume, places
 
 from csi_driver._pb import csi_pb2 as C
 from csi_driver.domain.ids import name_hash

@@ -10,11 +10,11 @@ from typing import Any
 
 import aiohttp
 from controller_rig import NAMESPACE, ControllerRig
-from fake_api import FakeApi
-from free_ports import free_port
-from rpc_rig import create_volume, places
+from support.fake_api import FakeApi
+from support.ports import free_port
+from support.rpc_rig import create_volume, places
+from support.topology_objects import NS, Objects, claim
 from test_controller import http, until_ready
-from topology_objects import NS, Objects, claim
 
 from csi_driver.kube.resources import MUTATING_WEBHOOKS, PODS, SECRETS
 from csi_driver.kube.tls_secret import HOLDS, TlsSecretFiles

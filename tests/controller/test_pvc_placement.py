@@ -10,9 +10,10 @@ from typing import Any
 
 import grpc
 import pytest
-from controller_rig import NAMESPACE, ControllerRig, node, until, until_ready
-from fake_api import Call, Fault, Object
-from rpc_rig import CODE, create_volume, from_snapshot, from_volume, places
+from controller_rig import NAMESPACE, ControllerRig, node, until_ready
+from support.fake_api import Call, Fault, Object
+from support.rpc_rig import CODE, create_volume, from_snapshot, from_volume, places
+from support.waiting import until
 
 from csi_driver._pb import csi_pb2 as C
 from csi_driver.kube.resources import CONFIG_MAPS, NODES, PODS, PVCS, STORAGE_CLASSES

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import grpc
 import pytest
-from cluster_rig import Cluster
-from fake_api import FakeApi
-from rpc_rig import CODE, create_volume, from_snapshot, places
-from topology_objects import NS, claim
-from topology_rig import GIB, TopologyRig
+from support.cluster_rig import Cluster
+from support.fake_api import FakeApi
+from support.rpc_rig import CODE, create_volume, from_snapshot, places
+from support.sizes import GIB
+from support.topology_objects import NS, claim
+from support.topology_rig import TopologyRig
 
 from csi_driver._pb import csi_pb2 as C
 from csi_driver.kube.resources import PVCS, SNAPSHOT_CONTENTS

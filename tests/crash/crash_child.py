@@ -17,10 +17,10 @@ import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
-import fork_servers
 from crash_scenarios import BY_NAME, DISK
-from node_host import Disk
-from node_rig import Rig
+from support import fork_servers
+from support.node_rig import Rig
+from support.pool_disk import Disk
 
 from csi_driver.host import syscalls
 from csi_driver.host.fs import allocation

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from crash_scenarios import NodeScenario, Scenario, find
-from node_host import GIB, Disk, is_frozen, make_disk
-from node_rig import Rig
+from support.freezing import is_frozen
+from support.node_rig import Rig
+from support.pool_disk import Disk, make_disk
+from support.sizes import GIB
 
 from csi_driver.domain.sizes import least_request
 from csi_driver.host.commands import run
@@ -27,7 +29,7 @@ from csi_driver.host.helper.client import HelperPool
 
 State = dict[str, Any]
 HERE = Path(__file__).parent
-PATHS = [str(path) for path in (HERE, HERE.parent / "node", HERE.parent, HERE.parents[1])]
+PATHS = [str(path) for path in (HERE, HERE.parent, HERE.parents[1])]
 """Where a process of this suite imports from."""
 
 

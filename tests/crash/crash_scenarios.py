@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from node_host import MIB, write_at, write_file
-from node_rig import Rig, mounted, stage_at_last
+from support.files import write_at, write_file
+from support.node_rig import Rig, mounted, stage_at_last
+from support.sizes import MIB
 
 from csi_driver.domain.model import Snapshot, Volume
 from csi_driver.host import syscalls

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from crash_rig import PATHS, World, check_tidy, every_node_point, every_point, state, tree
 from crash_scenarios import NODE_SCENARIOS, SCENARIOS, NodeScenario, Scenario, ext4_volume, find, two_volumes
-from node_host import is_frozen, write_file
+from support.files import write_file
+from support.freezing import is_frozen
 
 Record = Callable[[str, object], None]
 IDLE = [scenario for scenario in SCENARIOS if not scenario.mounted]
@@ -96,7 +97,8 @@ AGENT = """
 import asyncio, sys
 from pathlib import Path
 from crash_scenarios import find
-from node_rig import Disk, Rig
+from support.node_rig import Rig
+from support.pool_disk import Disk
 from csi_driver.host.helper.client import HelperPool
 
 async def main():

@@ -3,64 +3,30 @@
 import asyncio
 import os
 import subprocess
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from freeze_rig import Pool
+from support.machine import CAP_SYS_RESOURCE, has_capability, skip_unless_root
+from support.pool_disk import clean
 
-from csi_driver.host.block import loop, loop_ioctl
+from csi_driver.host.block import loop
 from csi_driver.host.commands import run
-from csi_driver.host.fs import mountinfo, mounts
-from csi_driver.host.fs.filesystems import missing_tools, pool_mkfs_argv
+from csi_driver.host.fs import mounts
+from csi_driver.host.fs.filesystems import pool_mkfs_argv
 from csi_driver.host.helper.client import HelperPool
-
-CAP_SYS_RESOURCE = 24
 
 
 @pytest.fixture(scope="session")
 def may_grow_ext4() -> bool:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff"))
-    return bool(int(line.split()[1], 16) >> CAP_SYS_RESOURCE & 1)
+    return has_capability(CAP_SYS_RESOURCE)
 
 
 @pytest.fixture(scope="session")
 def root() -> None:
-    if os.geteuid():
-        pytest.skip("needs root: attaches loop devices and mounts file systems")
-    if not os.path.exists("/dev/loop-control"):
-        pytest.skip("needs loop devices: /dev/loop-control is missing")
-    if missing_tools():
-        pytest.skip(f"needs {', '.join(missing_tools())}")
-
-
-def clean(place: Path) -> None:
-    """Unmount and detach what a test left on or below `place`, the newest first.
-
-    Patient, since a mount namespace that somebody else made meanwhile keeps a copy of our mounts until it ends.
-    """
-    for _ in range(400):
-        left = [mount.point for mount in mountinfo.read() if Path(mount.point).is_relative_to(place)]
-        for point in reversed(left):
-            with suppress(OSError):
-                mounts.umount(point)
-        devices = [
-            number
-            for number in loop_ioctl.numbers()
-            if Path(loop_ioctl.sysfs(number, "loop/backing_file") or "/").is_relative_to(place)
-        ]
-        for number in reversed(devices):
-            with suppress(OSError), loop_ioctl.opened(number, os.O_RDONLY) as fd:
-                device = loop_ioctl.describe(fd, number)
-            with suppress(OSError):
-                assert device
-                loop.detach(device)
-        if not left and not devices:
-            return
-        time.sleep(0.05)
-    pytest.fail(f"could not clean up {place}: {left} {devices}")
+    skip_unless_root()
 
 
 @pytest.fixture

@@ -5,14 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.waiting import until, wait_until
 
 from csi_driver.host.block import loop
 from csi_driver.host.block.loop import LoopDevice
@@ -38,20 +38,6 @@ def sh(*argv: str | Path, check: bool = True) -> str:
     done = subprocess.run(argv, check=False, timeout=30, capture_output=True, text=True)
     assert not check or done.returncode == 0, f"{argv}: {done.stderr}"
     return done.stdout.strip()
-
-
-def eventually(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not come true in time"
-        time.sleep(0.02)
-
-
-async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not come true in time"
-        await asyncio.sleep(0.01)
 
 
 async def ended(children: HelperPool) -> None:
@@ -171,10 +157,10 @@ class Pool:
             if process.stdout:
                 process.stdout.close()
         for disk in reversed(self.disks):
-            eventually(lambda disk=disk: not disk.is_mounted() or succeeds("umount", disk.point))  # type: ignore[misc]
+            wait_until(lambda disk=disk: not disk.is_mounted() or succeeds("umount", disk.point))  # type: ignore[misc]
         for device in reversed(self.loops[1:]):
             self.let_go(device)
-        eventually(lambda: not os.path.ismount(self.path) or succeeds("umount", self.path))
+        wait_until(lambda: not os.path.ismount(self.path) or succeeds("umount", self.path))
         for device in self.loops[:1]:
             self.let_go(device)
 
@@ -191,7 +177,7 @@ class Pool:
                 return False
             return True
 
-        eventually(gone)
+        wait_until(gone)
 
 
 async def cut(

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from freeze_rig import Disk, Pool, eventually, sh
+from freeze_rig import Disk, Pool, sh
+from support.waiting import wait_until
 
 from csi_driver.host import commands
 from csi_driver.host.errors import Busy
@@ -87,7 +88,7 @@ def test_the_kernel_counts_the_errors_of_an_ext4(root: None, pool: Pool) -> None
     disk = pool.disk("ext4")
     assert condition.errors_of_ext4(name(disk)) == 0
     Path(f"/sys/fs/ext4/{name(disk)}/trigger_fs_error").write_text("1")
-    eventually(lambda: condition.errors_of_ext4(name(disk)) > 0)
+    wait_until(lambda: condition.errors_of_ext4(name(disk)) > 0)
 
 
 def name(disk: Disk) -> str:
@@ -108,7 +109,7 @@ def stand_in(place: Path, script: str) -> str:
 
 
 def ended(directory: Path) -> fsck.Outcome:
-    eventually(lambda: fsck.look(str(directory)).result != "running")
+    wait_until(lambda: fsck.look(str(directory)).result != "running")
     return fsck.look(str(directory))
 
 
@@ -209,7 +210,7 @@ def test_it_outlasts_whoever_started_it(
     go = tmp_path / "go"
     bootstrap = stand_in(tmp_path, f"echo begun; until [ -e {go} ]; do sleep 0.02; done; exit 1")
     agent = spawn(sys.executable, "-c", STARTER, str(HERE), bootstrap, str(directory), start_new_session=True)
-    eventually(lambda: said(directory) == "begun\n")
+    wait_until(lambda: said(directory) == "begun\n")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL):
         os.killpg(agent.pid, number)
     agent.wait(20)
@@ -225,7 +226,7 @@ def test_a_killed_runner_does_not_make_its_work_look_ended(
     go = tmp_path / "go"
     monkeypatch.setattr(fsck, "_BOOTSTRAP", stand_in(tmp_path, f"echo begun; until [ -e {go} ]; do sleep 0.02; done"))
     fsck.start(str(directory), "/nowhere")
-    eventually(lambda: said(directory) == "begun\n")
+    wait_until(lambda: said(directory) == "begun\n")
     runner = next(process for process in fsck._started if process.poll() is None)
     runner.kill()
     runner.wait(20)

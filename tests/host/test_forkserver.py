@@ -9,12 +9,13 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from freeze_rig import ended, until
+from freeze_rig import ended
+from support.waiting import until
 
 from csi_driver.backends.volume_helpers import translate
 from csi_driver.domain import errors
@@ -24,15 +25,6 @@ from csi_driver.host.helper.client import HelperPool, JobFailed, JobStuck
 
 pytestmark = pytest.mark.root
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: needs root for loop devices and mounts")
-
-
-@pytest.fixture
-async def children(request: pytest.FixtureRequest) -> AsyncIterator[HelperPool]:
-    """Patient: what is killed may die slowly on a busy machine. By indirect parametrization the grace is another one."""
-    children = HelperPool(grace=getattr(request, "param", 20.0))
-    await children.start()
-    yield children
-    await asyncio.wait_for(children.stop(), 20)
 
 
 hasty = pytest.mark.parametrize("children", [0.5], indirect=True)

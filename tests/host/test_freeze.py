@@ -9,20 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from freeze_rig import (
-    DEADLINE,
-    PAUSE,
-    Pool,
-    cut,
-    end_pause,
-    ended,
-    fails,
-    freeze_mount,
-    offspring,
-    paused,
-    sh,
-    until,
-)
+from freeze_rig import DEADLINE, PAUSE, Pool, cut, end_pause, ended, fails, freeze_mount, offspring, paused, sh
+from support.waiting import until
 
 from csi_driver.host.freeze import journal
 from csi_driver.host.helper.client import HelperPool

@@ -21,15 +21,14 @@ from freeze_rig import (
     Pool,
     alive,
     cut,
-    eventually,
     fails,
     freeze_mount,
     in_pause,
     offspring,
     paused,
     sh,
-    until,
 )
+from support.waiting import until, wait_until
 
 import csi_driver
 from csi_driver.host.freeze import journal
@@ -173,7 +172,7 @@ def agent(pool: Pool, *disks: Disk, announce: str = "") -> tuple["subprocess.Pop
         "test_pause": PAUSE,
     }
     process, server = agent_with(pool, work, announce, [disk.facts for disk in disks])
-    eventually(lambda: in_pause(server))
+    wait_until(lambda: in_pause(server))
     assert all(disk.is_frozen() for disk in disks)
     return process, server
 
@@ -185,7 +184,7 @@ def test_a_killed_agents_freeze_is_thawed_by_the_watchdog(pool: Pool) -> None:
     process.wait(30)
     for disk in disks:
         disk.takes_writes()
-    eventually(lambda: not alive(server))
+    wait_until(lambda: not alive(server))
 
 
 def hangs(server: int) -> bool:
@@ -205,13 +204,13 @@ def test_a_killed_agents_hanging_freeze_is_thawed_when_it_returns(pool: Pool) ->
     sh("sync", "-f", disk.point)
     freeze_mount(pool.path)
     process, server = agent_with(pool, {"mounts": [disk.mount], "clones": [], "deadline": LONG})
-    eventually(lambda: hangs(server))
+    wait_until(lambda: hangs(server))
     process.kill()
     process.wait(30)
     time.sleep(0.3)
     assert alive(server)
     sh("fsfreeze", "-u", pool.path)
-    eventually(lambda: not alive(server))
+    wait_until(lambda: not alive(server))
     disk.takes_writes()
     assert not disk.is_frozen()
 
@@ -230,7 +229,7 @@ async def test_when_all_die_the_announcement_is_enough_to_thaw(
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait(30)
-    eventually(lambda: not any(alive(pid) for pid in victims))
+    wait_until(lambda: not any(alive(pid) for pid in victims))
     assert all(disk.is_frozen() for disk in disks)
     if unmounted:
         for disk in disks:
@@ -249,7 +248,7 @@ async def test_when_all_die_the_announcement_is_enough_to_thaw(
     assert journal.announced(str(directory)) == {}
     for disk in disks:
         if unmounted:
-            eventually(lambda disk=disk: not Path(f"/sys/fs/{disk.fs}/{Path(disk.device).name}").exists())  # type: ignore[misc]
+            wait_until(lambda disk=disk: not Path(f"/sys/fs/{disk.fs}/{Path(disk.device).name}").exists())  # type: ignore[misc]
             sh("mount", "-o", "nouuid" if disk.fs == "xfs" else "defaults", disk.device, disk.point)
         disk.takes_writes()
 
@@ -270,7 +269,7 @@ async def test_a_device_without_a_mount_is_thawed_privately(children: HelperPool
     freeze_mount(disk.point)
     sh("umount", disk.point)
     assert (await children.run("thaw_device", 10, device=disk.device, fs_type=fs)) == {"thawed": True}
-    eventually(lambda: not Path(f"/sys/fs/{fs}/{Path(disk.device).name}").exists())
+    wait_until(lambda: not Path(f"/sys/fs/{fs}/{Path(disk.device).name}").exists())
     assert (await children.run("thaw_device", 10, device=disk.device, fs_type=fs)) == {"thawed": False}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from freeze_rig import eventually
+from support.waiting import wait_until
 
 from csi_driver.host.block import device_users, loop, loop_ioctl
 from csi_driver.host.commands import run
@@ -113,7 +113,7 @@ def test_a_file_is_never_attached_twice(image: Image) -> None:
             return loop.find(path) == device
         return False
 
-    eventually(alone)
+    wait_until(alone)
 
 
 def test_512_byte_blocks_become_buffered_after_a_reflink_and_ours_do_not(make_pool: Callable[..., Path]) -> None:
@@ -271,7 +271,7 @@ def test_the_kernel_alone_would_pull_it_away_later(image: Image) -> None:
     run(("losetup", "--detach", device.path), 10)
     assert (sysfs(device, "loop/autoclear"), loop.find(path)) == ("1", device)
     os.close(fd)
-    eventually(lambda: loop.find(path) is None)  # somebody who looks at all devices may be the last one to close it
+    wait_until(lambda: loop.find(path) is None)  # somebody who looks at all devices may be the last one to close it
 
 
 def test_a_short_look_by_others_does_not_stop_a_detach(image: Image, spawn: Spawn) -> None:
@@ -310,7 +310,7 @@ def test_a_mount_in_another_namespace_counts(image: Image, point: Path, spawn: S
             loop.detach(device)
         return loop.find(path) is None
 
-    eventually(gone)
+    wait_until(gone)
 
 
 @pytest.mark.parametrize(

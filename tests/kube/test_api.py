@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from api_contract import CHECKS, Check
-from fake_api import Call, FakeApi, Fault
+from support.api_contract import CHECKS, Check
+from support.fake_api import Call, FakeApi, Fault
 
 from csi_driver.domain.errors import Precondition, Unavailable
 from csi_driver.kube import client as api_module

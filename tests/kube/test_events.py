@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fake_api import Call, FakeApi, Fault
+from support.fake_api import Call, FakeApi, Fault
 
 from csi_driver.kube.events import Events
 from csi_driver.kube.resources import EVENTS, NODES, PVCS

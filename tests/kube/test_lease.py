@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
-from fake_api import Call, FakeApi, Fault
+from support.fake_api import Call, FakeApi, Fault
+from support.waiting import until
 
 from csi_driver.kube import leader_election as lease_module
 from csi_driver.kube.leader_election import LeaderElector
@@ -59,12 +59,6 @@ class Replica:
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     # A machine that is busy with other tests must not decide here.
     monkeypatch.setattr(lease_module, "GIVE_BACK_SECONDS", 20.0)
-
-
-async def until(what: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not what():
-            await asyncio.sleep(0.005)
 
 
 def holder(fake: FakeApi) -> str:

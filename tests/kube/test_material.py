@@ -8,7 +8,7 @@ from base64 import b64encode
 from pathlib import Path
 
 import pytest
-from fake_api import Call, FakeApi, Fault
+from support.fake_api import Call, FakeApi, Fault
 
 from csi_driver.domain.certificates import FILES, fingerprint
 from csi_driver.domain.errors import Precondition, Unavailable

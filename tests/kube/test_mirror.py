@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from fake_api import Call, FakeApi, Fault, Object
+from support.fake_api import Call, FakeApi, Fault, Object
+from support.waiting import until
 
 from csi_driver.kube import client as api_module
 from csi_driver.kube import informer as mirror_module
@@ -34,12 +35,6 @@ async def mirrored(fake: FakeApi, kind: Kind = NODES, **options: object) -> Asyn
 
 def node(name: str, **labels: str) -> Object:
     return {"metadata": {"name": name, "labels": labels}}
-
-
-async def until(what: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not what():
-            await asyncio.sleep(0.005)
 
 
 async def heard(fake: FakeApi, mirror: Informer) -> None:

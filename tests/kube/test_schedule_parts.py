@@ -7,11 +7,11 @@ import re
 from typing import Any
 
 import pytest
-from fake_api import Call, FakeApi, Fault
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 from structlog.testing import capture_logs
+from support.fake_api import Call, FakeApi, Fault
 
 from csi_driver.controller import schedules
 from csi_driver.controller.metrics import ControllerMetrics

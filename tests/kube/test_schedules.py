@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from fake_api import Call, FakeApi, Fault
-from schedule_rig import START, Operator, World, handle
+from support.fake_api import Call, FakeApi, Fault
+from support.schedule_rig import START, Operator, World, handle
 
 from csi_driver.domain.errors import Unavailable
 from csi_driver.domain.timestamps import format_instant

@@ -9,8 +9,9 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from fake_api import Call, FakeApi, Fault
-from schedule_rig import START, Killed, Operator, World, until_done
+from support.dying import Killed
+from support.fake_api import Call, FakeApi, Fault
+from support.schedule_rig import START, Operator, World, until_done
 
 from csi_driver.domain.errors import DriverError
 from csi_driver.kube.resources import GROUP_SNAPSHOTS, PVCS, PVS, SCHEDULES, SNAPSHOTS

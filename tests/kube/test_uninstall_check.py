@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fake_api import Call, FakeApi, Fault
+from support.fake_api import Call, FakeApi, Fault
 
 from csi_driver.cli.uninstall_check import strands
 from csi_driver.domain.errors import Unavailable

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node_host import MIB, allocated, held_open, write_file
-from node_rig import Rig, block, mounted, stage_at_last, until
+from support.files import allocated, write_file
+from support.machine import held_open
+from support.node_rig import Rig, block, mounted, stage_at_last
+from support.sizes import MIB
+from support.waiting import until
 
 from csi_driver.backends.base import KEPT_SECONDS
 from csi_driver.domain.errors import Busy, InUse, NotMountable, OutOfSpace, Precondition
@@ -17,7 +20,7 @@ from csi_driver.domain.model import Volume
 from csi_driver.host import commands
 from csi_driver.host.fs import condition, fsck
 from csi_driver.host.helper.client import JobFailed
-from csi_driver.service.health import HealthWalk
+from csi_driver.service.health import HealthScanner
 
 DATA = b"kept" * 1024
 BOTH = (mounted("ext4"), block())
@@ -194,7 +197,7 @@ async def test_what_no_check_mends_is_refused_with_a_way_that_works(rig: Rig) ->
         with pytest.raises(NotMountable, match=r"UNEXPECTED INCONSISTENCY"):
             await rig.stage(volume)
     assert os.listdir(rig.layout.checks) == kept(rig) == []
-    await HealthWalk(rig.context).walk(rig.pool, 0)
+    await HealthScanner(rig.context).scan(rig.pool, 0)
     assert [(v.name, t.kind) for v, t in rig.context.conditions.all()] == [("v", "Damaged")]
     assert (await rig.nodes.trouble(str(volume.id))).kind == "Damaged"
     # The way that the refusal names: snapshot, Block, e2fsck, snapshot, file system.
@@ -360,13 +363,13 @@ async def test_what_was_kept_goes_in_time_and_with_its_volume(rig: Rig) -> None:
         await stage_at_last(rig, each)
         await rig.unstage(each)
     assert len(kept(rig)) == 2
-    walk = HealthWalk(rig.context)
-    await walk.walk(rig.pool, 0)
+    scanner = HealthScanner(rig.context)
+    await scanner.scan(rig.pool, 0)
     assert len(kept(rig)) == 2
     await rig.delete(other)
     assert [path.name.split("-")[0] for path in kept(rig)] == [volume.id.hash]
     rig.clock.offset = KEPT_SECONDS + 60.0
-    await walk.walk(rig.pool, 0)
+    await scanner.scan(rig.pool, 0)
     assert kept(rig) == []
     assert rig.now(volume).condition.state == "mended"
 

@@ -5,14 +5,15 @@ import os
 from pathlib import Path
 
 import pytest
-from node_host import MIB, write_file
-from node_rig import Rig, mounted, stage_at_last
+from support.files import write_file
+from support.node_rig import Rig, mounted, stage_at_last
+from support.sizes import MIB
 
 from csi_driver.domain.errors import Busy, NotMountable, Precondition
 from csi_driver.domain.model import SizeRange, Volume
 from csi_driver.host.commands import run
 from csi_driver.host.fs import condition, mountinfo
-from csi_driver.service.health import HealthWalk
+from csi_driver.service.health import HealthScanner
 
 CONTINUE = mounted("ext4", "errors=continue")
 
@@ -115,17 +116,17 @@ async def test_a_snapshot_of_what_takes_no_more_writes_is_made_and_marked(rig: R
 
 async def test_a_walk_finds_what_nobody_asks_about(rig: Rig) -> None:
     volume, well = await rig.volume("v"), await rig.volume("well")
-    walk = HealthWalk(rig.context)
+    scanner = HealthScanner(rig.context)
     await rig.stage(volume)
     await rig.stage(well)
-    await walk.walk(rig.pool, 0)
+    await scanner.scan(rig.pool, 0)
     assert rig.context.conditions.all() == []
     await hurt(rig, rig.now(volume))
-    await walk.walk(rig.pool, 0)
+    await scanner.scan(rig.pool, 0)
     assert [v.name for v, _ in rig.context.conditions.all()] == ["v"]
     await rig.unstage(volume)
     await rig.delete(volume)
-    await walk.walk(rig.pool, 0)
+    await scanner.scan(rig.pool, 0)
     assert rig.context.conditions.all() == []
 
 

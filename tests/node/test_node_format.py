@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node_host import MIB, read_at, write_at, write_file
-from node_rig import Rig, block, mounted
+from support.files import read_at, write_at, write_file
+from support.node_rig import Rig, block, mounted
+from support.sizes import MIB
 
 from csi_driver.domain.errors import AlreadyExists, Busy, DriverError, InvalidRequest, Precondition
 from csi_driver.domain.model import Snapshot, Volume

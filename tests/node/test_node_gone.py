@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from node_host import mounts_below, read_at, write_at
-from node_rig import Rig, until
+from support.files import read_at, write_at
+from support.node_rig import Rig
+from support.pool_disk import mounts_below
+from support.waiting import until
 
 from csi_driver.backends import block_access
 from csi_driver.domain.errors import InUse, Precondition

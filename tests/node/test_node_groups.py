@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node_host import GIB, MIB, freeze, is_frozen, process, read_at, thaw, write_at, write_file
-from node_rig import Rig, mounted, until
+from support.files import read_at, write_at, write_file
+from support.freezing import freeze, is_frozen, thaw
+from support.machine import process
+from support.node_rig import Rig, mounted
+from support.sizes import GIB, MIB
+from support.waiting import until
 
 from csi_driver.domain.errors import Busy, DriverError, Precondition
 from csi_driver.domain.model import Volume

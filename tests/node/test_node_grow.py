@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node_host import MIB, has_capability, read_at, write_at, write_file
-from node_rig import SMALL, Rig, mounted
+from support.files import read_at, write_at, write_file
+from support.machine import CAP_SYS_RESOURCE, has_capability
+from support.node_rig import SMALL, Rig, mounted
+from support.sizes import MIB
 
 from csi_driver.domain.errors import Busy, OutOfRange, Precondition
 from csi_driver.domain.model import SizeRange, Volume
@@ -19,7 +21,6 @@ from csi_driver.host.block import loop
 from csi_driver.host.fs import filesystems, mountinfo
 from csi_driver.host.helper.client import JobFailed
 
-CAP_SYS_RESOURCE = 24
 GROWN = 700 * MIB
 
 

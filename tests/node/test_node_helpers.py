@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 
 import pytest
-from node_rig import Rig
+from support.node_rig import Rig
 from test_node_format import log_jobs
 
 from csi_driver.domain.model import Volume

@@ -4,8 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
-from node_host import MIB, held_open, read_at, write_at, write_file
-from node_rig import Rig, block, mounted, until
+from support.files import read_at, write_at, write_file
+from support.machine import held_open
+from support.node_rig import Rig, block, mounted
+from support.sizes import MIB
+from support.waiting import until
 
 from csi_driver.backends.block_access import BlockDeviceAccess
 from csi_driver.domain.errors import InUse, Precondition

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from node_host import freeze, is_frozen, thaw, write_file
-from node_rig import Rig
+from support.files import write_file
+from support.freezing import freeze, is_frozen, thaw
+from support.node_rig import Rig
 
 from csi_driver.domain.errors import Busy, Damaged, Precondition
 from csi_driver.domain.model import Volume

@@ -12,21 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node_host import (
-    GIB,
-    MIB,
-    Disk,
-    clean,
-    freeze,
-    is_frozen,
-    make_disk,
-    process,
-    share,
-    skip_unless_root,
-    thaw,
-    write_file,
-)
-from node_rig import OWNER, PATIENCE, POOL, Rig, children
+from support.files import write_file
+from support.fork_servers import helper_pool
+from support.freezing import freeze, is_frozen, thaw
+from support.machine import process, skip_unless_root
+from support.node_rig import OWNER, PATIENCE, POOL, Rig
+from support.pool_disk import Disk, clean, make_disk, share
+from support.sizes import GIB, MIB
 
 from csi_driver.backends.base import PoolContents
 from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions, pool_reader
@@ -74,7 +66,7 @@ async def open_pool(
 
 
 async def test_a_pool_is_made_once_and_known_again(disk: Disk) -> None:
-    async with children() as agents:
+    async with helper_pool() as agents:
         first = await open_pool(agents, disk.point)
         uid = first.identity.uuid
         await first.close()
@@ -101,7 +93,7 @@ async def test_a_pool_is_made_once_and_known_again(disk: Disk) -> None:
     ],
 )
 async def test_another_identity_is_refused(disk: Disk, change: dict[str, object], why: str) -> None:
-    async with children() as agents:
+    async with helper_pool() as agents:
         await (await open_pool(agents, disk.point)).close()
         path = disk.point / "pool.json"
         path.write_text(json.dumps(json.loads(path.read_bytes()) | change))
@@ -113,7 +105,7 @@ async def test_another_identity_is_refused(disk: Disk, change: dict[str, object]
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1}'])
 async def test_a_damaged_identity_is_refused_and_kept(disk: Disk, text: str) -> None:
-    async with children() as agents:
+    async with helper_pool() as agents:
         await (await open_pool(agents, disk.point)).close()
         (disk.point / "pool.json").write_text(text)
         with pytest.raises(Precondition, match=r"pool.json cannot be read"):
@@ -125,7 +117,7 @@ async def test_an_empty_directory_that_is_no_mount_point(disk: Disk) -> None:
     """A disk that failed to mount must not get a shadow pool: only where that was said."""
     inside = disk.point / "inside"
     inside.mkdir()
-    async with children() as agents:
+    async with helper_pool() as agents:
         for _ in range(2):
             with pytest.raises(Unavailable, match=r"no mount point of its own.*--pool-init.*--pool-image"):
                 await open_pool(agents, inside)
@@ -142,7 +134,7 @@ async def test_a_directory_of_the_host_whose_disk_failed_to_mount(disk: Disk, pl
         directory.mkdir()
     mounts.bind(host, seen, read_only=False)
     late = make_disk(place, GIB, "late")
-    async with children() as agents:
+    async with helper_pool() as agents:
         for _ in range(2):
             with pytest.raises(Unavailable, match=r"no mount point of its own.*poolInit"):
                 await open_pool(agents, seen, in_container=True)
@@ -160,14 +152,14 @@ async def test_a_directory_of_the_host_whose_disk_failed_to_mount(disk: Disk, pl
 @pytest.mark.parametrize("init", [False, True])
 async def test_a_directory_that_is_not_empty(disk: Disk, init: bool) -> None:
     (disk.point / "holiday.jpg").touch()
-    async with children() as agents:
+    async with helper_pool() as agents:
         with pytest.raises(Precondition, match=r"no pool.json and is not empty \('holiday.jpg', ...\)"):
             await open_pool(agents, disk.point, init=init)
     assert os.listdir(disk.point) == ["holiday.jpg"]
 
 
 async def test_a_directory_that_is_not_there(disk: Disk) -> None:
-    async with children() as agents:
+    async with helper_pool() as agents:
         with pytest.raises(Unavailable, match=r"is not a directory: mount the pool's disk"):
             await open_pool(agents, disk.point / "missing", init=True)
     assert os.listdir(disk.point) == []
@@ -181,7 +173,7 @@ async def test_ext4_is_refused_with_the_way_out(place: Path) -> None:
     device = loop.attach(image)
     run(("mkfs.ext4", "-q", device.path), 30)
     mounts.mount(device.path, point, "ext4")
-    async with children() as agents:
+    async with helper_pool() as agents:
         with pytest.raises(
             Precondition, match=r"is on ext4 and cannot share blocks.*XFS.*--pool-image FILE --pool-size"
         ):
@@ -197,7 +189,7 @@ async def test_xfs_without_reflink_is_refused(place: Path) -> None:
     device = loop.attach(image)
     run(("mkfs.xfs", "-q", "-m", "reflink=0", device.path), 30)
     mounts.mount(device.path, point, "xfs")
-    async with children() as agents:
+    async with helper_pool() as agents:
         with pytest.raises(Precondition, match=r"an XFS made without reflink"):
             await open_pool(agents, point)
     assert os.listdir(point) == []
@@ -208,14 +200,14 @@ async def test_other_file_systems_are_refused(disk: Disk, monkeypatch: pytest.Mo
     from csi_driver.host.fs import files
 
     monkeypatch.setattr(files, "file_system_type", lambda path: kind)
-    async with children() as agents:
+    async with helper_pool() as agents:
         with pytest.raises(Precondition, match=f"on {kind}.*--pool-image"):
             await open_pool(agents, disk.point)
     assert os.listdir(disk.point) == []
 
 
 async def test_one_agent_owns_a_pool(disk: Disk) -> None:
-    async with children() as agents:
+    async with helper_pool() as agents:
         first = await open_pool(agents, disk.point)
         with pytest.raises(Precondition, match=r"cannot be locked.*another agent"):
             await open_pool(agents, disk.point)
@@ -228,7 +220,7 @@ async def test_a_pool_whose_disk_failed_while_it_was_opened_opens_later(
     disk: Disk, monkeypatch: pytest.MonkeyPatch, failing: tuple[object, str]
 ) -> None:
     """The agent looks again every few seconds, with the same backend: its own lock must not be in its way."""
-    async with children() as agents:
+    async with helper_pool() as agents:
         backend = ReflinkBackend(ReflinkOptions(POOL, OWNER, str(disk.point)), agents)
         pool = Pool(backend, CapacityPolicy())
 
@@ -276,7 +268,7 @@ async def test_the_lock_ends_with_its_agent_whatever_its_children_do(disk: Disk)
         for pid in pids:
             held = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
             assert str(lock) not in held
-        async with children() as agents:
+        async with helper_pool() as agents:
             with pytest.raises(Precondition, match=r"another agent"):
                 await open_pool(agents, disk.point)
             os.kill(pids[0], 19)  # the fork server stands still, and its child with it
@@ -333,14 +325,14 @@ async def test_while_one_agent_makes_a_pool_another_is_refused(disk: Disk, monke
         real(path, data)
 
     monkeypatch.setattr(files, "write_durably", write)
-    async with children() as agents:
+    async with helper_pool() as agents:
         await (await open_pool(agents, disk.point)).close()
     assert len(tried) == 1
 
 
 async def test_what_a_crash_left_while_the_pool_was_made_is_no_content(disk: Disk) -> None:
     (disk.point / ".pool.json.abcd1234").write_text("{")
-    async with children() as agents:
+    async with helper_pool() as agents:
         await (await open_pool(agents, disk.point)).close()
         await (await open_pool(agents, disk.point)).close()
     assert not list(disk.point.glob(".pool.json.*"))

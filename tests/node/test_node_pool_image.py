@@ -10,20 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node_host import (
-    GIB,
-    MIB,
-    allocated,
-    clean,
-    devices_below,
-    held_open,
-    make_disk,
-    read_at,
-    share,
-    skip_unless_root,
-    write_at,
-)
-from node_rig import OWNER, PATIENCE, POOL, children
+from support.files import allocated, read_at, write_at
+from support.fork_servers import helper_pool
+from support.machine import held_open, skip_unless_root
+from support.node_rig import OWNER, PATIENCE, POOL
+from support.pool_disk import clean, devices_below, make_disk, share
+from support.sizes import GIB, MIB
 
 from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
 from csi_driver.backends.reflink.pool_image_setup import Prepared, prepare, remove
@@ -52,7 +44,7 @@ async def ready(place: Path, size: int = SIZE, sparse: bool = True, name: str = 
 async def prepared(
     place: Path, size: int = SIZE, sparse: bool = True, name: str = "pool.img", **options: bool
 ) -> Prepared:
-    async with asyncio.timeout(PATIENCE), children() as agents:
+    async with asyncio.timeout(PATIENCE), helper_pool() as agents:
         return await prepare(agents, str(place / name), size, sparse, str(place / "pool"), **options)
 
 
@@ -97,7 +89,7 @@ async def test_made_once_and_adopted(place: Path, sparse: bool) -> None:
 
 async def test_a_pool_in_an_image_is_a_pool(place: Path) -> None:
     image = await ready(place, GIB)
-    async with children() as agents:
+    async with helper_pool() as agents:
         for _ in range(2):
             backend = ReflinkBackend(ReflinkOptions(POOL, OWNER, str(place / "pool"), backing=str(image)), agents)
             await backend.open()
@@ -257,7 +249,7 @@ async def test_several_make_it_at_the_same_time(place: Path, left: bool) -> None
 
 async def test_a_start_that_is_broken_off_leaves_no_draft(place: Path) -> None:
     """Killed while it allocates, the child cannot clean up: whoever started it does."""
-    async with asyncio.timeout(PATIENCE), children() as agents:
+    async with asyncio.timeout(PATIENCE), helper_pool() as agents:
         real = agents.run
         begun = asyncio.Event()
 
@@ -286,7 +278,7 @@ async def test_a_start_that_is_broken_off_leaves_no_draft(place: Path) -> None:
 async def test_what_is_in_an_image_keeps_it(place: Path) -> None:
     """Only what was made for nothing is taken away."""
     image = await ready(place)
-    async with children() as agents:
+    async with helper_pool() as agents:
         backend = ReflinkBackend(ReflinkOptions(POOL, OWNER, str(place / "pool")), agents)
         await backend.open()
         await remove(agents, str(image), str(place / "pool"))
@@ -392,7 +384,7 @@ async def test_a_growth_that_fails_in_the_middle_gives_back_what_it_took(
 async def test_in_a_pod_it_is_served_as_it_is(place: Path, asked: int) -> None:
     """Whatever the values say now: the pods of the node need their disks."""
     host = make_disk(place, GIB, "host")
-    async with asyncio.timeout(PATIENCE), children() as agents:
+    async with asyncio.timeout(PATIENCE), helper_pool() as agents:
 
         async def start(size: int) -> Prepared:
             image, point = str(host.point / "pool.img"), str(host.point / "pool")

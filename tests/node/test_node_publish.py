@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from node_host import write_at, write_file
-from node_rig import Rig, block, mounted
+from support.files import write_at, write_file
+from support.node_rig import Rig, block, mounted
 
 from csi_driver.domain.errors import AlreadyExists, Precondition
 from csi_driver.domain.model import AccessMode

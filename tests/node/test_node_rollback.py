@@ -5,8 +5,10 @@ import os
 from pathlib import Path
 
 import pytest
-from node_host import MIB, is_frozen, read_at, write_at, write_file
-from node_rig import SMALL, Rig, mounted
+from support.files import read_at, write_at, write_file
+from support.freezing import is_frozen
+from support.node_rig import SMALL, Rig, mounted
+from support.sizes import MIB
 
 from csi_driver.domain.errors import InUse, InvalidRequest, Precondition
 from csi_driver.host.fs import extents, filesystems

@@ -5,8 +5,10 @@ import os
 from pathlib import Path
 
 import pytest
-from node_host import MIB, held_open, read_at, write_at, write_file
-from node_rig import SMALL, Rig, block, capability_of, mounted
+from support.files import read_at, write_at, write_file
+from support.machine import held_open
+from support.node_rig import SMALL, Rig, block, capability_of, mounted
+from support.sizes import MIB
 
 from csi_driver.domain.errors import AlreadyExists, InUse, InvalidRequest, NotFound, Precondition, Unavailable
 from csi_driver.domain.model import AccessMode, SizeRange

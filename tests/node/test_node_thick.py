@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from node_host import GIB, MIB, allocated, read_at, write_at, write_file
-from node_rig import Rig, mounted
 from structlog.testing import capture_logs
+from support.files import allocated, read_at, write_at, write_file
+from support.node_rig import Rig, mounted
+from support.sizes import GIB, MIB
 
 from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.errors import OutOfSpace

@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node_host import (
-    GIB,
-    MIB,
-    is_frozen,
-    make_disk,
-    write_file,
-)
-from node_rig import OWNER, POOL, Rig, mounted
+from support.files import write_file
+from support.freezing import is_frozen
+from support.node_rig import OWNER, POOL, Rig, mounted
+from support.pool_disk import make_disk
+from support.sizes import GIB, MIB
 
 from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
 from csi_driver.domain.capacity import CapacityPolicy

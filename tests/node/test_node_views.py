@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from node_rig import Rig, block, mounted
+from support.node_rig import Rig, block, mounted
 
 from csi_driver.domain.errors import InUse, Precondition
 from csi_driver.domain.model import AccessMode

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from cryptography import x509
-from fake_api import FakeApi
+from support.fake_api import FakeApi
 
 from csi_driver.domain.certificates import FILES, fingerprint
 from csi_driver.kube.client import Object

@@ -10,14 +10,15 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cluster_rig import Cluster
-from fake_api import FakeApi
 from rollback_cases import DRIVER, claim, content, pod, snapshot, snapshot_class, volume
+from support.cluster_rig import Cluster
+from support.dying import Dying, Killed, KillPoint
+from support.fake_api import FakeApi
 
 from csi_driver.domain.errors import DriverError, InUse
 from csi_driver.domain.model import AccessMode, Capability, SizeRange, Snapshot, Volume, VolumeRequest
@@ -29,9 +30,7 @@ from csi_driver.operator.rollback.controller import FIRST_BACKOFF_SECONDS, Rollb
 from csi_driver.operator.rollback.reconciler import RollbackReconciler
 from csi_driver.operator.rollback.resource import format_time
 from csi_driver.rpc.clients.disks import AgentDisks
-from csi_driver.service.node_volumes import NodeVolumes
-from csi_driver.service.snapshots import SnapshotRequest, Snapshots
-from csi_driver.service.volumes import Volumes
+from csi_driver.service.snapshots import SnapshotRequest
 
 SIZE = 4096
 NAMESPACE = "shop"
@@ -39,45 +38,13 @@ RAW = Capability("block", AccessMode.WRITER)
 CHANGING = {"create", "patch", "replace", "delete", "hold", "release", "roll_back"}
 
 
-class Killed(BaseException):
-    """The operator's process is gone."""
-
-
-class Mortal:
-    """Passes calls on, and ends the process before or after the one that is due."""
-
-    def __init__(self, world: World, inner: Any) -> None:
-        self._world = world
-        self._inner = inner
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._inner, name)
-        if name not in CHANGING:
-            return method
-
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            if args and args[0] is EVENTS:
-                return await method(*args, **kwargs)
-            self._world.changes += 1
-            due = self._world.kill_at
-            if due == (self._world.changes, "before"):
-                raise Killed
-            answer = await method(*args, **kwargs)
-            if due == (self._world.changes, "after"):
-                raise Killed
-            return answer
-
-        return call
-
-
-class World:
+class World(KillPoint):
     """One claim `v1` on node n-1 with its disk, made anew by `disk()`; `forward` turns the clock."""
 
     def __init__(self, directory: Path) -> None:
+        super().__init__()
         self.directory = directory
         self.offset = 0.0
-        self.changes = 0
-        self.kill_at: tuple[int, str] | None = None
         self.kills = 0
         self.agent_up = True
         self.names = itertools.count(1)
@@ -93,15 +60,15 @@ class World:
             self.api = await self.fake.connect()
             self.fake.put(SNAPSHOT_CLASSES, snapshot_class())
             self.agent = self.cluster.agents["n-1"]
-            self.nodes = NodeVolumes(self.agent.context)
-            self.snapshots = Snapshots(self.agent.context)
+            self.nodes = self.agent.services.node_volumes
+            self.snapshots = self.agent.services.snapshots
             await self.start()
             yield self
 
     async def start(self) -> None:
         """The operator's process, from nothing."""
-        disks = Mortal(self, AgentDisks(self.cluster.channels))
-        api: Any = Mortal(self, self.api)
+        disks = Dying(AgentDisks(self.cluster.channels), self, CHANGING)
+        api: Any = Dying(self.api, self, CHANGING, but={EVENTS})
         events = Events(api, "tidemark")
         self.reconciler = RollbackReconciler(api, disks, events, DRIVER, self.now, self.now)  # type: ignore[arg-type]
 
@@ -114,7 +81,7 @@ class World:
                 self.fake.remove(kind, made["metadata"]["name"], made["metadata"].get("namespace", ""))
         name = f"pvc-{next(self.names)}"
         request = VolumeRequest(name, SizeRange(SIZE), (RAW,))
-        self.made = await Volumes(self.agent.context).create(request)
+        self.made = await self.agent.services.volumes.create(request)
         self.volume_id = str(self.made.id)
         self.model = b"\0"
         self.fake.put(PVCS, claim(metadata={"name": "v1", "namespace": NAMESPACE}, spec={"volumeName": name}))
@@ -124,6 +91,13 @@ class World:
         self.fake.put(PVS, volume(metadata={"name": name}, spec=spec))
         self.pv = name
         return self.made
+
+    async def written_since_s1(self) -> None:
+        """A new volume that holds `1`, its snapshot s1, and `2` written since."""
+        await self.disk()
+        await self.write(b"1")
+        await self.cut("s1")
+        await self.write(b"2")
 
     async def cut(self, name: str, volume_id: str = "") -> Snapshot:
         """A VolumeSnapshot that is ready."""
@@ -201,7 +175,7 @@ class World:
     @property
     def holder(self) -> str:
         """Who holds the disk now."""
-        return self.agent.context.current_holder(self.disk_now)
+        return self.agent.context.holds.current_holder(self.disk_now)
 
     def bytes_of(self, item: Volume | Snapshot) -> bytes:
         """The first byte tells what was written last."""
@@ -276,12 +250,6 @@ async def reconciling(world: World) -> AsyncIterator[RollbackController]:
             with suppress(asyncio.CancelledError):
                 await task
         await mirror.stop()
-
-
-async def until(what: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not what():
-            await asyncio.sleep(0.02)
 
 
 def nothing_left(world: World, name: str = "back") -> None:

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 from certificates_rig import AGENT, AUTHORITY, CONTROLLER, NAMESPACE, CertificatesRig, content
-from fake_api import Call, FakeApi, Fault
+from support.fake_api import Call, FakeApi, Fault
 
 from csi_driver.domain.errors import DriverError, Precondition, Unavailable
 from csi_driver.kube.resources import MUTATING_WEBHOOKS, SECRETS

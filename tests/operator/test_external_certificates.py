@@ -6,7 +6,7 @@ from base64 import b64encode
 from datetime import UTC, datetime, timedelta
 
 from certificates_rig import Told
-from fake_api import FakeApi
+from support.fake_api import FakeApi
 
 from csi_driver.kube.resources import MUTATING_WEBHOOKS, SECRETS
 from csi_driver.operator.certificates import ca

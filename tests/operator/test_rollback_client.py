@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_api import Call, Fault
-from rollback_rig import World, reconciling, until
+from rollback_rig import World, reconciling
+from support.fake_api import Call, Fault
+from support.waiting import until
 
 from csi_driver.kube.resources import ROLLBACKS
 
@@ -34,10 +35,7 @@ CLAIM = ("--claim", "shop/v1", "--snapshot", "s1")
 
 
 async def test_it_applies_the_resource_and_shows_how_it_goes(world: World) -> None:
-    await world.disk()
-    await world.write(b"1")
-    await world.cut("s1")
-    await world.write(b"2")
+    await world.written_since_s1()
     world.run_pod()
     async with reconciling(world):
         process = await start(world, *CLAIM, "--timeout", "5m")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from fake_api import Call, Fault
-from rollback_rig import NAMESPACE, World, reconciling, until
+from rollback_rig import NAMESPACE, World, reconciling
+from support.fake_api import Call, Fault
+from support.waiting import until
 
 from csi_driver.kube import informer as mirror_module
 from csi_driver.kube.resources import EVENTS, ROLLBACKS, SNAPSHOTS
@@ -26,10 +27,7 @@ def ended(world: World, name: str) -> bool:
 
 
 async def test_those_that_were_there_and_those_that_come(world: World) -> None:
-    await world.disk()
-    await world.write(b"1")
-    await world.cut("s1")
-    await world.write(b"2")
+    await world.written_since_s1()
     world.ask("before")
     async with reconciling(world) as made:
         await until(lambda: ended(world, "before"))
@@ -82,10 +80,7 @@ class Outage:
 
 @pytest.mark.parametrize("phase", ["WaitingForRelease", "SafetySnapshot", "RollingBack"])
 async def test_an_api_server_that_goes_away_and_comes_back(world: World, phase: str) -> None:
-    await world.disk()
-    await world.write(b"1")
-    await world.cut("s1")
-    await world.write(b"2")
+    await world.written_since_s1()
     outage = Outage()
     world.fake.hooks.append(outage)
     async with reconciling(world):

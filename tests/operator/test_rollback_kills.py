@@ -13,14 +13,11 @@ from rollback_rig import World
 from csi_driver.domain.errors import DriverError
 from csi_driver.kube.resources import PODS, PVS, ROLLBACKS, SNAPSHOTS
 from csi_driver.operator.rollback.completed import read_completed
-from csi_driver.service.dependencies import HOLD_SECONDS
+from csi_driver.service.holds import HOLD_SECONDS
 
 
 async def prepared(world: World) -> None:
-    await world.disk()
-    await world.write(b"1")
-    await world.cut("s1")
-    await world.write(b"2")
+    await world.written_since_s1()
     world.changes, world.kill_at = 0, None
     await world.start()
 

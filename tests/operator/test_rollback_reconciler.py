@@ -7,9 +7,8 @@ from rollback_rig import NAMESPACE, World, completed, nothing_left
 
 from csi_driver.kube.resources import EVENTS, PVCS, PVS, ROLLBACKS, SNAPSHOT_CLASSES, SNAPSHOT_CONTENTS, SNAPSHOTS
 from csi_driver.operator.rollback.resource import FINALIZER
-from csi_driver.service.dependencies import HOLD_SECONDS
+from csi_driver.service.holds import HOLD_SECONDS
 from csi_driver.service.snapshots import SnapshotRequest
-from csi_driver.service.volumes import Volumes
 
 
 def told(world: World, kind: str) -> list[str]:
@@ -88,10 +87,7 @@ async def test_it_waits_for_the_pod_names_it_and_goes_on_by_itself(world: World)
 
 
 async def test_a_pod_that_stays_makes_it_time_out_and_a_new_one_follows(world: World) -> None:
-    await world.disk()
-    await world.write(b"1")
-    await world.cut("s1")
-    await world.write(b"2")
+    await world.written_since_s1()
     world.run_pod()
     await failed(world, "DeadlineExceeded", "not begun within 30 s", "pod web-1", timeout="30s")
     assert len(world.fake.all(SNAPSHOTS)) == 1
@@ -113,10 +109,7 @@ async def test_what_is_missing_is_waited_for(world: World) -> None:
 
 
 async def test_two_rollbacks_of_one_claim_take_turns(world: World) -> None:
-    await world.disk()
-    await world.write(b"1")
-    await world.cut("s1")
-    await world.write(b"2")
+    await world.written_since_s1()
     await world.cut("s2")
     world.ask("one", "s1")
     world.ask("two", "s2")
@@ -139,7 +132,7 @@ async def test_two_rollbacks_of_one_claim_take_turns(world: World) -> None:
 
 async def test_another_disks_snapshot_is_refused(world: World) -> None:
     await world.disk()
-    other = await Volumes(world.agent.context).create(
+    other = await world.agent.services.volumes.create(
         world.made.request.__class__("w", world.made.request.range, world.made.request.capabilities)
     )
     await world.cut("theirs", str(other.id))
@@ -188,7 +181,7 @@ async def test_a_snapshot_that_vanishes_before_the_exchange_is_told_and_everythi
 
 
 async def test_a_quota_that_forbids_the_safety_snapshot_is_told(world: World) -> None:
-    from fake_api import Fault
+    from support.fake_api import Fault
 
     await world.disk()
     await world.cut("s1")
@@ -205,10 +198,7 @@ async def test_a_quota_that_forbids_the_safety_snapshot_is_told(world: World) ->
 
 
 async def test_the_same_object_made_again_changes_nothing(world: World) -> None:
-    await world.disk()
-    await world.write(b"1")
-    await world.cut("s1")
-    await world.write(b"2")
+    await world.written_since_s1()
     await completed(world, "back", "s1")
     await world.write(b"3")
     await world.ask_to_go()
@@ -231,10 +221,7 @@ async def test_the_same_object_made_again_changes_nothing(world: World) -> None:
 
 
 async def test_what_failed_or_was_cancelled_spends_no_name(world: World) -> None:
-    await world.disk()
-    await world.write(b"1")
-    await world.cut("s1")
-    await world.write(b"2")
+    await world.written_since_s1()
     world.run_pod()
     await failed(world, "DeadlineExceeded", timeout="5s")
     world.end_pod()
@@ -255,10 +242,7 @@ async def test_what_failed_or_was_cancelled_spends_no_name(world: World) -> None
 
 @pytest.mark.parametrize("phase", ["WaitingForRelease", "SafetySnapshot"])
 async def test_deleted_before_rolling_back_it_is_cancelled(world: World, phase: str) -> None:
-    await world.disk()
-    await world.write(b"1")
-    await world.cut("s1")
-    await world.write(b"2")
+    await world.written_since_s1()
     world.ask()
     await world.run(until=phase)
     await world.ask_to_go()
@@ -271,10 +255,7 @@ async def test_deleted_before_rolling_back_it_is_cancelled(world: World, phase: 
 
 
 async def test_deleted_during_rolling_back_it_ends_first(world: World) -> None:
-    await world.disk()
-    await world.write(b"1")
-    await world.cut("s1")
-    await world.write(b"2")
+    await world.written_since_s1()
     world.ask()
     await world.run(until="RollingBack")
     await world.ask_to_go()
@@ -308,10 +289,7 @@ async def test_deleted_while_the_node_is_off_it_goes_when_the_hold_has_lapsed(wo
 
 
 async def test_a_node_that_is_off_before_the_hold_is_waited_for(world: World) -> None:
-    await world.disk()
-    await world.write(b"1")
-    await world.cut("s1")
-    await world.write(b"2")
+    await world.written_since_s1()
     await world.agent_down()
     world.ask()
     for _ in range(2):
@@ -327,10 +305,7 @@ async def test_a_node_that_is_off_before_the_hold_is_waited_for(world: World) ->
 @pytest.mark.parametrize("away", [60, 3600])
 async def test_a_node_that_is_off_during_rolling_back_ends_it_when_it_is_back(world: World, away: float) -> None:
     """Whatever the timeout; and where the hold lapsed, with a new safety snapshot."""
-    await world.disk()
-    await world.write(b"1")
-    await world.cut("s1")
-    await world.write(b"2")
+    await world.written_since_s1()
     world.ask()
     await world.run(until="RollingBack")
     await world.agent_down()
@@ -353,10 +328,7 @@ async def test_a_node_that_is_off_during_rolling_back_ends_it_when_it_is_back(wo
 
 async def test_an_outcome_that_was_not_heard_is_found(world: World) -> None:
     """The exchange is made, the answer is lost with the node, and by the time it is back the hold has lapsed."""
-    await world.disk()
-    await world.write(b"1")
-    await world.cut("s1")
-    await world.write(b"2")
+    await world.written_since_s1()
     world.ask()
     await world.run(until="RollingBack")
     await world.step()
@@ -390,7 +362,7 @@ async def test_after_an_expansion_the_size_stays(world: World) -> None:
     await world.disk()
     await world.write(b"1")
     await world.cut("s1")
-    await Volumes(world.agent.context).expand(world.volume_id, world.made.request.range.__class__(8192))
+    await world.agent.services.volumes.expand(world.volume_id, world.made.request.range.__class__(8192))
     await completed(world, "back", "s1")
     assert world.disk_now.size == 8192
     assert world.bytes_of(world.disk_now) == b"1"
@@ -415,10 +387,7 @@ async def test_the_name_on_the_persistent_volume_survives_the_claim(world: World
 
 
 async def test_a_stale_safety_snapshot_of_somebody_elses_making_is_not_used(world: World) -> None:
-    await world.disk()
-    await world.write(b"1")
-    await world.cut("s1")
-    await world.write(b"2")
+    await world.written_since_s1()
     made = world.ask()
     early = f"safety-{made['metadata']['uid']}"
     await world.cut(early)

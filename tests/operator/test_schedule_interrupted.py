@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from fake_api import FakeApi
-from schedule_rig import Operator, World
+from support.fake_api import FakeApi
+from support.schedule_rig import Operator, World
 
 from csi_driver.kube.resources import EVENTS, SCHEDULES, SNAPSHOTS
 

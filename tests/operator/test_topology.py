@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from fake_api import Call, FakeApi, Fault
-from topology_objects import NS, claim
-from topology_rig import GIB, TopologyRig
+from support.fake_api import Call, FakeApi, Fault
+from support.sizes import GIB
+from support.topology_objects import NS, claim
+from support.topology_rig import TopologyRig
 
 from csi_driver.kube.resources import PODS, PVCS, SNAPSHOT_CONTENTS, SNAPSHOTS
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fake_api import FakeApi, Object
-from topology_objects import DRIVER, NS, Objects, claim, handle
+from support.fake_api import FakeApi, Object
+from support.topology_objects import DRIVER, NS, Objects, claim, handle
 
 from csi_driver.domain.ids import owner_of_node
 from csi_driver.kube.resources import PVCS, SNAPSHOT_CONTENTS, SNAPSHOTS

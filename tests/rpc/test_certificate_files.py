@@ -6,8 +6,8 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from cluster_rig import Cluster, write_identity
-from rpc_rig import CODE, create_volume, places
+from support.cluster_rig import Cluster, write_identity
+from support.rpc_rig import CODE, create_volume, places
 from test_mutual_tls import ask
 from test_router import refused, volume
 

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager, suppress
 
 import grpc
 import pytest
-from cluster_rig import Cluster
-from rpc_rig import CODE, create_volume, places
+from support.cluster_rig import Cluster
+from support.rpc_rig import CODE, create_volume, places
 
 from csi_driver._pb import csi_pb2 as C
 from csi_driver.service.discovery import AgentEndpoint

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 import pytest
-from cluster_rig import Cluster
-from rpc_rig import GIB, MIB
+from support.cluster_rig import Cluster
+from support.sizes import GIB, MIB
 from test_router import volume
 
 from csi_driver._pb import tidemark_pb2 as T

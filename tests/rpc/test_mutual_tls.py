@@ -8,8 +8,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from cluster_rig import Cluster, write_identity
-from rpc_rig import CODE, create_volume, places
+from support.cluster_rig import Cluster, write_identity
+from support.rpc_rig import CODE, create_volume, places
 from test_router import refused, volume
 
 from csi_driver._pb import csi_pb2 as C

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
-from kubelet_rig import Kubelet
-from rpc_rig import Rig
+from support.kubelet import Kubelet
+from support.rpc_rig import Rig
 
 from csi_driver.domain.errors import Precondition
 from csi_driver.rpc import kubelet_registration

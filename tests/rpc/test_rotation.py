@@ -9,9 +9,9 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from cluster_rig import AgentOnTls, Cluster
-from fake_api import FakeApi
-from rpc_rig import CODE, create_volume
+from support.cluster_rig import AgentOnTls, Cluster
+from support.fake_api import FakeApi
+from support.rpc_rig import CODE, create_volume
 from test_mutual_tls import ask
 from test_router import refused, volume
 

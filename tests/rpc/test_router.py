@@ -7,8 +7,9 @@ import errno
 
 import grpc
 import pytest
-from cluster_rig import Cluster
-from rpc_rig import CODE, GIB, MIB, create_volume, from_snapshot, from_volume, outlived, places
+from support.cluster_rig import Cluster
+from support.rpc_rig import CODE, create_volume, from_snapshot, from_volume, outlived, places
+from support.sizes import GIB, MIB
 
 from csi_driver._pb import csi_pb2 as C
 from csi_driver._pb import tidemark_pb2 as T

@@ -6,10 +6,8 @@ import os
 from typing import Any
 
 import pytest
-from rpc_rig import (
+from support.rpc_rig import (
     CODE,
-    GIB,
-    MIB,
     OWNER,
     Modes,
     Rig,
@@ -21,6 +19,7 @@ from rpc_rig import (
     places,
     refused,
 )
+from support.sizes import GIB, MIB
 
 from csi_driver._pb import csi_pb2, tidemark_pb2
 from csi_driver.domain.ids import ObjectId

@@ -11,10 +11,8 @@ from typing import Any
 
 import pytest
 from rpc_refusals import MATRIX
-from rpc_rig import (
+from support.rpc_rig import (
     CODE,
-    GIB,
-    MIB,
     Modes,
     Rig,
     block,
@@ -25,6 +23,7 @@ from rpc_rig import (
     refused,
     refused_unchanged,
 )
+from support.sizes import GIB, MIB
 
 from csi_driver._pb import csi_pb2, tidemark_pb2
 from csi_driver.domain.errors import Unavailable

@@ -4,7 +4,7 @@ import inspect
 
 import grpc
 import pytest
-from rpc_rig import CODE
+from support.rpc_rig import CODE
 
 from csi_driver.domain import errors
 from csi_driver.rpc.convert import UnsupportedCapability

@@ -5,17 +5,8 @@ from __future__ import annotations
 import os
 
 import pytest
-from rpc_rig import (
-    CODE,
-    GIB,
-    MIB,
-    OWNER,
-    Rig,
-    block,
-    from_snapshot,
-    from_volume,
-    refused_unchanged,
-)
+from support.rpc_rig import CODE, OWNER, Rig, block, from_snapshot, from_volume, refused_unchanged
+from support.sizes import GIB, MIB
 
 from csi_driver._pb import csi_pb2, tidemark_pb2
 from csi_driver.backends.base import FileSystemStats

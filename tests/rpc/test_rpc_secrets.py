@@ -12,7 +12,8 @@ import grpc
 import pytest
 import structlog
 from google.protobuf.message import Message
-from rpc_rig import MIB, Rig, block, create_volume, mount
+from support.rpc_rig import Rig, block, create_volume, mount
+from support.sizes import MIB
 
 from csi_driver._pb import csi_pb2
 from csi_driver.agent.metrics import AgentMetrics

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from rpc_rig import Rig
+from support.rpc_rig import Rig
 
 from csi_driver._pb import csi_pb2, csi_pb2_grpc
 from csi_driver.domain.errors import InvalidRequest, Precondition

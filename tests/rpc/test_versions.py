@@ -7,9 +7,9 @@ import io
 from typing import Any
 
 import pytest
-from cluster_rig import AgentOnTls, Cluster
 from rich.console import Console
-from rpc_rig import CODE, create_volume, places, refused
+from support.cluster_rig import AgentOnTls, Cluster
+from support.rpc_rig import CODE, create_volume, places, refused
 
 from csi_driver import __version__
 from csi_driver._pb import csi_pb2 as C

@@ -153,35 +153,51 @@ def test_the_defaults_of_the_agent(started: list[Settings]) -> None:
     assert started == [Settings(pools=(PoolSpec("default", "reflink", "/srv/tidemark"),))]
 
 
+Given = tuple[str, object]
+OPTIONS: list[tuple[str, str, str, Given, Given]] = [
+    (
+        "--endpoint",
+        "CSI_ENDPOINT",
+        "endpoint",
+        ("/run/x.sock", "unix:///run/x.sock"),
+        ("unix:///run/y.sock", "unix:///run/y.sock"),
+    ),
+    ("--node-name", "TIDEMARK_NODE_NAME", "node_name", ("n1", "n1"), ("n2", "n2")),
+    ("--overcommit", "TIDEMARK_OVERCOMMIT", "overcommit", ("1.5", 1.5), ("1", 1.0)),
+    ("--reserve", "TIDEMARK_RESERVE", "reserve", ("64Mi", 64 << 20), ("1Gi", 1 << 30)),
+    ("--max-snapshots", "TIDEMARK_MAX_SNAPSHOTS", "max_snapshots", ("7", 7), ("3", 3)),
+    ("--freeze-deadline", "TIDEMARK_FREEZE_DEADLINE", "freeze_deadline", ("2.5", 2.5), ("1", 1.0)),
+    (
+        "--metrics-address",
+        "TIDEMARK_METRICS_ADDRESS",
+        "metrics_address",
+        (":9808", ("0.0.0.0", 9808)),
+        ("127.0.0.1:1", ("127.0.0.1", 1)),
+    ),
+    ("--listen", "TIDEMARK_LISTEN", "listen", (":9807", ("0.0.0.0", 9807)), ("[::]:2", ("::", 2))),
+    ("--certificates", "TIDEMARK_CERTIFICATES", "certificates", ("/etc/tls", "/etc/tls"), ("/tls", "/tls")),
+    ("--register", "TIDEMARK_REGISTER", "register", ("/registration", "/registration"), ("/r", "/r")),
+    (
+        "--kubelet-socket",
+        "TIDEMARK_KUBELET_SOCKET",
+        "kubelet_socket",
+        ("/var/lib/kubelet/plugins/x/csi.sock", "/var/lib/kubelet/plugins/x/csi.sock"),
+        ("/k/csi.sock", "/k/csi.sock"),
+    ),
+    ("--log-format", "TIDEMARK_LOG_FORMAT", "log_format", ("json", "json"), ("json", "json")),
+    ("--driver-name", "TIDEMARK_DRIVER_NAME", "driver_name", ("other.dev", "other.dev"), ("d", "d")),
+]
+"""Option, environment variable, field of the settings, and two values as they are given and as they arrive."""
+
+
 def test_every_option_reaches_the_settings(started: list[Settings]) -> None:
-    options = (
-        "--pool fast=/srv/fast --pool demo=memory: --pool-init --endpoint /run/x.sock --node-name n1 --overcommit 1.5 "
-        "--reserve 64Mi --max-snapshots 7 --freeze-deadline 2.5 --metrics-address :9808 --log-format json "
-        "--driver-name other.dev --listen :9807 --certificates /etc/tls --register /registration "
-        "--kubelet-socket /var/lib/kubelet/plugins/x/csi.sock --volume-health"
-    )
-    result = CliRunner().invoke(app, ["agent", *options.split()])
+    options = ["--pool", "fast=/srv/fast", "--pool", "demo=memory:", "--pool-init", "--volume-health"]
+    options += [word for option, _, _, (text, _), _ in OPTIONS for word in (option, text)]
+    result = CliRunner().invoke(app, ["agent", *options])
     assert result.exit_code == 0, result.output
-    assert started == [
-        Settings(
-            pools=(PoolSpec("fast", "reflink", "/srv/fast"), PoolSpec("demo", "memory", "")),
-            pool_init=True,
-            endpoint="unix:///run/x.sock",
-            node_name="n1",
-            overcommit=1.5,
-            reserve=64 << 20,
-            max_snapshots=7,
-            freeze_deadline=2.5,
-            metrics_address=("0.0.0.0", 9808),
-            listen=("0.0.0.0", 9807),
-            certificates="/etc/tls",
-            register="/registration",
-            kubelet_socket="/var/lib/kubelet/plugins/x/csi.sock",
-            log_format="json",
-            driver_name="other.dev",
-            volume_health=True,
-        )
-    ]
+    settings: dict[str, Any] = {field: value for _, _, field, (_, value), _ in OPTIONS}
+    pools = (PoolSpec("fast", "reflink", "/srv/fast"), PoolSpec("demo", "memory", ""))
+    assert started == [Settings(pools=pools, pool_init=True, volume_health=True, **settings)]
 
 
 def test_every_option_is_an_environment_variable_too(started: list[Settings]) -> None:
@@ -192,44 +208,15 @@ def test_every_option_is_an_environment_variable_too(started: list[Settings]) ->
         "TIDEMARK_POOL_SIZE": "300Mi",
         "TIDEMARK_POOL_IMAGE_SPARSE": "1",
         "TIDEMARK_POOL_MOUNT": "/srv/slow",
-        "CSI_ENDPOINT": "unix:///run/y.sock",
-        "TIDEMARK_NODE_NAME": "n2",
-        "TIDEMARK_OVERCOMMIT": "1",
-        "TIDEMARK_RESERVE": "1Gi",
-        "TIDEMARK_MAX_SNAPSHOTS": "3",
-        "TIDEMARK_FREEZE_DEADLINE": "1",
-        "TIDEMARK_METRICS_ADDRESS": "127.0.0.1:1",
-        "TIDEMARK_LISTEN": "[::]:2",
-        "TIDEMARK_CERTIFICATES": "/tls",
-        "TIDEMARK_REGISTER": "/r",
-        "TIDEMARK_KUBELET_SOCKET": "/k/csi.sock",
-        "TIDEMARK_LOG_FORMAT": "json",
-        "TIDEMARK_DRIVER_NAME": "d",
         "TIDEMARK_VOLUME_HEALTH": "1",
     }
+    environment |= {variable: text for _, variable, _, _, (text, _) in OPTIONS}
     result = CliRunner().invoke(app, ["agent"], env=environment)
     assert result.exit_code == 0, result.output
-    assert started == [
-        Settings(
-            pools=(PoolSpec("fast", "reflink", "/srv/fast"), PoolSpec("default", "reflink", "/srv/slow")),
-            image=PoolImage("/var/pool.img", "/srv/slow", 300 << 20, True),
-            pool_init=True,
-            endpoint="unix:///run/y.sock",
-            node_name="n2",
-            overcommit=1.0,
-            reserve=1 << 30,
-            max_snapshots=3,
-            freeze_deadline=1.0,
-            metrics_address=("127.0.0.1", 1),
-            listen=("::", 2),
-            certificates="/tls",
-            register="/r",
-            kubelet_socket="/k/csi.sock",
-            log_format="json",
-            driver_name="d",
-            volume_health=True,
-        )
-    ]
+    settings: dict[str, Any] = {field: value for _, _, field, _, (_, value) in OPTIONS}
+    pools = (PoolSpec("fast", "reflink", "/srv/fast"), PoolSpec("default", "reflink", "/srv/slow"))
+    image = PoolImage("/var/pool.img", "/srv/slow", 300 << 20, True)
+    assert started == [Settings(pools=pools, image=image, pool_init=True, volume_health=True, **settings)]
 
 
 def test_the_size_of_an_image_is_said_or_not(started: list[Settings]) -> None:

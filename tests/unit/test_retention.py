@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from retention_model import ZONES, history, violations
+from support.retention_model import ZONES, history, violations
 
 from csi_driver.domain.retention import RetentionPolicy, SnapshotRecord, expired, failures_to_remove
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 from make_pool import CUTS, FILES, FIRST, GROUP, HOLDER, POOLS, ROLLBACK, SAFETY, VOLUMES, content, padded
-from node_host import MIB, allocated, freeze, is_frozen, read_at, write_file
-from node_rig import OWNER, POOL, Rig, mounted
+from support.files import allocated, read_at, write_file
+from support.freezing import freeze, is_frozen
+from support.node_rig import OWNER, POOL, Rig, mounted
+from support.sizes import MIB
 
 from csi_driver.domain.errors import AlreadyExists, InUse
 from csi_driver.domain.ids import ObjectId, name_hash

@@ -7,7 +7,7 @@ import grpc
 from csi_driver._pb import csi_pb2, csi_pb2_grpc
 from csi_driver.rpc import convert
 from csi_driver.rpc.convert import required
-from csi_driver.service.group_snapshots import Groups
+from csi_driver.service.group_snapshots import GroupSnapshots
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Rpc = csi_pb2.GroupControllerServiceCapability.RPC
@@ -16,7 +16,7 @@ _Rpc = csi_pb2.GroupControllerServiceCapability.RPC
 class GroupController(csi_pb2_grpc.GroupControllerServicer):
     """Translates; every decision is the service's."""
 
-    def __init__(self, groups: Groups) -> None:
+    def __init__(self, groups: GroupSnapshots) -> None:
         self._groups = groups
 
     async def GroupControllerGetCapabilities(

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
-from fake_documents import apply_merge_patch, matches
 
 from csi_driver.kube import resources as kinds
 from csi_driver.kube.client import Api
 from csi_driver.kube.resources import Kind
+from support.fake_documents import apply_merge_patch, matches
 
 Object = dict[str, Any]
 ALL_KINDS = [value for value in vars(kinds).values() if isinstance(value, Kind)]

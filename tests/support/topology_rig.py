@@ -6,17 +6,15 @@ import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from fake_api import FakeApi, Object
-from topology_objects import DRIVER, Objects
-
 from csi_driver.domain.errors import Unavailable
 from csi_driver.kube.informers import Mirrors
 from csi_driver.kube.resources import NODES, PODS, PVCS, PVS, STORAGE_CLASSES
 from csi_driver.operator.agents.discovery import trim_node, trim_pv
 from csi_driver.operator.topology.controller import Informers, TopologyController, trim_pvc, trim_unscheduled_pod
 from csi_driver.service.agent_capacity import Rooms as RoomsPort
-
-GIB = 1 << 30
+from support.fake_api import FakeApi, Object
+from support.sizes import GIB
+from support.topology_objects import DRIVER, Objects
 
 
 class Rooms:

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from fake_api import FakeApi
-
 from csi_driver.domain.errors import DriverError
 from csi_driver.domain.timestamps import format_instant
 from csi_driver.kube.client import Api
@@ -32,36 +30,13 @@ from csi_driver.operator.schedule.cache import TRIMMERS, Key
 from csi_driver.operator.schedule.naming import CLAIM, SCHEDULED_FOR
 from csi_driver.operator.schedule.observed import GROUP_IN_CREATION, SNAPSHOT_IN_CREATION
 from csi_driver.operator.schedule.reconciler import ScheduleReconciler
+from support.dying import Dying, KillPoint
+from support.fake_api import FakeApi
 
 Object = dict[str, Any]
 DRIVER = "csi.tidemark.dev"
 START = int(datetime(2026, 6, 17, 12, tzinfo=UTC).timestamp())
 """Noon of a Wednesday, when everything here is created."""
-
-
-class Killed(BaseException):
-    """The process is gone: nothing of it catches this."""
-
-
-class DyingApi:
-    """An API client whose process dies at its n-th call: before the call is sent, or after it was served."""
-
-    def __init__(self, api: Api, at: int, served: bool) -> None:
-        self._api, self._left, self._served = api, at, served
-
-    def __getattr__(self, name: str) -> Any:
-        call = getattr(self._api, name)
-
-        async def dying(*args: Any, **kwargs: Any) -> Any:
-            self._left -= 1
-            if self._left == 0 and not self._served:
-                raise Killed
-            answer = await call(*args, **kwargs)
-            if self._left == 0:
-                raise Killed
-            return answer
-
-        return dying
 
 
 @dataclass
@@ -147,7 +122,8 @@ class World:
 
     async def operator(self, dies_at: int = 0, served: bool = False, limit: int = 4) -> Operator:
         reader = await self.fake.connect()
-        made = Operator(self, DyingApi(reader, dies_at, served) if dies_at else reader, reader, limit)
+        point = KillPoint(kill_at=(dies_at, "after" if served else "before"))
+        made = Operator(self, Dying(reader, point) if dies_at else reader, reader, limit)
         self._operators.append(made)
         await made.start()
         return made

@@ -23,14 +23,8 @@ from csi_driver.rpc.agent.node import Node
 from csi_driver.rpc.agent.tidemark import Tidemark
 from csi_driver.rpc.interceptors import Calls
 from csi_driver.rpc.server import Server
-from csi_driver.service.dependencies import ServiceDependencies
-from csi_driver.service.group_snapshots import Groups
-from csi_driver.service.lineage import Lineage
-from csi_driver.service.node_volumes import NodeVolumes
+from csi_driver.service.build import build_services
 from csi_driver.service.pools import Pool, Pools
-from csi_driver.service.rollbacks import Rollbacks
-from csi_driver.service.snapshots import Snapshots
-from csi_driver.service.volumes import Volumes
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -65,7 +59,7 @@ class Recorder:
         assert seconds >= 0
         self.lates.append((method, code))
 
-    def cut(self, pool: str, report: SnapshotTimings) -> None:
+    def snapshot_taken(self, pool: str, report: SnapshotTimings) -> None:
         self.cuts.append(pool)
 
     def checked(self, pool: str, result: str) -> None:
@@ -88,21 +82,20 @@ class Rig:
             0.0  # what stands still here stands until the test lets it go: nobody need wait to see that
         )
         uids = itertools.count()
-        self.context = ServiceDependencies(
+        services = build_services(
             self.pools, now=lambda: next(self.clock), new_uid=lambda: f"uid-{next(uids)}", observer=self.seen
         )
-        self.volumes = Volumes(self.context)
-        self.snapshots = Snapshots(self.context)
-        self.nodes = NodeVolumes(self.context)
-        self.trees = Lineage(self.context)
+        self.context = services.dependencies
+        self.volumes, self.snapshots = services.volumes, services.snapshots
+        self.nodes, self.trees = services.node_volumes, services.lineage
         self.ready: Any = lambda: True
         self.calls = Calls(observer or self.seen)
         self.servicers: list[object] = [
             Identity("csi.tidemark.dev", lambda: bool(self.ready())),
             Controller(self.volumes, self.snapshots),
-            GroupController(Groups(self.context)),
+            GroupController(services.group_snapshots),
             Node(self.nodes, OWNER),
-            Tidemark(Rollbacks(self.context, self.snapshots), self.trees),
+            Tidemark(services.rollbacks, self.trees),
         ]
         self.server = Server(f"unix://{directory}/csi/csi.sock", self.servicers, [self.calls])
 

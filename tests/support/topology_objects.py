@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fake_api import FakeApi, Object
-
 from csi_driver.domain.routing import TOPOLOGY_KEY
 from csi_driver.kube.resources import NODES, PODS, PVCS, PVS, SNAPSHOT_CONTENTS, SNAPSHOTS, STORAGE_CLASSES
 from csi_driver.operator.installation import SELECTED_NODE
+from support.fake_api import FakeApi, Object
 
 DRIVER = "csi.tidemark.dev"
 NS = "app"

@@ -4,24 +4,11 @@ import asyncio
 import inspect
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import fork_servers
-from node_host import (
-    GIB,
-    MIB,
-    Disk,
-    clean,
-    devices_below,
-    make_disk,
-    mounts_below,
-    share,
-    skip_unless_root,
-)
 
 from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
 from csi_driver.domain.capacity import CapacityPolicy
@@ -39,14 +26,15 @@ from csi_driver.domain.model import (
 from csi_driver.host.block import loop
 from csi_driver.host.block.loop import LoopDevice
 from csi_driver.host.helper.client import HelperPool
-from csi_driver.service.dependencies import ServiceDependencies
-from csi_driver.service.group_snapshots import Groups
-from csi_driver.service.lineage import Lineage
-from csi_driver.service.node_volumes import NodeVolumes
+from csi_driver.service.build import build_services
 from csi_driver.service.pools import Pool, Pools
-from csi_driver.service.rollbacks import RollbackRequest, Rollbacks
-from csi_driver.service.snapshots import SnapshotRequest, Snapshots
-from csi_driver.service.volumes import Volumes
+from csi_driver.service.rollbacks import RollbackRequest
+from csi_driver.service.snapshots import SnapshotRequest
+from support.clocks import Clock
+from support.fork_servers import helper_pool
+from support.machine import skip_unless_root
+from support.pool_disk import Disk, clean, devices_below, make_disk, mounts_below, share
+from support.sizes import GIB, MIB
 
 OWNER = "node-1"
 POOL = "default"
@@ -71,12 +59,6 @@ def capability_of(kind: str) -> Capability:
     return block() if kind == "block" else mounted(kind)
 
 
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 async def stage_at_last(rig: "Rig", volume: Volume, how: Capability | None = None) -> str:
     """Stage as a kubelet does: as often as it takes until a check has ended."""
     async with asyncio.timeout(PATIENCE):
@@ -88,16 +70,6 @@ async def stage_at_last(rig: "Rig", volume: Volume, how: Capability | None = Non
 
 
 # ---- an agent without gRPC ---------------------------------------------------------------------------------------------
-
-
-class Clock:
-    """Unix time in nanoseconds that a test moves. It may not overtake the real one, which stamps the cuts."""
-
-    def __init__(self) -> None:
-        self.offset = 0.0
-
-    def __call__(self) -> int:
-        return time.time_ns() + int(self.offset * 1_000_000_000)
 
 
 class Bounded:
@@ -136,13 +108,14 @@ class Rig:
         self.backend = ReflinkBackend(ReflinkOptions(POOL, OWNER, str(self.disk.point), **self.options), self.children)
         self.pool = Pool(self.backend, self.policy)
         self.pools = Pools(OWNER, [self.pool])
-        self.context = ServiceDependencies(self.pools, now=self.clock)
-        self.volumes = Bounded(Volumes(self.context))
-        self.snapshots = Bounded(snapshots := Snapshots(self.context))
-        self.groups = Bounded(Groups(self.context))
-        self.nodes = Bounded(NodeVolumes(self.context))
-        self.rollbacks = Bounded(Rollbacks(self.context, snapshots))
-        self.trees = Bounded(Lineage(self.context))
+        services = build_services(self.pools, now=self.clock)
+        self.context = services.dependencies
+        self.volumes = Bounded(services.volumes)
+        self.snapshots = Bounded(services.snapshots)
+        self.groups = Bounded(services.group_snapshots)
+        self.nodes = Bounded(services.node_volumes)
+        self.rollbacks = Bounded(services.rollbacks)
+        self.trees = Bounded(services.lineage)
         async with asyncio.timeout(PATIENCE):
             await self.pool.open()
 
@@ -324,23 +297,13 @@ def request(
 
 
 @asynccontextmanager
-async def children() -> AsyncIterator[HelperPool]:
-    made = HelperPool(begin=fork_servers.begin)
-    await made.start()
-    try:
-        yield made
-    finally:
-        await made.stop()
-
-
-@asynccontextmanager
 async def make_rig(place: Path, size: int = 2 * GIB, **options: Any) -> AsyncIterator[Rig]:
     """A rig on a disk of its own; at the end everything is put away in good order, and anything left is a failure."""
     skip_unless_root()
     failures: list[str] = []
     share(place)
     try:
-        async with children() as agents:
+        async with helper_pool() as agents:
             rig = Rig(place, make_disk(place, size), agents, options=options)
             await rig.open()
             orderly = False

@@ -16,6 +16,7 @@ from csi_driver.kube.events import Events
 from csi_driver.kube.informer import Informer, start_all
 from csi_driver.kube.leader_election import LeaderElector
 from csi_driver.kube.resources import CONFIG_MAPS, EVENTS, LEASES, NODES
+from support.waiting import until
 
 Check = Callable[[Api, str], Awaitable[None]]
 MARK = {"of": "contract"}
@@ -24,12 +25,6 @@ OURS = "of=contract"
 
 def config_map(name: str, **data: str) -> Object:
     return {"kind": "ConfigMap", "metadata": {"name": name, "labels": MARK}, "data": data}
-
-
-async def until(what: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not what():
-            await asyncio.sleep(0.02)
 
 
 async def changes_carry_a_version(api: Api, namespace: str) -> None:

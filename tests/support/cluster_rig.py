@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from rpc_rig import GIB, Recorder
 
 from csi_driver._pb import csi_pb2_grpc, tidemark_pb2_grpc
 from csi_driver.backends.memory.backend import Faults, MemoryBackend
@@ -28,17 +27,12 @@ from csi_driver.rpc.forwarding.tidemark import RoutedTidemark
 from csi_driver.rpc.interceptors import Calls
 from csi_driver.rpc.server import Server
 from csi_driver.rpc.tls_server import CONNECTION_SECONDS, SecureServer
-from csi_driver.service.dependencies import ServiceDependencies
+from csi_driver.service.build import build_services
 from csi_driver.service.discovery import AgentEndpoint
-from csi_driver.service.fullness import Fullness
-from csi_driver.service.group_snapshots import Groups
-from csi_driver.service.lineage import Lineage
 from csi_driver.service.placement import Claim, Placement
 from csi_driver.service.pools import Pool, Pools
-from csi_driver.service.rollbacks import Rollbacks
-from csi_driver.service.snapshots import Snapshots
-from csi_driver.service.usage_scanner import UsageScanner
-from csi_driver.service.volumes import Volumes
+from support.rpc_rig import Recorder
+from support.sizes import GIB
 
 
 def write_identity(directory: Path, root: ca.KeyPair, pair: ca.KeyPair, trusted: bytes = b"") -> tls.TlsDirectory:
@@ -98,15 +92,15 @@ class AgentOnTls:
         self.seen = Recorder()
         self.backend = MemoryBackend("default", owner, size, faults=self.faults, now=now)
         self.pool = Pool(self.backend, CapacityPolicy())
-        self.context = context = ServiceDependencies(Pools(owner, [self.pool]), now=now)
-        snapshots = Snapshots(context)
-        self.fullness = Fullness(context.pools, UsageScanner(context))
+        self.services = services = build_services(Pools(owner, [self.pool]), now=now)
+        self.context = services.dependencies
+        self.fullness = services.fullness
         self.calls = Calls(self.seen)
         self.servicers = [
             Identity("csi.tidemark.dev", lambda: True, partial(plugin_manifest, identity)),
-            Controller(Volumes(context), snapshots),
-            GroupController(Groups(context)),
-            Tidemark(Rollbacks(context, snapshots), Lineage(context), self.fullness),
+            Controller(services.volumes, services.snapshots),
+            GroupController(services.group_snapshots),
+            Tidemark(services.rollbacks, services.lineage, services.fullness),
         ]
         self.port = 0
         self.connection_seconds = CONNECTION_SECONDS

@@ -11,9 +11,12 @@ import socket
 import struct
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from functools import cache
 from pathlib import Path
+
+from csi_driver.host.helper.client import HelperPool
 
 _LOADED = """
 import _socket, os, signal, struct, sys
@@ -60,7 +63,7 @@ class Forked:
 
 
 def begin(control: socket.socket) -> Forked:
-    """For `Children(begin=...)`: a fork server that is forked from one process for all tests of this one."""
+    """For `HelperPool(begin=...)`: a fork server that is forked from one process for all tests of this one."""
     orders = _loaded()
     orders.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", control.fileno()))])
     return Forked(int(orders.recv(16)))
@@ -72,7 +75,7 @@ def _loaded() -> socket.socket:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         fd = theirs.fileno()
-        root = Path(__file__).parents[1]
+        root = Path(__file__).parents[2]
         argv = [sys.executable, "-I", "-S", "-c", _LOADED, str(root), str(fd)]
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[fd])
 
@@ -85,7 +88,7 @@ def _loaded() -> socket.socket:
 
 
 def begin_as_child(control: socket.socket) -> Forked:
-    """For `Children(begin=...)` in a process of one thread that has loaded it all, and waits for whatever it leaves behind."""
+    """For `HelperPool(begin=...)` in a process of one thread that has loaded it all, and waits for whatever it leaves behind."""
     pid = os.fork()
     if not pid:
         try:
@@ -99,3 +102,14 @@ def begin_as_child(control: socket.socket) -> Forked:
         finally:
             os._exit(0)
     return Forked(pid)
+
+
+@asynccontextmanager
+async def helper_pool() -> AsyncIterator[HelperPool]:
+    """Helper processes of such a fork server."""
+    helpers = HelperPool(begin=begin)
+    await helpers.start()
+    try:
+        yield helpers
+    finally:
+        await helpers.stop()

@@ -14,6 +14,22 @@ from csi_driver.rpc.clients.cli_client import CallRefused, Client
 START_SECONDS = 30.0
 
 
+def ready(endpoint: str, process: "subprocess.Popen[bytes]", log: Path, seconds: float = START_SECONDS) -> Client:
+    """Wait until Probe says that the agent is ready."""
+    until = time.monotonic() + seconds
+    while True:
+        client = Client(endpoint)
+        try:
+            if client.probe():
+                return client
+        except CallRefused:
+            pass
+        client.close()
+        assert process.poll() is None, f"the agent ended:\n{log.read_text()[-4000:]}"
+        assert time.monotonic() < until, f"the agent is not ready:\n{log.read_text()[-4000:]}"
+        time.sleep(0.05)
+
+
 class AgentRig:
     """One agent on a pool image below `root`. `kill` is a crash; `stop` is a SIGTERM."""
 
@@ -36,19 +52,7 @@ class AgentRig:
         argv += ["--pool-mount", str(self.pool), "--reserve", "64Mi", "--overcommit", "100", "--node-name", "node1"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen([*argv, *self._options, *options], stdout=log, stderr=log)
-        client = Client(self.endpoint)
-        until = time.monotonic() + START_SECONDS
-        while time.monotonic() < until:
-            assert self.process.poll() is None, f"the agent ended:\n{self.log.read_text()[-4000:]}"
-            try:
-                if client.probe():
-                    return client
-            except CallRefused:
-                pass
-            client.close()
-            client = Client(self.endpoint)
-            time.sleep(0.05)
-        raise AssertionError(f"the agent is not ready:\n{self.log.read_text()[-4000:]}")
+        return ready(self.endpoint, self.process, self.log)
 
     def kill(self) -> None:
         """SIGKILL to the agent alone, as the kernel's out-of-memory killer would: its children are told by EOF."""
@@ -91,26 +95,3 @@ def _backing(number: int) -> str:
         return Path(f"/sys/block/loop{number}/loop/backing_file").read_text().strip()
     except OSError:
         return ""
-
-
-def fragment(path: str, extents: int) -> None:
-    """Write every second block of a file, so that it, and the image below it, have about that many extents."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        data = os.urandom(4096)
-        for index in range(extents):
-            os.pwrite(fd, data, index * 8192)
-            if index % 4096 == 4095:
-                os.fdatasync(fd)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def drop_caches_of(path: str) -> None:
-    """Have the next read of a file come from its device."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(fd)
