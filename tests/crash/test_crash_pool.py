@@ -99,10 +99,10 @@ from pathlib import Path
 from crash_scenarios import find
 from support.node_rig import Rig
 from support.pool_disk import Disk
-from csi_driver.host.children import Children
+from csi_driver.host.helper.client import HelperPool
 
 async def main():
-    children = Children()
+    children = HelperPool()
     await children.start()
     print(children.server_pid, flush=True)
     real = children.run
