@@ -1,7 +1,7 @@
-"""Before an ext4 is mounted: whether it asks for a check, the check while it runs, and what comes of it.
+"""Checks of ext4 volumes before they are mounted: when one is needed, while it runs, and its result.
 
-Whoever begins a check is always answered with Busy, however quick it may be: the message names what is kept of the volume, and a
-cluster shows it as an event of the pod. The next try goes on.
+The call that starts a check is always answered Busy, however short the check is: the message names where the old content is
+kept, and a cluster shows it as an event of the pod. The next try continues.
 """
 
 import logging
@@ -22,29 +22,29 @@ _LOG = logging.getLogger(__name__)
 
 _SECOND = 1_000_000_000
 WAY_OUT = (
-    "go back to a snapshot of it, or look at the data: snapshot it, restore that with volumeMode Block, run e2fsck or xfs_repair "
-    "on the device, snapshot the result and restore that as a file system (docs/how-to/repair.md)"
+    "roll it back to a snapshot, or repair the data: take a snapshot, restore it with volumeMode Block, run e2fsck or xfs_repair "
+    "on the device, take a snapshot of the result and restore that as a file system (docs/how-to/repair.md)"
 )
-"""What a person can do with a file system that is not mended by itself. It begins after a colon."""
+"""What a person can do about a file system that e2fsck does not repair. It follows a colon."""
 
 
 class Checks:
-    """Checks of file systems before they are mounted. The caller holds the volume's lock."""
+    """Checks file systems before they are mounted. The caller has locked the volume."""
 
     def __init__(self, context: ServiceDependencies) -> None:
         self._context = context
 
     async def ensure_not_running(self, pool: Pool, volume: Volume) -> None:
-        """Raise Busy while a check of the volume runs: what it mends is what the volume held when it began."""
+        """Raise Busy while a check of the volume runs: it works on the content from when it began."""
         check = await pool.backend.checks.found(volume)
         if check is not None and check.result == "running":
             raise self._running(pool, volume, check)
 
     async def ensure_mountable(self, pool: Pool, volume: Volume, fs_type: str) -> tuple[Volume, bool]:
-        """The volume as it may be mounted, and whether a check that has just ended made it so.
+        """Return the volume as it may be mounted, and whether a check has just ended.
 
-        Raises Busy while a check runs or is begun, NotMountable where it is known that none will mend it. XFS is never
-        checked: it replays its log when it is mounted, and refuses what it then finds wrong.
+        Raises Busy while a check runs or starts, NotMountable if it is known that no check repairs the volume. XFS is never
+        checked: it replays its log at the mount, and the kernel refuses what is then still wrong.
         """
         if fs_type != "ext4":
             return volume, False
@@ -61,53 +61,55 @@ class Checks:
         return volume, False
 
     async def start(self, pool: Pool, volume: Volume, why: str) -> NoReturn:
-        """Begin a check of a volume that is not mounted, and raise Busy. Raises InUse where its device is in use all the same."""
+        """Start a check of a volume that is not mounted, and raise Busy. Raises InUse if its device is in use anyway."""
         backend = pool.backend
         await backend.access.detach(volume)
-        # A thick one takes its space a second time, as for a rollback: what it held is kept beside what it will hold.
+        # A thick volume takes its space twice, as in a rollback: the old content is kept beside the new.
         with reserve_space(pool, "the check of a thick volume", space_needed(pool, made=volume), CHECKED):
             check = await backend.checks.begin(volume, why, self._context.now())
-        _LOG.warning("%s is checked before it is mounted, since %s", volume.id, why)
+        _LOG.warning("checking %s before it is mounted, because %s", volume.id, why)
         raise self._running(pool, volume, check)
 
     async def mark_damaged(self, pool: Pool, volume: Volume, said: str) -> NoReturn:
-        """Note that a volume cannot be mounted and no check will change that, and raise NotMountable."""
-        await pool.backend.access.detach(volume)  # first, since what it writes back makes the image another one
+        """Record that the volume cannot be mounted and no check repairs it, and raise NotMountable."""
+        await pool.backend.access.detach(volume)  # first: what it writes back changes the image's change token
         raise not_mountable(await self._note(pool, volume, said), said)
 
     async def clear_damage(self, pool: Pool, volume: Volume) -> Volume:
-        """The volume after its mount: whatever made it damaged is no longer so."""
+        """Return the volume after a successful mount: it is no longer recorded as damaged."""
         if volume.condition is None or volume.condition.state != "damaged":
             return volume
         self._context.conditions.note(volume, None)
         try:
             return await self._save(pool, replace(volume, condition=None))
-        except OutOfSpace as error:  # of another image now, the note binds nobody, and the pod has its data
-            _LOG.warning("%s is mounted, and its record still calls it damaged: %s", volume.id, error)
+        except (
+            OutOfSpace
+        ) as error:  # its change token is another one now, so the record is ignored, and the pod has its data
+            _LOG.warning("%s is mounted, but its record still says damaged: %s", volume.id, error)
             return volume
 
     async def _take_result(self, pool: Pool, volume: Volume, check: Check) -> Volume:
-        """What came of a check that has ended."""
+        """Act on the result of a check."""
         checks = pool.backend.checks
         if check.result == "running":
             raise self._running(pool, volume, check)
         self._context.observer.checked(pool.name, check.result)
         if check.result == "mended":
             await pool.backend.access.detach(volume)
-            done = replace(volume, condition=Condition("mended", self._context.now(), check.said, kept=check.kept))
-            await checks.adopt(done)
-            pool.put_volume(done)
-            self._context.conditions.note(done, None)
-            _LOG.warning("%s was checked and mended: %s", volume.id, check.said)
-            return done
+            repaired = replace(volume, condition=Condition("mended", self._context.now(), check.said, kept=check.kept))
+            await checks.adopt(repaired)
+            pool.put_volume(repaired)
+            self._context.conditions.note(repaired, None)
+            _LOG.warning("%s was checked and repaired: %s", volume.id, check.said)
+            return repaired
         if check.result == "damaged":
             volume = await self._note(pool, volume, check.said)
         await checks.drop(volume)
         if check.result == "damaged":
             raise not_mountable(volume, check.said)
         raise NotMountable(
-            f"{volume.id} is not mounted, since {check.why}, and e2fsck could not check it ({check.said}): the next try checks it "
-            f"again; if that ends the same way, {WAY_OUT}"
+            f"{volume.id} is not mounted, because {check.why}, and e2fsck failed ({check.said}): the next try checks it "
+            f"again; if that fails too, {WAY_OUT}"
         )
 
     async def _note(self, pool: Pool, volume: Volume, said: str) -> Volume:
@@ -122,8 +124,8 @@ class Checks:
         seconds = max(0, self._context.now() - check.started) // _SECOND
         until = datetime.fromtimestamp(check.started // _SECOND + KEPT_SECONDS, UTC)
         return Busy(
-            f"{volume.id} {BEING_CHECKED}, since {check.why}: e2fsck has been at work for "
-            f"{format_duration(seconds)}, and the next try goes on. What the volume held stays at "
+            f"{volume.id} {BEING_CHECKED}, because {check.why}: e2fsck has been running for "
+            f"{format_duration(seconds)}, and the next try continues. The old content is kept at "
             f"{pool.backend.identity.path}/{check.kept} until {until:%Y-%m-%d}: try again"
         )
 
@@ -134,8 +136,8 @@ class Checks:
 
 
 def not_mountable(volume: Volume, said: str) -> NotMountable:
-    """Why a volume is refused whose file system no check mends."""
+    """Return the error for a volume whose file system no check repairs."""
     return NotMountable(
-        f"{volume.id} cannot be mounted: its file system is damaged, and is not mended without a person ({said}). Nothing was "
+        f"{volume.id} cannot be mounted: its file system is damaged and cannot be repaired automatically ({said}). Nothing was "
         f"changed: {WAY_OUT}"
     )

@@ -1,4 +1,4 @@
-"""Which volumes are in trouble, as far as it is known: noted by whoever looks, told by metrics and lists."""
+"""The conditions of volumes: noted by every call that inspects one, reported by metrics and lists."""
 
 import logging
 from collections.abc import Container
@@ -10,13 +10,13 @@ _LOG = logging.getLogger(__name__)
 
 
 class Conditions:
-    """The last that is known of each volume that is not well. Read from another thread too, which takes a copy."""
+    """The last known condition of each volume in trouble. Another thread reads it too, as a copy."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[Volume, Trouble]] = {}
 
     def note(self, volume: Volume, trouble: Trouble | None) -> None:
-        """What was found of a volume just now; None: nothing is wrong with it. A change is logged, once."""
+        """Note what is wrong with a volume now; None if nothing is. A change is logged once."""
         key = str(volume.id)
         before = self._known.get(key)
         if trouble is None:
@@ -24,43 +24,43 @@ class Conditions:
             return
         self._known[key] = (volume, trouble)
         if before is None or before[1].kind != trouble.kind:
-            _LOG.error("%s (%s) is in trouble, since %s", volume.id, pvc_of(volume) or volume.name, trouble.text)
+            _LOG.error("%s (%s) is in trouble, because %s", volume.id, pvc_of(volume) or volume.name, trouble.text)
 
     def get(self, volume: Volume) -> Trouble | None:
-        """What was found of a volume at the last look; None: nothing was wrong with it."""
+        """Return what was wrong with a volume when it was last inspected; None if nothing was."""
         known = self._known.get(str(volume.id))
         return known[1] if known is not None and known[0].uid == volume.uid else None
 
     def retain_only(self, ids: Container[str]) -> None:
-        """Forget those that are none of these: they were deleted."""
+        """Forget all volumes but these: the others were deleted."""
         for key in [key for key in self._known if key not in ids]:
             self._known.pop(key, None)
 
     def all(self) -> list[tuple[Volume, Trouble]]:
-        """Every volume that is not well."""
+        """Return every volume in trouble."""
         return list(self._known.values())
 
 
 def is_damaged(said: str) -> Trouble:
-    """The trouble of a volume whose file system no check mends."""
-    return Trouble("Damaged", f"its file system is damaged and is not mended by itself ({said})", stopped=True)
+    """Return the condition of a volume whose file system no check repairs."""
+    return Trouble("Damaged", f"its file system is damaged and cannot be repaired automatically ({said})", stopped=True)
 
 
 def recorded_trouble(volume: Volume) -> Trouble | None:
-    """The trouble that a volume's record tells of: it stays while the volume cannot be mounted."""
+    """Return the condition in a volume's record: it stays while the volume cannot be mounted."""
     condition = volume.condition
     return is_damaged(condition.said) if condition is not None and condition.state == "damaged" else None
 
 
 def pvc_of(volume: Volume) -> str:
-    """The claim for which the volume was made, as NAMESPACE/NAME; empty where the sidecar did not say."""
+    """Return the PVC for which the volume was created, as NAMESPACE/NAME; empty if the sidecar did not name it."""
     labels = volume.request.labels
     name = labels.get("csi.storage.k8s.io/pvc/name", "")
     return f"{labels.get('csi.storage.k8s.io/pvc/namespace', '')}/{name}" if name else ""
 
 
 def describe_condition(volume: Volume, trouble: Trouble | None, pool_path: str) -> str:
-    """What a person is told of a volume's condition; empty where there is nothing to tell."""
+    """Describe a volume's condition for a person; empty if there is nothing to report."""
     if trouble is not None:
         return trouble.text
     condition = volume.condition
@@ -69,4 +69,4 @@ def describe_condition(volume: Volume, trouble: Trouble | None, pool_path: str) 
     if condition.state == "damaged":
         return is_damaged(condition.said).text
     at = format_instant(condition.at // 1_000_000_000)
-    return f"mended by e2fsck at {at} ({condition.said}); what it held before was kept at {pool_path}/{condition.kept} for a week"
+    return f"repaired by e2fsck at {at} ({condition.said}); the old content was kept at {pool_path}/{condition.kept} for a week"

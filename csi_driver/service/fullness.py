@@ -1,6 +1,6 @@
-"""A thin pool that has run full: noticed within seconds, told in the log and to who asks, with what deleting would free most.
+"""Thin pools that have run full: noticed within seconds, logged, and reported with the objects whose deletion frees most.
 
-The guests notice by themselves, each in its own way; nobody else would.
+Pods notice by errors of their writes; without this, nobody else would.
 """
 
 import asyncio
@@ -21,16 +21,16 @@ from csi_driver.service.usage_scanner import UsageScanner
 CHECK_SECONDS = 10.0
 """One statvfs a pool, and one stat for each thick volume."""
 REPEAT_SECONDS = 3600.0
-"""After this it is told again, as long as it lasts."""
+"""While a pool is full, it is logged again after this time."""
 SNAPSHOTS, VOLUMES = 3, 2
-"""How many of each are named: snapshots and groups first, for they are given up more easily; volumes for those that nobody needs."""
+"""How many of each are named: snapshots and groups first, since they are more often dispensable than volumes."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Freed:
-    """What deleting one object would free, in bytes, as of the last count of its extents."""
+    """What the deletion of one object frees, in bytes, by the last count of its extents."""
 
     id: str
     name: str
@@ -61,12 +61,12 @@ class FullPools(Protocol):
 
 
 def has_run_full(pool: Pool, account: CapacityReport) -> bool:
-    """Whether writes fail for want of space, or soon will: only thin volumes can meet that."""
+    """Return whether writes fail for lack of space, or soon will: only those of thin volumes can."""
     return account.full and any(not volume.thick for volume in pool.volumes.values())
 
 
 class Fullness:
-    """Looks at the pools of one agent."""
+    """Watches the pools of one agent."""
 
     def __init__(self, pools: Pools, usage_scanner: UsageScanner, clock: Callable[[], float] = time.monotonic) -> None:
         self._pools = pools
@@ -75,7 +75,7 @@ class Fullness:
         self._reported: dict[str, float] = {}
 
     async def run(self) -> None:
-        """Look again and again, until cancelled."""
+        """Check all pools repeatedly until cancelled."""
         async with asyncio.TaskGroup() as group:
             for pool in self._pools:
                 group.create_task(self._watch(pool))
@@ -84,12 +84,12 @@ class Fullness:
         while True:
             try:
                 await self.check(pool)
-            except DriverError as error:  # it is away, which is told elsewhere
-                log.debug("pool cannot be looked at", pool=pool.name, why=str(error))
+            except DriverError as error:  # unavailable, which is reported elsewhere
+                log.debug("pool check failed", pool=pool.name, why=str(error))
             await asyncio.sleep(CHECK_SECONDS)
 
     async def check(self, pool: Pool) -> bool:
-        """Look at one pool, and tell what is new. Raises Unavailable."""
+        """Check one pool and log a change; returns whether it is full. Raises Unavailable."""
         if pool.refusal is not None:
             return False
         account = pool.serving().account()
@@ -106,13 +106,13 @@ class Fullness:
                 free=human(account.space.free),
                 total=human(account.space.total),
             )
-            await self._usage_scanner.walk(pool)  # after the news: of many images it takes its time
-            found = [str(freed) for freed in self.would_free(pool)]
-            log.error("deleting one of these would free most", pool=pool.name, would_free=found)
+            await self._usage_scanner.walk(pool)  # after the first message: with many images it takes long
+            candidates = [str(freed) for freed in self.would_free(pool)]
+            log.error("deleting one of these would free most", pool=pool.name, would_free=candidates)
         return True
 
     def would_free(self, pool: Pool) -> list[Freed]:
-        """What would free most, the most first; snapshots and groups before volumes. Nothing is counted for it."""
+        """Return what frees most, the largest first; snapshots and groups before volumes. Uses the last count of extents."""
         snapshots = heapq.nlargest(SNAPSHOTS, self._snapshots(pool), key=_size)
         volumes = heapq.nlargest(VOLUMES, self._volumes(pool), key=_size)
         return [freed for freed in (*snapshots, *volumes) if freed.exclusive]

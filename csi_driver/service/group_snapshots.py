@@ -1,4 +1,4 @@
-"""Group snapshots: several volumes of one pool at one moment, all or none, deleted only together."""
+"""Group snapshots: several volumes of one pool at one moment, all or none; deleted only together."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,34 +15,34 @@ MAX_MEMBERS = 64
 
 
 class GroupSnapshots:
-    """The group controller."""
+    """Serves the calls of the CSI group controller service."""
 
     def __init__(self, context: ServiceDependencies) -> None:
         self._context = context
         self._pools = context.pools
 
     async def create(self, name: str, source_ids: Sequence[str], parameters: Mapping[str, str]) -> GroupSnapshot:
-        """Cut all volumes at one moment, or find the group that the same request made."""
+        """Take snapshots of all volumes at one moment, or return the group that the same request created."""
         check_name(name, "the group snapshot's name")
         if not source_ids:
-            raise InvalidRequest("the source volumes' ids are missing: name the volumes to cut together")
+            raise InvalidRequest("the source volumes' ids are missing: name the volumes of the group")
         if len(source_ids) > MAX_MEMBERS or len(set(source_ids)) != len(source_ids):
             raise InvalidRequest(
-                f"a group has 1 to {MAX_MEMBERS} different volumes, {len(source_ids)} ids were given: name each volume once"
+                f"a group has 1 to {MAX_MEMBERS} different volumes, the request has {len(source_ids)} ids: name each volume once"
             )
         asked, labels = split_labels(parameters, "parameters")
         refuse_parameters(asked, "group snapshots")
         digest = name_hash("group", name)
-        # Before the look-up: a group that is being deleted is no answer.
+        # Before the look-up: a group that is being deleted must not be returned.
         await self._pools.locks.ensure_not_changing(digest)
         existing = self._existing(digest, name, source_ids)
         if existing is not None:
             return existing
         pool, volumes = self._sources(source_ids)
-        cut = [v.id.hash for v in volumes]
-        made = [digest, *(name_hash("snapshot", member_name(name, str(v.id))) for v in volumes)]
-        async with self._pools.locks.hold(f"CreateVolumeGroupSnapshot {name!r}", cut, creating_or_deleting=made):
-            # Made meanwhile, by a call that this one waited for?
+        sources = [v.id.hash for v in volumes]
+        created = [digest, *(name_hash("snapshot", member_name(name, str(v.id))) for v in volumes)]
+        async with self._pools.locks.hold(f"CreateVolumeGroupSnapshot {name!r}", sources, creating_or_deleting=created):
+            # Created meanwhile, by a call that this one waited for?
             existing = self._existing(digest, name, source_ids)
             if existing is not None:
                 return existing
@@ -67,20 +67,20 @@ class GroupSnapshots:
             return group
 
     async def delete(self, group_id: str, snapshot_ids: Sequence[str]) -> None:
-        """Delete a group and its members at once; unknown is fine. `snapshot_ids` must be its members, if given."""
+        """Delete a group and its members at once; an unknown id is not an error. `snapshot_ids`: empty, or all members."""
         place = self._pools.locate(group_id)
         if place is None:
             return
         pool, digest = place
-        while not await self._deleted(pool, digest, group_id, snapshot_ids):
+        while not await self._delete_if_same(pool, digest, group_id, snapshot_ids):
             pass
 
-    async def _deleted(self, pool: Pool, digest: str, group_id: str, snapshot_ids: Sequence[str]) -> bool:
-        """Delete a group; False: it is another one than that whose members were locked, after a wait for who made it."""
+    async def _delete_if_same(self, pool: Pool, digest: str, group_id: str, snapshot_ids: Sequence[str]) -> bool:
+        """Delete the group whose members are locked; False if, after the wait for the lock, the index has another one."""
         group = pool.groups.get(digest)
         locked = [digest, *(m.id.hash for m in group.members)] if group else [digest]
         async with self._pools.locks.hold(f"DeleteVolumeGroupSnapshot of {group_id}", creating_or_deleting=locked):
-            # Not before: what is being made now is not indexed yet, and would be there after all.
+            # Under the lock: a group that is being created is not in the index yet.
             if pool.groups.get(digest) is not group:
                 return False
             if group is not None:
@@ -90,7 +90,7 @@ class GroupSnapshots:
             return True
 
     def get(self, group_id: str, snapshot_ids: Sequence[str]) -> GroupSnapshot:
-        """One group. Raises NotFound before anything else, InvalidRequest where the members given are not its own."""
+        """Return one group. Raises NotFound, then InvalidRequest if `snapshot_ids` are not its members."""
         found = self._find(group_id)
         if found is None:
             raise NotFound(f"group snapshot {group_id!r} does not exist: `tidemark tree` shows those that do")
@@ -106,15 +106,15 @@ class GroupSnapshots:
         owners = sorted({p.owner for p in map(parse, source_ids) if p is not None})
         if len(owners) > 1:
             raise Precondition(
-                f"the volumes lie on different nodes ({', '.join(owners)}) and cannot be cut together: "
-                "make one group for each node"
+                f"the volumes are on different nodes ({', '.join(owners)}) and cannot be in one group snapshot: "
+                "create one group for each node"
             )
         found = [self._pools.volume(source_id) for source_id in sorted(source_ids)]
         names = sorted({pool.name for pool, _ in found})
         if len(names) > 1:
             raise Precondition(
-                f"the volumes lie in different pools ({', '.join(names)}) and cannot be cut together: "
-                "make one group for each pool"
+                f"the volumes are in different pools ({', '.join(names)}) and cannot be in one group snapshot: "
+                "create one group for each pool"
             )
         return found[0][0], [volume for _, volume in found]
 
@@ -125,7 +125,7 @@ class GroupSnapshots:
                 continue
             pool.serving()
             if group.name != name:
-                raise Damaged(f"{group.id} holds the name {group.name!r}, not {name!r}: report this")
+                raise Damaged(f"{group.id} has the name {group.name!r}, not {name!r}: report this")
             if group.source_ids != tuple(sorted(source_ids)):
                 raise AlreadyExists(
                     f"group snapshot {name!r} exists as {group.id}, of {', '.join(group.source_ids)}: use another name"
@@ -146,5 +146,5 @@ def _check_members(group: GroupSnapshot, snapshot_ids: Sequence[str]) -> None:
     members = {str(m.id) for m in group.members}
     if snapshot_ids and set(snapshot_ids) != members:
         raise InvalidRequest(
-            f"group snapshot {group.id} has the members {', '.join(sorted(members))}, not those given: name all or none"
+            f"group snapshot {group.id} has the members {', '.join(sorted(members))}, not the requested ones: name all or none"
         )

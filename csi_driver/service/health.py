@@ -1,7 +1,7 @@
-"""The slow walk over all volumes that finds those in trouble, for whom nobody else asks, and throws away what was kept long enough.
+"""Scans all volumes for trouble that no call reports, and deletes content that checks kept for long enough.
 
-A kubelet asks for the figures of each published volume about once a minute, and what is wrong is found there too; but not of
-volumes that are only staged, nor where there is no kubelet.
+A kubelet asks for the statistics of each published volume about once a minute, which reports its condition too; but not for
+volumes that are only staged, nor on a machine without a kubelet.
 """
 
 import asyncio
@@ -13,19 +13,19 @@ from csi_driver.service.dependencies import ServiceDependencies
 from csi_driver.service.pools import Pool
 
 SCAN_INTERVAL = 300.0
-"""Between the end of one walk and the next: a look at a volume in use takes a process or two."""
+"""Seconds between the end of one scan and the next: a volume in use takes a helper process or two."""
 MIN_PAUSE = 0.02
-"""Between two volumes."""
+"""Seconds between two volumes."""
 
 
 class HealthScanner:
-    """Walks all volumes of all pools again and again."""
+    """Scans all volumes of all pools repeatedly."""
 
     def __init__(self, context: ServiceDependencies) -> None:
         self._context = context
 
     async def run(self) -> None:
-        """Walk until cancelled."""
+        """Scan until cancelled."""
         while True:
             for pool in self._context.pools:
                 if pool.refusal is None:
@@ -33,13 +33,13 @@ class HealthScanner:
             await asyncio.sleep(SCAN_INTERVAL)
 
     async def scan(self, pool: Pool, pause: float = MIN_PAUSE) -> None:
-        """Walk one pool once. What cannot be looked at now is left as it was known."""
+        """Scan one pool once. A volume that cannot be inspected now keeps its last known condition."""
         conditions = self._context.conditions
         for digest, volume in list(pool.volumes.items()):
             with suppress(DriverError):
                 trouble = await pool.backend.access.trouble(volume)
-                if (now := pool.volumes.get(digest)) is not None:
-                    conditions.note(now, recorded_trouble(now) or trouble)
+                if (current := pool.volumes.get(digest)) is not None:
+                    conditions.note(current, recorded_trouble(current) or trouble)
             await asyncio.sleep(pause)
         conditions.retain_only({str(volume.id) for each in self._context.pools for volume in each.volumes.values()})
         with suppress(DriverError):

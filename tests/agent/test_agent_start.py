@@ -238,7 +238,7 @@ def test_every_option_is_a_variable_too(disks: Any, launch: Any, tmp_path: Path)
         volume = client.create_volume("v", SizeRange(16 * MIB), [BLOCK]).id
         assert volume.startswith("node-env:fast:")
         client.create_snapshot(volume, "one")
-        with pytest.raises(CallRefused, match="the cap is 1"):
+        with pytest.raises(CallRefused, match="the limit is 1"):
             client.create_snapshot(volume, "two")
         assert scrape(port)["tidemark_pool_volumes", (("pool", "fast"),)] == 1
     assert ended(process) == 0

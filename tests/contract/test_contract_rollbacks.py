@@ -257,7 +257,7 @@ async def test_a_hold_lapses(world: World) -> None:
     with pytest.raises(InUse):
         await world.stage(v)
     world.clock.forward(60)
-    with pytest.raises(Precondition, match="lapsed"):
+    with pytest.raises(Precondition, match="expired"):
         await world.roll_back(v, s, "r", "me", safety="")
     await world.stage(v)
     await world.unstage(v)
@@ -294,7 +294,7 @@ async def test_a_clock_that_is_set_back_makes_no_lapsed_hold_stand_again(world: 
     await world.write(v, piece(0, "b"))
     world.clock.offset -= 60
     assert world.clock() < first.expires
-    with pytest.raises(Precondition, match="lapsed"):
+    with pytest.raises(Precondition, match="expired"):
         await world.roll_back(v, s, "r", "me", safety=str(mine.id))
     assert await world.read(v) == filled("b")
     assert (await world.hold(v, "me")).since > first.since, "another hold, and not the one that was unbroken"

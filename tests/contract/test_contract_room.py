@@ -35,7 +35,7 @@ async def test_a_thin_copy_of_a_thick_volume_is_not_begun_without_room_for_its_s
     v = await world.volume("v", LARGE, provisioning="thick")
     await world.write(v, piece(0, "a"))
     leave(world, LARGE // 2)
-    needs = r"copy of a thick volume must set aside \d+ bytes \([^;]+; the larger of .*\), .* delete something first"
+    needs = r"clone of a thick volume must set aside \d+ bytes \([^;]+; the larger of .*\), .* delete something first"
     with pytest.raises(OutOfSpace, match=needs):
         await world.volume("copy", 0, source=v)
     assert world.volumes.list() == ([world.now(v)], "")

@@ -171,9 +171,9 @@ async def test_the_cap(world: World) -> None:
     world.pool.policy = CapacityPolicy(reserve=0, max_snapshots=3)
     made = [await world.snapshot(f"s{i}", v) for i in range(2)]
     g = await world.group("g", v, w)
-    with pytest.raises(Precondition, match="cap is 3"):
+    with pytest.raises(Precondition, match="limit is 3"):
         await world.snapshot("s3", v)
-    with pytest.raises(Precondition, match="cap is 3"):
+    with pytest.raises(Precondition, match="limit is 3"):
         await world.group("g2", w, v)
     assert await world.snapshot("s0", v) == made[0], "what exists is still answered"
     await world.snapshot("w1", w)

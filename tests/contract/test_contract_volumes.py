@@ -460,5 +460,5 @@ async def test_a_copy_is_no_answer_once_its_source_was_made_again(world: World, 
     assert await world.volume("copy", 0, source=source) == copy
     again = await make()
     assert again.id == source.id
-    with pytest.raises(AlreadyExists, match="made again"):
+    with pytest.raises(AlreadyExists, match="created again"):
         await world.volume("copy", 0, source=again)

@@ -72,7 +72,7 @@ async def test_blank_but_written_is_refused_and_untouched(rig: Rig) -> None:
     write_at(rig.image(volume), 12 * MIB, b"\0" * 4096)
     before = rig.image(volume).read_bytes()
     for _ in range(2):
-        with pytest.raises(Precondition, match=r"never formatted .* holds data: it is not formatted"):
+        with pytest.raises(Precondition, match=r"never formatted .* has data: it is not formatted"):
             await rig.stage(volume)
     assert rig.image(volume).read_bytes() == before
     assert formats_of(rig, volume) == "blank"
@@ -222,9 +222,9 @@ async def test_a_raw_volume_that_its_user_formatted_is_mounted(rig: Rig) -> None
 async def test_written_as_a_block_device_and_then_mounted(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, fs_type: str, mkfs: tuple[str, ...]
 ) -> None:
-    """As a backup is restored: a volume made for block access is written, and a new PersistentVolume of its handle mounts it."""
+    """As a backup is restored: a volume created for block access is written, and a new PersistentVolume of its handle mounts it."""
     volume = await rig.volume("v", "block", 320 * MIB)
-    with pytest.raises(Precondition, match=r"made for block access, not for mount"):
+    with pytest.raises(Precondition, match=r"created for block access, not for mount"):
         await rig.stage(volume, mounted(""))  # nobody has written it yet, and it was not made to be formatted
     assert formats_of(rig, volume) == "blank"
     await rig.stage(volume)
@@ -266,7 +266,7 @@ async def test_a_block_copy_that_its_user_formatted_anew_is_restored_as_what_it_
         rig.pool.put_volume(old)
     snapshot = await rig.snapshot("of the copy", rig.now(copy))
     assert snapshot.format == ("raw" if recorded == "now" else "ext4")
-    with pytest.raises(InvalidRequest, match=r"holds xfs, ext4 was asked for"):
+    with pytest.raises(InvalidRequest, match=r"has xfs, ext4 was requested"):
         await rig.volume("as-ext4", source=snapshot, capabilities=(mounted("ext4"),))
     with pytest.raises(InvalidRequest, match=r"'data' is not allowed with xfs"):
         await rig.volume("with-a-flag", source=snapshot, capabilities=(mounted("", "data=ordered"),))
@@ -284,14 +284,14 @@ async def test_a_block_copy_that_its_user_formatted_anew_is_restored_as_what_it_
 
 async def test_what_is_no_file_system_is_said_and_not_mounted(rig: Rig) -> None:
     volume = await rig.volume("v", "block", 16 * MIB)
-    for offset, magic, named in ((0, b"\0" * 8, "nothing that is known"), (536, b"LVM2 001", "LVM2_member")):
+    for offset, magic, named in ((0, b"\0" * 8, "no known content"), (536, b"LVM2 001", "LVM2_member")):
         await rig.stage(volume)
         device = rig.device(volume)
         assert device is not None
         write_at(device.path, offset, magic)
         await rig.unstage(volume)
         before = rig.image(volume).read_bytes()
-        with pytest.raises(Precondition, match=f"holds {named}, no file system that could be mounted"):
+        with pytest.raises(Precondition, match=f"has {named}, not a file system that can be mounted"):
             await rig.stage(volume, mounted(""))
         assert rig.image(volume).read_bytes() == before
         assert formats_of(rig, volume) == "raw"

@@ -34,7 +34,7 @@ async def test_the_second_publish(rig: Rig, mode: AccessMode, second: type[Excep
     if second is None:
         await rig.publish(volume, "b", how)
     else:
-        with pytest.raises(second, match=r"allows one place only"):
+        with pytest.raises(second, match=r"allows one path only"):
             await rig.publish(volume, "b", how)
         assert not os.path.lexists(rig.target(volume, "b"))
 
@@ -114,7 +114,7 @@ async def test_what_the_kubelet_binds_of_a_publish_is_no_second_place(rig: Rig, 
         mounts.bind(target, own, False)
     try:
         await rig.publish(volume, "a", how)
-        with pytest.raises(Precondition, match="allows one place only"):
+        with pytest.raises(Precondition, match="allows one path only"):
             await rig.publish(volume, "b", how)
     finally:
         mounts.umount(own)

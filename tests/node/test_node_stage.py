@@ -142,7 +142,7 @@ async def test_a_mount_stage_is_not_published_as_a_block_device(rig: Rig) -> Non
 
 async def test_access_that_the_volume_was_not_made_for(rig: Rig) -> None:
     volume = await rig.volume("v")
-    with pytest.raises(Precondition, match=r"made for mount access, not for block"):
+    with pytest.raises(Precondition, match=r"created for mount access, not for block"):
         await rig.stage(volume, block())
     assert rig.devices() == []
 

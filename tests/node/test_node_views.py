@@ -49,7 +49,7 @@ async def test_one_mount_that_is_seen_twice_is_one_use(rig: Rig, where: str, acc
     assert use.paths == (staged, target)
     assert [len(place) for place in use.places] == [2, 2]
     assert {path for place in use.places for path in place} >= {staged, target, str(other / "pod")}
-    with pytest.raises(Precondition, match=r"is published at \S+pod and access mode .* allows one place only"):
+    with pytest.raises(Precondition, match=r"is published at \S+pod and access mode .* allows one path only"):
         await publish(str(own / "another"))
     with pytest.raises(Precondition, match=r"still published at \S+pod: unpublish"):
         await rig.nodes.unstage(name, staging)

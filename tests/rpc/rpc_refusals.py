@@ -402,7 +402,7 @@ MATRIX: list[Refusal] = [
             volume_id=GONE, snapshot_id="s", name="n", skip_safety_snapshot=True, safety_snapshot_id="x", holder="h"
         ),
         CODE.INVALID_ARGUMENT,
-        "declined",
+        "skips a safety snapshot",
     ),
     ("tidemark", "GetTree", T.GetTreeRequest(pool="nowhere"), CODE.NOT_FOUND, "nowhere"),
     ("tidemark", "GetTree", T.GetTreeRequest(volume_id=GONE), CODE.NOT_FOUND, GONE),

@@ -83,7 +83,7 @@ async def test_refusals_keep_their_meaning(cluster: Cluster, disks: AgentDisks) 
     with pytest.raises(InvalidRequest, match="create a new volume from it instead"):
         await disks.roll_back(Wanted(made, foreign, "r", "me"))
     await disks.release(made, "me")
-    with pytest.raises(Precondition, match="has lapsed"):
+    with pytest.raises(Precondition, match="has expired"):
         await disks.roll_back(Wanted(made, own, "r", "me"))
     agent = cluster.agents["n-1"]
     agent.context.pools.locks.patience = 0.0

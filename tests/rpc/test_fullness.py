@@ -26,7 +26,7 @@ async def test_full_pools_of_a_cluster(cluster: Cluster, monkeypatch: pytest.Mon
     os.close(fd)
     monkeypatch.setattr(agent.backend, "space", lambda: Space(64 * GIB, MIB))
     assert (await port.full())["n-1"] == [FullPool("n-1", "default", 64 * GIB, MIB)], "not counted yet"
-    await agent.fullness.look(agent.pool)
+    await agent.fullness.check(agent.pool)
     assert await port.full() == {
         "n-1": [FullPool("n-1", "default", 64 * GIB, MIB, ("volume v (1 MiB)",))],
         "n-10": [],

@@ -181,7 +181,7 @@ async def test_rollback(rig: Rig) -> None:
     await refused_unchanged(rig, rig.tidemark.Rollback(changed), CODE.ALREADY_EXISTS, "once")
     stranger = await rig.volume("stranger")
     foreign = T.RollbackRequest(volume_id=stranger.volume_id, snapshot_id=shot.snapshot_id, name="n")
-    await refused_unchanged(rig, rig.tidemark.Rollback(foreign), CODE.INVALID_ARGUMENT, "own only")
+    await refused_unchanged(rig, rig.tidemark.Rollback(foreign), CODE.INVALID_ARGUMENT, "own snapshots only")
     declined = await rig.tidemark.Rollback(
         T.RollbackRequest(
             volume_id=made.volume_id, snapshot_id=shot.snapshot_id, name="twice", skip_safety_snapshot=True
