@@ -41,7 +41,7 @@ TEST_STAMP := $(VENV)/.tidemark-test
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check format bench soak image gen clean always system-run system-test system-image \
+.PHONY: help demo test check words format bench soak image gen clean always system-run system-test system-image \
     cluster-up cluster-down test-cluster system-cluster test-all test-beside-builds test-tools test-side-by-side \
     test-alone scenarios
 
@@ -106,6 +106,9 @@ check: $(TEST_STAMP) ## Looks at the code without running it: format, lint, type
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+words: $(TEST_STAMP) ## Refuses retired words in code, docs and charts (docs/glossary.md)
+	$(BIN)/python tests/tools/words.py $(ARGS)
 
 format: $(TEST_STAMP) ## Formats the code, and mends what the linter can mend by itself
 	$(BIN)/ruff check --fix-only .
