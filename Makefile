@@ -50,7 +50,7 @@ help: ## Shows this list
 	@echo
 	@sed -n 's/^#   /  /p' Makefile
 
-demo: system-run $(RUN_STAMP) ## Shows disks, their snapshots and the way back, on this machine, in a pool of its own
+demo: system-run $(RUN_STAMP) ## Shows disks, snapshots, clones and rollback on this machine, in a pool of its own
 	@$(BIN)/tidemark demo $(ARGS)
 
 ifneq ($(ARGS),)
@@ -101,7 +101,7 @@ cluster-up: system-cluster $(TEST_STAMP) ## Brings up that cluster here, Tidemar
 cluster-down: ## Removes the cluster, and all that it had on this machine
 	@$(RIG) down
 
-check: $(TEST_STAMP) ## Looks at the code without running it: format, lint, types, layers
+check: $(TEST_STAMP) ## Checks the code without running it: format, lint, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
