@@ -106,7 +106,7 @@ def test_the_words_that_were_ours_alone_are_refused(text: str, write: str) -> No
         "Leave room for a listing of 40 lines, and trouble is near.",
         "kubelet mounts the volume; the instant clone; a figure with two digits",
         "tidemark_children_written_off{} and tidemark_mirror_age_seconds",
-        "Are there any more snapshots?",
+        "Are there any more snapshots? A node may not have any more volumes.",
     ],
 )
 def test_plain_english_passes(text: str) -> None:
