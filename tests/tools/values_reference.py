@@ -28,8 +28,8 @@ _STEP = 2
 
 HEAD = """# Values of the chart
 
-Set them with `--set`, or in a file that `--values` names. What is not in this list is refused by its name, so that a slip of the
-pen is not taken for a wish. Made from charts/tidemark/values.yaml by tests/tools/values_reference.py.
+Set them with `--set`, or in a file that `--values` names. Any other value is refused by its name, so that a typing
+error has no silent effect. Made from charts/tidemark/values.yaml by tests/tools/values_reference.py.
 """
 
 
