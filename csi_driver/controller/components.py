@@ -13,7 +13,7 @@ from csi_driver.rpc.clients.pool_fullness import AgentFullness
 
 def orphaned_volumes(context: ControllerContext) -> Component:
     """Reports volumes that no PersistentVolume names."""
-    volumes = context.mirrors.of(PVS, keep=keep_volume)
+    volumes = context.informers.for_kind(PVS, transform=keep_volume)
     tell = context.telemetry.orphans.set
     return Orphans(AgentInventory(context.agents), volumes, context.ours.driver, context.events, tell)
 

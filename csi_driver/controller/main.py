@@ -56,7 +56,7 @@ class Controller:
         from csi_driver.controller.supervisor import run_all
         from csi_driver.kube.client import Api
         from csi_driver.kube.events import Events
-        from csi_driver.kube.informers import Mirrors
+        from csi_driver.kube.informers import InformerFactory
         from csi_driver.operator.agents.discovery import ClusterDiscovery
         from csi_driver.operator.agents.pvc_placement import PvcPlacementStore
         from csi_driver.rpc import tls
@@ -75,11 +75,11 @@ class Controller:
             self.health = Health(settings.metrics_address, self.check, self.telemetry.text)
             await self.health.start()
             self._ends.append(self.health.stop)
-        mirrors = Mirrors(api)
-        self._ends.append(mirrors.stop)
-        self.telemetry.watch_ages(mirrors.ages)
+        informers = InformerFactory(api)
+        self._ends.append(informers.stop)
+        self.telemetry.watch_ages(informers.ages)
         ours = Installation(settings.namespace, settings.release, settings.driver_name)
-        self._discovery = ClusterDiscovery(mirrors, ours)
+        self._discovery = ClusterDiscovery(informers, ours)
         self._identity = tls.TlsDirectory(Path(settings.certificates))
         agents = AgentChannels(self._discovery, self._identity)
         self._ends.append(agents.close)
@@ -97,7 +97,7 @@ class Controller:
         self._ends.append(lambda: server.stop(DRAIN_SECONDS))
         events = Events(api, settings.release, settings.pod_name)
         context = self.context = ControllerContext(
-            settings, ours, api, mirrors, events, self._discovery, agents, self.telemetry
+            settings, ours, api, informers, events, self._discovery, agents, self.telemetry
         )
         self._parts = asyncio.create_task(run_all(context))
         log.info("serving", endpoint=settings.endpoint, namespace=settings.namespace, release=settings.release)

@@ -27,7 +27,7 @@ def webhook(context: ControllerContext) -> Component:
     settings = context.settings
     if settings.webhook_address is None:
         return DisabledComponent()
-    nodes = context.mirrors.of(NODES, keep=keep_node)
+    nodes = context.informers.for_kind(NODES, transform=keep_node)
 
     def name_of(owner: str) -> str | None:
         node = node_for_owner(nodes, owner)
@@ -40,13 +40,13 @@ def webhook(context: ControllerContext) -> Component:
 
 def reconciler(context: ControllerContext) -> Component:
     """Leads claims that the webhook missed, and tells why a pod cannot follow."""
-    of = context.mirrors.of
+    for_kind = context.informers.for_kind
     copies = Informers(
-        claims=of(PVCS, keep=keep_claim),
-        pods=of(PODS, fields="spec.nodeName=", keep=trim_unscheduled_pod),
-        nodes=of(NODES, keep=keep_node),
-        volumes=of(PVS, keep=keep_volume),
-        classes=of(STORAGE_CLASSES),
+        claims=for_kind(PVCS, transform=keep_claim),
+        pods=for_kind(PODS, fields="spec.nodeName=", transform=trim_unscheduled_pod),
+        nodes=for_kind(NODES, transform=keep_node),
+        volumes=for_kind(PVS, transform=keep_volume),
+        classes=for_kind(STORAGE_CLASSES),
     )
     return TopologyController(
         context.api, copies, AgentRooms(context.agents), context.events, context.settings.driver_name

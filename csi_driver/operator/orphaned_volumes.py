@@ -49,7 +49,7 @@ def same_name_pvs(volume_ids: Iterable[str], volumes: Iterable[Object]) -> dict[
 
 
 class Orphans:
-    """Looks every five minutes. `volumes` mirrors PersistentVolumes as keep_volume makes them; `tell` gets the count.
+    """Looks every five minutes. `volumes` is the informer of PersistentVolumes, trimmed by keep_volume; `tell` gets the count.
 
     How long a volume is nobody's is counted from when this controller first saw it, so another leader begins anew.
     """

@@ -10,7 +10,7 @@ from fake_api import FakeApi, Object
 from pin_rig import DRIVER, Objects
 
 from csi_driver.domain.errors import Unavailable
-from csi_driver.kube.informers import Mirrors
+from csi_driver.kube.informers import InformerFactory
 from csi_driver.kube.resources import NODES, PODS, PVCS, PVS, STORAGE_CLASSES
 from csi_driver.operator.agents.discovery import keep_node, keep_volume
 from csi_driver.operator.topology.controller import Informers, TopologyController, keep_claim, trim_unscheduled_pod
@@ -47,14 +47,14 @@ class Leading(Objects):
 
     async def begin(self) -> None:
         api = await self.fake.connect()
-        self.mirrors = Mirrors(api)
-        of = self.mirrors.of
+        self.informers = InformerFactory(api)
+        for_kind = self.informers.for_kind
         self.copies = Informers(
-            of(PVCS, keep=keep_claim),
-            of(PODS, fields="spec.nodeName=", keep=trim_unscheduled_pod),
-            of(NODES, keep=keep_node),
-            of(PVS, keep=keep_volume),
-            of(STORAGE_CLASSES),
+            for_kind(PVCS, transform=keep_claim),
+            for_kind(PODS, fields="spec.nodeName=", transform=trim_unscheduled_pod),
+            for_kind(NODES, transform=keep_node),
+            for_kind(PVS, transform=keep_volume),
+            for_kind(STORAGE_CLASSES),
         )
         self.pins = TopologyController(
             api, self.copies, self._agents, self, DRIVER, lambda: self.time, lambda: self.now
@@ -69,21 +69,21 @@ class Leading(Objects):
         """Let the copies follow, and look once, `seconds` later."""
         self.time += seconds
         async with asyncio.timeout(60):
-            for mirror in (
+            for informer in (
                 self.copies.claims,
                 self.copies.pods,
                 self.copies.nodes,
                 self.copies.volumes,
                 self.copies.classes,
             ):
-                await mirror.wait_synced()
-                while not self._followed(mirror):
+                await informer.wait_synced()
+                while not self._followed(informer):
                     await asyncio.sleep(0.005)
         await self.pins.look()
 
-    def _followed(self, mirror: object) -> bool:
-        have = {one["metadata"]["uid"]: one["metadata"]["resourceVersion"] for one in mirror.all()}  # type: ignore[attr-defined]
-        kind = mirror.kind  # type: ignore[attr-defined]
+    def _followed(self, informer: object) -> bool:
+        have = {one["metadata"]["uid"]: one["metadata"]["resourceVersion"] for one in informer.all()}  # type: ignore[attr-defined]
+        kind = informer.kind  # type: ignore[attr-defined]
         there = [obj for obj in self.fake.all(kind) if kind != PODS or not obj["spec"].get("nodeName")]
         return have == {obj["metadata"]["uid"]: obj["metadata"]["resourceVersion"] for obj in there}
 

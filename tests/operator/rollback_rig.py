@@ -251,12 +251,12 @@ class World:
 @asynccontextmanager
 async def reconciling(world: World) -> AsyncIterator[RollbackController]:
     """The reconciler, and a snapshotter that looks all the time."""
-    mirror = Informer(world.api, ROLLBACKS)
-    mirror.start()
+    informer = Informer(world.api, ROLLBACKS)
+    informer.start()
     made = RollbackController(
         world.api,
         AgentDisks(world.cluster.channels),
-        mirror,
+        informer,
         Events(world.api, "tidemark"),
         "csi.tidemark.dev",
         world.now,
@@ -275,7 +275,7 @@ async def reconciling(world: World) -> AsyncIterator[RollbackController]:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-        await mirror.stop()
+        await informer.stop()
 
 
 async def until(what: Callable[[], object]) -> None:

@@ -18,7 +18,7 @@ async def leading(fake: FakeApi) -> AsyncIterator[Leading]:
     made = Leading(fake)
     await made.begin()
     yield made
-    await made.mirrors.stop()
+    await made.informers.stop()
 
 
 async def test_a_claim_that_the_webhook_missed_is_led(leading: Leading) -> None:

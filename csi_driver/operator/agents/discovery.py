@@ -1,4 +1,4 @@
-"""Where the agents of a Kubernetes cluster are, from mirrors of its nodes, the agents' pods and our PersistentVolumes."""
+"""Where the agents of a Kubernetes cluster are, from informers of its nodes, the agents' pods and our PersistentVolumes."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from csi_driver.domain.ids import owner_of_node
 from csi_driver.domain.routing import TOPOLOGY_KEY, owner_of
 from csi_driver.kube.client import Object
-from csi_driver.kube.informers import Mirrors
+from csi_driver.kube.informers import InformerFactory
 from csi_driver.kube.resources import CONFIG_MAPS, NODES, PODS, PVS
 from csi_driver.operator.installation import AGENT_LABELS, Installation
 from csi_driver.service.discovery import AgentEndpoint
@@ -88,18 +88,18 @@ def owner_in(volume: Object, ours: Installation) -> str | None:
 class ClusterDiscovery:
     """Answers from memory. See service.discovery.Discovery."""
 
-    def __init__(self, mirrors: Mirrors, ours: Installation) -> None:
+    def __init__(self, informers: InformerFactory, ours: Installation) -> None:
         self._ours = ours
-        self._pods = mirrors.of(PODS, ours.namespace, labels=AGENT_LABELS, keep=keep_pod)
-        self._nodes = mirrors.of(NODES, keep=keep_node)
-        self._volumes = mirrors.of(PVS, keep=keep_volume)
-        self._forgotten = mirrors.of(CONFIG_MAPS, ours.namespace, fields=f"metadata.name={ours.forgotten}")
+        self._pods = informers.for_kind(PODS, ours.namespace, labels=AGENT_LABELS, transform=keep_pod)
+        self._nodes = informers.for_kind(NODES, transform=keep_node)
+        self._volumes = informers.for_kind(PVS, transform=keep_volume)
+        self._forgotten = informers.for_kind(CONFIG_MAPS, ours.namespace, fields=f"metadata.name={ours.forgotten}")
         self._sources = (self._pods, self._nodes, self._volumes, self._forgotten)
         self._read: Cluster | None = None
         self._owners: list[str] = []
         self._owned: Counter[str] = Counter()
-        for mirror in (self._pods, self._nodes, self._forgotten):
-            mirror.subscribe(self._changed)
+        for informer in (self._pods, self._nodes, self._forgotten):
+            informer.subscribe(self._changed)
         self._volumes.subscribe(self._counted)
 
     def place(self, owner: str) -> AgentEndpoint | None:
@@ -117,7 +117,7 @@ class ClusterDiscovery:
 
     def unread(self) -> list[str]:
         """The kinds that were not read once yet."""
-        return [str(mirror.kind) for mirror in self._sources if not mirror.synced]
+        return [str(informer.kind) for informer in self._sources if not informer.has_synced]
 
     def forgotten(self, owner: str) -> bool:
         """See Discovery."""

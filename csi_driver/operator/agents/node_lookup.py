@@ -6,7 +6,7 @@ from csi_driver.kube.informer import Informer
 
 
 def node_for_owner(nodes: Informer, owner: str) -> Object | None:
-    """The node that is an owner, as the mirror keeps it: by its label, or by its name where it has none yet."""
+    """The node that is an owner, as the informer keeps it: by its label, or by its name where it has none yet."""
     named = None
     for node in nodes.all():
         if node["labelled"] == owner:

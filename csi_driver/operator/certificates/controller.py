@@ -17,7 +17,7 @@ from csi_driver.domain.errors import AlreadyExists, DriverError, NotFound, Unava
 from csi_driver.kube.client import Api, Object
 from csi_driver.kube.errors import Conflict
 from csi_driver.kube.resources import MUTATING_WEBHOOKS, SECRETS
-from csi_driver.kube.tls_secret import HOLDS
+from csi_driver.kube.tls_secret import LOADED_PREFIX
 from csi_driver.operator.certificates import ca as authority
 from csi_driver.operator.certificates import ca_secret as secrets
 from csi_driver.operator.certificates import rotation
@@ -242,7 +242,7 @@ class Certificates:
         obj = found.issued[names]
         assert obj is not None
         # What was told of the content until now is told of nothing any more.
-        told = {key: None for key in obj["metadata"].get("annotations") or {} if key.startswith(HOLDS)}
+        told = {key: None for key in obj["metadata"].get("annotations") or {} if key.startswith(LOADED_PREFIX)}
         metadata = {"resourceVersion": obj["metadata"]["resourceVersion"], "annotations": told}
         await self._api.patch(
             SECRETS, self._wanted[names].secret, {"metadata": metadata, "data": data}, self._namespace

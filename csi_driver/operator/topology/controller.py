@@ -13,7 +13,7 @@ from csi_driver.domain.routing import owner_of
 from csi_driver.kube.client import Api, Object
 from csi_driver.kube.errors import Conflict
 from csi_driver.kube.informer import Informer
-from csi_driver.kube.quantity import whole
+from csi_driver.kube.quantity import parse_quantity
 from csi_driver.kube.resources import PVCS, STORAGE_CLASSES, Kind
 from csi_driver.operator.agents.node_lookup import node_for_owner
 from csi_driver.operator.certificates.controller import EventRecorder
@@ -63,7 +63,7 @@ class _ClaimState:
 
 @dataclass(frozen=True, slots=True)
 class Informers:
-    """Mirrors of what is looked at: claims and pods without a node as below, nodes and volumes as discovery keeps them."""
+    """Informers of what is looked at: claims and pods without a node as below, nodes and volumes as discovery keeps them."""
 
     claims: Informer
     pods: Informer
@@ -101,8 +101,8 @@ class TopologyController:
     async def run(self) -> None:
         """Until cancelled."""
         copies = self._copies
-        for mirror in (copies.claims, copies.pods, copies.nodes, copies.volumes, copies.classes):
-            await mirror.wait_synced()
+        for informer in (copies.claims, copies.pods, copies.nodes, copies.volumes, copies.classes):
+            await informer.wait_synced()
         while True:
             await self.look()
             await asyncio.sleep(LOOK_SECONDS)
@@ -141,7 +141,7 @@ class TopologyController:
             owner=spot.owner,
             site=self._site(spot.owner),
             selected=(claim["metadata"].get("annotations") or {}).get(SELECTED_NODE),
-            wanted=whole(((spec.get("resources") or {}).get("requests") or {}).get("storage")) or 0,
+            wanted=parse_quantity(((spec.get("resources") or {}).get("requests") or {}).get("storage")) or 0,
             room=None,
         )
         verdict = decide(waiting, known.tries, self._clock())
