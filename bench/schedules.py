@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from support.fake_api import FakeApi
+from support.started import start_all
 
 from csi_driver.domain.timestamps import format_instant
 from csi_driver.kube.client import Api
 from csi_driver.kube.events import Events
-from csi_driver.kube.informer import Informer, start_all
+from csi_driver.kube.informer import Informer
 from csi_driver.kube.resources import PVCS, PVS, SCHEDULES, SNAPSHOT_CONTENTS, SNAPSHOTS
 from csi_driver.operator.schedule.cache import TRIMMERS
 from csi_driver.operator.schedule.naming import (
@@ -158,18 +159,18 @@ class _Nobody:
 async def _reconcile(config: str) -> list[dict[str, object]]:
     """CPU seconds of this process: to list everything, to reconcile each schedule first, and again."""
     api = await Api.connect(config)
-    mirrors = {kind: Informer(api, kind, keep=keep) for kind, keep in TRIMMERS.items()}
+    informers = {kind: Informer(api, kind, transform=keep) for kind, keep in TRIMMERS.items()}
     began = time.process_time()
-    await start_all(mirrors.values())
-    reconciler = ScheduleReconciler(api, mirrors, Events(api, "bench"), DRIVER, _Nobody())
+    await start_all(informers.values())
+    reconciler = ScheduleReconciler(api, informers, Events(api, "bench"), DRIVER, _Nobody())
     rows: list[dict[str, object]] = [{"what": "all lists", "cpu_seconds": time.process_time() - began}]
     for what in ("the first reconciliation of each schedule", "another of each"):
         began = time.process_time()
-        for key in [*map(_key, mirrors[SCHEDULES].all())]:
+        for key in [*map(_key, informers[SCHEDULES].all())]:
             await reconciler.plan_and_execute(key)
         rows.append({"what": what, "cpu_seconds": time.process_time() - began})
-    for mirror in mirrors.values():
-        await mirror.stop()
+    for informer in informers.values():
+        await informer.stop()
     await api.close()
     return [{**row, "cpu_seconds": round(row["cpu_seconds"], 2)} for row in rows]  # type: ignore[call-overload]
 

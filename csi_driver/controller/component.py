@@ -8,7 +8,7 @@ from csi_driver.controller.metrics import ControllerMetrics
 from csi_driver.controller.settings import ControllerSettings
 from csi_driver.kube.client import Api
 from csi_driver.kube.events import Events
-from csi_driver.kube.informers import Mirrors
+from csi_driver.kube.informers import InformerFactory
 from csi_driver.operator.installation import Installation
 from csi_driver.rpc.clients.agent_channels import AgentChannels
 from csi_driver.service.discovery import Discovery
@@ -29,7 +29,7 @@ class ControllerContext:
     settings: ControllerSettings
     installation: Installation
     api: Api
-    mirrors: Mirrors
+    informers: InformerFactory
     events: Events
     discovery: Discovery
     agents: AgentChannels

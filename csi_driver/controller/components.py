@@ -13,7 +13,7 @@ from csi_driver.rpc.clients.pool_fullness import AgentFullness
 
 def orphaned_volumes(context: ControllerContext) -> Component:
     """Return what reports volumes without a PersistentVolume."""
-    pvs = context.mirrors.of(PVS, keep=trim_pv)
+    pvs = context.informers.for_kind(PVS, transform=trim_pv)
     inventory, set_count = AgentInventory(context.agents), context.metrics.orphans.set
     return OrphanedVolumes(inventory, pvs, context.installation.driver, context.events, set_count)
 

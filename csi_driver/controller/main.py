@@ -56,7 +56,7 @@ class Controller:
         from csi_driver.controller.supervisor import run_all
         from csi_driver.kube.client import Api
         from csi_driver.kube.events import Events
-        from csi_driver.kube.informers import Mirrors
+        from csi_driver.kube.informers import InformerFactory
         from csi_driver.operator.agents.discovery import ClusterDiscovery
         from csi_driver.operator.agents.pvc_placement import PvcPlacementStore
         from csi_driver.rpc import tls
@@ -78,11 +78,11 @@ class Controller:
             self._ends.append(self.probes.stop)
             heartbeat = asyncio.create_task(health.run())
             self._ends.append(heartbeat.cancel)
-        mirrors = Mirrors(api)
-        self._ends.append(mirrors.stop)
-        self.metrics.watch_ages(mirrors.ages)
+        informers = InformerFactory(api)
+        self._ends.append(informers.stop)
+        self.metrics.watch_ages(informers.ages)
         installation = Installation(settings.namespace, settings.release, settings.driver_name)
-        self._discovery = ClusterDiscovery(mirrors, installation)
+        self._discovery = ClusterDiscovery(informers, installation)
         self._identity = tls.TlsDirectory(Path(settings.certificates))
         agents = AgentChannels(self._discovery, self._identity)
         self._ends.append(agents.close)
@@ -100,7 +100,7 @@ class Controller:
         self._ends.append(lambda: server.stop(DRAIN_SECONDS))
         events = Events(api, settings.release, settings.pod_name)
         context = self.context = ControllerContext(
-            settings, installation, api, mirrors, events, self._discovery, agents, self.metrics
+            settings, installation, api, informers, events, self._discovery, agents, self.metrics
         )
         self._parts = asyncio.create_task(run_all(context))
         log.info("serving", endpoint=settings.endpoint, namespace=settings.namespace, release=settings.release)

@@ -27,7 +27,7 @@ class _Reconciler:
         """Reconcile as soon as the cluster knows VolumeRollbacks. Until cancelled."""
         context = self._context
         await _until_served(context)
-        informer = context.mirrors.of(ROLLBACKS)
+        informer = context.informers.for_kind(ROLLBACKS)
         rollbacks = RollbackController(
             context.api, AgentDisks(context.agents), informer, context.events, context.installation.driver
         )
@@ -41,7 +41,7 @@ class _Reconciler:
 
 
 async def _until_served(context: ControllerContext) -> None:
-    """Wait until the cluster knows the kind; before, its mirror would only fail."""
+    """Wait until the cluster knows the kind; before, its informer would only fail."""
     while True:
         try:
             if await context.api.served(ROLLBACKS.group, ROLLBACKS.version, ROLLBACKS.plural):

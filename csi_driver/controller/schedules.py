@@ -34,10 +34,10 @@ class _Reconciler:
         await until_served(context.api)
         optional = {kind for kind in OPTIONAL if await readable(context.api, kind)}
         kinds = [kind for kind in TRIMMERS if kind not in OPTIONAL or kind in optional]
-        mirrors = {kind: context.mirrors.of(kind, keep=TRIMMERS[kind]) for kind in kinds}
+        informers = {kind: context.informers.for_kind(kind, transform=TRIMMERS[kind]) for kind in kinds}
         figures = Figures(context.metrics)
         controller = ScheduleController(
-            context.api, mirrors, context.events, settings.driver_name, figures, settings.snapshots_in_flight
+            context.api, informers, context.events, settings.driver_name, figures, settings.snapshots_in_flight
         )
         try:
             await controller.run()

@@ -27,7 +27,7 @@ def webhook(context: ControllerContext) -> Component:
     settings = context.settings
     if settings.webhook_address is None:
         return DisabledComponent()
-    nodes = context.mirrors.of(NODES, keep=trim_node)
+    nodes = context.informers.for_kind(NODES, transform=trim_node)
 
     def node_of(owner: str) -> str | None:
         node = node_for_owner(nodes, owner)
@@ -40,13 +40,13 @@ def webhook(context: ControllerContext) -> Component:
 
 def reconciler(context: ControllerContext) -> Component:
     """Return the controller of PVCs that the webhook has missed, and of events for unschedulable pods."""
-    of = context.mirrors.of
+    for_kind = context.informers.for_kind
     informers = Informers(
-        pvcs=of(PVCS, keep=trim_pvc),
-        pods=of(PODS, fields="spec.nodeName=", keep=trim_unscheduled_pod),
-        nodes=of(NODES, keep=trim_node),
-        pvs=of(PVS, keep=trim_pv),
-        storage_classes=of(STORAGE_CLASSES),
+        pvcs=for_kind(PVCS, transform=trim_pvc),
+        pods=for_kind(PODS, fields="spec.nodeName=", transform=trim_unscheduled_pod),
+        nodes=for_kind(NODES, transform=trim_node),
+        pvs=for_kind(PVS, transform=trim_pv),
+        storage_classes=for_kind(STORAGE_CLASSES),
     )
     return TopologyController(
         context.api, informers, AgentRooms(context.agents), context.events, context.settings.driver_name

@@ -1,6 +1,6 @@
-"""The HTTPS endpoint that the API server asks about claims: AdmissionReview in, AdmissionReview out.
+"""The HTTPS endpoint of the admission webhook for PVCs: AdmissionReview in, AdmissionReview out.
 
-It cannot stand in anybody's way: whatever goes wrong, the claim is admitted as it is.
+It blocks nobody: if anything fails, the PVC is admitted unchanged.
 """
 
 import asyncio
@@ -17,25 +17,25 @@ from csi_driver.domain.errors import DriverError, Precondition
 from csi_driver.kube.client import Object
 
 ANSWER_SECONDS = 1.5
-"""For one claim: the API server waits for two."""
+"""For one PVC: the API server waits for two."""
 
-LOOK_SECONDS = 5.0
-"""Between two looks whether the certificate has changed."""
+POLL_SECONDS = 5.0
+"""Between two checks whether the certificate has changed."""
 
-FIRST_SECONDS = 0.2
-"""The same while there is none yet."""
+FIRST_POLL_SECONDS = 0.2
+"""As POLL_SECONDS, until there is a certificate."""
 
 MOST_BYTES = 4 << 20
-"""Of one review: more than the API takes for an object."""
+"""Of one review: more than the API accepts for an object."""
 
 Annotate = Callable[[Object], Awaitable[Mapping[str, str]]]
-"""Given a claim that is about to be made: annotations that it is to have besides."""
+"""Returns the annotations to add to a PVC that is about to be created."""
 
 log = structlog.get_logger()
 
 
 class Webhook:
-    """Serves /pin on `address` with the certificate in a directory, and follows its changes without a break."""
+    """Serves /pin on `address` with the certificate in a directory, and reloads it without a break."""
 
     def __init__(self, address: tuple[str, int], certificates: Path, annotate: Annotate) -> None:
         self._host, self.port = address
@@ -45,7 +45,7 @@ class Webhook:
         self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
 
     async def run(self) -> None:
-        """Serve from the moment on when there is a certificate, until cancelled. Raises Precondition."""
+        """Serve as soon as there is a certificate, until cancelled. Raises Precondition."""
         app = web.Application(client_max_size=MOST_BYTES)
         app.add_routes([web.post("/pin", self._review)])
         runner = web.AppRunner(app, access_log=None)
@@ -55,70 +55,70 @@ class Webhook:
                 if self._load() and not runner.addresses:
                     await web.TCPSite(runner, self._host, self.port, ssl_context=self._tls).start()
                     self.port = runner.addresses[0][1]
-                    log.info("claims are looked at", port=self.port)
-                await asyncio.sleep(LOOK_SECONDS if self._loaded is not None else FIRST_SECONDS)
+                    log.info("admission webhook listening", port=self.port)
+                await asyncio.sleep(POLL_SECONDS if self._loaded is not None else FIRST_POLL_SECONDS)
         except OSError as error:
             raise Precondition(
-                f"--webhook-address {self._host}:{self.port} cannot be served ({error.strerror}): choose another, or "
-                "leave it out"
+                f"--webhook-address {self._host}:{self.port}: cannot listen ({error.strerror}); choose another, or "
+                "omit it"
             ) from error
         finally:
             await runner.cleanup()
 
     def _load(self) -> bool:
-        """Take a changed certificate into use, for new connections; False as long as there is none."""
+        """Load a changed certificate, for new connections; False while there is none."""
         link = self._directory / "..data"
         directory = link.resolve() if link.is_symlink() else self._directory
         try:
-            found = (directory / "tls.crt").read_bytes(), (directory / "tls.key").read_bytes()
-            if found != self._loaded:
-                # On one that nobody uses first: what does not fit together must not replace what does.
+            pair = (directory / "tls.crt").read_bytes(), (directory / "tls.key").read_bytes()
+            if pair != self._loaded:
+                # First into a context that is not in use: a mismatched pair must not replace a good one.
                 for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self._tls):
                     context.load_cert_chain(directory / "tls.crt", directory / "tls.key", password="")
-                self._loaded = found
+                self._loaded = pair
         except (OSError, ValueError) as error:  # an SSLError is an OSError
             if self._loaded is not None:
-                log.error("the webhook's certificate is not replaced", why=str(error))
+                log.error("load webhook certificate failed", why=str(error))
         return self._loaded is not None
 
     async def _review(self, request: web.Request) -> web.Response:
         try:
             review = await request.json()
-            uid, claim = review["request"]["uid"], review["request"]["object"]
-            # A claim that is about to be made need not say its namespace.
-            claim["metadata"].setdefault("namespace", review["request"].get("namespace") or "default")
+            uid, pvc = review["request"]["uid"], review["request"]["object"]
+            # A PVC that is about to be created may lack its namespace.
+            pvc["metadata"].setdefault("namespace", review["request"].get("namespace") or "default")
         except (ValueError, KeyError, TypeError, AttributeError):
-            return web.Response(status=400, text="not an AdmissionReview of a claim\n")
+            return web.Response(status=400, text="not an AdmissionReview of a PVC\n")
         response: Object = {"uid": uid, "allowed": True}
-        if notes := await self._notes(claim):
+        if annotations := await self._annotations(pvc):
             response |= {
                 "patchType": "JSONPatch",
-                "patch": b64encode(json.dumps(patch(claim, notes)).encode()).decode(),
+                "patch": b64encode(json.dumps(patch(pvc, annotations)).encode()).decode(),
             }
         return web.json_response({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response})
 
-    async def _notes(self, claim: Object) -> Mapping[str, str]:
-        metadata = claim["metadata"]
+    async def _annotations(self, pvc: Object) -> Mapping[str, str]:
+        metadata = pvc["metadata"]
         name = metadata.get("name") or metadata.get("generateName")
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                notes = await self._annotate(claim)
+                annotations = await self._annotate(pvc)
         except (DriverError, TimeoutError) as error:
-            why = str(error) or f"not told within {ANSWER_SECONDS} s"
-            log.warning("claim is admitted as it is", namespace=metadata["namespace"], claim=name, why=why)
+            why = str(error) or f"no answer within {ANSWER_SECONDS} s"
+            log.warning("PVC admitted unchanged", namespace=metadata["namespace"], pvc=name, why=why)
             return {}
         except Exception:
-            log.exception("claim is admitted as it is", namespace=metadata["namespace"], claim=name)
+            log.exception("PVC admitted unchanged", namespace=metadata["namespace"], pvc=name)
             return {}
-        if notes:
-            log.info("claim is pinned", namespace=metadata["namespace"], claim=name, notes=dict(notes))
-        return notes
+        if annotations:
+            log.info("PVC annotated", namespace=metadata["namespace"], pvc=name, annotations=dict(annotations))
+        return annotations
 
 
-def patch(claim: Object, notes: Mapping[str, str]) -> list[Object]:
-    """The JSON patch (RFC 6902) that adds annotations."""
-    if not claim["metadata"].get("annotations"):
-        return [{"op": "add", "path": "/metadata/annotations", "value": dict(notes)}]
+def patch(pvc: Object, annotations: Mapping[str, str]) -> list[Object]:
+    """Return the JSON patch (RFC 6902) that adds annotations."""
+    if not pvc["metadata"].get("annotations"):
+        return [{"op": "add", "path": "/metadata/annotations", "value": dict(annotations)}]
     path = "/metadata/annotations/"
-    keys = {key: key.replace("~", "~0").replace("/", "~1") for key in notes}
-    return [{"op": "add", "path": path + keys[key], "value": value} for key, value in notes.items()]
+    keys = {key: key.replace("~", "~0").replace("/", "~1") for key in annotations}
+    return [{"op": "add", "path": path + keys[key], "value": value} for key, value in annotations.items()]

@@ -1,6 +1,6 @@
 """The Kubernetes API as JSON over HTTP. Configuration, credentials and transport are the official client's.
 
-Its generated models are not used: a thousand claims as models weigh several times what they weigh as dictionaries, and
+The generated models are not used: a thousand PVCs as models weigh several times what they weigh as dictionaries, and
 a watch of them is decoded for fields that nobody reads (docs/adr/0004).
 """
 
@@ -24,27 +24,27 @@ from csi_driver.kube.errors import ApiRejected, Conflict, ResourceVersionExpired
 from csi_driver.kube.resources import Kind
 
 Object = dict[str, Any]
-"""One document of the API. Never changed in place by whoever got it from a mirror."""
+"""One document of the API. Do not change one in place that came from an informer."""
 
 Objects = list[Object]
 
 REQUEST_SECONDS = 15.0
-"""For one answer. An API server that needs longer is overloaded, and everything here is repeated anyway."""
+"""For one response. An API server that needs longer is overloaded, and every call is repeated anyway."""
 
 PAGE = 500
 """Objects of one page of a list: the size that the API's own clients use."""
 
 QUIET_SECONDS = 90.0
-"""For which a watch may be silent: the API server ends each before that."""
+"""How long a watch may be silent: the API server ends each before that."""
 
 USER_AGENT = f"tidemark/{__version__}"
-"""Who asks, in an audit log."""
+"""The client, in an audit log."""
 
 MERGE_PATCH = "application/merge-patch+json"
 
 
 class Api:
-    """One connection pool to one API server. Every call raises Unavailable where no answer came or a later one may."""
+    """One connection pool to one API server. Every call raises Unavailable if no response came, or a later one may succeed."""
 
     def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration
@@ -53,10 +53,10 @@ class Api:
 
     @classmethod
     async def connect(cls, kubeconfig: str = "", proxy: str = "") -> "Api":
-        """With the pod's own account, or with a kubeconfig file. Raises Precondition where there is neither.
+        """Connect with the pod's own account, or with a kubeconfig file. Raises Precondition if there is neither.
 
-        Nothing is sent to that yet. `proxy`: the URL of one to go through, instead of the kubeconfig's `proxy-url`; the
-        environment's are not looked at.
+        Nothing is sent yet. `proxy`: the URL of a proxy, instead of the kubeconfig's `proxy-url`; those of the environment are
+        ignored.
         """
         configuration = Configuration()
         try:
@@ -65,32 +65,34 @@ class Api:
             else:
                 load_incluster_config(configuration)
         except (ConfigException, OSError) as error:
-            where = kubeconfig or "the pod's service account"
-            raise Precondition(f"{where} does not lead to a Kubernetes API: {error}; give --kubeconfig FILE") from error
+            source = kubeconfig or "the pod's service account"
+            raise Precondition(
+                f"cannot connect to a Kubernetes API with {source}: {error}; use --kubeconfig FILE"
+            ) from error
         if proxy:
             configuration.proxy = proxy
         return cls(configuration)
 
     async def close(self) -> None:
-        """Drop all connections; running calls fail."""
+        """Close all connections; running calls fail."""
         await self._rest.close()
 
     async def get(self, kind: Kind, name: str, namespace: str = "") -> Object | None:
-        """One object as it is now, or None."""
+        """Return one object as it is now, or None."""
         try:
             return await self._call("GET", kind.path(namespace, name))
         except NotFound:
             return None
 
     async def list(self, kind: Kind, namespace: str = "", labels: str = "", fields: str = "") -> Objects:
-        """All objects as they are now; `labels` and `fields` are selectors as kubectl takes them."""
-        found: Objects = []
+        """Return all objects as they are now; `labels` and `fields` are selectors as kubectl takes them."""
+        objects: Objects = []
         async for items, _ in self.pages(kind, namespace, labels, fields):
-            found.extend(items)
-        return found
+            objects.extend(items)
+        return objects
 
     async def list_served(self, kind: Kind, namespace: str = "", labels: str = "") -> Objects:
-        """The same; none where the cluster does not know the kind, because its definition is not installed."""
+        """As `list`; none if the cluster does not serve the kind, because its CRD is not installed."""
         try:
             return await self.list(kind, namespace, labels)
         except NotFound:
@@ -99,12 +101,12 @@ class Api:
     async def pages(
         self, kind: Kind, namespace: str = "", labels: str = "", fields: str = ""
     ) -> AsyncIterator[tuple[Objects, str]]:
-        """The pages of a list, and with each the version that the whole list shows. Raises Gone in the middle."""
+        """Yield the pages of a list, each with the version of the whole list. May raise ResourceVersionExpired in the middle."""
         token = ""
         while True:
             query = {"limit": str(PAGE), "continue": token, "labelSelector": labels, "fieldSelector": fields}
             answer = await self._call("GET", kind.path(namespace), query)
-            # The items of a list of a built-in kind do not say what they are.
+            # The items of a list of a built-in kind lack apiVersion and kind.
             title = str(answer.get("kind", "")).removesuffix("List")
             items: Objects = answer.get("items") or []
             for item in items:
@@ -117,18 +119,18 @@ class Api:
                 return
 
     async def create(self, kind: Kind, body: Object, namespace: str = "") -> Object:
-        """Make an object; raises AlreadyExists. `namespace` may be left to the body's metadata."""
+        """Create an object; raises AlreadyExists. `namespace` defaults to that in the body's metadata."""
         namespace = namespace or (body.get("metadata") or {}).get("namespace", "")
         return await self._call("POST", kind.path(namespace), body={"apiVersion": kind.api_version, **body})
 
     async def replace(self, kind: Kind, body: Object, subresource: str = "") -> Object:
-        """Write a whole object, as it was read and changed since. Raises Conflict, NotFound."""
+        """Replace a whole object that was read and then changed. Raises Conflict, NotFound."""
         metadata = body["metadata"]
         path = kind.path(metadata.get("namespace", ""), metadata["name"], subresource)
         return await self._call("PUT", path, body={"apiVersion": kind.api_version, **body})
 
     async def patch(self, kind: Kind, name: str, body: Object, namespace: str = "", subresource: str = "") -> Object:
-        """Change what `body` names and leave the rest (JSON merge patch: null removes, a list is replaced whole).
+        """Change the fields in `body` and leave the rest (JSON merge patch: null removes, a list is replaced).
 
         With metadata.resourceVersion in it, only that version is changed. Raises Conflict, NotFound.
         """
@@ -137,11 +139,11 @@ class Api:
     async def delete(
         self, kind: Kind, name: str, namespace: str = "", uid: str = "", resource_version: str = ""
     ) -> bool:
-        """Ask for removal; finalizers may delay it. False: it was not there. Raises Conflict where it is another one."""
-        wanted = {"uid": uid, "resourceVersion": resource_version}
+        """Delete an object; finalizers may delay it. False: it did not exist. Raises Conflict if it has another UID or version."""
+        preconditions = {"uid": uid, "resourceVersion": resource_version}
         options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
         if uid or resource_version:
-            options["preconditions"] = {key: value for key, value in wanted.items() if value}
+            options["preconditions"] = {key: value for key, value in preconditions.items() if value}
         try:
             await self._call("DELETE", kind.path(namespace, name), body=options)
         except NotFound:
@@ -149,7 +151,7 @@ class Api:
         return True
 
     async def served(self, group: str, version: str, plural: str) -> bool:
-        """Whether the cluster knows such a kind at all: custom ones may not be installed."""
+        """Whether the cluster serves such a kind: the CRD of a custom one may not be installed."""
         root = f"/apis/{group}/{version}" if group else f"/api/{version}"
         try:
             answer = await self._call("GET", root)
@@ -167,10 +169,10 @@ class Api:
         seconds: float = 60,
         quiet: float = QUIET_SECONDS,
     ) -> AsyncGenerator[tuple[str, Object], None]:
-        """Changes after `version`: ADDED, MODIFIED, DELETED with the object, BOOKMARK with a newer version.
+        """Yield changes after `version`: ADDED, MODIFIED, DELETED with the object, BOOKMARK with a newer version.
 
-        Ends after about `seconds`. Raises Gone where the version is too old, Unavailable where the connection ends in
-        the middle, or where nothing at all was heard for `quiet` seconds.
+        Ends after about `seconds`. Raises ResourceVersionExpired if the version is too old, Unavailable if the connection ends
+        in the middle, or if nothing at all came for `quiet` seconds.
         """
         query = {
             "watch": "true",
@@ -184,15 +186,15 @@ class Api:
         response = await self._send("GET", kind.path(namespace), query, timeout=timeout)
         try:
             if response.status >= 400:
-                raise _refusal(response.status, await response.read(), kind.path(namespace))
+                raise _error_of(response.status, await response.read(), kind.path(namespace))
             while line := await response.content.readline():
                 event = json.loads(line)
                 if event["type"] == "ERROR":
                     status = event["object"]
-                    raise _refusal(int(status.get("code") or 500), json.dumps(status).encode(), kind.path(namespace))
+                    raise _error_of(int(status.get("code") or 500), json.dumps(status).encode(), kind.path(namespace))
                 yield event["type"], event["object"]
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError) as error:
-            raise Unavailable(f"the watch of {kind} ended: {_words(error)}") from error
+            raise Unavailable(f"watch of {kind} ended: {_describe(error)}") from error
         finally:
             response.close()
 
@@ -212,10 +214,10 @@ class Api:
             finally:
                 response.release()
             if response.status >= 400:
-                raise _refusal(response.status, data, path)
+                raise _error_of(response.status, data, path)
             answer: Object = json.loads(data)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise Unavailable(f"the Kubernetes API gave no answer to {method} {path}: {_words(error)}") from error
+            raise Unavailable(f"the Kubernetes API did not answer {method} {path}: {_describe(error)}") from error
         return answer
 
     async def _send(
@@ -227,22 +229,22 @@ class Api:
         content: str = "application/json",
         timeout: aiohttp.ClientTimeout | None = None,
     ) -> aiohttp.ClientResponse:
-        # Asked each time: the client reads a pod's token again before it expires.
+        # Called each time: the client reads a pod's token again before it expires.
         auth = await self._configuration.auth_settings()
         headers = {setting["key"]: str(setting["value"]) for setting in auth.values() if setting.get("in") == "header"}
         headers |= {"Accept": "application/json", "Content-Type": content, "User-Agent": USER_AGENT}
-        wanted = urlencode({key: value for key, value in query.items() if value})
-        url = f"{self._host}{path}" + (f"?{wanted}" if wanted else "")
+        query_string = urlencode({key: value for key, value in query.items() if value})
+        url = f"{self._host}{path}" + (f"?{query_string}" if query_string else "")
         try:
             answer = await self._rest.request(method, url, headers=headers, body=body, _request_timeout=timeout)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unavailable(f"the Kubernetes API cannot be reached for {method} {path}: {_words(error)}") from error
+            raise Unavailable(f"cannot reach the Kubernetes API for {method} {path}: {_describe(error)}") from error
         response: aiohttp.ClientResponse = answer.response
         return response
 
 
 class _Rest(RESTClientObject):  # type: ignore[misc]  # the client's modules are not followed, see pyproject.toml
-    """The client's transport, over sockets that notice a peer whose power went away, and through no proxy of the environment."""
+    """The client's transport, over sockets that notice a peer that lost its power, and without the environment's proxies."""
 
     def _create_pool_manager(self) -> aiohttp.ClientSession:
         # The client's own has trust_env: a pod's HTTPS_PROXY takes the API's calls then, whatever networks NO_PROXY lists, and
@@ -255,10 +257,10 @@ class _Rest(RESTClientObject):  # type: ignore[misc]  # the client's modules are
 
 
 class _Issuer(OpenIDRequestor):  # type: ignore[misc]  # as above
-    """Where the client renews the token of an `auth-provider` oidc, through no proxy of the environment either.
+    """The client's renewal of the token of an `auth-provider` oidc, without the environment's proxies either.
 
-    Its session has trust_env, and cannot be told otherwise. The variables are hidden for this request, not while all of
-    a kubeconfig is loaded: the program that another one calls for a token (`exec`) is not ours, and may need them.
+    Its session has trust_env, and that cannot be changed. The variables are hidden for this request, not while all of
+    a kubeconfig is loaded: the program that a kubeconfig calls for a token (`exec`) is not ours, and may need them.
     """
 
     async def refresh_token(self, refresh_token: str) -> Any:
@@ -272,16 +274,16 @@ kube_config.OpenIDRequestor = _Issuer  # where the client looks for it
 
 def _socket(address: Any) -> socket.socket:
     family, kind, protocol, _, _ = address
-    made = socket.socket(family, kind, protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock = socket.socket(family, kind, protocol)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 25_000)):
         if hasattr(socket, option):
-            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-    return made
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    return sock
 
 
-def _refusal(status: int, data: bytes, path: str) -> Exception:
-    """The error that an answer means, with the API's own words."""
+def _error_of(status: int, data: bytes, path: str) -> Exception:
+    """Return the error of a response, with the API's own message."""
     try:
         answer = json.loads(data)
         message, reason = str(answer.get("message", "")), str(answer.get("reason", ""))
@@ -295,18 +297,18 @@ def _refusal(status: int, data: bytes, path: str) -> Exception:
     if status == 410:
         return ResourceVersionExpired(message)
     if status in {408, 429} or status >= 500:
-        return Unavailable(f"the Kubernetes API does not serve {path} now: {message}")
+        return Unavailable(f"the Kubernetes API cannot serve {path} now: {message}")
     if status == 401:
-        return Unavailable(f"the Kubernetes API does not know this account now: {message}")
+        return Unavailable(f"the Kubernetes API does not accept this account now: {message}")
     return ApiRejected(message, status)
 
 
-def _words(error: BaseException) -> str:
-    return str(error) or ("nothing was heard in time" if isinstance(error, TimeoutError) else type(error).__name__)
+def _describe(error: BaseException) -> str:
+    return str(error) or ("timed out" if isinstance(error, TimeoutError) else type(error).__name__)
 
 
 def default_kubeconfig() -> str:
-    """The file that kubectl would use, or nothing where there is none."""
-    named = os.environ.get("KUBECONFIG", "")
+    """Return the kubeconfig that kubectl would use; empty if there is none."""
+    configured = os.environ.get("KUBECONFIG", "")
     home = os.path.expanduser("~/.kube/config")
-    return named or (home if os.path.exists(home) else "")
+    return configured or (home if os.path.exists(home) else "")

@@ -1,4 +1,4 @@
-"""The kinds of objects that the controller reads and writes, as paths of the API. Documents stay plain dictionaries."""
+"""The kinds of objects that the controller reads and writes, as paths of the API. Objects stay plain dictionaries."""
 
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -15,11 +15,11 @@ class Kind:
 
     @property
     def api_version(self) -> str:
-        """What a document of this kind says in `apiVersion`."""
+        """The `apiVersion` of objects of this kind."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
-        """The path of one object, or of the collection where `name` is empty; of all namespaces without one."""
+        """Return the path of one object, or of the collection if `name` is empty; of all namespaces without one."""
         root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
         parts = [root]
         if self.namespaced and namespace:

@@ -1,18 +1,18 @@
-"""Label selectors as the API writes them, applied to labels that are at hand."""
+"""Label selectors of the API, matched here."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
-    """Whether a LabelSelector matches; the empty one matches everything, an operator that is not known nothing."""
-    wanted = selector.get("matchLabels") or {}
-    if any(labels.get(key) != value for key, value in wanted.items()):
+    """Whether a LabelSelector matches; an empty one matches everything, an unknown operator nothing."""
+    required = selector.get("matchLabels") or {}
+    if any(labels.get(key) != value for key, value in required.items()):
         return False
-    return all(_holds(expression, labels) for expression in selector.get("matchExpressions") or [])
+    return all(_matches(expression, labels) for expression in selector.get("matchExpressions") or [])
 
 
-def _holds(expression: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+def _matches(expression: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
     key, values = expression.get("key", ""), expression.get("values") or []
     match expression.get("operator"):
         case "In":

@@ -104,17 +104,17 @@ class Scene:
         leader = LeaderElector(api, self.namespace, "operator", name, lease=6, renew=4, retry=0.5)
 
         async def lead() -> None:
-            mirrors = {kind: Informer(api, kind, keep=keep) for kind, keep in TRIMMERS.items()}
-            for mirror in mirrors.values():
-                mirror.start()
+            informers = {kind: Informer(api, kind, transform=keep) for kind, keep in TRIMMERS.items()}
+            for informer in informers.values():
+                informer.start()
             try:
                 events = Events(api, "test", name)
                 await ScheduleController(
-                    api, mirrors, events, DRIVER, self.observer, 1, PERIOD, lambda: time.time() + self.ahead
+                    api, informers, events, DRIVER, self.observer, 1, PERIOD, lambda: time.time() + self.ahead
                 ).run()
             finally:
-                for mirror in mirrors.values():
-                    await mirror.stop()
+                for informer in informers.values():
+                    await informer.stop()
 
         async def life() -> None:
             try:

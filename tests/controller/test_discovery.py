@@ -13,7 +13,7 @@ from support.fake_api import Call, FakeApi, Fault
 from csi_driver.domain.errors import NotFound, Precondition
 from csi_driver.domain.ids import owner_of_node
 from csi_driver.kube.client import Api
-from csi_driver.kube.informers import Mirrors
+from csi_driver.kube.informers import InformerFactory
 from csi_driver.kube.resources import CONFIG_MAPS, NODES, PODS, PVS
 from csi_driver.operator.agents import decommissioned_nodes
 from csi_driver.operator.agents.discovery import ClusterDiscovery
@@ -32,9 +32,9 @@ async def api(fake: FakeApi) -> Api:
 
 @pytest.fixture
 async def discovery(api: Api) -> AsyncIterator[ClusterDiscovery]:
-    mirrors = Mirrors(api)
-    yield ClusterDiscovery(mirrors, OURS)
-    await mirrors.stop()
+    informers = InformerFactory(api)
+    yield ClusterDiscovery(informers, OURS)
+    await informers.stop()
 
 
 async def known(discovery: ClusterDiscovery) -> ClusterDiscovery:
@@ -157,15 +157,15 @@ async def test_before_all_is_read_nobody_is_taken_for_given_up(fake: FakeApi, ap
             raise Fault(503, "ServiceUnavailable", "try again")
 
     fake.hooks.append(pods_are_slow)
-    mirrors = Mirrors(api)
-    discovery = ClusterDiscovery(mirrors, OURS)
+    informers = InformerFactory(api)
+    discovery = ClusterDiscovery(informers, OURS)
     try:
         async with asyncio.timeout(60):
             while discovery.unread() != [str(PODS)]:
                 await asyncio.sleep(0.005)
         assert not discovery.forgotten("n")
     finally:
-        await mirrors.stop()
+        await informers.stop()
 
 
 async def test_what_lives_is_not_forgotten_unless_forced(fake: FakeApi, api: Api) -> None:

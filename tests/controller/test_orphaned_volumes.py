@@ -9,11 +9,12 @@ import sys
 from controller_rig import DRIVER, ControllerRig, until_ready, volume
 from support.fake_api import FakeApi
 from support.rpc_rig import create_volume, places
+from support.started import start_all
 
 from csi_driver._pb import csi_pb2 as C
 from csi_driver.domain.ids import name_hash
 from csi_driver.kube.events import Events
-from csi_driver.kube.informer import Informer, start_all
+from csi_driver.kube.informer import Informer
 from csi_driver.kube.resources import EVENTS, NODES, PVS
 from csi_driver.operator import orphaned_volumes
 from csi_driver.operator.agents.discovery import trim_pv
@@ -67,12 +68,12 @@ async def test_orphans_of_a_cluster(rig: ControllerRig, fake: FakeApi) -> None:
     rig.persist("static", made["pvc-4"])
     fake.put(PVS, volume("pvc-3", made["pvc-3"], driver="other.example"))
     api = await fake.connect()
-    mirror = Informer(api, PVS, keep=trim_pv)
-    await start_all([mirror])
+    informer = Informer(api, PVS, transform=trim_pv)
+    await start_all([informer])
     now = [0.0]
     told: list[int] = []
     inventory = AgentInventory(rig.controller.context.agents)
-    orphans = OrphanedVolumes(inventory, mirror, DRIVER, Events(api, "tidemark"), told.append, lambda: now[0])
+    orphans = OrphanedVolumes(inventory, informer, DRIVER, Events(api, "tidemark"), told.append, lambda: now[0])
     assert await orphans.reconcile() == []
     now[0] = GRACE_SECONDS - 1
     assert await orphans.reconcile() == []
@@ -93,7 +94,7 @@ async def test_orphans_of_a_cluster(rig: ControllerRig, fake: FakeApi) -> None:
     async with asyncio.timeout(60):
         while await orphans.reconcile():
             await asyncio.sleep(0.01)
-    await mirror.stop()
+    await informer.stop()
 
 
 async def test_the_leader_looks(rig: ControllerRig) -> None:

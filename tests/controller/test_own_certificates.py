@@ -17,7 +17,7 @@ from support.topology_objects import NS, Objects, claim
 from test_controller import http, until_ready
 
 from csi_driver.kube.resources import MUTATING_WEBHOOKS, PODS, SECRETS
-from csi_driver.kube.tls_secret import HOLDS, TlsSecretFiles
+from csi_driver.kube.tls_secret import LOADED_PREFIX, TlsSecretFiles
 from csi_driver.operator.installation import SELECTED_NODE
 from csi_driver.rpc import tls
 
@@ -96,4 +96,4 @@ async def pinned(fake: FakeApi, port: int) -> str:
 def told(fake: FakeApi) -> dict[str, str]:
     found = fake.get(SECRETS, "tidemark-controller-tls", NAMESPACE)
     notes = (found or {"metadata": {}})["metadata"].get("annotations", {})
-    return {key: value for key, value in notes.items() if key.startswith(HOLDS)}
+    return {key: value for key, value in notes.items() if key.startswith(LOADED_PREFIX)}

@@ -202,7 +202,7 @@ def test_its_controller_runs_as_nobody(node: Node, words: tuple[str, ...]) -> No
         assert "--agent-secret" in said
     else:
         assert run.returncode == 1, said
-        assert "/nowhere does not lead to a Kubernetes API" in said
+        assert "cannot connect to a Kubernetes API with /nowhere" in said
 
 
 def test_the_demo_runs_in_it(node: Node) -> None:

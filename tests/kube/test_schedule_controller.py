@@ -32,8 +32,8 @@ async def running(
 ) -> AsyncIterator[None]:
     operator = await world.operator()
     api = await world.fake.connect()
-    schedules = ScheduleController(api, operator.mirrors, Events(api, "t"), DRIVER, counts, limit, 1, now)
-    before = [len(informer._subscribers) for informer in operator.mirrors.values()]
+    schedules = ScheduleController(api, operator.informers, Events(api, "t"), DRIVER, counts, limit, 1, now)
+    before = [len(informer._handlers) for informer in operator.informers.values()]
     task = asyncio.create_task(schedules.run())
     try:
         async with asyncio.timeout(60):
@@ -43,7 +43,7 @@ async def running(
         with suppress(asyncio.CancelledError):
             await task
     assert schedules._reconciler is None
-    after = [len(informer._subscribers) for informer in operator.mirrors.values()]
+    after = [len(informer._handlers) for informer in operator.informers.values()]
     assert after == before, "the next leader has handlers of its own"
 
 

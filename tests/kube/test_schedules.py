@@ -194,7 +194,7 @@ async def test_a_copy_that_lags_costs_no_snapshots(world: World, operator: Opera
     world.schedule(deleteWithClaim=True)
     await hours(world, operator, 13, 14)
     for kind, name in ((PVS, "disk-default-a"), (PVCS, "a")):
-        operator.mirrors[kind]._drop(("" if kind == PVS else "default", name))
+        operator.informers[kind]._drop(("" if kind == PVS else "default", name))
         await operator.reconciler.plan_and_execute(("default", "s"))
         assert len(world.snapshots()) == 2
 
@@ -357,7 +357,7 @@ async def test_a_group_stays_whole_for_what_one_member_needs(world: World, opera
     await operator.see()
 
     def label(call: Call) -> None:
-        """In the last moment: the mirrors have not seen it, and the group itself has not changed."""
+        """In the last moment: the informers have not seen it, and the group itself has not changed."""
         if call.verb == "list" and call.kind == SNAPSHOTS and call.query.get("labelSelector"):
             world.fake.hooks.clear()
             world.fake.change(SNAPSHOTS, member, {"metadata": {"labels": {KEEP: ""}}})
@@ -384,7 +384,7 @@ async def test_without_group_snapshots_in_the_cluster(fake: FakeApi, world: Worl
     fake.unserved |= {GROUP_SNAPSHOTS, GROUP_CONTENTS}
     operator = Operator(world, *[await fake.connect()] * 2, 4)
     for kind in (GROUP_SNAPSHOTS, GROUP_CONTENTS):
-        del operator.mirrors[kind]
+        del operator.informers[kind]
     await operator.start()
     world.claim("a")
     world.schedule()

@@ -127,7 +127,7 @@ async def test_the_leader_changes_in_the_middle_of_a_run(world: World) -> None:
 
 
 async def test_a_stale_view_begins_nothing_twice(world: World, operator: Operator) -> None:
-    """The mirror still shows the schedule before its run: the version of the status says that it is too late."""
+    """The informer still shows the schedule before its run: the version of the status says that it is too late."""
     world.claim("a")
     world.schedule()
     await operator.settle()

@@ -225,12 +225,12 @@ class World(KillPoint):
 @asynccontextmanager
 async def reconciling(world: World) -> AsyncIterator[RollbackController]:
     """The reconciler, and a snapshotter that looks all the time."""
-    mirror = Informer(world.api, ROLLBACKS)
-    mirror.start()
+    informer = Informer(world.api, ROLLBACKS)
+    informer.start()
     made = RollbackController(
         world.api,
         AgentDisks(world.cluster.channels),
-        mirror,
+        informer,
         Events(world.api, "tidemark"),
         "csi.tidemark.dev",
         world.now,
@@ -249,7 +249,7 @@ async def reconciling(world: World) -> AsyncIterator[RollbackController]:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-        await mirror.stop()
+        await informer.stop()
 
 
 def nothing_left(world: World, name: str = "back") -> None:

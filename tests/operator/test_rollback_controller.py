@@ -7,7 +7,7 @@ from rollback_rig import NAMESPACE, World, reconciling
 from support.fake_api import Call, Fault
 from support.waiting import until
 
-from csi_driver.kube import informer as mirror_module
+from csi_driver.kube import informer as informer_module
 from csi_driver.kube.resources import EVENTS, ROLLBACKS, SNAPSHOTS
 from csi_driver.operator.rollback import controller, reconciler
 from csi_driver.operator.rollback.actions import AddFinalizer
@@ -15,8 +15,8 @@ from csi_driver.operator.rollback.actions import AddFinalizer
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirror_module, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(mirror_module, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(informer_module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(informer_module, "LONGEST_WAIT", 0.05)
     monkeypatch.setattr(controller, "FIRST_BACKOFF_SECONDS", 0.02)
     monkeypatch.setattr(controller, "LONGEST_BACKOFF_SECONDS", 0.05)
 
@@ -104,10 +104,10 @@ async def test_one_that_cannot_be_read_keeps_no_other_from_going_on(world: World
 
 
 async def test_a_leader_that_has_ended_is_told_nothing_any_more(world: World) -> None:
-    """The mirror stays for the next one: whatever still hung on it would pile up with each lease."""
+    """The informer stays for the next one: whatever still hung on it would pile up with each lease."""
     async with reconciling(world) as made:
-        await until(lambda: bool(made._informer._subscribers))
-    assert made._informer._subscribers == []
+        await until(lambda: bool(made._informer._handlers))
+    assert made._informer._handlers == []
 
 
 async def test_what_the_api_refuses_is_told_once_and_tried_again(world: World) -> None:

@@ -13,9 +13,10 @@ from csi_driver.kube import leader_election
 from csi_driver.kube.client import Api, Object
 from csi_driver.kube.errors import ApiRejected, Conflict
 from csi_driver.kube.events import Events
-from csi_driver.kube.informer import Informer, start_all
+from csi_driver.kube.informer import Informer
 from csi_driver.kube.leader_election import LeaderElector
 from csi_driver.kube.resources import CONFIG_MAPS, EVENTS, LEASES, NODES
+from support.started import start_all
 from support.waiting import until
 
 Check = Callable[[Api, str], Awaitable[None]]
@@ -94,10 +95,10 @@ async def lists_are_paged_and_selected(api: Api, namespace: str) -> None:
 
 async def a_mirror_follows(api: Api, namespace: str) -> None:
     await api.create(CONFIG_MAPS, config_map("first", a="1"), namespace)
-    mirror = Informer(api, CONFIG_MAPS, namespace, labels=OURS)
+    informer = Informer(api, CONFIG_MAPS, namespace, labels=OURS)
     seen: list[tuple[str, str]] = []
-    mirror.subscribe(lambda old, new: seen.append((str(old and old["data"]), str(new and new["data"]))))
-    await start_all([mirror])
+    informer.subscribe(lambda old, new: seen.append((str(old and old["data"]), str(new and new["data"]))))
+    await start_all([informer])
     await api.create(CONFIG_MAPS, config_map("second", b="1"), namespace)
     await api.patch(CONFIG_MAPS, "second", {"data": {"b": "2"}}, namespace)
     await api.patch(CONFIG_MAPS, "first", {"metadata": {"labels": {"of": "others"}}}, namespace)
@@ -110,8 +111,8 @@ async def a_mirror_follows(api: Api, namespace: str) -> None:
         ("{'a': '1'}", "None"),
         ("{'b': '2'}", "None"),
     ]
-    assert mirror.all() == []
-    await mirror.stop()
+    assert informer.all() == []
+    await informer.stop()
     await api.delete(CONFIG_MAPS, "first", namespace)
 
 
@@ -133,7 +134,7 @@ async def one_leads(api: Api, namespace: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         # A machine that is busy with other tests must not decide whether the lease is given back.
-        patch.setattr(leader_election, "GIVE_BACK_SECONDS", 20.0)
+        patch.setattr(leader_election, "RELEASE_SECONDS", 20.0)
         tasks = []
         for name in ("a", "b"):
             leader = LeaderElector(api, namespace, "contract", name, retry=0.1)

@@ -14,7 +14,7 @@ from csi_driver.domain.timestamps import format_instant
 from csi_driver.kube.client import Api
 from csi_driver.kube.errors import Conflict
 from csi_driver.kube.events import Events
-from csi_driver.kube.informer import Informer, start_all
+from csi_driver.kube.informer import Informer
 from csi_driver.kube.resources import (
     EVENTS,
     GROUP_CONTENTS,
@@ -32,6 +32,7 @@ from csi_driver.operator.schedule.observed import GROUP_IN_CREATION, SNAPSHOT_IN
 from csi_driver.operator.schedule.reconciler import ScheduleReconciler
 from support.dying import Dying, KillPoint
 from support.fake_api import FakeApi
+from support.started import start_all
 
 Object = dict[str, Any]
 DRIVER = "csi.tidemark.dev"
@@ -65,30 +66,30 @@ class Counts:
 
 
 class Operator:
-    """One process: mirrors of its own, and looks."""
+    """One process: informers of its own, and a reconciler."""
 
     def __init__(self, world: World, api: Any, reader: Api, limit: int) -> None:
         self.world = world
-        self.mirrors: dict[Kind, Informer] = {
-            kind: Informer(reader, kind, keep=keep) for kind, keep in TRIMMERS.items()
+        self.informers: dict[Kind, Informer] = {
+            kind: Informer(reader, kind, transform=keep) for kind, keep in TRIMMERS.items()
         }
         self.counts = Counts()
         self._make: Callable[[], ScheduleReconciler] = lambda: ScheduleReconciler(
-            api, self.mirrors, Events(api, "tidemark"), DRIVER, self.counts, limit, 10, lambda: world.now
+            api, self.informers, Events(api, "tidemark"), DRIVER, self.counts, limit, 10, lambda: world.now
         )
 
     async def start(self) -> None:
-        await start_all(self.mirrors.values())
+        await start_all(self.informers.values())
         self.reconciler = self._make()
 
     async def stop(self) -> None:
-        for mirror in self.mirrors.values():
-            await mirror.stop()
+        for informer in self.informers.values():
+            await informer.stop()
 
     async def see(self) -> None:
-        """Wait until the mirrors show what the API holds."""
-        for kind, mirror in self.mirrors.items():
-            while _versions(mirror.all()) != _versions(self.world.fake.all(kind)):
+        """Wait until the informers show what the API holds."""
+        for kind, informer in self.informers.items():
+            while _versions(informer.all()) != _versions(self.world.fake.all(kind)):
                 await asyncio.sleep(0.002)
 
     async def look(self, name: str = "s", namespace: str = "default") -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from csi_driver.domain.errors import Unavailable
-from csi_driver.kube.informers import Mirrors
+from csi_driver.kube.informers import InformerFactory
 from csi_driver.kube.resources import NODES, PODS, PVCS, PVS, STORAGE_CLASSES
 from csi_driver.operator.agents.discovery import trim_node, trim_pv
 from csi_driver.operator.topology.controller import Informers, TopologyController, trim_pvc, trim_unscheduled_pod
@@ -45,14 +45,14 @@ class TopologyRig(Objects):
 
     async def begin(self) -> None:
         api = await self.fake.connect()
-        self.mirrors = Mirrors(api)
-        of = self.mirrors.of
+        self.informers = InformerFactory(api)
+        for_kind = self.informers.for_kind
         self.informers = Informers(
-            of(PVCS, keep=trim_pvc),
-            of(PODS, fields="spec.nodeName=", keep=trim_unscheduled_pod),
-            of(NODES, keep=trim_node),
-            of(PVS, keep=trim_pv),
-            of(STORAGE_CLASSES),
+            for_kind(PVCS, transform=trim_pvc),
+            for_kind(PODS, fields="spec.nodeName=", transform=trim_unscheduled_pod),
+            for_kind(NODES, transform=trim_node),
+            for_kind(PVS, transform=trim_pv),
+            for_kind(STORAGE_CLASSES),
         )
         self.controller = TopologyController(
             api, self.informers, self._agents, self, DRIVER, lambda: self.time, lambda: self.now

@@ -76,7 +76,7 @@ def test_one_that_is_over_gets_the_conditions_once(stage: str, finalizers: list[
 
 @pytest.mark.parametrize("phase", list(Phase))
 def test_what_this_version_writes_the_version_before_reads(phase: Phase) -> None:
-    """It reads these fields, and leaves conditions alone that it does not know: 4414c43, rollback_wish.py and rollback_status.py."""
+    """It reads phase, times and names, and replaces all conditions by its own: 4414c43, rollback_wish.py, rollback_status.py."""
     status = build_status(rollback({}), SPEC, UpdateStatus(phase, "Reason", "words", 0, TARGET, "safety"), NOW)
     jsonschema.validate(rollback(status), SCHEMA)
     written = {key for stage in WRITTEN.values() for key in stage}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from csi_driver.domain.ids import owner_of_node
 from csi_driver.domain.routing import TOPOLOGY_KEY, owner_of
 from csi_driver.kube.client import Object
-from csi_driver.kube.informers import Mirrors
+from csi_driver.kube.informers import InformerFactory
 from csi_driver.kube.resources import CONFIG_MAPS, NODES, PODS, PVS
 from csi_driver.operator.installation import AGENT_LABELS, Installation
 from csi_driver.operator.trim import trim_metadata
@@ -90,12 +90,12 @@ def owner_of_pv(pv: Object, installation: Installation) -> str | None:
 class ClusterDiscovery:
     """Implements service.discovery.Discovery over informers: answers from memory."""
 
-    def __init__(self, mirrors: Mirrors, installation: Installation) -> None:
+    def __init__(self, informers: InformerFactory, installation: Installation) -> None:
         self._installation = installation
-        self._pods = mirrors.of(PODS, installation.namespace, labels=AGENT_LABELS, keep=trim_agent_pod)
-        self._nodes = mirrors.of(NODES, keep=trim_node)
-        self._pvs = mirrors.of(PVS, keep=trim_pv)
-        self._decommissioned = mirrors.of(
+        self._pods = informers.for_kind(PODS, installation.namespace, labels=AGENT_LABELS, transform=trim_agent_pod)
+        self._nodes = informers.for_kind(NODES, transform=trim_node)
+        self._pvs = informers.for_kind(PVS, transform=trim_pv)
+        self._decommissioned = informers.for_kind(
             CONFIG_MAPS, installation.namespace, fields=f"metadata.name={installation.decommissioned_nodes}"
         )
         self._informers = (self._pods, self._nodes, self._pvs, self._decommissioned)
@@ -121,7 +121,7 @@ class ClusterDiscovery:
 
     def unread(self) -> list[str]:
         """Return the kinds that have not been read yet."""
-        return [str(informer.kind) for informer in self._informers if not informer.synced]
+        return [str(informer.kind) for informer in self._informers if not informer.has_synced]
 
     def forgotten(self, owner: str) -> bool:
         """Return whether the node is decommissioned and has not come back."""

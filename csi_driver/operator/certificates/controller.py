@@ -17,7 +17,7 @@ from csi_driver.domain.errors import AlreadyExists, DriverError, NotFound, Unava
 from csi_driver.kube.client import Api, Object
 from csi_driver.kube.errors import Conflict
 from csi_driver.kube.resources import MUTATING_WEBHOOKS, SECRETS
-from csi_driver.kube.tls_secret import HOLDS
+from csi_driver.kube.tls_secret import LOADED_PREFIX
 from csi_driver.operator.certificates import ca, rotation
 from csi_driver.operator.certificates import ca_secret as secrets
 from csi_driver.operator.certificates.webhook_ca import read_ca_bundle, write_ca_bundle
@@ -243,7 +243,7 @@ class Certificates:
         obj = observation.issued[names]
         assert obj is not None
         # What pods have reported about the old content no longer holds.
-        reports = {key: None for key in obj["metadata"].get("annotations") or {} if key.startswith(HOLDS)}
+        reports = {key: None for key in obj["metadata"].get("annotations") or {} if key.startswith(LOADED_PREFIX)}
         metadata = {"resourceVersion": obj["metadata"]["resourceVersion"], "annotations": reports}
         await self._api.patch(SECRETS, self._specs[names].secret, {"metadata": metadata, "data": data}, self._namespace)
 

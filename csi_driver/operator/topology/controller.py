@@ -14,7 +14,7 @@ from csi_driver.domain.routing import owner_of
 from csi_driver.kube.client import Api, Object
 from csi_driver.kube.errors import Conflict
 from csi_driver.kube.informer import Informer
-from csi_driver.kube.quantity import whole
+from csi_driver.kube.quantity import parse_quantity
 from csi_driver.kube.resources import PVCS, STORAGE_CLASSES, Kind
 from csi_driver.operator.agents.node_lookup import node_for_owner
 from csi_driver.operator.certificates.controller import EventRecorder
@@ -148,7 +148,7 @@ class TopologyController:
             owner=location.owner,
             source_node=self._node_state(location.owner),
             selected_node=(pvc["metadata"].get("annotations") or {}).get(SELECTED_NODE),
-            requested=whole(requests.get("storage")) or 0,
+            requested=parse_quantity(requests.get("storage")) or 0,
             capacity=None,
         )
         action = next_action(pending, state.attempts, self._clock())

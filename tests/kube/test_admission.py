@@ -74,7 +74,7 @@ def review(metadata: Any) -> Any:
 
 @pytest.fixture
 async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
-    monkeypatch.setattr(admission, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(admission, "POLL_SECONDS", 0.02)
     made = Served(tmp_path)
     running = asyncio.ensure_future(made.webhook.run())
     async with asyncio.timeout(60):
@@ -114,7 +114,7 @@ async def test_an_answer_that_does_not_come_is_not_waited_for(served: Served, mo
 @pytest.mark.parametrize("body", [b"", b"\xff", [], {}, {"request": None}, {"request": {"uid": "u", "object": None}}])
 async def test_what_is_no_review(served: Served, body: Any) -> None:
     status, text = await served.ask(body)
-    assert (status, text) == (400, "not an AdmissionReview of a claim\n")
+    assert (status, text) == (400, "not an AdmissionReview of a PVC\n")
     assert served.seen == []
 
 
@@ -150,12 +150,12 @@ async def test_a_new_certificate_is_followed_and_a_wrong_one_is_not(served: Serv
 
 async def test_a_taken_port_is_refused(served: Served) -> None:
     taken = Webhook(("127.0.0.1", served.webhook.port), served.directory, served.annotate)
-    with pytest.raises(Precondition, match="cannot be served"):
+    with pytest.raises(Precondition, match="cannot listen"):
         await taken.run()
 
 
 async def test_it_waits_for_its_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission, "FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(admission, "FIRST_POLL_SECONDS", 0.01)
     late = Served(tmp_path / "late")
     (tmp_path / "late" / "..data").rename(tmp_path / "away")
     running = asyncio.ensure_future(late.webhook.run())

@@ -101,7 +101,7 @@ async def test_an_api_that_is_away_and_comes_back(fake: FakeApi) -> None:
     await fake.deaf()
     await api.close()  # connections that stand would be served on
     api = await fake.connect()
-    with pytest.raises(Unavailable, match="cannot be reached"):
+    with pytest.raises(Unavailable, match="cannot reach"):
         await api.get(NODES, "n")
     await fake.listen(fake.port)
     assert await api.get(NODES, "n") is None

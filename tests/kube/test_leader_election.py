@@ -8,7 +8,7 @@ import pytest
 from support.fake_api import Call, FakeApi, Fault
 from support.waiting import until
 
-from csi_driver.kube import leader_election as lease_module
+from csi_driver.kube import leader_election
 from csi_driver.kube.leader_election import LeaderElector
 from csi_driver.kube.resources import LEASES
 
@@ -23,7 +23,7 @@ class Clock:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(lease_module, "time", made)
+    monkeypatch.setattr(leader_election, "time", made)
     return made
 
 
@@ -34,7 +34,7 @@ class Replica:
         self.fake, self.name, self.told = fake, name, told
         self.fail: Exception | None = None
 
-    async def start(self, renew: float = lease_module.RENEW_SECONDS) -> Replica:
+    async def start(self, renew: float = leader_election.RENEW_SECONDS) -> Replica:
         self.leader = LeaderElector(await self.fake.connect(), "ns", "op", self.name, renew=renew, retry=0.02)
         self.task = asyncio.create_task(self.leader.run(self.work))
         return self
@@ -58,7 +58,7 @@ class Replica:
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     # A machine that is busy with other tests must not decide here.
-    monkeypatch.setattr(lease_module, "GIVE_BACK_SECONDS", 20.0)
+    monkeypatch.setattr(leader_election, "RELEASE_SECONDS", 20.0)
 
 
 def holder(fake: FakeApi) -> str:
@@ -111,9 +111,9 @@ async def test_a_leader_that_cannot_renew_stops_before_its_lease_ends(fake: Fake
     seen = len(fake.calls)
     await until(lambda: len(fake.calls) > seen + 3)
     assert told == ["a begins"]  # one missed renewal is no reason
-    clock.now += lease_module.RENEW_SECONDS
+    clock.now += leader_election.RENEW_SECONDS
     await until(lambda: told == ["a begins", "a ended"])
-    assert lease_module.RENEW_SECONDS < lease_module.LEASE_SECONDS
+    assert leader_election.RENEW_SECONDS < leader_election.LEASE_SECONDS
     fake.hooks.clear()
     await until(lambda: told[2:] == ["a begins"])
     await replica.stop()

@@ -13,7 +13,7 @@ from support.fake_api import Call, FakeApi, Fault
 from csi_driver.domain.certificates import FILES, fingerprint
 from csi_driver.domain.errors import Precondition, Unavailable
 from csi_driver.kube.resources import PODS, SECRETS
-from csi_driver.kube.tls_secret import HOLDS, TlsSecretFiles, loaded_by_pods, replace_atomically, report_key
+from csi_driver.kube.tls_secret import LOADED_PREFIX, TlsSecretFiles, loaded_by_pods, replace_atomically, report_key
 
 NS = "tidemark"
 
@@ -26,12 +26,14 @@ def put(fake: FakeApi, number: int, **more: object) -> None:
 def told(fake: FakeApi) -> dict[str, str]:
     found = fake.get(SECRETS, "tls", NS)
     assert found is not None
-    return {key: value for key, value in found["metadata"].get("annotations", {}).items() if key.startswith(HOLDS)}
+    return {
+        key: value for key, value in found["metadata"].get("annotations", {}).items() if key.startswith(LOADED_PREFIX)
+    }
 
 
 async def test_the_files_follow_the_secret(fake: FakeApi, tmp_path: Path) -> None:
     material = TlsSecretFiles(await fake.connect(), NS, "tls", tmp_path / "a" / "b", "pod-1")
-    with pytest.raises(Unavailable, match="tidemark/tls is not there yet"):
+    with pytest.raises(Unavailable, match="tidemark/tls does not exist yet"):
         await material.refresh()
     for number in (1, 2):
         put(fake, number)
@@ -41,7 +43,9 @@ async def test_the_files_follow_the_secret(fake: FakeApi, tmp_path: Path) -> Non
             assert path.read_text() == f"{number} {name}"
             assert stat.S_IMODE(path.resolve().stat().st_mode) == 0o600
             assert stat.S_IMODE(path.resolve().parent.stat().st_mode) == 0o700
-        assert told(fake) == {f"{HOLDS}pod-1": fingerprint(f"{number} ca.crt".encode(), f"{number} tls.crt".encode())}
+        assert told(fake) == {
+            f"{LOADED_PREFIX}pod-1": fingerprint(f"{number} ca.crt".encode(), f"{number} tls.crt".encode())
+        }
         await material.refresh()
         assert (tmp_path / "a" / "b" / "..data").readlink() == Path(f"..{number}"), "what did not change stays"
         assert len(fake.asked("patch", SECRETS)) == number, "nor told again"
@@ -66,7 +70,7 @@ async def test_what_is_wrong_changes_nothing(fake: FakeApi, tmp_path: Path) -> N
     for data in ({"tls.key": None}, {"tls.key": "no base64"}):
         put(fake, 2)
         fake.change(SECRETS, "tls", {"data": data}, NS)
-        with pytest.raises(Precondition, match=r"does not hold ca\.crt, tls\.crt, tls\.key") as caught:
+        with pytest.raises(Precondition, match=r"lacks one of ca\.crt, tls\.crt, tls\.key") as caught:
             await material.refresh()
         assert "no base64" not in str(caught.value)
 
@@ -121,4 +125,4 @@ async def test_pods_that_run_are_waited_for(fake: FakeApi) -> None:
         "our-1": "abc",
         "our-2": "",
     }
-    assert len(report_key("x" * 200).removeprefix(HOLDS)) <= 63
+    assert len(report_key("x" * 200).removeprefix(LOADED_PREFIX)) <= 63
