@@ -12,12 +12,13 @@ import pytest
 import yaml
 from rollback_cases import CREATED, TARGET, UID, WISH
 
+from csi_driver.domain.durations import parse_duration
 from csi_driver.kube.resources import ROLLBACKS
 from csi_driver.operator.rollback import planner as rollback_decide
 from csi_driver.operator.rollback import reconciler
 from csi_driver.operator.rollback import references as rollback_who
 from csi_driver.operator.rollback.actions import UpdateStatus
-from csi_driver.operator.rollback.resource import Phase, RollbackSpec, duration, parse_spec, stamp
+from csi_driver.operator.rollback.resource import Phase, RollbackSpec, parse_spec, stamp
 from csi_driver.operator.rollback.status import status_of
 
 TREE = Path(__file__).parents[2]
@@ -39,7 +40,7 @@ def test_defaults_are_those_of_the_code() -> None:
     in_code = {field.name: field.default for field in fields(RollbackSpec)}
     for name, field in defaults.items():
         value = SPEC[name]["default"]
-        assert in_code[field] == (duration(value) if name == "timeout" else value)
+        assert in_code[field] == (parse_duration(value) if name == "timeout" else value)
     meta = {"namespace": "shop", "name": "back", "uid": UID, "creationTimestamp": stamp(CREATED)}
     filled = {name: SPEC[name]["default"] for name in defaults}
     made = {"metadata": meta, "spec": {"claimName": "v1", "snapshotName": "s1"} | filled}

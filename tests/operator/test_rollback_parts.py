@@ -14,7 +14,7 @@ from rollback_cases import CREATED, TARGET, UID, WISH, earlier_safety, safety, v
 from csi_driver.domain.errors import Damaged
 from csi_driver.operator.rollback.actions import UpdateStatus
 from csi_driver.operator.rollback.completed import REMEMBERED, SPENT_ANNOTATION, read_completed, record_completed
-from csi_driver.operator.rollback.resource import Phase, duration, parse_spec, read_progress, seconds, stamp, unfinished
+from csi_driver.operator.rollback.resource import Phase, parse_spec, read_progress, seconds, stamp, unfinished
 from csi_driver.operator.rollback.safety_snapshots import (
     KEEP_LABEL,
     expired_snapshots,
@@ -46,19 +46,6 @@ def test_a_status_that_is_missing_is_the_beginning() -> None:
     guarded = rollback(phase="Failed")
     guarded["metadata"]["finalizers"] = ["tidemark.dev/rollback"]
     assert unfinished(guarded)
-
-
-@pytest.mark.parametrize(
-    ("text", "value"), [("90s", 90), ("10m", 600), ("1h30m", 5400), ("2h1m1s", 7261), ("5ms", 0.005)]
-)
-def test_durations(text: str, value: float) -> None:
-    assert duration(text) == value
-
-
-@pytest.mark.parametrize("text", ["", "10", "m", "10 m", "-1m", "1.5h", "\u0661m", "10mm"])
-def test_what_is_no_duration(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a duration"):
-        duration(text)
 
 
 @given(st.integers(0, 4_000_000_000))

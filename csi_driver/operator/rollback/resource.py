@@ -1,11 +1,12 @@
 """A VolumeRollback as a value: what is asked for, how far it has come, and the names that are derived from it."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
+
+from csi_driver.domain.durations import parse_duration
 
 FINALIZER = "tidemark.dev/rollback"
 """On a VolumeRollback from its first hold on the disk to the release."""
@@ -14,8 +15,6 @@ FIELDS = frozenset({"claimName", "snapshotName", "safetySnapshot", "volumeSnapsh
 """Of a VolumeRollback's spec. What else stands there was asked of another version."""
 
 _HOLDER_BYTES = 128
-_DURATION = re.compile(r"(\d+)(ms|s|m|h)", re.ASCII)
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class Phase(StrEnum):
@@ -98,7 +97,7 @@ def parse_spec(rollback: Mapping[str, Any]) -> RollbackSpec:
         safety=spec.get("safetySnapshot", True),
         snapshot_class=spec.get("volumeSnapshotClassName", ""),
         keep=spec.get("keepSafety", 3),
-        timeout=duration(spec.get("timeout", "10m")),
+        timeout=parse_duration(spec.get("timeout", "10m")),
         unknown=tuple(sorted(spec.keys() - FIELDS)),
     )
 
@@ -127,14 +126,6 @@ def unfinished(rollback: Mapping[str, Any]) -> bool:
     """Whether something is left to do."""
     progress = read_progress(rollback)
     return progress.phase is None or not progress.phase.final or progress.guarded
-
-
-def duration(text: str) -> float:
-    """Seconds of a Go duration such as 1h30m. Raises ValueError."""
-    parts = _DURATION.findall(text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ValueError(f"{text!r} is not a duration: write one such as 10m or 1h30m")
-    return sum(int(number) * _SECONDS[unit] for number, unit in parts)
 
 
 def seconds(stamp: str | None) -> float:

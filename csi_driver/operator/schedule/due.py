@@ -32,24 +32,24 @@ def start_due_run(
     state = replace(state, times=spec.times, suspended=spec.suspend)
     if spec.suspend:
         return DueResult(replace(state, run=None))
-    occasion = spec.plan.latest(now)
-    if occasion is None or occasion.nominal <= last_handled_time(spec, state, made, occasion, now):
+    scheduled_time = spec.plan.latest(now)
+    if scheduled_time is None or scheduled_time.nominal <= last_handled_time(spec, state, made, scheduled_time, now):
         return DueResult(state)
-    if now > occasion.deadline:
-        return DueResult(replace(state, missed=occasion.nominal), missed=occasion)
-    there = {claim for one in made if one.instant == occasion.nominal for claim, _ in one.disks}
+    if now > scheduled_time.deadline:
+        return DueResult(replace(state, missed=scheduled_time.nominal), missed=scheduled_time)
+    there = {claim for one in made if one.instant == scheduled_time.nominal for claim, _ in one.disks}
     newest = _newest_of(made)
-    waiting = [c for c in claims if not c.refusal and c.created <= occasion.fires and c.name not in there]
+    waiting = [c for c in claims if not c.refusal and c.created <= scheduled_time.start_time and c.name not in there]
     # Whose last snapshot is oldest comes first: where a run is cut short, it is not always the same ones that go without.
     waiting.sort(key=lambda claim: (newest.get(claim.handle, 0), claim.name))
-    run = ActiveRun(occasion.nominal, tuple(claim.name for claim in waiting))
+    run = ActiveRun(scheduled_time.nominal, tuple(claim.name for claim in waiting))
     before = state.run
     cut_short = before.waiting if before is not None and before.instant != run.instant else ()
-    return DueResult(replace(state, scheduled=occasion.nominal, run=run), begun=True, cut_short=cut_short)
+    return DueResult(replace(state, scheduled=scheduled_time.nominal, run=run), begun=True, cut_short=cut_short)
 
 
 def last_handled_time(
-    spec: Spec, state: StatusState, made: Sequence[OwnedSnapshot], occasion: ScheduledTime, now: int
+    spec: Spec, state: StatusState, made: Sequence[OwnedSnapshot], scheduled_time: ScheduledTime, now: int
 ) -> int:
     """The nominal time up to which nothing is to be begun any more.
 
@@ -61,7 +61,7 @@ def last_handled_time(
     scheduled = state.scheduled
     if scheduled is None and own:
         newest = max(own)
-        in_time = newest == occasion.nominal and now <= occasion.deadline
+        in_time = newest == scheduled_time.nominal and now <= scheduled_time.deadline
         scheduled = newest - 1 if in_time else newest
     elif scheduled is not None and scheduled > now:
         scheduled = max(own, default=0)
@@ -76,8 +76,8 @@ def overdue_since(spec: Spec, state: StatusState, made: Sequence[OwnedSnapshot],
     ready = [one.instant for one in made if one.unit.ready]
     successful = state.successful if state.successful is not None else max(ready, default=None)
     marks = [mark for mark in (spec.created, state.not_before, successful) if mark is not None and mark <= now]
-    occasion = spec.plan.following(max(marks, default=0))
-    return occasion.fires if occasion is not None and occasion.fires <= now else None
+    scheduled_time = spec.plan.following(max(marks, default=0))
+    return scheduled_time.start_time if scheduled_time is not None and scheduled_time.start_time <= now else None
 
 
 def _newest_of(made: Sequence[OwnedSnapshot]) -> dict[str, int]:

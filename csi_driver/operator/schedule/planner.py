@@ -126,11 +126,11 @@ def decide(spec: Spec, seen: ObservedSchedule, now: int) -> Plan:
     if not spec.grouped:
         steps.labels += [Label(name, "") for name in sorted(seen.labelled)]
     following = spec.plan.following(now) if not spec.suspend else None
-    wakes = [occasion.fires for occasion in (following,) if occasion is not None]
+    wakes = [time.start_time for time in (following,) if time is not None]
     if current is not None and not spec.suspend:
         # A time that has come, but whose jitter has not passed.
         after = spec.plan.following(current.nominal)
-        wakes += [after.fires] if after is not None and after.fires > now else []
+        wakes += [after.start_time] if after is not None and after.start_time > now else []
     return Plan(
         _status(spec, seen, state, steps, now),
         labels=steps.labels,

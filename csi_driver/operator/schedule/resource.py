@@ -10,7 +10,7 @@ from csi_driver import __version__
 from csi_driver.domain.durations import format_duration, parse_duration
 from csi_driver.domain.errors import DriverError, InvalidRequest
 from csi_driver.domain.retention import RetentionPolicy
-from csi_driver.domain.schedule_times import Cron, Interval, ScheduleTimes, Times, spread_of
+from csi_driver.domain.schedule_times import Cron, Interval, ScheduleTimes, Times, jitter_for
 from csi_driver.domain.timestamps import parse_instant
 from csi_driver.operator.schedule.naming import schedule_label
 
@@ -103,7 +103,7 @@ def read_spec(schedule: Mapping[str, Any], least_period: int = LEAST_PERIOD) -> 
         name=meta["name"],
         created=parse_instant(meta.get("creationTimestamp")) or 0,
         plan=ScheduleTimes(
-            times, spread_of(meta.get("uid", ""), _seconds(spec, "jitter") or 0), _seconds(spec, "startingDeadline")
+            times, jitter_for(meta.get("uid", ""), _seconds(spec, "jitter") or 0), _seconds(spec, "startingDeadline")
         ),
         rules=RetentionPolicy(
             last=int(keep.get("keepLast") or 0),
