@@ -19,7 +19,6 @@ from csi_driver.kube.events import Events
 from csi_driver.kube.informer import Informer, start_all
 from csi_driver.kube.resources import PVCS, PVS, SCHEDULES, SNAPSHOT_CONTENTS, SNAPSHOTS
 from csi_driver.operator.schedule.cache import TRIMMERS
-from csi_driver.operator.schedule.controller import Looks
 from csi_driver.operator.schedule.naming import (
     CLAIM,
     SCHEDULE,
@@ -29,6 +28,7 @@ from csi_driver.operator.schedule.naming import (
     schedule_label,
     snapshot_name,
 )
+from csi_driver.operator.schedule.reconciler import ScheduleReconciler
 
 DRIVER = "csi.tidemark.dev"
 SCHEDULES_, CLAIMS_EACH, SNAPSHOTS_EACH = 200, 5, 5
@@ -47,13 +47,13 @@ async def _schedules() -> list[dict[str, object]]:
         await asyncio.to_thread(_fill, fake)
         with tempfile.TemporaryDirectory() as where:
             config = fake.kubeconfig(Path(where) / "kubeconfig")
-            looks = await _child(sys.executable, "-m", "bench.schedules", config)
+            reconciliations = await _child(sys.executable, "-m", "bench.schedules", config)
             rss = await _controller(fake, config, Path(where))
     rows: list[dict[str, object]] = [
         {"what": "resident memory of tidemark controller", "mib": round(rss, 1), "at_most": MIB_LIMIT},
-        *json.loads(looks),
+        *json.loads(reconciliations),
     ]
-    resync = sum(row["cpu_seconds"] for row in rows[1:] if row["what"] != "the first look at each schedule")  # type: ignore[misc]
+    resync = sum(row["cpu_seconds"] for row in rows[1:] if row["what"] != "the first reconciliation of each schedule")  # type: ignore[misc]
     rows.append({"what": "a full resync", "cpu_seconds": round(resync, 2), "at_most": SECONDS_LIMIT})
     if rss > MIB_LIMIT or resync > SECONDS_LIMIT:
         raise SystemExit(f"too much: {rows}")
@@ -157,18 +157,18 @@ class _Nobody:
     def gone(self, namespace: str, name: str) -> None: ...
 
 
-async def _look(config: str) -> list[dict[str, object]]:
-    """CPU seconds of this process: to list everything, to look at each schedule first, and to look again."""
+async def _reconcile(config: str) -> list[dict[str, object]]:
+    """CPU seconds of this process: to list everything, to reconcile each schedule first, and again."""
     api = await Api.connect(config)
     mirrors = {kind: Informer(api, kind, keep=keep) for kind, keep in TRIMMERS.items()}
     began = time.process_time()
     await start_all(mirrors.values())
-    looks = Looks(api, mirrors, Events(api, "bench"), DRIVER, _Nobody())
+    reconciler = ScheduleReconciler(api, mirrors, Events(api, "bench"), DRIVER, _Nobody())
     rows: list[dict[str, object]] = [{"what": "all lists", "cpu_seconds": time.process_time() - began}]
-    for what in ("the first look at each schedule", "another look at each"):
+    for what in ("the first reconciliation of each schedule", "another of each"):
         began = time.process_time()
         for key in [*map(_key, mirrors[SCHEDULES].all())]:
-            await looks.look(key)
+            await reconciler.plan_and_execute(key)
         rows.append({"what": what, "cpu_seconds": time.process_time() - began})
     for mirror in mirrors.values():
         await mirror.stop()
@@ -177,4 +177,4 @@ async def _look(config: str) -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(_look(sys.argv[1]))))
+    print(json.dumps(asyncio.run(_reconcile(sys.argv[1]))))

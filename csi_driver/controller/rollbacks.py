@@ -27,9 +27,9 @@ class _Reconciler:
         """Reconcile as soon as the cluster knows VolumeRollbacks. Until cancelled."""
         context = self._context
         await _until_served(context)
-        mirror = context.mirrors.of(ROLLBACKS)
+        informer = context.mirrors.of(ROLLBACKS)
         rollbacks = RollbackController(
-            context.api, AgentDisks(context.agents), mirror, context.events, context.ours.driver
+            context.api, AgentDisks(context.agents), informer, context.events, context.ours.driver
         )
         gauge = context.telemetry.rollbacks
         for phase in Phase:

@@ -12,7 +12,7 @@ from csi_driver.kube.client import Api
 from csi_driver.kube.errors import ApiRejected
 from csi_driver.kube.resources import ROLLBACKS, SCHEDULES, SNAPSHOT_CONTENTS, SNAPSHOTS, Kind
 from csi_driver.operator.schedule.cache import OPTIONAL, TRIMMERS
-from csi_driver.operator.schedule.controller import Schedules
+from csi_driver.operator.schedule.controller import ScheduleController
 
 UNSERVED_SECONDS = 30.0
 """Between looks for the definitions of schedules and snapshots, where the cluster has none."""
@@ -36,11 +36,11 @@ class _Reconciler:
         kinds = [kind for kind in TRIMMERS if kind not in OPTIONAL or kind in optional]
         mirrors = {kind: context.mirrors.of(kind, keep=TRIMMERS[kind]) for kind in kinds}
         figures = Figures(context.telemetry)
-        schedules = Schedules(
+        controller = ScheduleController(
             context.api, mirrors, context.events, settings.driver_name, figures, settings.snapshots_in_flight
         )
         try:
-            await schedules.run()
+            await controller.run()
         finally:
             figures.clear()
 

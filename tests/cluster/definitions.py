@@ -4,6 +4,7 @@ Run by test_chart_definitions.py in a process of its own, since TIDEMARK_CLUSTER
 one JSON object: what there was without definitions, with those of snapshots, and with those of groups.
 """
 
+import functools
 import json
 import sys
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from rig import network, shared
 from rig.cluster import NAMESPACE, Cluster
 from rig.kubectl import KubectlError
+from rig.machine import until
 from rig.paths import CHART, NUMBER, programs
 
 
@@ -33,16 +35,25 @@ def seen(cluster: Cluster) -> dict[str, Any]:
     }
 
 
+def lists(cluster: Cluster, resource: str) -> bool:
+    """Whether the API's list of what it serves, by which helm decides, has it: a definition is established before that."""
+    return resource in cluster.kubectl("api-resources", "--output=name").split()
+
+
 def stages(cluster: Cluster) -> dict[str, Any]:
     """Install, and upgrade twice."""
     values = cluster.values_file()
     found = {}
     cluster.helm("install", "tidemark", CHART, "--create-namespace", "--values", values)
     found["none"] = seen(cluster)
-    for stage, group in (("snapshots", "snapshot"), ("groups", "groupsnapshot")):
+    for stage, group, kind in (
+        ("snapshots", "snapshot", "volumesnapshotclasses"),
+        ("groups", "groupsnapshot", "volumegroupsnapshotclasses"),
+    ):
         for path in sorted((programs() / "crd").glob(f"{group}.storage.k8s.io_*.yaml")):
             cluster.kubectl("apply", "--server-side", f"--filename={path}")
         cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+        until(f"the API lists {kind}", functools.partial(lists, cluster, f"{kind}.{group}.storage.k8s.io"), 30)
         cluster.helm("upgrade", "tidemark", CHART, "--values", values)
         found[stage] = seen(cluster)
     return found

@@ -109,7 +109,8 @@ def test_upgrade_and_rollback_leave_the_authority_of_the_webhook(release: Releas
     release.install()
     assert webhook(kubectl) == (2, "")
     # As the controller does when it has made it.
-    authority = kubectl.get("configmap", "kube-root-ca.crt")["data"]["ca.crt"]
+    # Kubernetes puts it into a new namespace a moment later.
+    authority = kubectl.until(bool, "configmap", "kube-root-ca.crt")["data"]["ca.crt"]
     patch = [{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": _base64(authority)}]
     kubectl("patch", "mutatingwebhookconfiguration", WEBHOOK, "--type=json", "--patch", json.dumps(patch))
     release.upgrade(webhook={"timeoutSeconds": 3})

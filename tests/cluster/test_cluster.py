@@ -10,17 +10,22 @@ from rig.objects import pod
 def test_pods_run_on_every_node_and_reach_each_other(cluster: Cluster, kubectl: Kubectl) -> None:
     serve = "mkdir /www; echo hello >/www/index.html; exec httpd -f -p 8080 -h /www"
     names = [node.name for node in cluster.nodes]
+    pods = [pod(f"on-{name}", node=name, script=serve) for name in names]
+    for each in pods:
+        # Else a pod is ready before its server listens.
+        each["spec"]["containers"][0]["readinessProbe"] = {"tcpSocket": {"port": 8080}, "periodSeconds": 1}
     port = {"port": 80, "targetPort": 8080}
     service = {"selector": {"app": f"on-{names[0]}"}, "ports": [port]}
     kubectl.apply(
-        *(pod(f"on-{name}", node=name, script=serve) for name in names),
+        *pods,
         {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "first"}, "spec": service},
     )
     kubectl.ready(*(f"on-{name}" for name in names))
     address = kubectl.get("service", "first")["spec"]["clusterIP"]
     for name in names:
-        # Debian's static wget crashes (1.35), so this is one by hand.
-        told = kubectl.sh(f"on-{name}", f"printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 10 {address} 80")
+        # Debian's static wget crashes (1.35), so this is one by hand. Until a node's kube-proxy has heard of the pod, it refuses.
+        ask = f"printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 10 {address} 80"
+        told = kubectl.sh(f"on-{name}", f"until {ask}; do sleep 0.2; done")
         assert told.endswith("hello"), told
     # As the API server reaches a webhook: by the pod's own address, from the machine's network.
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -115,6 +115,9 @@ def test_an_ext4_disk_grows(kubectl: Kubectl) -> None:
         assert file_system_bytes(kubectl, "user") > 64 * MIB
     else:
         kubectl.until(lambda found: found["status"].get("allocatedResources") == {"storage": "128Mi"}, "pvc", "disk")
+        # That is written before the disk has grown; this, after it. What the next pod mounts must have its size already.
+        volume = kubectl.get("pvc", "disk")["spec"]["volumeName"]
+        kubectl.wait("jsonpath={.spec.capacity.storage}=128Mi", "pv", volume)
     kubectl.delete("pod", "user")
     kubectl.apply(pod("next", {"/disk": "disk"}))
     kubectl.ready("next")

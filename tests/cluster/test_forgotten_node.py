@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from rig.cluster import NAMESPACE, Cluster
+from rig.kills import agent_on
 from rig.kubectl import Document, Kubectl, is_ready
 from rig.node import Node
 from rig.objects import claim, pod, snapshot
@@ -22,9 +23,7 @@ def tidemark(*words: str) -> subprocess.CompletedProcess[str]:
 def in_agent(cluster: Cluster, node: Node, *words: str) -> str:
     """The command in the agent of a node."""
     release = cluster.kubectl.within(NAMESPACE)
-    agents = release.items("pods", "--selector=app.kubernetes.io/component=agent")
-    name = next(each["metadata"]["name"] for each in agents if each["spec"]["nodeName"] == node.name)
-    return release("exec", name, "--container=agent", "--", "tidemark", *words)
+    return release("exec", agent_on(cluster, node), "--container=agent", "--", "tidemark", *words)
 
 
 def read_by_hand(kubectl: Kubectl, spec: Document) -> str:
@@ -54,7 +53,7 @@ def lost(cluster: Cluster) -> Iterator[Node]:
     tidemark("unforget", node.name)
     if not node.running():
         node.power_on()
-    cluster.wait_ready(180)
+    cluster.wait_ready()
     cluster.wait_installed()
 
 
@@ -90,7 +89,7 @@ def test_a_lost_node_is_forgotten_and_comes_back(cluster: Cluster, kubectl: Kube
         kubectl("wait", "--for=delete", f"{kind}/{name}", "--timeout=150s", seconds=160)
 
     lost.power_on()
-    cluster.wait_ready(180)
+    cluster.wait_ready()
     cluster.wait_installed()
     listed = {row["node"]: row for row in json.loads(tidemark("list", "--json").stdout)}
     assert (listed[lost.name]["agent"], bool(listed[lost.name]["forgotten"])) == ("ready", True)

@@ -14,8 +14,11 @@ from rig.kubectl import Kubectl, KubectlError, is_ready
 from rig.node import Node
 from rig.objects import CLASS, claim, pod, snapshot
 
-SECONDS = 90
-"""What Kubernetes and we together may take to go on after any one kill."""
+SECONDS = 180
+"""What Kubernetes and we together may take to go on after any one kill, on a slow machine.
+
+Also where scenarios before have killed the same container: the kubelet waits longer each time before it starts it again.
+"""
 
 
 DISKS = ("0", "1", "restored", "older", "clone")
@@ -48,7 +51,7 @@ KILLS: dict[str, Callable[[Cluster, Node], None]] = {
 
 @pytest.mark.slow(seconds=240)
 @pytest.mark.disturbs
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_fifty_operations_and_five_kills_in_their_middle(cluster: Cluster, kubectl: Kubectl, xfs: str) -> None:
     """Ten at a time: disks made, cut, restored, cloned, grown and deleted."""
     node = cluster.nodes[0]
@@ -65,7 +68,7 @@ def test_fifty_operations_and_five_kills_in_their_middle(cluster: Cluster, kubec
     wait_nothing_left_over(cluster)
     # All at once. Not the namespace: that may wait minutes for a finalizer of the provisioner on a snapshot, which it lets
     # go in its next round if the API was away for it.
-    kubectl("delete", "pods,pvc", "--all", "--timeout=120s", seconds=130)
+    kubectl("delete", "pods,pvc", "--all", "--timeout=240s", seconds=250)
     kubectl("delete", "volumesnapshots", "--all", "--wait=false")
     wait_nothing_left_over(cluster)
 
@@ -127,14 +130,18 @@ def wait_done(kubectl: Kubectl, now: str, before: str) -> None:
             except KubectlError as error:
                 # The API itself was away for a moment.
                 if time.monotonic() > deadline or not re.search(
-                    "refused|reset|EOF|handshake|shutting down|watch has ended", str(error)
+                    "refused|reset|EOF|handshake|shutting down|watch has ended|unable to handle|initializing|connection lost",
+                    str(error),
                 ):
                     raise
                 time.sleep(0.5)
 
 
-def wait_nothing_left_over(cluster: Cluster, seconds: float = 90.0) -> None:
-    """Wait until each node has what Kubernetes knows of, and nothing else. Deletions end in the background."""
+def wait_nothing_left_over(cluster: Cluster, seconds: float = 180.0) -> None:
+    """Wait until each node has what Kubernetes knows of, and nothing else.
+
+    Deletions end in the background, and what fails in one is tried again after up to two minutes.
+    """
     deadline = time.monotonic() + seconds
     while differences := [told for node in cluster.nodes for told in differing(cluster, node)]:
         assert time.monotonic() < deadline, "\n".join(differences)

@@ -96,15 +96,16 @@ def test_a_restore_waits_for_the_node_of_its_snapshot(cluster: Cluster, kubectl:
         assert kubectl.get("pod", "waiting")["status"]["phase"] == "Pending"
     finally:
         home.power_on()
+        cluster.wait_ready()
+        cluster.wait_installed()
     kubectl.ready("waiting", seconds=180)
     assert kubectl.sh("waiting", "cat /disk/file") == "content"
     # And the disk that was in use when the power went.
     kubectl.ready("source", seconds=120)
     assert kubectl.sh("source", "cat /disk/file") == "content"
-    cluster.wait_installed()
 
 
-def tells(kubectl: Kubectl, name: str, *words: str, seconds: float = 90) -> None:
+def tells(kubectl: Kubectl, name: str, *words: str, seconds: float = 150) -> None:
     """Wait until one event of the claim has all these words."""
 
     def told(_: object) -> bool:

@@ -28,7 +28,7 @@ def last(cluster: Cluster) -> Iterator[Node]:
     yield node
     if not node.running():
         node.power_on()
-    cluster.kubectl.until(is_node_ready, "node", node.name)
+    cluster.wait_ready()
     cluster.wait_installed()
 
 
@@ -63,7 +63,7 @@ def test_power_off_and_on_again(cluster: Cluster, kubectl: Kubectl, last: Node) 
     kubectl.ready("user")
 
     last.power_on()
-    cluster.kubectl.until(is_node_ready, "node", last.name)
+    cluster.kubectl.until(is_node_ready, "node", last.name, seconds=180)
     kubectl.until(lambda each: _restarts(each) > 0, "pod", "writer", seconds=180)
     kubectl.ready("writer", seconds=180)
     assert written(kubectl, "writer") >= had

@@ -29,7 +29,7 @@ def test_an_uninstallation_is_refused_or_forced_and_the_next_one_finds_the_disks
     upgrade(cluster, {"uninstall": {"force": True}})
     cluster.helm("uninstall", RELEASE, "--wait")
     pods = "--selector=app.kubernetes.io/component in (agent, controller)"
-    cluster.kubectl.within(NAMESPACE)("wait", "--for=delete", "pod", pods, "--timeout=90s", seconds=100)
+    cluster.kubectl.within(NAMESPACE)("wait", "--for=delete", "pod", pods, "--timeout=180s", seconds=190)
     goes_on(kubectl)
     cluster.install()
     goes_on(kubectl)

@@ -57,7 +57,7 @@ def ran(kubectl: Kubectl, name: str, more: int, seconds: float = 200.0) -> str:
 
 
 @pytest.mark.slow(seconds=420)
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_every_minute(kubectl: Kubectl) -> None:
     kubectl.apply(
         claim("one", "32Mi", labels={"app": "single"}),
@@ -82,7 +82,7 @@ def test_every_minute(kubectl: Kubectl) -> None:
     kubectl.apply(claim("restored", "32Mi", snapshot=kept, storage_class=later))
     kubectl.sh("one", "echo second >/disk/file; sync")
     ran(kubectl, "single", 3)
-    kubectl.until(lambda found: found["status"]["snapshots"] == 3, "snapshotschedule", "single")
+    kubectl.until(lambda found: found["status"]["snapshots"] == 3, "snapshotschedule", "single", seconds=150)
     assert times(kubectl, "single")[0] == oldest
     kubectl.apply(storage_class(later), pod("reader", {"/disk": "restored"}))
     try:
@@ -92,9 +92,12 @@ def test_every_minute(kubectl: Kubectl) -> None:
     assert kubectl.sh("reader", "cat /disk/file") == "first"
     kubectl.wait("delete", "volumesnapshot", kept, seconds=150)
     assert oldest not in times(kubectl, "single")
-    kubectl.until(lambda found: found["status"]["snapshots"] == 2, "snapshotschedule", "single")
 
-    status = kubectl.get("snapshotschedule", "single")["status"]
+    # Each minute there is a run under way for a while, and one snapshot more until retention has seen it.
+    def between_runs(found: dict[str, Any]) -> bool:
+        return found["status"]["snapshots"] == 2 and "run" not in found["status"]
+
+    status = kubectl.until(between_runs, "snapshotschedule", "single", seconds=150)["status"]
     skipped = {each["name"]: each.get("skipped", "") for each in status["claims"]}
     assert skipped == {"never-bound": "it is not bound", "one": ""}
     told = {each["type"]: (each["status"], each["reason"]) for each in status["conditions"]}
@@ -131,10 +134,12 @@ def at_rest(kubectl: Kubectl, name: str, kind: str, count: int) -> None:
 def _both_disks_are_of_one_moment(kubectl: Kubectl) -> None:
     """One group is kept, and holds the two disks as of one moment; only groups were ever deleted, members went with them."""
     at_rest(kubectl, "pair", "volumegroupsnapshot", 1)
+    (group,) = (each["metadata"]["uid"] for each in kubectl.items("volumegroupsnapshot"))
+    # Of this group: those of the one before may be there yet, until Kubernetes collects what has lost its owner.
     members = {
         each["spec"]["source"]["persistentVolumeClaimName"]: each["metadata"]["name"]
         for each in kubectl.items("volumesnapshot")
-        if each["metadata"].get("ownerReferences") and "deletionTimestamp" not in each["metadata"]
+        if group in (owner["uid"] for owner in each["metadata"].get("ownerReferences", ()))
     }
     assert sorted(members) == ["data", "log"]
     kubectl.apply(
@@ -154,7 +159,8 @@ def _nothing_is_made_up_for_after_a_suspension(kubectl: Kubectl) -> None:
     kubectl("patch", "snapshotschedule", "paused", "--type=merge", '--patch={"spec": {"suspend": false}}')
     ran(kubectl, "paused", 1)
     made = [parse_instant(when) or 0 for when in times(kubectl, "paused")]
-    assert len(made) == 1
+    # Where a run takes long, the next minute's may have begun by now.
+    assert len(set(made)) == len(made) > 0
     assert made[0] > resumed - 5
 
 
@@ -183,10 +189,11 @@ def test_a_spec_that_the_api_refuses(kubectl: Kubectl, spec: dict[str, Any], why
 
 @pytest.mark.slow(seconds=400)
 @pytest.mark.disturbs
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_node_that_is_away_holds_up_nobody_else(cluster: Cluster, kubectl: Kubectl) -> None:
     """And the operator's process is killed on the way: the next one goes on, and nothing is made twice."""
     near, far = cluster.nodes[:2]
+    cluster.spare(far)
     for name, node in (("near", near), ("far", far)):
         kubectl.apply(claim(name, "32Mi", labels={"app": "x"}), pod(name, {"/disk": name}, node=node.name))
     kubectl.ready("near", "far")
@@ -199,17 +206,28 @@ def test_a_node_that_is_away_holds_up_nobody_else(cluster: Cluster, kubectl: Kub
         before = len(_of(kubectl, "near"))
         kill_containers(cluster, reconciling(cluster))
         kubectl.until(lambda _: len(_of(kubectl, "near")) >= before + 2, "snapshotschedule", "s", 200)
-        waiting = [each for each in kubectl.items("volumesnapshot") if not each.get("status", {}).get("readyToUse")]
-        assert [each["spec"]["source"]["persistentVolumeClaimName"] for each in waiting] == ["far"]
+        # The near one's is not ready either for the moment that it takes.
+        kubectl.until(lambda _: _waiting(kubectl) == ["far"], "snapshotschedule", "s")
     finally:
         far.resume("kubelet")
-    cluster.wait_installed()
-    ran(kubectl, "s", 1, 240)
+        cluster.wait_ready()
+        cluster.wait_installed()
+    # The snapshotter tries the far one's again after as long as it has tried in vain, and then a whole run is waited for.
+    ran(kubectl, "s", 1, 360)
     for name in ("near", "far"):
         made = _of(kubectl, name)
         assert len(made) == len(set(made))
     minutes = [(parse_instant(when) or 0) // 60 for when in _of(kubectl, "near")]
     assert minutes == list(range(minutes[0], minutes[0] + len(minutes))), "a minute was left out"
+
+
+def _waiting(kubectl: Kubectl) -> list[str]:
+    """The claims of the snapshots that are not ready."""
+    return [
+        each["spec"]["source"]["persistentVolumeClaimName"]
+        for each in kubectl.items("volumesnapshot")
+        if not each.get("status", {}).get("readyToUse")
+    ]
 
 
 def _of(kubectl: Kubectl, claim_name: str) -> list[str]:

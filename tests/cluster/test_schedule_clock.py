@@ -25,7 +25,7 @@ from csi_driver.kube.informer import Informer
 from csi_driver.kube.leader_election import LeaderElector
 from csi_driver.kube.resources import NAMESPACES, PVCS, PVS, SCHEDULES, SNAPSHOTS
 from csi_driver.operator.schedule.cache import TRIMMERS
-from csi_driver.operator.schedule.controller import Schedules
+from csi_driver.operator.schedule.controller import ScheduleController
 
 pytestmark = [pytest.mark.slow(seconds=120), pytest.mark.xdist_group("schedule clock")]
 
@@ -109,7 +109,7 @@ class Scene:
                 mirror.start()
             try:
                 events = Events(api, "test", name)
-                await Schedules(
+                await ScheduleController(
                     api, mirrors, events, DRIVER, self.observer, 1, PERIOD, lambda: time.time() + self.ahead
                 ).run()
             finally:
@@ -181,7 +181,7 @@ async def test_the_leader_changes_in_the_middle_of_a_run(scene: Scene) -> None:
     """One at a time is in flight, and the leader goes away between the first claim and the second; also without a word."""
     await scene.begin(retention={"keepLast": 2})
     leaders = [await scene.candidate("first"), await scene.candidate("second"), await scene.candidate("third")]
-    await scene.until(lambda: len(scene.whole()) == 1)
+    await scene.until(scene.whole)
     for round_ in (1, 2):
         scene.hold = True
         done = len(scene.whole())
@@ -204,11 +204,13 @@ async def test_the_api_is_away(scene: Scene, bare: BareApi) -> None:
     await asyncio.to_thread(bare.cut)
     away = time.time()
     await asyncio.sleep(AWAY_SECONDS)
+    returns = time.time()
     await asyncio.to_thread(bare.resume)
     back = time.time()
     await scene.until(lambda: len([when for when in scene.whole() if when > back]) >= 2, 90)
     assert scene.twice() == []
-    missed = [when for claim in CLAIM_NAMES for when in scene.times(claim) if away < when < back - PERIOD]
+    # It may answer some seconds before it says that it is ready, and the last time before that is made up for then.
+    missed = [when for claim in CLAIM_NAMES for when in scene.times(claim) if away < when < returns - PERIOD]
     assert missed == [], "times that had long passed were made up for"
     assert scene.whole()[: len(before)] == before
     made = [when for when in scene.whole() if when > back + 2 * PERIOD]

@@ -107,7 +107,7 @@ def material(secret: Document) -> list[str]:
 
 def test_nobody_but_a_controller_talks_to_an_agent(cluster: Cluster, kubectl: Kubectl) -> None:
     release = cluster.kubectl.within(NAMESPACE)
-    agent = release.items("pods", "--selector=app.kubernetes.io/component=agent")[0]
+    agent = cluster.living("agent")[0]
     given = {
         "address": f"{agent['status']['podIP']}:9807",
         "agent": material(release.get("secret", "tidemark-agent-tls")),
@@ -132,8 +132,7 @@ def test_nobody_but_a_controller_talks_to_an_agent(cluster: Cluster, kubectl: Ku
 def test_the_authority_is_replaced_and_no_call_is_lost(cluster: Cluster) -> None:
     release = cluster.kubectl.within(NAMESPACE)
     before = release.get("secret", "tidemark-authority")["data"]["tls.crt"]
-    controllers = release.items("pods", "--selector=app.kubernetes.io/component=controller")
-    callers = [calling(each["metadata"]["name"]) for each in controllers]
+    callers = [calling(each["metadata"]["name"]) for each in cluster.living("controller")]
     try:
         release("annotate", "secret", "tidemark-authority", "tidemark.dev/rotate=now")
         release.until(lambda secret: replaced(secret, before), "secret", "tidemark-authority", seconds=400)

@@ -38,7 +38,7 @@ def controllers_stay(cluster: Cluster) -> Iterator[None]:
 
 
 def agents_are_replaced(cluster: Cluster) -> None:
-    cluster.kubectl.within(NAMESPACE)("rollout", "status", AGENT, "--timeout=120s", seconds=130)
+    cluster.kubectl.within(NAMESPACE)("rollout", "status", AGENT, "--timeout=240s", seconds=250)
 
 
 @contextmanager

@@ -35,6 +35,8 @@ def events(state: Path) -> Iterator[dict[str, Any]]:
     """Every answered request that a cluster's API server has noted."""
     with (state / AUDIT.relative_to(STATE)).open() as log:
         for line in log:
+            if not line.endswith("\n"):
+                return  # it is being written
             event = json.loads(line)
             if event.get("stage") == "ResponseComplete" and "objectRef" in event:
                 yield event

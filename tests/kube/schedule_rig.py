@@ -29,9 +29,9 @@ from csi_driver.kube.resources import (
     Kind,
 )
 from csi_driver.operator.schedule.cache import TRIMMERS, Key
-from csi_driver.operator.schedule.controller import Looks
 from csi_driver.operator.schedule.naming import CLAIM, SCHEDULED_FOR
 from csi_driver.operator.schedule.observed import GROUP_IN_CREATION, SNAPSHOT_IN_CREATION
+from csi_driver.operator.schedule.reconciler import ScheduleReconciler
 
 Object = dict[str, Any]
 DRIVER = "csi.tidemark.dev"
@@ -98,13 +98,13 @@ class Operator:
             kind: Informer(reader, kind, keep=keep) for kind, keep in TRIMMERS.items()
         }
         self.counts = Counts()
-        self._make: Callable[[], Looks] = lambda: Looks(
+        self._make: Callable[[], ScheduleReconciler] = lambda: ScheduleReconciler(
             api, self.mirrors, Events(api, "tidemark"), DRIVER, self.counts, limit, 10, lambda: world.now
         )
 
     async def start(self) -> None:
         await start_all(self.mirrors.values())
-        self.looks = self._make()
+        self.reconciler = self._make()
 
     async def stop(self) -> None:
         for mirror in self.mirrors.values():
@@ -118,7 +118,7 @@ class Operator:
 
     async def look(self, name: str = "s", namespace: str = "default") -> Any:
         await self.see()
-        return await self.looks.look((namespace, name))
+        return await self.reconciler.plan_and_execute((namespace, name))
 
     async def settle(self, name: str = "s") -> None:
         """Look and let the snapshotter work until nothing changes any more."""

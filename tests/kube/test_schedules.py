@@ -195,7 +195,7 @@ async def test_a_copy_that_lags_costs_no_snapshots(world: World, operator: Opera
     await hours(world, operator, 13, 14)
     for kind, name in ((PVS, "disk-default-a"), (PVCS, "a")):
         operator.mirrors[kind]._drop(("" if kind == PVS else "default", name))
-        await operator.looks.look(("default", "s"))
+        await operator.reconciler.plan_and_execute(("default", "s"))
         assert len(world.snapshots()) == 2
 
 
@@ -402,7 +402,7 @@ async def test_labels_of_groups_that_are_gone_are_taken_away(world: World, opera
     await hours(world, operator, 13)
     world.fake.remove(SCHEDULES, "s")
     await operator.see()
-    await operator.looks.tidy()
+    await operator.reconciler.remove_stale_labels()
     assert world.fake.all(PVCS)[0]["metadata"]["labels"] == {"app": "db"}
 
 
@@ -444,7 +444,7 @@ async def test_an_api_that_is_away_is_told_to_the_caller_and_nothing_is_lost(wor
     world.fake.hooks.append(away)
     for _ in range(3):
         with pytest.raises(Unavailable):
-            await operator.looks.look(("default", "s"))
+            await operator.reconciler.plan_and_execute(("default", "s"))
     world.fake.hooks.clear()
     world.now += 600
     await operator.settle()

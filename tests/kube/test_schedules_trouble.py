@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -11,13 +10,10 @@ from typing import Any
 
 import pytest
 from fake_api import Call, FakeApi, Fault
-from schedule_rig import DRIVER, START, Counts, Killed, Operator, World, until_done
+from schedule_rig import START, Killed, Operator, World, until_done
 
 from csi_driver.domain.errors import DriverError
-from csi_driver.domain.timestamps import format_instant
-from csi_driver.kube.events import Events
 from csi_driver.kube.resources import GROUP_SNAPSHOTS, PVCS, PVS, SCHEDULES, SNAPSHOTS
-from csi_driver.operator.schedule.controller import Schedules
 
 HOUR = 3600
 
@@ -141,7 +137,7 @@ async def test_a_stale_view_begins_nothing_twice(world: World, operator: Operato
     world.fake.remove(SNAPSHOTS, world.fake.all(SNAPSHOTS)[0]["metadata"]["name"])
     world.fake.silent = True
     with suppress(DriverError):
-        await stale.looks.look(("default", "s"))
+        await stale.reconciler.plan_and_execute(("default", "s"))
     assert world.snapshots() == []
 
 
@@ -319,34 +315,6 @@ async def test_jitter_delays_the_run_and_not_its_name(world: World, operator: Op
     assert world.snapshots() == [("a", "06-17T13:00")]
 
 
-async def test_the_reconciler_wakes_by_the_clock_and_by_changes(world: World) -> None:
-    """The whole loop in real time, every two seconds: a value that only tests may give."""
-    world.now = time.time()
-    operator = await world.operator()
-    reader = await world.fake.connect()
-    counts = Counts()
-    schedules = Schedules(reader, operator.mirrors, Events(reader, "t"), DRIVER, counts, least_period=1)
-    world.claim("a")
-    world.schedule(every="2s", retention={"keepLast": 2})
-    world.fake.change(SCHEDULES, "s", {"metadata": {"creationTimestamp": format_instant(int(time.time()) - 1)}})
-    running = asyncio.create_task(schedules.run())
-    async with asyncio.timeout(60):
-        while counts.deleted_ < 2:
-            world.snapshotter()
-            await asyncio.sleep(0.05)
-        world.fake.change(SCHEDULES, "s", {"spec": {"suspend": True}})
-        while world.condition("Ready")["reason"] != "Suspended":
-            await asyncio.sleep(0.05)
-        world.fake.remove(SCHEDULES, "s")
-        while counts.late_:
-            await asyncio.sleep(0.05)
-    running.cancel()
-    with suppress(asyncio.CancelledError):
-        await running
-    assert len(created(world)) >= 4
-    assert set(created(world).values()) == {1}
-
-
 async def test_what_is_gone_is_forgotten(world: World, operator: Operator) -> None:
     """Handles and UIDs never come again: an index that kept one for each that ever was would grow until the process ends."""
     two_runs(world, grouped=False)
@@ -357,7 +325,7 @@ async def test_what_is_gone_is_forgotten(world: World, operator: Operator) -> No
         await operator.settle("pairs")
     world.snapshotter()
     await operator.see()
-    view, there = operator.looks.view, len(world.fake.all(SNAPSHOTS))
+    view, there = operator.reconciler.view, len(world.fake.all(SNAPSHOTS))
     assert there == 6, "three single ones and three members of two groups"
     assert (len(view._of_handle), len(view._members)) == (6, 2)
     for kind in (SCHEDULES, GROUP_SNAPSHOTS, SNAPSHOTS):

@@ -19,14 +19,14 @@ from cluster_rig import Cluster
 from fake_api import FakeApi
 from rollback_cases import DRIVER, claim, content, pod, snapshot, snapshot_class, volume
 
-from csi_driver.domain.errors import InUse
+from csi_driver.domain.errors import DriverError, InUse
 from csi_driver.domain.model import AccessMode, Capability, SizeRange, Snapshot, Volume, VolumeRequest
 from csi_driver.kube.client import Api
 from csi_driver.kube.events import Events
 from csi_driver.kube.informer import Informer
 from csi_driver.kube.resources import EVENTS, PODS, PVCS, PVS, ROLLBACKS, SNAPSHOT_CLASSES, SNAPSHOT_CONTENTS, SNAPSHOTS
-from csi_driver.operator.rollback.controller import RollbackController
-from csi_driver.operator.rollback.reconciler import Steps
+from csi_driver.operator.rollback.controller import FIRST_BACKOFF_SECONDS, RollbackController
+from csi_driver.operator.rollback.reconciler import RollbackReconciler
 from csi_driver.operator.rollback.resource import stamp
 from csi_driver.rpc.clients.disks import AgentDisks
 from csi_driver.service.node_volumes import NodeVolumes
@@ -103,7 +103,7 @@ class World:
         disks = Mortal(self, AgentDisks(self.cluster.channels))
         api: Any = Mortal(self, self.api)
         events = Events(api, "tidemark")
-        self.steps = Steps(api, disks, events, DRIVER, self.now, self.now)  # type: ignore[arg-type]
+        self.reconciler = RollbackReconciler(api, disks, events, DRIVER, self.now, self.now)  # type: ignore[arg-type]
 
     # ---- the cluster's objects
 
@@ -223,9 +223,11 @@ class World:
     # ---- time and the operator
 
     async def step(self, name: str = "back") -> float | None:
-        """One step; a killed operator is started anew."""
+        """One reconciliation; a killed operator is started anew, and one that failed is repeated after its first backoff."""
         try:
-            return await self.steps.step(NAMESPACE, name)
+            return (await self.reconciler.reconcile((NAMESPACE, name))).requeue_after
+        except DriverError:
+            return FIRST_BACKOFF_SECONDS
         except Killed:
             self.kills += 1
             self.kill_at = None

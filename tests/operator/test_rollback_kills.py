@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rollback_world import World
 
+from csi_driver.domain.errors import DriverError
 from csi_driver.kube.resources import PODS, PVS, ROLLBACKS, SNAPSHOTS
 from csi_driver.operator.rollback.completed import read_completed
 from csi_driver.service.dependencies import HOLD_SECONDS
@@ -73,11 +75,12 @@ async def test_two_controllers_at_once_do_it_once(world: World) -> None:
     """For a moment after a lost lease two may be at work; each step of one meets the other's."""
     await prepared(world)
     world.ask()
-    first = world.steps
+    first = world.reconciler
     await world.start()
-    second = world.steps
+    second = world.reconciler
     for turn in range(60):
-        wait = await (first if turn % 2 else second).step("shop", "back")
+        world.reconciler = first if turn % 2 else second
+        wait = await world.step()
         if wait is None:
             break
         if wait:
@@ -91,7 +94,7 @@ async def test_a_controller_that_wakes_up_late_rolls_nothing_away(world: World) 
     await prepared(world)
     world.ask()
     await world.run(until="RollingBack")
-    sleeper = world.steps
+    sleeper = world.reconciler
     disks, sent = sleeper._disks, []
 
     class Sleeping:
@@ -109,8 +112,8 @@ async def test_a_controller_that_wakes_up_late_rolls_nothing_away(world: World) 
 
             return late
 
-    sleeper._acts._disks = Sleeping()  # type: ignore[assignment]
-    await sleeper.step("shop", "back")
+    sleeper._executor._disks = Sleeping()  # type: ignore[assignment]
+    await sleeper.reconcile(("shop", "back"))
     assert len(sent) == 1
     assert world.bytes_of(world.disk_now) == b"3"
 
@@ -119,7 +122,7 @@ async def test_a_rollback_that_arrives_after_the_release_is_refused(world: World
     await prepared(world)
     world.ask()
     await world.run(until="RollingBack")
-    sleeper = world.steps
+    sleeper = world.reconciler
     disks = sleeper._disks
 
     class Sleeping:
@@ -136,8 +139,9 @@ async def test_a_rollback_that_arrives_after_the_release_is_refused(world: World
 
             return late
 
-    sleeper._acts._disks = Sleeping()  # type: ignore[assignment]
-    await sleeper.step("shop", "back")
+    sleeper._executor._disks = Sleeping()  # type: ignore[assignment]
+    with suppress(DriverError):
+        await sleeper.reconcile(("shop", "back"))
     assert world.disk_now.rollbacks == ()
     assert world.bytes_of(world.disk_now) == b"2"
     assert "not touched" in world.status()["message"]

@@ -8,14 +8,16 @@ from rollback_world import NAMESPACE, World, reconciling, until
 
 from csi_driver.kube import informer as mirror_module
 from csi_driver.kube.resources import EVENTS, ROLLBACKS, SNAPSHOTS
-from csi_driver.operator.rollback import reconciler
+from csi_driver.operator.rollback import controller, reconciler
+from csi_driver.operator.rollback.actions import AddFinalizer
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror_module, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(mirror_module, "LONGEST_WAIT", 0.05)
-    monkeypatch.setattr(reconciler, "LONGEST_SECONDS", 0.05)
+    monkeypatch.setattr(controller, "FIRST_BACKOFF_SECONDS", 0.02)
+    monkeypatch.setattr(controller, "LONGEST_BACKOFF_SECONDS", 0.05)
 
 
 def ended(world: World, name: str) -> bool:
@@ -109,8 +111,8 @@ async def test_one_that_cannot_be_read_keeps_no_other_from_going_on(world: World
 async def test_a_leader_that_has_ended_is_told_nothing_any_more(world: World) -> None:
     """The mirror stays for the next one: whatever still hung on it would pile up with each lease."""
     async with reconciling(world) as made:
-        await until(lambda: bool(made._mirror._subscribers))
-    assert made._mirror._subscribers == []
+        await until(lambda: bool(made._informer._subscribers))
+    assert made._informer._subscribers == []
 
 
 async def test_what_the_api_refuses_is_told_once_and_tried_again(world: World) -> None:
@@ -132,3 +134,47 @@ async def test_what_the_api_refuses_is_told_once_and_tried_again(world: World) -
     world.fake.hooks.remove(forbid)
     await world.run()
     assert world.status()["phase"] == "Completed"
+
+
+async def test_a_deletion_is_seen_at_once_also_after_failures(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controller, "FIRST_BACKOFF_SECONDS", 300.0)
+    monkeypatch.setattr(controller, "LONGEST_BACKOFF_SECONDS", 300.0)
+    outage = Outage()
+    await world.disk()
+    await world.cut("s1")
+    world.run_pod()
+
+    def forbid(call: Call) -> None:
+        if (call.verb, call.kind) == ("get", SNAPSHOTS) and outage.away:
+            outage.refused += 1
+            raise Fault(503, "ServiceUnavailable", "away")
+
+    world.fake.hooks.append(forbid)
+    async with reconciling(world):
+        outage.away = True
+        world.ask()
+        await until(lambda: outage.refused)
+        outage.away = False
+        await world.ask_to_go()
+        await until(lambda: not world.there())
+
+
+async def test_one_that_goes_in_circles_is_slowed_down(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two versions that undo what the other does, say: no bug of that kind may occupy the API server."""
+    await world.disk()
+    await world.cut("s1")
+    world.ask()
+    monkeypatch.setattr(reconciler, "next_action", lambda _: AddFinalizer())
+    waits = [await world.step() for _ in range(reconciler.MOST_IN_A_ROW + 3)]
+    assert waits == [0.0] * reconciler.MOST_IN_A_ROW + [reconciler.CIRCLE_SECONDS] * 3
+
+
+async def test_nothing_is_kept_of_what_is_gone(world: World) -> None:
+    await world.disk()
+    await world.cut("s1")
+    world.ask()
+    await world.run(until="RollingBack")
+    assert world.reconciler._memories
+    world.fake.remove(ROLLBACKS, "back", NAMESPACE)
+    await world.step()
+    assert world.reconciler._memories == {}

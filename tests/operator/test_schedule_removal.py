@@ -62,7 +62,7 @@ def restore(world: World, snapshot: str, phase: str = "Pending") -> None:
 
 async def test_nothing_has_changed_and_it_goes(world: World) -> None:
     operator, _ = await about_to_delete(world)
-    await operator.looks.look(KEY)
+    await operator.reconciler.plan_and_execute(KEY)
     assert world.snapshots() == GONE
 
 
@@ -79,7 +79,7 @@ async def test_a_schedule_that_has_changed_deletes_nothing_by_what_it_was(world:
     operator, _ = await about_to_delete(world)
     world.fake.change(SCHEDULES, "s", change)
     with pytest.raises(Conflict):
-        await operator.looks.look(KEY)
+        await operator.reconciler.plan_and_execute(KEY)
     assert world.snapshots() == SPARED
 
 
@@ -87,7 +87,7 @@ async def test_a_schedule_that_is_gone_deletes_nothing(world: World) -> None:
     operator, _ = await about_to_delete(world)
     world.fake.remove(SCHEDULES, "s")
     with pytest.raises(Conflict):
-        await operator.looks.look(KEY)
+        await operator.reconciler.plan_and_execute(KEY)
     assert world.snapshots() == SPARED
 
 
@@ -108,7 +108,7 @@ async def test_a_schedule_that_is_long_terminating_deletes_nothing_and_does_not_
 async def test_what_has_come_to_be_in_use_stays(world: World, read: Callable[..., None], over: bool) -> None:
     operator, first = await about_to_delete(world)
     read(world, first, *(["Completed" if read is rollback else "Bound"] if over else []))
-    await operator.looks.look(KEY)
+    await operator.reconciler.plan_and_execute(KEY)
     assert world.snapshots() == (GONE if over else SPARED)
     assert world.status()["lastSuccessful"] == "2026-06-17T14:00:00Z"
 
@@ -129,14 +129,14 @@ async def test_what_is_in_use_under_another_name_stays(world: World) -> None:
     await operator.see()
     world.fake.silent = True
     rollback(world, "alias")
-    await operator.looks.look(KEY)
+    await operator.reconciler.plan_and_execute(KEY)
     assert world.snapshots() == SPARED
 
 
 async def test_a_group_stays_for_a_member_that_has_come_to_be_in_use(world: World) -> None:
     operator, member = await about_to_delete(world, grouped=True)
     restore(world, member)
-    await operator.looks.look(KEY)
+    await operator.reconciler.plan_and_execute(KEY)
     assert len(world.fake.all(GROUP_SNAPSHOTS)) == 2
 
 
@@ -151,11 +151,11 @@ async def test_an_api_that_cannot_say_what_is_in_use_costs_nothing(world: World,
 
     world.fake.hooks.append(fail)
     with pytest.raises(Unavailable):
-        await operator.looks.look(KEY)
+        await operator.reconciler.plan_and_execute(KEY)
     assert world.snapshots() == SPARED
     # A right that is missing may be missing for long: the run goes on without, and somebody is told.
     status = 403
-    await operator.looks.look(KEY)
+    await operator.reconciler.plan_and_execute(KEY)
     assert world.snapshots() == SPARED
     assert "NotDeleted" in world.reasons()
     assert world.status()["lastSuccessful"] == "2026-06-17T14:00:00Z"
@@ -178,7 +178,7 @@ async def test_an_older_one_stays_where_the_younger_one_went(
     (younger,) = [obj["metadata"]["name"] for obj in world.fake.all(SNAPSHOTS) if obj["metadata"]["name"] != first]
     change(world, younger)
     with pytest.raises(Conflict):
-        await operator.looks.look(KEY)
+        await operator.reconciler.plan_and_execute(KEY)
     assert world.fake.get(SNAPSHOTS, first)
 
 
@@ -187,7 +187,7 @@ async def test_a_group_stays_where_the_younger_one_went(world: World) -> None:
     younger = max(world.fake.all(GROUP_SNAPSHOTS), key=lambda group: str(group["metadata"]["name"]))
     world.fake.remove(GROUP_SNAPSHOTS, younger["metadata"]["name"])
     with pytest.raises(Conflict):
-        await operator.looks.look(KEY)
+        await operator.reconciler.plan_and_execute(KEY)
     assert len(world.fake.all(GROUP_SNAPSHOTS)) == 1
 
 
@@ -222,7 +222,7 @@ async def test_what_is_read_from_another_namespace_stays(world: World, known: bo
     world.fake.silent = True
     if not known:
         lend(world, first, phase)
-    await operator.looks.look(KEY)
+    await operator.reconciler.plan_and_execute(KEY)
     assert bool(world.fake.get(SNAPSHOTS, first)) is not over
 
 

@@ -113,7 +113,7 @@ async def test_a_successor_may_come_while_the_last_calls_end(rig: Rig) -> None:
     pause = rig.faults.pause("create_volume")
     last = asyncio.ensure_future(rig.volume("last"))
     await pause.reached.wait()
-    stopping = asyncio.create_task(rig.server.stop(5))
+    stopping = asyncio.create_task(rig.server.stop(60))
     while path.exists():
         await asyncio.sleep(0.01)
     successor = server(path, "csi.second.dev")

@@ -1,121 +1,85 @@
-"""The reconciler of VolumeRollbacks: a task for each that is not finished, as long as this controller leads."""
+"""The controller of VolumeRollbacks: events of an informer become keys in a work queue, as long as this replica leads."""
 
 import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
 
-import structlog
-
 from csi_driver.kube.client import Api, Object
 from csi_driver.kube.events import Events
 from csi_driver.kube.informer import Informer
-from csi_driver.operator.rollback.reconciler import LONGEST_SECONDS, Steps
+from csi_driver.kube.workqueue import WorkQueue
+from csi_driver.operator.rollback.reconciler import Key, RollbackReconciler
 from csi_driver.operator.rollback.resource import Phase, read_progress, unfinished
 from csi_driver.service.disks import Disks
 
-AT_ONCE = 64
-"""Steps at the same time: each is ten calls. Those of disks on a node that does not answer wait for seconds each, and must
-not keep the others waiting."""
+CONCURRENCY = 64
+"""Reconciliations at the same time: each is ten calls. Those of volumes on a node that does not answer wait for seconds each, and
+must not keep the others waiting."""
 
 RESYNC_SECONDS = 30.0
-"""For a change that no watch told."""
+"""For a change that no watch showed."""
 
-BUSY_STEPS = 25
-"""Steps in a row without a pause, of which a whole rollback takes about ten: more go in circles, and are slowed down."""
-
-log = structlog.get_logger()
+FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.5, 5.0
+"""After a reconciliation that failed; doubled with each failure in a row. Short: a pod that was scaled down may be waiting."""
 
 
 class RollbackController:
-    """`mirror` holds all VolumeRollbacks; it says which there are, and everything else is read anew at each step."""
+    """`informer` holds all VolumeRollbacks. It says which there are; everything else is read from the API each time."""
 
     def __init__(
         self,
         api: Api,
         disks: Disks,
-        mirror: Informer,
+        informer: Informer,
         events: Events,
         driver: str,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._mirror = mirror
-        self._steps = Steps(api, disks, events, driver, now)
-        self._slots = asyncio.Semaphore(AT_ONCE)
-        self._changed = asyncio.Event()
-        self._wakes: dict[tuple[str, str], asyncio.Event] = {}
+        self._informer = informer
+        self._reconciler = RollbackReconciler(api, disks, events, driver, now)
+        self._queue: WorkQueue[Key] = WorkQueue("rollback", CONCURRENCY, FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
 
     def phases(self) -> dict[str, int]:
-        """How many VolumeRollbacks are in each phase."""
-        found = Counter(read_progress(obj).phase or Phase.PENDING for obj in self._mirror.all())
-        return {str(phase): found[phase] for phase in Phase}
+        """Count the VolumeRollbacks in each phase."""
+        counts = Counter(read_progress(rollback).phase or Phase.PENDING for rollback in self._informer.all())
+        return {str(phase): counts[phase] for phase in Phase}
 
     async def run(self) -> None:
-        """Follow all of them. Until cancelled."""
-        await self._mirror.wait_synced()
-        unsubscribe = self._mirror.subscribe(self._notice)
+        """Reconcile all of them, until cancelled."""
+        await self._informer.wait_synced()
+        unsubscribe = self._informer.subscribe(self._on_event)
         try:
             async with asyncio.TaskGroup() as tasks:
-                while True:
-                    self._changed.clear()
-                    for obj in self._mirror.all():
-                        key = (obj["metadata"]["namespace"], obj["metadata"]["name"])
-                        if key not in self._wakes and unfinished(obj):
-                            self._wakes[key] = asyncio.Event()
-                            tasks.create_task(self._follow(*key), name=f"rollback {'/'.join(key)}")
-                    await _wait(self._changed, RESYNC_SECONDS)
+                tasks.create_task(self._queue.run(self._reconciler))
+                tasks.create_task(self._resync())
         finally:
-            unsubscribe()  # the mirror outlives this leader, and there is a new one with each lease
-            self._wakes.clear()
+            unsubscribe()  # the informer outlives this leader, and there is a new controller with each lease
 
-    async def _follow(self, namespace: str, name: str) -> None:
-        """Step until nothing is left to do."""
-        wake = self._wakes[namespace, name]
-        hurried = 0
-        try:
-            while True:
-                wake.clear()
-                async with self._slots:
-                    wait = await self._step(namespace, name)
-                if wait is None:
-                    return
-                hurried = 0 if wait else hurried + 1
-                if hurried > BUSY_STEPS:
-                    wait = 1.0
-                if wait:
-                    await _wait(wake, wait)
-        finally:
-            self._wakes.pop((namespace, name), None)
-            # For an object that was made again under this name meanwhile; not at once, the mirror may lag.
-            asyncio.get_running_loop().call_later(1.0, self._changed.set)
+    async def _resync(self) -> None:
+        while True:
+            await asyncio.sleep(RESYNC_SECONDS)
+            for rollback in self._informer.all():
+                key = _key(rollback)
+                if unfinished(rollback) and key not in self._queue:
+                    self._queue.add(key)
 
-    async def _step(self, namespace: str, name: str) -> float | None:
-        try:
-            return await self._steps.step(namespace, name)
-        except Exception:  # one object of no known shape must not keep the others from going on
-            log.exception("rollback: a step failed", rollback=f"{namespace}/{name}")
-            return LONGEST_SECONDS
-
-    def _notice(self, old: Object | None, new: Object | None) -> None:
-        """A change: of the status alone, which this class writes, it is none."""
+    def _on_event(self, old: Object | None, new: Object | None) -> None:
+        """Queue an object that is new, changed or deleted. A change of the status alone is this controller's own."""
+        rollback = new or old
+        assert rollback is not None
         if old is not None and new is not None and _observed_fields(old) == _observed_fields(new):
             return
-        obj = new or old
-        assert obj is not None
-        wake = self._wakes.get((obj["metadata"]["namespace"], obj["metadata"]["name"]))
-        if wake is not None:
-            wake.set()
-        self._changed.set()
+        key = _key(rollback)
+        if key in self._queue or (new is not None and unfinished(new)):
+            self._queue.forget(key)  # what failed before may go well now, and a deletion must be seen at once
+            self._queue.add(key)
 
 
-def _observed_fields(obj: Object) -> tuple[object, ...]:
-    meta = obj["metadata"]
-    return meta["uid"], meta.get("generation"), meta.get("deletionTimestamp")
+def _key(rollback: Object) -> Key:
+    return rollback["metadata"]["namespace"], rollback["metadata"]["name"]
 
 
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return
+def _observed_fields(rollback: Object) -> tuple[object, ...]:
+    metadata = rollback["metadata"]
+    return metadata["uid"], metadata.get("generation"), metadata.get("deletionTimestamp")

@@ -1,6 +1,5 @@
 """The few lines that act. Whatever fails here is tried again after the next look; nothing is remembered that matters."""
 
-from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -32,13 +31,12 @@ class PermanentError(Exception):
 
 
 class ActionExecutor:
-    """Carries out actions. `renewed` is called with each hold that was taken or renewed."""
+    """Carries out actions."""
 
-    def __init__(self, api: Api, disks: Disks, events: Events, renewed: Callable[[str], None]) -> None:
+    def __init__(self, api: Api, disks: Disks, events: Events) -> None:
         self._api = api
         self._disks = disks
         self._events = events
-        self._renewed = renewed
 
     async def act(self, action: Action, seen: ObservedRollback, rollback: Object) -> float:
         """Do it; returns the seconds after which to look again. Raises the errors of the API and of the agents, Refusal."""
@@ -51,7 +49,6 @@ class ActionExecutor:
                 await self._finalizers(rollback, [*_finalizers(rollback), FINALIZER])
             case decided.Hold(volume_id):
                 await self._disks.hold(volume_id, wish.holder)
-                self._renewed(wish.uid)
             case decided.MakeSafety(volume_id, class_name, number):
                 await self._make_safety(seen, rollback, safety_snapshot(wish, volume_id, class_name, number))
             case decided.RollBack(wanted):

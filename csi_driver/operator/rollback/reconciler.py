@@ -1,35 +1,51 @@
-"""One step of one VolumeRollback: look, decide, act. A step may be cut off anywhere, and the next one goes on."""
+"""The reconciler of one VolumeRollback: observe, plan, execute. It may be cut off anywhere, and the next call goes on."""
 
 import time
 from collections.abc import Callable
-
-import structlog
+from dataclasses import dataclass
 
 from csi_driver.domain.errors import AlreadyExists, DriverError, NotFound, Precondition
 from csi_driver.kube.client import Api, Object
 from csi_driver.kube.errors import ApiRejected, Conflict
 from csi_driver.kube.events import Events
 from csi_driver.kube.resources import ROLLBACKS
-from csi_driver.operator.rollback.actions import Action, Cleanup, Finished, MakeSafety, ObservedRollback, UpdateStatus
+from csi_driver.kube.workqueue import Result
+from csi_driver.operator.rollback.actions import Action, Finished, Hold, MakeSafety, ObservedRollback, UpdateStatus
 from csi_driver.operator.rollback.executor import ActionExecutor, PermanentError
 from csi_driver.operator.rollback.observe import ProcessState, observe
 from csi_driver.operator.rollback.planner import next_action
 from csi_driver.operator.rollback.resource import Phase
 from csi_driver.service.disks import Disks
 
-AGAIN_SECONDS = 0.5
-"""After a step that failed; doubled with each failure in a row, up to LONGEST_SECONDS."""
+Key = tuple[str, str]
+"""Namespace and name."""
 
-LONGEST_SECONDS = 5.0
+CHANGED_SECONDS = 0.1
+"""Before the next try, where an object was changed or deleted since it was read."""
 
-log = structlog.get_logger()
+MOST_IN_A_ROW = 25
+"""Actions in a row without a pause, of which a whole rollback takes about ten: more go in circles, and are slowed down."""
+
+CIRCLE_SECONDS = 1.0
+"""Between two actions of a rollback that goes in circles."""
 
 
-class Steps:
-    """Takes steps. What is kept between them spares calls; a new process does without it.
+@dataclass(slots=True)
+class _Memory:
+    """What is kept of one object between two calls. It spares calls and repeated events; a new process does without it.
 
-    `now` gives seconds since the epoch, `clock` seconds that never go back.
+    `rejected`: whether an event says already that the API rejects what comes next. `in_a_row`: actions without a pause.
     """
+
+    uid: str
+    renewed: float = float("-inf")
+    refused: DriverError | None = None
+    rejected: bool = False
+    in_a_row: int = 0
+
+
+class RollbackReconciler:
+    """Takes one action for each call. `now` gives seconds since the epoch, `clock` seconds that never go back."""
 
     def __init__(
         self,
@@ -46,64 +62,64 @@ class Steps:
         self._driver = driver
         self._now = now
         self._clock = clock
-        self._acts = ActionExecutor(api, disks, events, self._renew)
-        self._renewed: dict[str, float] = {}
-        self._refused: dict[str, DriverError] = {}
-        self._failures: dict[str, int] = {}
+        self._executor = ActionExecutor(api, disks, events)
+        self._memories: dict[Key, _Memory] = {}
 
-    async def step(self, namespace: str, name: str) -> float | None:
-        """Take one; returns the seconds until the next is due, or None where nothing is left to do."""
-        key = f"{namespace}/{name}"
-        try:
-            rollback = await self._api.get(ROLLBACKS, name, namespace)
-        except DriverError as error:
-            return self._again(key, key, error)
-        self._failures.pop(key, None)
+    async def reconcile(self, key: Key) -> Result:
+        """Observe the rollback, and take the next action. Raises the errors of the API and of the agents."""
+        namespace, name = key
+        rollback = await self._api.get(ROLLBACKS, name, namespace)
         if rollback is None:
-            return None
-        uid = rollback["metadata"]["uid"]
+            self._memories.pop(key, None)
+            return Result()
+        memory = self._memory(key, rollback["metadata"]["uid"])
         try:
-            seen = await observe(self._api, self._disks, rollback, self._driver, self._now(), self._memory(uid))
-            action = next_action(seen)
-            if isinstance(action, Finished):
-                self._forget(uid)
-                return None
-            wait = await self._act(action, seen, rollback)
-        except PermanentError as refusal:
-            self._refused[uid] = refusal.error
-            return 0.0
+            requeue_after = await self._reconcile(rollback, memory)
+        except PermanentError as error:
+            memory.refused = error.error
+            requeue_after = 0.0
         except (Conflict, NotFound):
-            return 0.1  # changed since it was read: look again
-        except DriverError as error:
-            if isinstance(error, ApiRejected) and uid not in self._failures:
+            requeue_after = CHANGED_SECONDS
+        except ApiRejected as error:
+            if not memory.rejected:
                 # A right that is missing, a policy: its status may be just what cannot be written, and only people can help.
+                memory.rejected = True
                 await self._events.emit(rollback, "Warning", "Refused", f"the API refuses what comes next: {error}")
-            return self._again(uid, key, error)
-        self._failures.pop(uid, None)
-        if isinstance(action, Cleanup):
-            self._forget(uid)
-        return wait
+            raise
+        else:
+            memory.rejected = False
+        if requeue_after is None:
+            self._memories.pop(key, None)
+        return Result(self._slowed(memory, requeue_after))
 
-    async def _act(self, action: Action, seen: ObservedRollback, rollback: Object) -> float:
+    async def _reconcile(self, rollback: Object, memory: _Memory) -> float | None:
+        """Take one action; return the seconds until the next, or None where nothing is left to do."""
+        state = ProcessState(self._clock() - memory.renewed, memory.refused)
+        observed = await observe(self._api, self._disks, rollback, self._driver, self._now(), state)
+        action = next_action(observed)
+        if isinstance(action, Finished):
+            return None
+        requeue_after = await self._execute(action, observed, rollback)
+        if isinstance(action, Hold):
+            memory.renewed = self._clock()
+        return requeue_after
+
+    async def _execute(self, action: Action, observed: ObservedRollback, rollback: Object) -> float:
         try:
-            return await self._acts.act(action, seen, rollback)
+            return await self._executor.act(action, observed, rollback)
         except (AlreadyExists, Precondition, ApiRejected) as error:
             if not isinstance(action, MakeSafety):
                 raise
             say = UpdateStatus(Phase.SAFETY, "SafetySnapshotRefused", f"the safety snapshot cannot be made: {error}", 3)
-            return await self._acts.act(say, seen, rollback)
+            return await self._executor.act(say, observed, rollback)
 
-    def _memory(self, uid: str) -> ProcessState:
-        return ProcessState(self._clock() - self._renewed.get(uid, float("-inf")), self._refused.get(uid))
+    def _memory(self, key: Key, uid: str) -> _Memory:
+        """Return the memory of this very object: one that was created again under the name is another."""
+        if key not in self._memories or self._memories[key].uid != uid:
+            self._memories[key] = _Memory(uid)
+        return self._memories[key]
 
-    def _renew(self, uid: str) -> None:
-        self._renewed[uid] = self._clock()
-
-    def _again(self, key: str, shown: str, error: DriverError) -> float:
-        count = self._failures[key] = self._failures.get(key, 0) + 1
-        log.info("rollback is tried again", rollback=shown, why=str(error), failures=count)
-        return float(min(AGAIN_SECONDS * 2 ** min(count - 1, 10), LONGEST_SECONDS))
-
-    def _forget(self, uid: str) -> None:
-        for kept in (self._renewed, self._refused, self._failures):
-            kept.pop(uid, None)
+    @staticmethod
+    def _slowed(memory: _Memory, requeue_after: float | None) -> float | None:
+        memory.in_a_row = 0 if requeue_after else memory.in_a_row + 1
+        return CIRCLE_SECONDS if requeue_after == 0 and memory.in_a_row > MOST_IN_A_ROW else requeue_after

@@ -1,10 +1,12 @@
 """The cluster as a whole: up, down, and Tidemark on it, installed by helm as a user would."""
 
 import functools
+import http.client
 import json
 import os
 import shutil
 import subprocess
+import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -91,7 +93,7 @@ class Cluster:
             _all(pool.map(Node.import_images, self.nodes, [archive] * len(self.nodes)))
         self.wait_ready()
 
-    def wait_ready(self, seconds: float = 60.0) -> None:
+    def wait_ready(self, seconds: float = 180.0) -> None:
         names = [node.name for node in self.nodes]
         until("all nodes have registered", lambda: len(self.kubectl.items("nodes")) >= len(names), seconds, 0.5)
         self.kubectl.wait("condition=Ready", "node", *names, seconds=seconds)
@@ -118,21 +120,26 @@ class Cluster:
         """
         release = self.kubectl.within(NAMESPACE)
 
-        def controllers() -> list[Document]:
-            return release.items("pods", "--selector=app.kubernetes.io/component=controller")
-
         def is_one_elsewhere() -> bool:
-            return any(each["spec"].get("nodeName", node.name) != node.name for each in controllers())
+            return any(each["spec"].get("nodeName", node.name) != node.name for each in self.living("controller"))
 
+        # One that has yet to start there would be no help.
+        self.wait_installed()
         if is_one_elsewhere():
             return
         self.kubectl("cordon", node.name)
         try:
-            release.delete("pod", controllers()[0]["metadata"]["name"])
+            release.delete("pod", self.living("controller")[0]["metadata"]["name"])
             until(f"a controller is not on {node.name}", is_one_elsewhere, 60)
         finally:
             self.kubectl("uncordon", node.name)
         self.wait_installed()
+
+    def living(self, component: str) -> list[Document]:
+        """The release's pods of a component, agent or controller, without those that go or have ended."""
+        pods = self.kubectl.within(NAMESPACE).items("pods", f"--selector=app.kubernetes.io/component={component}")
+        ended = ("Failed", "Succeeded")
+        return [p for p in pods if "deletionTimestamp" not in p["metadata"] and p["status"].get("phase") not in ended]
 
     def helm(self, *words: object, seconds: float = 300.0) -> str:
         """Run helm in the release's namespace. Raises RigError with what it said."""
@@ -161,15 +168,29 @@ class Cluster:
         path.write_text(json.dumps({**VALUES, **(values or {})}))
         return path
 
-    def wait_installed(self, seconds: float = 120.0) -> None:
-        """Wait until agents and controllers are ready and each node's kubelet knows the driver."""
+    def wait_installed(self, seconds: float = 240.0) -> None:
+        """Wait until agents and controllers are ready and each node's kubelet knows the driver.
+
+        They are asked themselves, too: of a container that was killed, or a node that was off for some seconds, the API
+        says for a while what was. And each agent that starts is registered anew: until it says that it is, CSINode has the
+        driver still, and loses it once more for a moment.
+        """
         release = self.kubectl.within(NAMESPACE)
         release("rollout", "status", "daemonset/tidemark-agent", f"--timeout={seconds:.0f}s", seconds=seconds + 10)
         release(
             "rollout", "status", "deployment/tidemark-controller", f"--timeout={seconds:.0f}s", seconds=seconds + 10
         )
+        until("controllers answer", lambda: all(map(_answer, self.living("controller"))), seconds, 0.5)
+        until("agents are registered", self._agents_are_registered, seconds, 0.5)
         for node in self.nodes:
             self.kubectl.until(_knows_driver, "csinode", node.name, seconds=seconds)
+
+    def _agents_are_registered(self) -> bool:
+        # One that has no node yet has none in its spec.
+        registered = {
+            each["spec"].get("nodeName") for each in self.living("agent") if "registered: yes" in _answer(each)
+        }
+        return registered >= {node.name for node in self.nodes}
 
     def described(self, namespace: str) -> str:
         """What somebody wants to see who looks for the cause of a failure: objects, events and logs."""
@@ -193,6 +214,16 @@ def _told(title: str, ask: Callable[[], str]) -> str:
         return f"--- {title}\n{ask()}"
     except KubectlError as error:
         return f"--- {title}\n{error}"
+
+
+def _answer(pod: Document) -> str:
+    """What one of the release's pods says to a readiness probe; nothing where it is not ready or not there."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"http://{pod['status'].get('podIP')}:9808/readyz", timeout=5) as answer:
+            return str(answer.read().decode())
+    except (OSError, http.client.HTTPException):
+        return ""
 
 
 def _knows_driver(csi_node: dict[str, Any]) -> bool:

@@ -1,6 +1,7 @@
 """Killing parts of Tidemark, as the kernel or a power cut would."""
 
 from rig.cluster import NAMESPACE, Cluster
+from rig.kubectl import Document
 from rig.node import Node
 
 
@@ -17,11 +18,17 @@ def kill_containers(cluster: Cluster, pod_name: str) -> None:
 
 def agent_on(cluster: Cluster, node: Node) -> str:
     """The agent's pod on a node."""
-    pods = cluster.kubectl.within(NAMESPACE).items("pods", "--selector=app.kubernetes.io/component=agent")
-    return next(str(each["metadata"]["name"]) for each in pods if each["spec"]["nodeName"] == node.name)
+    return next(
+        str(each["metadata"]["name"]) for each in cluster.living("agent") if each["spec"].get("nodeName") == node.name
+    )
 
 
 def reconciling(cluster: Cluster) -> str:
-    """The controller's pod that leads the operator."""
-    holder: str = cluster.kubectl.within(NAMESPACE).get("lease", "tidemark-operator")["spec"]["holderIdentity"]
-    return holder
+    """The controller's pod that leads the operator. A lease names for a while who is gone, or nobody: that is waited out."""
+
+    def is_held(lease: Document) -> bool:
+        names = {each["metadata"]["name"] for each in cluster.living("controller")}
+        return lease["spec"].get("holderIdentity") in names
+
+    lease = cluster.kubectl.within(NAMESPACE).until(is_held, "lease", "tidemark-operator")
+    return str(lease["spec"]["holderIdentity"])
