@@ -12,7 +12,7 @@ from typing import Any
 from support.fake_api import FakeApi
 from support.started import start_all
 
-from csi_driver.domain.timestamps import format_instant
+from csi_driver.domain.timestamps import format_timestamp
 from csi_driver.kube.client import Api
 from csi_driver.kube.events import Events
 from csi_driver.kube.informer import Informer
@@ -63,7 +63,11 @@ def _fill(fake: FakeApi) -> None:
     now = int(time.time()) // 86400 * 86400
     for number in range(SCHEDULES_):
         namespace, name = f"team-{number % 20}", f"schedule-{number}"
-        meta: dict[str, Any] = {"name": name, "namespace": namespace, "creationTimestamp": format_instant(now - 86400)}
+        meta: dict[str, Any] = {
+            "name": name,
+            "namespace": namespace,
+            "creationTimestamp": format_timestamp(now - 86400),
+        }
         spec = {
             "cron": f"{number % 60} 3 * * *",
             "timeZone": "Europe/Berlin",
@@ -77,7 +81,7 @@ def _fill(fake: FakeApi) -> None:
 def _fill_claim(fake: FakeApi, namespace: str, schedule: str, claim: str, now: int) -> None:
     disk, fields = f"pvc-{digest(namespace, claim)}", [{"manager": "m", "fieldsV1": MANAGED}]
     handle = f"node-{hash(claim) % 50}:default:{digest(disk)}"
-    created = format_instant(now - 90000)
+    created = format_timestamp(now - 90000)
     meta = {"name": claim, "namespace": namespace, "uid": f"uid-{disk}", "creationTimestamp": created}
     body: dict[str, Any] = {"metadata": meta | {"labels": {"app": schedule}, "managedFields": fields}}
     fake.put(PVCS, body | {"spec": {"volumeName": disk}, "status": {"phase": "Bound"}})
@@ -88,7 +92,7 @@ def _fill_claim(fake: FakeApi, namespace: str, schedule: str, claim: str, now: i
         instant = now - back * 86400
         name, content = snapshot_name(schedule, claim, instant), f"snapcontent-{digest(claim, str(instant))}"
         labels = {SCHEDULE: schedule_label(namespace, schedule), VOLUME: digest(handle)}
-        said = {SCHEDULE: schedule, SCHEDULED_FOR: format_instant(instant), CLAIM: claim, VOLUME: handle}
+        said = {SCHEDULE: schedule, SCHEDULED_FOR: format_timestamp(instant), CLAIM: claim, VOLUME: handle}
         meta = {"name": name, "namespace": namespace, "labels": labels, "annotations": said, "managedFields": fields}
         status = {"readyToUse": True, "boundVolumeSnapshotContentName": content, "restoreSize": "1Gi"}
         source = {"source": {"persistentVolumeClaimName": claim}, "volumeSnapshotClassName": "tidemark"}
@@ -145,15 +149,15 @@ def _key(schedule: dict[str, Any]) -> tuple[str, str]:
 
 
 class _Nobody:
-    def made(self, namespace: str, name: str) -> None: ...
+    def snapshot_created(self, namespace: str, name: str) -> None: ...
 
-    def failed(self, namespace: str, name: str) -> None: ...
+    def snapshot_failed(self, namespace: str, name: str) -> None: ...
 
-    def deleted(self, namespace: str, name: str) -> None: ...
+    def snapshot_deleted(self, namespace: str, name: str) -> None: ...
 
-    def late(self, namespace: str, name: str, since: int | None) -> None: ...
+    def set_overdue(self, namespace: str, name: str, since: int | None) -> None: ...
 
-    def gone(self, namespace: str, name: str) -> None: ...
+    def remove(self, namespace: str, name: str) -> None: ...
 
 
 async def _reconcile(config: str) -> list[dict[str, object]]:

@@ -1,4 +1,4 @@
-"""Puts the reconciler of SnapshotSchedules together: copies of what it looks at, and its figures."""
+"""The component that reconciles SnapshotSchedules: its informers and its metrics."""
 
 import asyncio
 import time
@@ -15,11 +15,11 @@ from csi_driver.operator.schedule.cache import OPTIONAL, TRIMMERS
 from csi_driver.operator.schedule.controller import ScheduleController
 
 UNSERVED_SECONDS = 30.0
-"""Between looks for the definitions of schedules and snapshots, where the cluster has none."""
+"""Between checks for the CRDs of schedules and snapshots, if the cluster has none."""
 
 NEEDED = (SCHEDULES, SNAPSHOTS, SNAPSHOT_CONTENTS, ROLLBACKS)
-"""Without the first there is nothing to do, and without rollbacks nobody knows which snapshots one wants: that the chart brings
-them is worth waiting for. The other custom kinds may be missing, and the core's never are."""
+"""Kinds that the component waits for. Without rollbacks it does not know which snapshots they use. The other custom kinds may be
+missing, and the core's never are."""
 
 log = structlog.get_logger()
 
@@ -29,62 +29,62 @@ class _Reconciler:
         self._context = context
 
     async def run(self) -> None:
-        """Reconcile as soon as the cluster knows schedules, snapshots and rollbacks. Until cancelled."""
+        """Reconcile until cancelled, as soon as the cluster serves schedules, snapshots and rollbacks."""
         context, settings = self._context, self._context.settings
         await until_served(context.api)
         optional = {kind for kind in OPTIONAL if await readable(context.api, kind)}
         kinds = [kind for kind in TRIMMERS if kind not in OPTIONAL or kind in optional]
         informers = {kind: context.informers.for_kind(kind, transform=TRIMMERS[kind]) for kind in kinds}
-        figures = Figures(context.metrics)
+        metrics = PrometheusScheduleMetrics(context.metrics)
         controller = ScheduleController(
-            context.api, informers, context.events, settings.driver_name, figures, settings.snapshots_in_flight
+            context.api, informers, context.events, settings.driver_name, metrics, settings.snapshots_in_flight
         )
         try:
             await controller.run()
         finally:
-            figures.clear()
+            metrics.clear()
 
 
-class Figures:
-    """See operator.schedule_observer.ScheduleObserver."""
+class PrometheusScheduleMetrics:
+    """Implements operator.schedule.metrics.ScheduleMetrics."""
 
     def __init__(self, metrics: ControllerMetrics) -> None:
-        self._late = metrics.schedule_late
+        self._overdue = metrics.schedule_late
         self._snapshots = metrics.schedule_snapshots
 
-    def made(self, namespace: str, name: str) -> None:
-        """See ScheduleObserver."""
+    def snapshot_created(self, namespace: str, name: str) -> None:
+        """See ScheduleMetrics."""
         self._snapshots.labels(namespace, name, "made").inc()
 
-    def failed(self, namespace: str, name: str) -> None:
-        """See ScheduleObserver."""
+    def snapshot_failed(self, namespace: str, name: str) -> None:
+        """See ScheduleMetrics."""
         self._snapshots.labels(namespace, name, "failed").inc()
 
-    def deleted(self, namespace: str, name: str) -> None:
-        """See ScheduleObserver."""
+    def snapshot_deleted(self, namespace: str, name: str) -> None:
+        """See ScheduleMetrics."""
         self._snapshots.labels(namespace, name, "deleted").inc()
 
-    def late(self, namespace: str, name: str, since: int | None) -> None:
-        """See ScheduleObserver. What is late grows with the clock, also while nobody looks at the schedule."""
-        gauge = self._late.labels(namespace, name)
+    def set_overdue(self, namespace: str, name: str, since: int | None) -> None:
+        """See ScheduleMetrics. The gauge grows with the clock, also between reconciliations."""
+        gauge = self._overdue.labels(namespace, name)
         if since is None:
             gauge.set_function(lambda: 0.0)
         else:
             gauge.set_function(lambda: max(0.0, time.time() - since))
 
-    def gone(self, namespace: str, name: str) -> None:
-        """See ScheduleObserver."""
-        self._late.remove(namespace, name)
+    def remove(self, namespace: str, name: str) -> None:
+        """See ScheduleMetrics."""
+        self._overdue.remove(namespace, name)
         for result in ("made", "failed", "deleted"):
             self._snapshots.remove(namespace, name, result)
 
     def clear(self) -> None:
-        """Another replica tells from now on."""
-        self._late.clear()
+        """Remove the gauges: the next leader has them from now on."""
+        self._overdue.clear()
 
 
 async def readable(api: Api, kind: Kind) -> bool:
-    """Whether the cluster serves a kind, and this account may read it: a feature of the chart may be off."""
+    """Return whether the cluster serves a kind and this account may read it: a feature of the chart may be off."""
     if not await api.served(kind.group, kind.version, kind.plural):
         return False
     try:
@@ -95,19 +95,19 @@ async def readable(api: Api, kind: Kind) -> bool:
 
 
 async def until_served(api: Api) -> None:
-    """Wait for the kinds that are needed, and say which are missing."""
+    """Wait for the needed kinds, and log which are missing."""
     while True:
         try:
             missing = [str(kind) for kind in NEEDED if not await readable(api, kind)]
             if not missing:
                 return
-            why = f"{', '.join(missing)} cannot be read: definitions, or rights of the chart, are not there"
+            why = f"{', '.join(missing)} cannot be read: the CRDs or the chart's roles are missing"
         except DriverError as error:
             why = str(error)
-        log.warning("SnapshotSchedules are not followed", why=why, again_in=UNSERVED_SECONDS)
+        log.warning("snapshot schedules not available, retrying", why=why, again_in=UNSERVED_SECONDS)
         await asyncio.sleep(UNSERVED_SECONDS)
 
 
 def reconciler(context: ControllerContext) -> Component:
-    """The part that the leader runs."""
+    """Return the component that the leader runs."""
     return _Reconciler(context)

@@ -1,20 +1,22 @@
-"""When a schedule is due: the times of a cron line in a time zone, or every so many seconds of the Unix epoch.
+"""The times of a schedule: those of a cron line in a time zone, or every so many seconds of the Unix epoch.
 
-All instants are whole seconds of the Unix epoch. Nothing here knows what time it is: `now` is always given. Cron lines are
-read by cronsim in wall-clock time alone, without a zone; what a wall clock's time means on the two days of the
-year when it is changed is decided here:
+All times are whole seconds of the Unix epoch. Nothing here reads a clock: the caller passes `now`. cronsim decides what a cron
+line means when the clock changes, as Debian's cron does:
 
-- A line whose minute and hour fields both begin with something else than `*` names times of day. A time of day that is
-  left out when the clock goes forward happens at the first minute after the gap, and one that comes twice when the clock goes back
-  happens the first time only: a nightly snapshot is made every night, once.
-- Every other line names a rhythm. What is left out is left out, and what comes twice happens twice: a
-  quarter-hourly snapshot is made after each quarter of an hour, whatever the clocks show.
+- A line whose minute and hour fields both begin with something other than `*` names times of day. A time of day that the clock
+  skips happens at the first minute after the gap. A time of day that comes twice happens the first time only. So a nightly
+  snapshot is taken once every night.
+- Every other line names a rhythm. Skipped times are skipped, and times that come twice happen twice.
+
+Two searches of cronsim are corrected here, both near a change of the clock (ADR 21).
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import datetime, tzinfo
 from functools import lru_cache
+from hashlib import sha256
+from itertools import takewhile
 from typing import Protocol
 
 from cronsim import CronSim, CronSimError
@@ -22,8 +24,7 @@ from cronsim import CronSim, CronSimError
 from csi_driver.domain.errors import InvalidRequest
 
 _DAY = 86400
-_FAR = 8 * 366 * _DAY
-"""The rarest cron line that is still a schedule: 29 February, over a century that has none."""
+_HOUR = 3600
 
 _NICKNAMES = {
     "@yearly": "0 0 1 1 *",
@@ -40,17 +41,17 @@ class Times(Protocol):
     """The nominal times of a schedule, before jitter."""
 
     def after(self, instant: int) -> int | None:
-        """The first time that is later than `instant`, or None where none comes any more."""
+        """Return the first time later than `instant`, or None if no time follows."""
         ...
 
-    def upto(self, instant: int) -> int | None:
-        """The last time that is not later than `instant`; None where there is none within the last eight years."""
+    def at_or_before(self, instant: int) -> int | None:
+        """Return the last time not later than `instant`, or None if no time precedes it."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Each multiple of `seconds` since 1970-01-01T00:00:00Z: the same times whenever it was created."""
+    """Each multiple of `seconds` since 1970-01-01T00:00:00Z: independent of when the schedule was created."""
 
     seconds: int
 
@@ -58,14 +59,17 @@ class Interval:
         """See Times."""
         return (instant // self.seconds + 1) * self.seconds
 
-    def upto(self, instant: int) -> int:
+    def at_or_before(self, instant: int) -> int:
         """See Times."""
         return instant // self.seconds * self.seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Cron:
-    """The times of a cron line of five fields by the wall clock of `zone`. Raises InvalidRequest for a line that has none."""
+    """The times of a cron line of five fields by the wall clock of `zone`.
+
+    Raises InvalidRequest if the line is invalid or has no times.
+    """
 
     line: str
     zone: tzinfo
@@ -75,8 +79,8 @@ class Cron:
             next(CronSim(self._fields, datetime(2000, 1, 1)))
         except (CronSimError, StopIteration) as error:
             raise InvalidRequest(
-                f"{self.line!r} names no times ({error or 'no such day'}): write five fields, minute, hour, day of month, "
-                "month and day of week, as in '15 3 * * *'"
+                f"cron line {self.line!r} names no times ({error or 'no such day'}): write five fields, minute, hour, day of "
+                "month, month and day of week, as in '15 3 * * *'"
             ) from error
 
     @property
@@ -86,159 +90,104 @@ class Cron:
             raise CronSimError(f"{len(fields.split())} fields")
         return fields
 
-    @property
-    def _times_of_day(self) -> bool:
-        minute, hour, *_ = self._fields.split()
-        return not minute.startswith("*") and not hour.startswith("*")
-
     def after(self, instant: int) -> int | None:
         """See Times."""
         return _after(self, instant)
 
-    def upto(self, instant: int) -> int | None:
+    def at_or_before(self, instant: int) -> int | None:
         """See Times."""
-        return _upto(self, instant)
+        return _at_or_before(self, instant)
 
-    def _walls(self, start: int, backwards: bool) -> Iterator[datetime]:
-        """Wall-clock times of the line from about the wall-clock time of an instant on, or back."""
-        wall = _wall(start, self.zone)
-        return iter(CronSim(self._fields, wall, reverse=backwards))
+    def search(self, instant: int, reverse: bool = False) -> Iterator[int]:
+        """Yield what cronsim finds from `instant` on, or before it. The first ones may lie on the wrong side of `instant`."""
+        start = datetime.fromtimestamp(instant, self.zone)
+        return (int(time.timestamp()) for time in CronSim(self._fields, start, reverse=reverse))
 
-    def _instants(self, wall: datetime) -> tuple[int, ...]:
-        """What a time of the wall clock means: no instant, one or two."""
-        first, second = (_epoch(wall.replace(tzinfo=self.zone, fold=fold)) for fold in (0, 1))
-        if first == second:
-            return (first,)
-        if first < second:
-            return (first,) if self._times_of_day else (first, second)
-        # A gap: read with the offset before it, the time lies after the gap, and the other way round.
-        return (_end_of_gap(second, first, self.zone),) if self._times_of_day else ()
+    def local(self, instant: int) -> datetime:
+        """Return the wall-clock time."""
+        return datetime.fromtimestamp(instant, self.zone)
 
 
 @lru_cache(maxsize=4096)
 def _after(cron: Cron, instant: int) -> int | None:
-    """The wall clock is at most a day out of step with what comes: the best of all candidates within that is the answer."""
-    best: int | None = None
-    last_wall = datetime.max
-    for wall in cron._walls(instant - cron_slack(cron.zone, instant), backwards=False):
-        if wall > last_wall:
-            break
-        for candidate in cron._instants(wall):
-            if candidate > instant and (best is None or candidate < best):
-                best = candidate
-                last_wall = _wall(best, cron.zone) + timedelta(seconds=cron_slack(cron.zone, best))
-        if best is None and _epoch(wall.replace(tzinfo=UTC)) > instant + _FAR:
-            return None
-    return best
+    following = next((time for time in cron.search(instant) if time > instant), None)
+    if following is None or cron.local(instant - _HOUR).utcoffset() == cron.local(following).utcoffset():
+        return following
+    # cronsim goes forward in whole hours: after a change by half an hour (Australia/Lord_Howe) it passes over times of a rhythm.
+    # Its search backwards does not.
+    earlier = takewhile(lambda time: time > instant, cron.search(following, reverse=True))
+    return min(earlier, default=following)
 
 
 @lru_cache(maxsize=4096)
-def _upto(cron: Cron, instant: int) -> int | None:
-    best: int | None = None
-    first_wall = datetime.min
-    for wall in cron._walls(instant + cron_slack(cron.zone, instant) + 1, backwards=True):
-        if wall < first_wall:
-            break
-        for candidate in cron._instants(wall):
-            if candidate <= instant and (best is None or candidate > best):
-                best = candidate
-                first_wall = _wall(best, cron.zone) - timedelta(seconds=cron_slack(cron.zone, best))
-        if best is None and _epoch(wall.replace(tzinfo=UTC)) < instant - _FAR:
-            return None
-    return best
-
-
-def cron_slack(zone: tzinfo, instant: int) -> int:
-    """How far wall-clock order and true order may differ near an instant, in seconds: nothing unless the clock changes.
-
-    Offsets are looked at on both sides, a day away: no zone changes its clock twice in that time.
-    """
-    offsets = {datetime.fromtimestamp(instant + days * _DAY, zone).utcoffset() for days in (-1, 0, 1)}
-    whole = [offset.total_seconds() for offset in offsets if offset is not None]
-    return int(max(whole) - min(whole))
-
-
-def _wall(instant: int, zone: tzinfo) -> datetime:
-    return datetime.fromtimestamp(instant, zone).replace(tzinfo=None, fold=0)
-
-
-def _epoch(moment: datetime) -> int:
-    return int(moment.timestamp())
-
-
-def _end_of_gap(before: int, after: int, zone: tzinfo) -> int:
-    """The first instant after the change of the clock that lies between two instants."""
-    offset = datetime.fromtimestamp(after, zone).utcoffset()
-    while after - before > 1:
-        middle = (before + after) // 2
-        if datetime.fromtimestamp(middle, zone).utcoffset() == offset:
-            after = middle
-        else:
-            before = middle
-    return after
+def _at_or_before(cron: Cron, instant: int) -> int | None:
+    before = next((time for time in cron.search(instant + 1, reverse=True) if time <= instant), None)
+    if before is None or not cron.local(instant + 1).fold:
+        return before
+    # cronsim reads the second pass of an hour like the first: it passes over times of day of the first pass.
+    later = takewhile(lambda time: time <= instant, cron.search(before))
+    return max(later, default=before)
 
 
 @dataclass(frozen=True, slots=True)
 class Jitter:
-    """Jitter: a fixed share of it for each schedule, so that many schedules of one time do not start in one second."""
+    """A delay of at most `seconds`, fixed for each schedule, so that many schedules do not start in the same second."""
 
     seconds: int = 0
     share: float = 0.0
     """From 0 to below 1."""
 
     def delay(self, period: int) -> int:
-        """Seconds after the nominal time, at most a quarter of the period."""
+        """Return the seconds after the nominal time, at most a quarter of the period."""
         return int(self.share * min(self.seconds, period // 4))
 
 
-def spread_of(uid: str, seconds: int) -> Jitter:
-    """The share follows from the resource's UID alone."""
-    from hashlib import sha256
-
+def jitter_for(uid: str, seconds: int) -> Jitter:
+    """Return the jitter of a resource: its share follows from the UID alone."""
     return Jitter(seconds, int.from_bytes(sha256(uid.encode()).digest()[:6], "big") / (1 << 48))
 
 
 DEADLINE_LIMIT = 3600
-"""Seconds: a late run may still be made within half the period, but no later than this where nothing else is said."""
+"""Seconds: without a grace of its own, a run may start late by half the period, and by no more than this."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledTime:
-    """One time of a schedule. `nominal` is what names and annotations hold; `fires` is later by the jitter."""
+    """One time of a schedule. Names and annotations hold `nominal`; `start_time` is later by the jitter."""
 
     nominal: int
-    fires: int
+    start_time: int
     deadline: int
-    """The last second at which the run may still begin."""
+    """The last second at which the run may start."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduleTimes:
-    """Times, jitter and the grace for late runs. `grace` None: half the period, at most an hour."""
+    """Times, jitter, and the grace for late runs in seconds; None means half the period, at most an hour."""
 
     times: Times
-    spread: Jitter = Jitter()
+    jitter: Jitter = Jitter()
     grace: int | None = None
 
-    def occasion(self, nominal: int) -> ScheduledTime:
-        """What belongs to one nominal time."""
+    def scheduled(self, nominal: int) -> ScheduledTime:
+        """Return the start and the deadline of one nominal time."""
         following = self.times.after(nominal)
         period = following - nominal if following is not None else _DAY
-        fires = nominal + self.spread.delay(period)
+        start_time = nominal + self.jitter.delay(period)
         grace = self.grace if self.grace is not None else min(period // 2, DEADLINE_LIMIT)
-        return ScheduledTime(nominal, fires, fires + grace)
+        return ScheduledTime(nominal, start_time, start_time + grace)
 
     def latest(self, now: int) -> ScheduledTime | None:
-        """The last occasion that has fired by `now`: of all that were missed, the only one that may still be made."""
-        nominal = self.times.upto(now)
+        """Return the last time whose start has passed by `now`: of all missed runs, the only one that may still start."""
+        nominal = self.times.at_or_before(now)
         while nominal is not None:
-            occasion = self.occasion(nominal)
-            if occasion.fires <= now:
-                return occasion
-            nominal = self.times.upto(nominal - 1)
+            scheduled = self.scheduled(nominal)
+            if scheduled.start_time <= now:
+                return scheduled
+            nominal = self.times.at_or_before(nominal - 1)
         return None
 
     def following(self, instant: int) -> ScheduledTime | None:
-        """The first occasion whose nominal time is later than `instant`."""
+        """Return the first time whose nominal time is later than `instant`."""
         nominal = self.times.after(instant)
-        return None if nominal is None else self.occasion(nominal)
+        return None if nominal is None else self.scheduled(nominal)

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Container
 
 from csi_driver.domain.model import Trouble, Volume
-from csi_driver.domain.timestamps import format_instant
+from csi_driver.domain.timestamps import format_timestamp
 
 _LOG = logging.getLogger(__name__)
 
@@ -68,5 +68,5 @@ def describe_condition(volume: Volume, trouble: Trouble | None, pool_path: str) 
         return ""
     if condition.state == "damaged":
         return is_damaged(condition.said).text
-    at = format_instant(condition.at // 1_000_000_000)
+    at = format_timestamp(condition.at // 1_000_000_000)
     return f"repaired by e2fsck at {at} ({condition.said}); the old content was kept at {pool_path}/{condition.kept} for a week"

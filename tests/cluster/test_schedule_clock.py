@@ -18,7 +18,7 @@ import pytest
 from rig.bare_api import BareApi, why_not
 
 from csi_driver.domain.errors import DriverError
-from csi_driver.domain.timestamps import parse_instant
+from csi_driver.domain.timestamps import parse_timestamp
 from csi_driver.kube.client import Api
 from csi_driver.kube.events import Events
 from csi_driver.kube.informer import Informer
@@ -158,7 +158,7 @@ class Scene:
                 await asyncio.sleep(0.05)
 
     def times(self, claim: str) -> list[int]:
-        return sorted(parse_instant(when) or 0 for name, when in self.seen if name == claim)
+        return sorted(parse_timestamp(when) or 0 for name, when in self.seen if name == claim)
 
     def whole(self) -> list[int]:
         """The nominal times for which every claim has a snapshot."""
@@ -231,4 +231,4 @@ async def test_the_clock_jumps_a_day_ahead_and_back(scene: Scene) -> None:
     assert len(scene.whole()) <= 8
     found = await scene.api.get(SCHEDULES, "s", scene.namespace)
     assert found is not None
-    assert abs((parse_instant(found["status"]["lastScheduled"]) or 0) - time.time()) < 2 * PERIOD + 5
+    assert abs((parse_timestamp(found["status"]["lastScheduleTime"]) or 0) - time.time()) < 2 * PERIOD + 5

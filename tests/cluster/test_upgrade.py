@@ -158,7 +158,7 @@ def _nothing_was_lost_or_done_twice(kubectl: Kubectl, seen: dict[str, str], safe
     now = made(kubectl)
     assert seen.items() <= now.items(), "every snapshot is there, and is what it was"
     assert len(set(now.values())) == len(now)
-    kubectl.until(lambda found: (found.get("status") or {}).get("lastSuccessful"), "snapshotschedule", "minutely")
+    kubectl.until(lambda found: (found.get("status") or {}).get("lastSuccessfulTime"), "snapshotschedule", "minutely")
     ran = times(kubectl, "minutely")
     assert len(set(ran)) == len(ran), "a snapshot for each time"
 

@@ -12,7 +12,7 @@ import pytest
 from schedule_rig import DRIVER, Counts, World
 from support.fake_api import Call, FakeApi, Fault
 
-from csi_driver.domain.timestamps import format_instant
+from csi_driver.domain.timestamps import format_timestamp
 from csi_driver.kube.events import Events
 from csi_driver.kube.resources import SCHEDULES, SNAPSHOTS
 from csi_driver.operator.schedule import controller
@@ -49,7 +49,7 @@ async def running(
 
 def schedule_since(world: World, seconds: int, name: str = "s", **spec: object) -> None:
     world.schedule(name, **spec)
-    created = format_instant(int(time.time()) - seconds)
+    created = format_timestamp(int(time.time()) - seconds)
     world.fake.change(SCHEDULES, name, {"metadata": {"creationTimestamp": created}})
 
 
@@ -83,7 +83,7 @@ async def test_a_wall_clock_that_is_set_is_noticed(world: World, monkeypatch: py
     world.claim("a")
     schedule_since(world, 1, every="1h")
     async with running(world, Counts(), now=lambda: time.time() + ahead):
-        while "nextScheduled" not in world.status():
+        while "nextScheduleTime" not in world.status():
             await asyncio.sleep(0.05)
         await asyncio.sleep(0.5)
         assert world.snapshots() == []

@@ -10,7 +10,7 @@ from support.fake_api import Call, FakeApi, Fault
 from support.schedule_rig import START, Operator, World, handle
 
 from csi_driver.domain.errors import Unavailable
-from csi_driver.domain.timestamps import format_instant
+from csi_driver.domain.timestamps import format_timestamp
 from csi_driver.kube.resources import GROUP_CONTENTS, GROUP_SNAPSHOTS, PVCS, PVS, ROLLBACKS, SCHEDULES, SNAPSHOTS
 from csi_driver.operator.schedule.naming import KEEP
 
@@ -40,15 +40,15 @@ async def test_one_snapshot_of_each_claim_when_the_time_comes(world: World, oper
     world.schedule()
     await operator.settle()
     assert world.snapshots() == []
-    assert world.status()["nextScheduled"] == "2026-06-17T13:00:00Z"
+    assert world.status()["nextScheduleTime"] == "2026-06-17T13:00:00Z"
     await hours(world, operator, 13)
     assert world.snapshots() == [("a", "06-17T13:00"), ("b", "06-17T13:00")]
     status = world.status()
-    assert status["lastScheduled"] == status["lastSuccessful"] == "2026-06-17T13:00:00Z"
-    assert status["nextScheduled"] == "2026-06-17T14:00:00Z"
+    assert status["lastScheduleTime"] == status["lastSuccessfulTime"] == "2026-06-17T13:00:00Z"
+    assert status["nextScheduleTime"] == "2026-06-17T14:00:00Z"
     assert "run" not in status
     assert status["claims"] == [{"name": "a", "kept": 1, "failed": 0}, {"name": "b", "kept": 1, "failed": 0}]
-    assert [world.condition(kind)["status"] for kind in ("Ready", "Covered", "Complete")] == ["True"] * 3
+    assert [world.condition(kind)["status"] for kind in ("Ready", "ClaimsSelected", "Complete")] == ["True"] * 3
     assert operator.counts.made_ == 2
     assert operator.counts.late_ == {("default", "s"): None}
     found = world.fake.all(SNAPSHOTS)[0]
@@ -63,7 +63,7 @@ async def test_claims_that_cannot_be_served_are_named_and_stop_nobody(world: Wor
     world.schedule()
     await hours(world, operator, 13)
     assert world.snapshots() == [("a", "06-17T13:00")]
-    covered = world.condition("Covered")
+    covered = world.condition("ClaimsSelected")
     assert (covered["status"], covered["reason"]) == ("False", "ClaimsSkipped")
     assert "foreign (its driver is other.example.com" in covered["message"]
     assert "unbound (it is not bound)" in covered["message"]
@@ -169,7 +169,7 @@ async def test_a_new_disk_under_an_old_name_is_a_new_series(world: World, operat
     world.claim("a", disk="another")
     await hours(world, operator, 14, 15)
     assert world.snapshots() == [("a", "06-17T13:00"), ("a", "06-17T15:00")]
-    assert world.status()["withoutClaim"] == 1
+    assert world.status()["orphanedSnapshots"] == 1
 
 
 @pytest.mark.parametrize("wanted", [False, True])
@@ -217,7 +217,7 @@ async def test_at_the_cap_nothing_is_made_and_it_is_said(world: World, operator:
     world.schedule(maxSnapshotsPerVolume=2)
     await hours(world, operator, 13, 14, 15)
     assert world.snapshots() == [("a", "06-17T13:00"), ("a", "06-17T14:00")]
-    covered = world.condition("Covered")
+    covered = world.condition("ClaimsSelected")
     assert covered["reason"] == "ClaimsBlocked"
     assert "maxSnapshotsPerVolume is 2" in covered["message"]
     assert operator.counts.late_["default", "s"] == START + 3 * 3600
@@ -261,7 +261,7 @@ async def test_a_node_that_is_away_holds_up_its_own_claims_only(world: World, op
     ]
     # No second one is begun while the first may yet be made, however long that takes.
     assert [when for claim, when in world.snapshots() if claim == "far"] == ["06-17T13:00"]
-    assert "the snapshot before is still being made" in world.condition("Covered")["message"]
+    assert "the previous snapshot is still in progress" in world.condition("ClaimsSelected")["message"]
     world.away = set()
     await operator.settle()
     assert [when for claim, when in world.snapshots() if claim == "far"] == ["06-17T13:00", "06-17T15:00"]
@@ -311,7 +311,7 @@ async def test_a_spec_that_cannot_be_followed(world: World, operator: Operator, 
     assert (ready["status"], ready["reason"]) == ("False", reason)
     assert world.snapshots() == []
     assert world.reasons() == [reason]
-    assert "nextScheduled" not in world.status()
+    assert "nextScheduleTime" not in world.status()
 
 
 async def test_a_template_and_a_class(world: World, operator: Operator) -> None:
@@ -377,7 +377,7 @@ async def test_a_group_has_a_limit(world: World, operator: Operator) -> None:
     world.schedule(grouped=True)
     await hours(world, operator, 13)
     assert [g["metadata"]["annotations"]["tidemark.dev/node"] for g in world.fake.all(GROUP_SNAPSHOTS)] == ["n2"]
-    assert "a group has at most 64" in world.condition("Covered")["message"]
+    assert "a group has at most 64" in world.condition("ClaimsSelected")["message"]
 
 
 async def test_without_group_snapshots_in_the_cluster(fake: FakeApi, world: World) -> None:
@@ -426,7 +426,7 @@ async def test_what_the_api_refuses_is_told_and_stops_nobody(world: World, opera
     await operator.look()
     assert world.snapshots() == [("b", "06-17T13:00")]
     assert world.status()["run"]["waiting"] == ["a"]
-    assert "NotMade" in world.reasons()
+    assert "CreateFailed" in world.reasons()
     world.fake.hooks.clear()
     await operator.settle()
     assert world.snapshots() == [("a", "06-17T13:00"), ("b", "06-17T13:00")]
@@ -452,10 +452,10 @@ async def test_an_api_that_is_away_is_told_to_the_caller_and_nothing_is_lost(wor
 
 
 def test_handles_of_the_rig_are_of_the_driver() -> None:
-    from csi_driver.operator.schedule.observed import node_of
+    from csi_driver.operator.schedule.objects import owner_of
 
-    assert node_of(handle("x", "n7")) == "n7"
-    assert format_instant(START) == "2026-06-17T12:00:00Z"
+    assert owner_of(handle("x", "n7")) == "n7"
+    assert format_timestamp(START) == "2026-06-17T12:00:00Z"
 
 
 def _name(world: World, claim: str, when: str) -> str:

@@ -82,7 +82,7 @@ async def test_killed_at_every_call_and_started_again(grouped: bool, served: boo
                 assert world.snapshots() == [(name, "06-17T14:00") for name in ("a", "b", "c")]
             assert set(created(world).values()) == {1}
             assert len(created(world)) == (4 if grouped else 6)
-            assert world.status()["lastSuccessful"] == "2026-06-17T14:00:00Z"
+            assert world.status()["lastSuccessfulTime"] == "2026-06-17T14:00:00Z"
             assert "run" not in world.status()
             await world.close()
         if lived:
@@ -100,7 +100,7 @@ async def test_two_leaders_at_once(world: World) -> None:
         for _ in range(10):
             results = await asyncio.gather(first.look(), second.look(), return_exceptions=True)
             assert all(
-                result is None or isinstance(result, DriverError) or hasattr(result, "makes") for result in results
+                result is None or isinstance(result, DriverError) or hasattr(result, "creations") for result in results
             )
             world.snapshotter()
     assert world.snapshots() == [(name, "06-17T15:00") for name in ("a", "b", "c")]
@@ -181,7 +181,7 @@ async def test_too_late_is_not_made_up_for_and_is_told_once(world: World, operat
         await operator.settle()
     assert world.snapshots() == []
     assert world.status()["lastMissed"] == "2026-06-20T09:00:00Z"
-    assert world.reasons() == ["Missed"]
+    assert world.reasons() == ["RunMissed"]
     assert operator.counts.late_["default", "s"] == START + HOUR
     world.pass_to(20, 10)
     await operator.settle()
@@ -209,7 +209,7 @@ async def test_suspended_for_a_while(world: World, operator: Operator) -> None:
         await operator.settle()
     assert world.condition("Ready")["reason"] == "Suspended"
     assert operator.counts.late_["default", "s"] is None
-    assert "nextScheduled" not in world.status()
+    assert "nextScheduleTime" not in world.status()
     # Resumed shortly after a time: that one passed while it was suspended, and is nobody's wish.
     world.pass_to(17, 18, 5)
     await operator.settle()
@@ -230,7 +230,7 @@ async def test_other_times_begin_with_their_next_one(world: World, operator: Ope
     world.fake.change(SCHEDULES, "s", {"spec": {"cron": "0 12 * * *"}})
     await operator.settle()
     assert world.snapshots() == [("a", "06-18T03:00")]
-    assert world.status()["nextScheduled"] == "2026-06-19T12:00:00Z"
+    assert world.status()["nextScheduleTime"] == "2026-06-19T12:00:00Z"
 
 
 async def test_the_clock_jumps_ahead_by_a_day_and_back(world: World, operator: Operator) -> None:
@@ -297,7 +297,7 @@ async def test_a_run_that_is_not_done_when_the_next_time_comes(world: World) -> 
     world.snapshotter()
     await operator.look()
     assert world.snapshots() == [("a", "06-17T13:00"), ("b", "06-17T14:00")]
-    assert "CutShort" in world.reasons()
+    assert "RunIncomplete" in world.reasons()
     await operator.settle()
     assert world.snapshots() == [("a", "06-17T13:00"), ("a", "06-17T14:00"), ("b", "06-17T14:00")]
 
@@ -350,8 +350,8 @@ async def test_a_deletion_that_is_refused_stops_nothing_else_and_is_told(world: 
         world.pass_to(17, hour)
         await operator.settle()
     assert world.snapshots() == [("a", "06-17T13:00"), ("a", "06-17T14:00"), ("b", "06-17T14:00"), ("c", "06-17T14:00")]
-    assert world.status()["lastSuccessful"] == "2026-06-17T14:00:00Z"
-    assert "NotDeleted" in world.reasons()
+    assert world.status()["lastSuccessfulTime"] == "2026-06-17T14:00:00Z"
+    assert "DeleteFailed" in world.reasons()
 
 
 async def test_a_label_that_is_refused_keeps_its_group_alone_from_being_made(world: World, operator: Operator) -> None:
@@ -366,7 +366,7 @@ async def test_a_label_that_is_refused_keeps_its_group_alone_from_being_made(wor
     (group,) = world.fake.all(GROUP_SNAPSHOTS)
     assert group["metadata"]["annotations"]["tidemark.dev/node"] == "n2"
     assert world.status()["run"]["waiting"] == ["a", "b"]
-    assert "NotLabelled" in world.reasons()
+    assert "LabelFailed" in world.reasons()
 
 
 async def test_a_claim_that_is_replaced_before_its_snapshot_is_bound(world: World, operator: Operator) -> None:
@@ -384,4 +384,4 @@ async def test_a_claim_that_is_replaced_before_its_snapshot_is_bound(world: Worl
     await operator.settle()
     assert world.snapshots() == [("a", "06-17T14:00")], "the first disk's is gone with it, by deleteWithClaim"
     (said,) = world.status()["claims"]
-    assert (said["kept"], world.status()["withoutClaim"]) == (1, 0)
+    assert (said["kept"], world.status()["orphanedSnapshots"]) == (1, 0)

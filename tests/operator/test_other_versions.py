@@ -16,8 +16,9 @@ from csi_driver.operator.rollback.references import UnresolvedReference
 from csi_driver.operator.rollback.resource import Phase, format_time, parse_spec, parse_status, unfinished
 from csi_driver.operator.rollback.status import build_status
 from csi_driver.operator.schedule.executor import PlanExecutor
-from csi_driver.operator.schedule.planner import refuse
-from csi_driver.operator.schedule.resource import Unacceptable, read_spec
+from csi_driver.operator.schedule.planner import plan_invalid
+from csi_driver.operator.schedule.resource import InvalidSpec
+from csi_driver.operator.schedule.resource import parse_spec as parse_schedule
 from csi_driver.operator.schedule.status import CONDITIONS
 
 LATER = {"type": "Levitated", "status": "True", "reason": "Light", "message": "m", "lastTransitionTime": "t"}
@@ -111,12 +112,12 @@ def schedule(spec: dict[str, Any] | None = None, **status: Any) -> dict[str, Any
 def test_a_schedule_with_a_field_of_another_version_makes_and_deletes_nothing(spec: dict[str, Any]) -> None:
     """It may be the very rule that keeps what the others would let go."""
     made = schedule(spec, conditions=[LATER], levitation=3)
-    words = r"does not know spec\.(pause|retention\.quarterly): nothing is made"
-    with pytest.raises(Unacceptable, match=words) as caught:
-        read_spec(made)
-    decision = refuse(made, caught.value, int(CREATED))
-    assert not (decision.makes)
-    assert not (decision.removals)
+    words = r"does not know spec\.(pause|retention\.quarterly): it creates and deletes nothing"
+    with pytest.raises(InvalidSpec, match=words) as caught:
+        parse_schedule(made)
+    decision = plan_invalid(made, caught.value, int(CREATED))
+    assert not (decision.creations)
+    assert not (decision.deletions)
     assert not (decision.labels)
     assert LATER in decision.status["conditions"]
     assert decision.status["levitation"] == 3
@@ -154,5 +155,5 @@ async def test_what_another_version_noted_in_a_schedules_status_stays() -> None:
 
 
 def test_the_conditions_of_a_schedule_are_those_that_are_written() -> None:
-    status = refuse(schedule(), Unacceptable("UnknownField", "why"), int(CREATED)).status
+    status = plan_invalid(schedule(), InvalidSpec("UnknownField", "why"), int(CREATED)).status
     assert {condition["type"] for condition in status["conditions"]} <= set(CONDITIONS)

@@ -12,10 +12,11 @@ import pytest
 import yaml
 from rollback_cases import CREATED, SPEC, TARGET, UID
 
+from csi_driver.domain.durations import parse_duration
 from csi_driver.kube.resources import ROLLBACKS
 from csi_driver.operator.rollback import planner, reconciler, references, safety_snapshots
 from csi_driver.operator.rollback.actions import UpdateStatus
-from csi_driver.operator.rollback.resource import Phase, RollbackSpec, format_time, parse_duration, parse_spec
+from csi_driver.operator.rollback.resource import Phase, RollbackSpec, format_time, parse_spec
 from csi_driver.operator.rollback.status import build_status
 
 TREE = Path(__file__).parents[2]

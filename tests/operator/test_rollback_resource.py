@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rollback_cases import CREATED, SPEC, UID
 
 from csi_driver.operator.rollback.resource import (
     format_time,
-    parse_duration,
     parse_spec,
     parse_status,
     parse_time,
@@ -46,19 +44,6 @@ def test_a_status_that_is_missing_is_the_beginning() -> None:
     guarded = rollback(phase="Failed", conditions=conditions)
     guarded["metadata"]["finalizers"] = ["tidemark.dev/rollback"]
     assert unfinished(guarded)
-
-
-@pytest.mark.parametrize(
-    ("text", "value"), [("90s", 90), ("10m", 600), ("1h30m", 5400), ("2h1m1s", 7261), ("5ms", 0.005)]
-)
-def test_durations(text: str, value: float) -> None:
-    assert parse_duration(text) == value
-
-
-@pytest.mark.parametrize("text", ["", "10", "m", "10 m", "-1m", "1.5h", "\u0661m", "10mm"])
-def test_what_is_no_duration(text: str) -> None:
-    with pytest.raises(ValueError, match="invalid duration"):
-        parse_duration(text)
 
 
 @given(st.integers(0, 4_000_000_000))

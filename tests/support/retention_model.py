@@ -24,7 +24,7 @@ STEPS = (600, 900, 3600, 6 * 3600, 86400, 7 * 86400)
 
 def may_go(unit: SnapshotRecord, units: Sequence[SnapshotRecord], rules: RetentionPolicy) -> bool:
     """Whether a ready unit may be removed: no rule keeps it in any of its series."""
-    if not unit.ready or unit.kept or not unit.series or not rules.any:
+    if not unit.ready or unit.protected or not unit.series or not rules.any:
         return False
     return not any(reason(unit, name, units, rules) for name in unit.series)
 
@@ -103,7 +103,7 @@ def violations(units: Sequence[SnapshotRecord], rules: RetentionPolicy) -> list[
 
 
 def failure_may_go(unit: SnapshotRecord, units: Sequence[SnapshotRecord]) -> bool:
-    if unit.ready or not unit.failed or unit.kept or not unit.series:
+    if unit.ready or not unit.failed or unit.protected or not unit.series:
         return False
     for name in unit.series:
         younger = [u for u in units if name in u.series and (u.instant, u.name) > (unit.instant, unit.name)]
@@ -162,7 +162,7 @@ def history(chance: random.Random, length: int) -> list[str]:
             )
         if units and chance.random() < 0.3:
             at = chance.randrange(len(units))
-            units[at] = replace(units[at], kept=not units[at].kept)
+            units[at] = replace(units[at], protected=not units[at].protected)
         if units and chance.random() < 0.3:
             at = chance.randrange(len(units))
             units[at] = replace(units[at], ready=True, failed=False)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from csi_driver.domain.errors import DriverError
-from csi_driver.domain.timestamps import format_instant
+from csi_driver.domain.timestamps import format_timestamp
 from csi_driver.kube.client import Api
 from csi_driver.kube.errors import Conflict
 from csi_driver.kube.events import Events
@@ -28,7 +28,7 @@ from csi_driver.kube.resources import (
 )
 from csi_driver.operator.schedule.cache import TRIMMERS, Key
 from csi_driver.operator.schedule.naming import CLAIM, SCHEDULED_FOR
-from csi_driver.operator.schedule.observed import GROUP_IN_CREATION, SNAPSHOT_IN_CREATION
+from csi_driver.operator.schedule.objects import GROUP_IN_CREATION, SNAPSHOT_IN_CREATION
 from csi_driver.operator.schedule.reconciler import ScheduleReconciler
 from support.dying import Dying, KillPoint
 from support.fake_api import FakeApi
@@ -42,26 +42,26 @@ START = int(datetime(2026, 6, 17, 12, tzinfo=UTC).timestamp())
 
 @dataclass
 class Counts:
-    """An observer that remembers."""
+    """Metrics that remember."""
 
     made_: int = 0
     failed_: int = 0
     deleted_: int = 0
     late_: dict[Key, int | None] = field(default_factory=dict)
 
-    def made(self, namespace: str, name: str) -> None:
+    def snapshot_created(self, namespace: str, name: str) -> None:
         self.made_ += 1
 
-    def failed(self, namespace: str, name: str) -> None:
+    def snapshot_failed(self, namespace: str, name: str) -> None:
         self.failed_ += 1
 
-    def deleted(self, namespace: str, name: str) -> None:
+    def snapshot_deleted(self, namespace: str, name: str) -> None:
         self.deleted_ += 1
 
-    def late(self, namespace: str, name: str, since: int | None) -> None:
+    def set_overdue(self, namespace: str, name: str, since: int | None) -> None:
         self.late_[namespace, name] = since
 
-    def gone(self, namespace: str, name: str) -> None:
+    def remove(self, namespace: str, name: str) -> None:
         self.late_.pop((namespace, name), None)
 
 
@@ -140,7 +140,7 @@ class World:
         disk = disk or f"disk-{namespace}-{name}"
         uid = f"uid-of-{name}-{disk}"
         meta = {"name": name, "namespace": namespace, "uid": uid, "labels": facts.get("labels", {"app": "db"})}
-        meta["creationTimestamp"] = format_instant(facts.get("created", START - 3600))
+        meta["creationTimestamp"] = format_timestamp(facts.get("created", START - 3600))
         self.fake.put(
             PVCS,
             {"metadata": meta, "spec": {"volumeName": disk}, "status": {"phase": facts.get("phase", "Bound")}},
@@ -157,7 +157,7 @@ class World:
         if "claimName" in spec:
             wanted.pop("selector")
         meta = {"name": name, "namespace": "default", "uid": f"uid-of-{name}", "generation": 1}
-        meta["creationTimestamp"] = format_instant(START)
+        meta["creationTimestamp"] = format_timestamp(START)
         self.fake.put(SCHEDULES, {"metadata": meta, "spec": wanted})
 
     def snapshotter(self) -> None:

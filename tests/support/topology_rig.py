@@ -45,8 +45,8 @@ class TopologyRig(Objects):
 
     async def begin(self) -> None:
         api = await self.fake.connect()
-        self.informers = InformerFactory(api)
-        for_kind = self.informers.for_kind
+        self.factory = InformerFactory(api)
+        for_kind = self.factory.for_kind
         self.informers = Informers(
             for_kind(PVCS, transform=trim_pvc),
             for_kind(PODS, fields="spec.nodeName=", transform=trim_unscheduled_pod),

@@ -83,7 +83,7 @@ def test_only_ready_ones_count() -> None:
 
 
 def test_what_must_stay_stays_and_counts() -> None:
-    units = [unit(NOON), unit(NOON - HOUR, kept=True), unit(NOON - 2 * HOUR)]
+    units = [unit(NOON), unit(NOON - HOUR, protected=True), unit(NOON - 2 * HOUR)]
     assert [u.instant for u in expired(units, RetentionPolicy(last=2))] == [NOON - 2 * HOUR]
     assert [u.instant for u in expired(units, RetentionPolicy(last=1))] == [NOON - 2 * HOUR]
 
@@ -108,7 +108,7 @@ def test_failures() -> None:
 
     assert failures_to_remove([failed(n) for n in range(3)]) == []
     assert failures_to_remove([failed(n) for n in range(5)]) == [failed(4), failed(3)]
-    assert failures_to_remove([unit(NOON), failed(1), failed(2, kept=True)]) == [failed(1)]
+    assert failures_to_remove([unit(NOON), failed(1), failed(2, protected=True)]) == [failed(1)]
     assert failures_to_remove([failed(0), unit(NOON - HOUR)]) == []
 
 

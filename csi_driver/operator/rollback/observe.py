@@ -25,7 +25,7 @@ from csi_driver.operator.rollback.resource import (
     unfinished,
 )
 from csi_driver.operator.rollback.safety_snapshots import SAFETY_LABEL, snapshots_of_rollback
-from csi_driver.operator.schedule.observed import restore_source
+from csi_driver.operator.schedule.objects import restore_source
 from csi_driver.service.disks import Disk, Disks
 
 

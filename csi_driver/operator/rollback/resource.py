@@ -1,11 +1,12 @@
 """A VolumeRollback as values: its spec, its status, and the names that are derived from it."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
+
+from csi_driver.domain.durations import parse_duration
 
 FINALIZER = "tidemark.dev/rollback"
 """On a VolumeRollback from its first hold on the volume to the release."""
@@ -14,8 +15,6 @@ FIELDS = frozenset({"claimName", "snapshotName", "safetySnapshot", "volumeSnapsh
 """Of a VolumeRollback's spec. Any other field was meant for another version."""
 
 _HOLDER_BYTES = 128
-_DURATION = re.compile(r"(\d+)(ms|s|m|h)", re.ASCII)
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class Phase(StrEnum):
@@ -136,14 +135,6 @@ def unfinished(rollback: Mapping[str, Any]) -> bool:
     """Whether something is left to do."""
     status = parse_status(rollback)
     return status.phase is None or not status.phase.final or status.has_finalizer or not status.has_outcome
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of a Go duration such as 1h30m. Raises ValueError."""
-    parts = _DURATION.findall(text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ValueError(f"invalid duration {text!r}; use e.g. 10m or 1h30m")
-    return sum(int(number) * _SECONDS[unit] for number, unit in parts)
 
 
 def parse_time(text: str | None) -> float:

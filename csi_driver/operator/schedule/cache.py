@@ -1,4 +1,4 @@
-"""The cluster as schedules see it: copies of its objects, indexed so that a look at one schedule reads only its own."""
+"""The cluster as schedules see it: cached objects, indexed so that the reconciliation of a schedule reads only its own."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -17,18 +17,17 @@ from csi_driver.kube.resources import (
     Kind,
 )
 from csi_driver.kube.selectors import selects
-from csi_driver.operator.schedule import trim as keep
+from csi_driver.operator.schedule import trim
 from csi_driver.operator.schedule.naming import GROUP, SCHEDULE
-from csi_driver.operator.schedule.observed import (
+from csi_driver.operator.schedule.objects import (
     CONSUMERS,
-    OwnedSnapshot,
     Place,
-    TargetClaim,
     read_claim,
     read_group,
     read_snapshot,
     source_of,
 )
+from csi_driver.operator.schedule.observed import OwnedSnapshot, TargetClaim
 from csi_driver.operator.schedule.resource import Spec
 
 Object = dict[str, Any]
@@ -37,39 +36,39 @@ Key = tuple[str, str]
 
 TRIMMERS: dict[Kind, Callable[[Object], Object]] = {
     SCHEDULES: lambda schedule: schedule,
-    PVCS: keep.keep_claim,
-    PVS: keep.keep_volume,
-    SNAPSHOTS: keep.keep_snapshot,
-    SNAPSHOT_CONTENTS: keep.keep_content,
-    GROUP_SNAPSHOTS: keep.keep_group,
-    GROUP_CONTENTS: keep.keep_group_content,
-    ROLLBACKS: keep.keep_rollback,
+    PVCS: trim.trim_claim,
+    PVS: trim.trim_volume,
+    SNAPSHOTS: trim.trim_snapshot,
+    SNAPSHOT_CONTENTS: trim.trim_content,
+    GROUP_SNAPSHOTS: trim.trim_group,
+    GROUP_CONTENTS: trim.trim_group_content,
+    ROLLBACKS: trim.trim_rollback,
 }
-"""What a mirror for a View must keep of each kind."""
+"""What an informer for a ScheduleCache must keep of each kind."""
 
 OPTIONAL = (GROUP_SNAPSHOTS, GROUP_CONTENTS)
 """Kinds that a cluster may not serve."""
 
 
 class ScheduleCache:
-    """Reads mirrors of all these kinds. `changed` is called with the schedules that a change may concern."""
+    """Indexes informers of all these kinds. Calls `changed` with the schedules that a change may concern."""
 
     def __init__(
-        self, mirrors: Mapping[Kind, Informer], driver: str, changed: Callable[[Iterable[Key]], None] = lambda _: None
+        self, informers: Mapping[Kind, Informer], driver: str, changed: Callable[[Iterable[Key]], None] = lambda _: None
     ) -> None:
-        self._mirrors = mirrors
+        self._informers = informers
         self._driver = driver
         self._changed = changed
         self._schedules: dict[str, dict[str, Object]] = defaultdict(dict)
         self._claims: dict[str, dict[str, Object]] = defaultdict(dict)
-        # By namespace first, and label or UID then: a manifest that is copied to another namespace says the same of itself.
+        # By namespace first, then label or UID: a manifest that is copied to another namespace has the same ones.
         self._snapshots: dict[tuple[str, str], dict[str, Object]] = defaultdict(dict)
         self._groups: dict[tuple[str, str], dict[str, Object]] = defaultdict(dict)
         self._members: dict[tuple[str, str], dict[str, Object]] = defaultdict(dict)
         self._contents: dict[str, set[str]] = defaultdict(set)
         self._of_handle: dict[str, set[str]] = defaultdict(set)
         self._reads: dict[str, dict[tuple[Kind, str], str]] = defaultdict(dict)
-        self._living: dict[str, frozenset[str]] = {}
+        self._bound_handles: dict[str, frozenset[str]] = {}
         self._unready: dict[tuple[Kind, Place], Object] = {}
         indexes: dict[Kind, Callable[[Object | None, Object | None], None]] = {
             SCHEDULES: self._schedule,
@@ -80,58 +79,58 @@ class ScheduleCache:
             GROUP_SNAPSHOTS: self._group,
             ROLLBACKS: self._rollback,
         }
-        self._ends = [mirrors[kind].subscribe(index) for kind, index in indexes.items() if kind in mirrors]
+        self._unsubscribe = [informers[kind].subscribe(index) for kind, index in indexes.items() if kind in informers]
 
     def close(self) -> None:
-        """Follow the mirrors no more."""
-        for end in self._ends:
-            end()
+        """Stop following the informers."""
+        for unsubscribe in self._unsubscribe:
+            unsubscribe()
 
     @property
     def groups_served(self) -> bool:
-        """Whether the cluster knows group snapshots."""
-        return GROUP_SNAPSHOTS in self._mirrors
+        """Whether the cluster serves group snapshots."""
+        return GROUP_SNAPSHOTS in self._informers
 
     def keys(self) -> list[Key]:
-        """All schedules."""
-        return [(namespace, name) for namespace, found in self._schedules.items() for name in found]
+        """Return all schedules."""
+        return [(namespace, name) for namespace, schedules in self._schedules.items() for name in schedules]
 
     def schedule(self, key: Key) -> Object | None:
-        """One schedule as it was seen last."""
+        """Return a schedule as the informer has it."""
         return self._schedules[key[0]].get(key[1]) if key[0] in self._schedules else None
 
     def claims(self, spec: Spec) -> list[TargetClaim]:
-        """The claims that match, whether a snapshot of them can be made or not."""
+        """Return the PVCs that match, whether a snapshot of them can be taken or not."""
         return [self._read(obj) for obj in self._matching(spec)]
 
-    def living(self, namespace: str) -> frozenset[str]:
-        """Handles of the disks that claims of a namespace have; those of a terminating claim too, until it is gone."""
-        if namespace not in self._living:
+    def bound_handles(self, namespace: str) -> frozenset[str]:
+        """Return the handles of the volumes of a namespace's PVCs; those of a terminating PVC too, until it is gone."""
+        if namespace not in self._bound_handles:
             claims = self._claims.get(namespace, {}).values()
-            self._living[namespace] = frozenset(filter(None, map(self._handle, claims)))
-        return self._living[namespace]
+            self._bound_handles[namespace] = frozenset(filter(None, map(self._handle, claims)))
+        return self._bound_handles[namespace]
 
-    def unsure(self, namespace: str) -> frozenset[str]:
-        """Claims that have no disk, or one that is not known yet: nothing may be concluded of them."""
+    def claims_without_handle(self, namespace: str) -> frozenset[str]:
+        """Return the PVCs that have no volume, or one that is not known yet: nothing may be concluded from them."""
         claims = self._claims.get(namespace, {})
         return frozenset(name for name, obj in claims.items() if not self._handle(obj))
 
-    def made(self, spec: Spec, read: Iterable[Place] = ()) -> list[OwnedSnapshot]:
-        """What the schedule has made and is still there. `read`: snapshots in use of which the mirrors may not know yet."""
+    def owned_snapshots(self, spec: Spec, read: Iterable[Place] = ()) -> list[OwnedSnapshot]:
+        """Return what the schedule created and still exists. `read`: snapshots in use that the informers may not show yet."""
         in_use, label = self._in_use(spec.namespace, read), (spec.namespace, spec.label)
-        found = [
+        owned = [
             read_snapshot(obj, self._content_of(obj), spec.name, in_use)
             for obj in self._snapshots.get(label, {}).values()
         ]
-        found += [self._read_group(obj, spec.name, in_use) for obj in self._groups.get(label, {}).values()]
-        return [one for one in found if one is not None]
+        owned += [self._read_group(obj, spec.name, in_use) for obj in self._groups.get(label, {}).values()]
+        return [snapshot for snapshot in owned if snapshot is not None]
 
-    def kept(self, spec: Spec, read: Iterable[Place]) -> frozenset[str]:
-        """What must stay of it, whatever the rules say; see `made`."""
-        return frozenset(one.name for one in self.made(spec, read) if one.unit.kept)
+    def protected_names(self, spec: Spec, read: Iterable[Place]) -> frozenset[str]:
+        """Return what no rule may delete of it; see `owned_snapshots`."""
+        return frozenset(snapshot.name for snapshot in self.owned_snapshots(spec, read) if snapshot.protected)
 
-    def readers_of(self, spec: Spec, names: Collection[str]) -> frozenset[str]:
-        """The namespaces from which some of what it has made may be read: its own, and where it has another name."""
+    def consumer_namespaces(self, spec: Spec, names: Collection[str]) -> frozenset[str]:
+        """Return the namespaces from which some of its snapshots may be read: its own, and where they have another name."""
         own = spec.namespace
         members = [
             name
@@ -143,22 +142,22 @@ class ScheduleCache:
             {own, *(namespace for name in [*names, *members] for namespace, _ in self._aliases(own, name))}
         )
 
-    def used(self, handle: str) -> int:
-        """How many snapshots there are of a disk, whoever made them."""
+    def snapshot_count(self, handle: str) -> int:
+        """Return the number of snapshots of a volume, whoever created them."""
         return len(self._contents.get(handle, ()))
 
     def labelled(self, spec: Spec) -> dict[str, str]:
-        """The claims that carry the schedule's group label, and its value."""
+        """Return the PVCs that carry the schedule's group label, and its value."""
         key = GROUP + spec.name
-        found = {}
+        values = {}
         for name, obj in self._claims.get(spec.namespace, {}).items():
             value = (obj["metadata"].get("labels") or {}).get(key)
             if value is not None:
-                found[name] = value
-        return found
+                values[name] = value
+        return values
 
     def stale_group_labels(self) -> Iterator[tuple[Place, list[str]]]:
-        """Claims with labels of grouped schedules that are gone, and those labels."""
+        """Yield PVCs with labels of grouped schedules that no longer exist, and those labels."""
         for namespace, claims in self._claims.items():
             for name, obj in claims.items():
                 stale = [
@@ -170,17 +169,17 @@ class ScheduleCache:
                     yield (namespace, name), stale
 
     def in_flight(self) -> dict[Place, str]:
-        """What schedules have made and is still on its way: place and node."""
-        flying: dict[Place, str] = {}
+        """Return what schedules created and is still in progress: place and node."""
+        in_flight: dict[Place, str] = {}
         for (kind, place), obj in self._unready.items():
             name = (obj["metadata"].get("annotations") or {}).get(SCHEDULE, "")
             if kind == SNAPSHOTS:
-                one = read_snapshot(obj, self._content_of(obj), name, frozenset())
+                snapshot = read_snapshot(obj, self._content_of(obj), name, frozenset())
             else:
-                one = self._read_group(obj, name, frozenset())
-            if one is not None and one.busy and not one.going:
-                flying[place] = one.node
-        return flying
+                snapshot = self._read_group(obj, name, frozenset())
+            if snapshot is not None and snapshot.in_progress and not snapshot.deleting:
+                in_flight[place] = snapshot.node
+        return in_flight
 
     # ---- reading
 
@@ -196,42 +195,42 @@ class ScheduleCache:
 
     def _read(self, claim: Object) -> TargetClaim:
         name = (claim.get("spec") or {}).get("volumeName") or ""
-        return read_claim(claim, self._mirrors[PVS].get(name) if name else None, self._driver)
+        return read_claim(claim, self._informers[PVS].get(name) if name else None, self._driver)
 
     def _handle(self, claim: Object) -> str:
         name = (claim.get("spec") or {}).get("volumeName") or ""
-        volume = self._mirrors[PVS].get(name) if name else None
+        volume = self._informers[PVS].get(name) if name else None
         return ((volume or {}).get("spec") or {}).get("csi", {}).get("volumeHandle") or ""
 
     def _content_of(self, snapshot: Object) -> Object | None:
         name = (snapshot.get("status") or {}).get("boundVolumeSnapshotContentName")
-        return self._mirrors[SNAPSHOT_CONTENTS].get(name) if name else None
+        return self._informers[SNAPSHOT_CONTENTS].get(name) if name else None
 
     def _read_group(self, group: Object, schedule: str, in_use: frozenset[str]) -> OwnedSnapshot | None:
         name = (group.get("status") or {}).get("boundVolumeGroupSnapshotContentName")
-        content = self._mirrors[GROUP_CONTENTS].get(name) if name else None
+        content = self._informers[GROUP_CONTENTS].get(name) if name else None
         namespace, uid = _place(group)[0], group["metadata"].get("uid", "")
         members = [(obj, source_of(self._content_of(obj))) for obj in self._members.get((namespace, uid), {}).values()]
         return read_group(group, content, members, schedule, in_use)
 
     def _in_use(self, namespace: str, read: Iterable[Place]) -> frozenset[str]:
-        """Names of a namespace's snapshots that a restore or a rollback anywhere is reading, by whatever name it knows them."""
+        """Return the names of a namespace's snapshots that a restore or a rollback is reading, in any namespace and by any name."""
         reads = {(where, name) for where, names in self._reads.items() for name in names.values()}
         return frozenset(
             name for place in reads.union(read) for where, name in self._aliases(*place) if where == namespace
         )
 
     def _aliases(self, namespace: str, snapshot: str) -> set[Place]:
-        """All VolumeSnapshots of what one is a name of, in any namespace, and that one."""
+        """Return all VolumeSnapshots of the same snapshot, in any namespace, this one included."""
         contents = (
-            self._mirrors[SNAPSHOT_CONTENTS].get(name)
+            self._informers[SNAPSHOT_CONTENTS].get(name)
             for handle in self._handles(namespace, snapshot)
             for name in self._of_handle.get(handle, ())
         )
         return {(namespace, snapshot), *(_bound(content) for content in contents if content)}
 
     def _handles(self, namespace: str, snapshot: str) -> list[str]:
-        obj = self._mirrors[SNAPSHOTS].get(snapshot, namespace)
+        obj = self._informers[SNAPSHOTS].get(snapshot, namespace)
         content = self._content_of(obj) if obj else None
         return [handle] if content and (handle := _snapshot_handle(content)) else []
 
@@ -240,21 +239,21 @@ class ScheduleCache:
     def _schedule(self, old: Object | None, new: Object | None) -> None:
         namespace, name = _place(new or old)
         _index(self._schedules[namespace], name, new)
-        if old is None or new is None or _asked(old) != _asked(new):
+        if old is None or new is None or _identity(old) != _identity(new):
             self._changed([(namespace, name)])
 
     def _claim(self, old: Object | None, new: Object | None) -> None:
         namespace, name = _place(new or old)
         _index(self._claims[namespace], name, new)
-        self._reader(PVCS, namespace, name, new)
+        self._note_consumer(PVCS, namespace, name, new)
         self._changed_in(namespace)
 
     def _rollback(self, old: Object | None, new: Object | None) -> None:
         namespace, name = _place(new or old)
-        self._reader(ROLLBACKS, namespace, name, new)
+        self._note_consumer(ROLLBACKS, namespace, name, new)
         self._changed_in(namespace)
 
-    def _reader(self, kind: Kind, namespace: str, name: str, new: Object | None) -> None:
+    def _note_consumer(self, kind: Kind, namespace: str, name: str, new: Object | None) -> None:
         _index(self._reads[namespace], (kind, name), CONSUMERS[kind](new) if new is not None else None)
 
     def _volume(self, old: Object | None, new: Object | None) -> None:
@@ -276,7 +275,7 @@ class ScheduleCache:
                     if not self._members[group]:
                         del self._members[group]
         self._note_unready(SNAPSHOTS, (namespace, name), new)
-        self._tell_schedule_of(new or old, namespace)
+        self._notify_schedule_of(new or old, namespace)
 
     def _group(self, old: Object | None, new: Object | None) -> None:
         namespace, name = _place(new or old)
@@ -284,7 +283,7 @@ class ScheduleCache:
             if obj is not None and (label := (obj["metadata"].get("labels") or {}).get(SCHEDULE)):
                 _index(self._groups[namespace, label], name, value)
         self._note_unready(GROUP_SNAPSHOTS, (namespace, name), new)
-        self._tell_schedule_of(new or old, namespace)
+        self._notify_schedule_of(new or old, namespace)
 
     def _content(self, old: Object | None, new: Object | None) -> None:
         for obj, add in ((old, False), (new, True)):
@@ -296,33 +295,35 @@ class ScheduleCache:
                 elif handle:
                     _discard(index, handle, obj["metadata"]["name"])
         namespace, name = _bound(new or old or {})
-        if (snapshot := self._mirrors[SNAPSHOTS].get(name, namespace)) is not None:
-            self._tell_schedule_of(snapshot, namespace)
+        if (snapshot := self._informers[SNAPSHOTS].get(name, namespace)) is not None:
+            self._notify_schedule_of(snapshot, namespace)
 
     def _note_unready(self, kind: Kind, place: Place, new: Object | None) -> None:
         ours = new is not None and SCHEDULE in (new["metadata"].get("labels") or {})
         unready = ours and not ((new or {}).get("status") or {}).get("readyToUse")
         _index(self._unready, (kind, place), new if unready else None)
 
-    def _tell_schedule_of(self, obj: Object | None, namespace: str) -> None:
+    def _notify_schedule_of(self, obj: Object | None, namespace: str) -> None:
         meta = (obj or {}).get("metadata") or {}
         if name := (meta.get("annotations") or {}).get(SCHEDULE):
             self._changed([(namespace, name)])
         elif meta.get("ownerReferences"):
             for owner in meta["ownerReferences"]:
                 group = (
-                    self._mirrors[GROUP_SNAPSHOTS].get(owner.get("name", ""), namespace) if self.groups_served else None
+                    self._informers[GROUP_SNAPSHOTS].get(owner.get("name", ""), namespace)
+                    if self.groups_served
+                    else None
                 )
-                self._tell_schedule_of(group, namespace)
+                self._notify_schedule_of(group, namespace)
 
     def _changed_in(self, namespace: str) -> None:
-        self._living.pop(namespace, None)
+        self._bound_handles.pop(namespace, None)
         self._changed([(namespace, name) for name in self._schedules.get(namespace, {})])
 
 
-def flying_by_node(flying: dict[Place, str]) -> Counter[str]:
-    """How many are in flight on each node."""
-    return Counter(flying.values())
+def count_by_node(in_flight: dict[Place, str]) -> Counter[str]:
+    """Return how many are in flight on each node."""
+    return Counter(in_flight.values())
 
 
 def _index(index: dict[Any, Any], key: Any, value: Any) -> None:
@@ -333,10 +334,10 @@ def _index(index: dict[Any, Any], key: Any, value: Any) -> None:
 
 
 def _discard(index: dict[str, set[str]], key: str, name: str) -> None:
-    """Take a name away, and with the last one its key: handles and UIDs never come again, and would pile up."""
-    found = index.get(key, set())
-    found.discard(name)
-    if not found:
+    """Remove a name, and the key with the last one: handles and UIDs never come again, and would pile up."""
+    names = index.get(key, set())
+    names.discard(name)
+    if not names:
         index.pop(key, None)
 
 
@@ -345,15 +346,15 @@ def _place(obj: Object | None) -> Place:
     return meta.get("namespace", ""), meta["name"]
 
 
-def _asked(schedule: Object) -> tuple[Any, ...]:
-    """What of a schedule is not written by ourselves."""
+def _identity(schedule: Object) -> tuple[Any, ...]:
+    """What of a schedule the controller does not write."""
     meta = schedule["metadata"]
     return meta.get("uid"), meta.get("generation"), schedule.get("spec")
 
 
 def _snapshot_handle(content: Object) -> str:
-    said = (content.get("status") or {}).get("snapshotHandle")
-    return str(said or ((content.get("spec") or {}).get("source") or {}).get("snapshotHandle") or "")
+    handle = (content.get("status") or {}).get("snapshotHandle")
+    return str(handle or ((content.get("spec") or {}).get("source") or {}).get("snapshotHandle") or "")
 
 
 def _bound(content: Object) -> Place:

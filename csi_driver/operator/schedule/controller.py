@@ -14,7 +14,7 @@ from csi_driver.kube.informer import Informer
 from csi_driver.kube.resources import Kind
 from csi_driver.kube.workqueue import WorkQueue
 from csi_driver.operator.schedule.cache import Key
-from csi_driver.operator.schedule.metrics import ScheduleObserver
+from csi_driver.operator.schedule.metrics import ScheduleMetrics
 from csi_driver.operator.schedule.reconciler import IN_FLIGHT_PER_NODE, ScheduleReconciler
 from csi_driver.operator.schedule.resource import LEAST_PERIOD
 
@@ -51,7 +51,7 @@ class ScheduleController:
         informers: Mapping[Kind, Informer],
         events: Events,
         driver: str,
-        observer: ScheduleObserver,
+        observer: ScheduleMetrics,
         limit: int = IN_FLIGHT_PER_NODE,
         least_period: int = LEAST_PERIOD,
         now: Callable[[], float] = time.time,

@@ -1,12 +1,11 @@
-"""What a run makes next: a snapshot of each claim, or a group of each node's claims, and why one has to wait."""
+"""The snapshots that a run creates next: one of each PVC, or a group of each node's PVCs, and why some cannot be created yet."""
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from csi_driver.domain.timestamps import format_instant
+from csi_driver.domain.timestamps import format_timestamp
 from csi_driver.operator.schedule.naming import (
     CLAIM,
     GROUP,
@@ -19,129 +18,75 @@ from csi_driver.operator.schedule.naming import (
     group_name,
     snapshot_name,
 )
-from csi_driver.operator.schedule.observed import OwnedSnapshot, TargetClaim
-from csi_driver.operator.schedule.resource import Spec
-from csi_driver.operator.schedule.status_fields import ActiveRun
+from csi_driver.operator.schedule.observed import ObservedSchedule, TargetClaim
+from csi_driver.operator.schedule.plan import GroupLabel, Plan, SnapshotToCreate
+from csi_driver.operator.schedule.resource import ActiveRun, Spec
 
 MAX_MEMBERS = 64
-"""Claims of one group: the agents' limit."""
+"""PVCs of one group: the agents' limit."""
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotToCreate:
-    """An object to create. `claims` are those that it is of; `handles` their disks."""
-
-    kind: Literal["snapshot", "group"]
-    name: str
-    node: str
-    claims: tuple[str, ...]
-    handles: tuple[str, ...]
-    body: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """The label of a grouped schedule on a claim: `node`, or to be taken away where it is empty."""
-
-    claim: str
-    node: str
-
-
-@dataclass(slots=True)
-class CreatePlan:
-    """What can be done now, in order: labels, then creations. `blocked` says of claims why nothing is made of them."""
-
-    labels: list[Label] = field(default_factory=list)
-    makes: list[SnapshotToCreate] = field(default_factory=list)
-    blocked: dict[str, str] = field(default_factory=dict)
-
-    def block(self, claims: Sequence[TargetClaim], why: str) -> None:
-        """Say the same of several claims."""
-        self.blocked.update((claim.name, why) for claim in claims)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What limits a run: `limit` snapshots and groups in flight on a node, of which `flying` are, and how many a disk has."""
-
-    limit: int
-    flying: Mapping[str, int]
-    used: Mapping[str, int]
-    in_flight: frozenset[str]
-    """Handles of the disks of which one of this schedule is being made."""
-
-
-def next_steps(
-    spec: Spec, run: ActiveRun, waiting: Sequence[TargetClaim], room: Limits, labelled: Mapping[str, str]
-) -> CreatePlan:
-    """Steps for the claims that wait, as many as there is room for. `labelled`: claims that carry this schedule's label."""
-    steps = CreatePlan()
-    if spec.grouped:
-        _groups(spec, run, waiting, room, labelled, steps)
+def plan_creations(observed: ObservedSchedule, run: ActiveRun, plan: Plan) -> None:
+    """Add what can be created now for the PVCs that wait, within the limit of each node."""
+    by_name = {claim.name: claim for claim in observed.claims}
+    waiting = [by_name[name] for name in run.waiting if name in by_name]
+    if observed.spec.grouped:
+        _plan_groups(observed, run, waiting, plan)
     else:
-        _snapshots(spec, run, waiting, room, steps)
-    return steps
+        _plan_snapshots(observed, run, waiting, plan)
 
 
-def _snapshots(spec: Spec, run: ActiveRun, waiting: Sequence[TargetClaim], room: Limits, steps: CreatePlan) -> None:
-    flying = Counter(room.flying)
+def _plan_snapshots(observed: ObservedSchedule, run: ActiveRun, waiting: Iterable[TargetClaim], plan: Plan) -> None:
+    in_flight = Counter(observed.in_flight)
+    in_progress = observed.handles_in_progress
     for claim in waiting:
-        if why := _blocked_reason(spec, claim, room):
-            steps.block([claim], why)
-        elif flying[claim.node] < room.limit:
-            flying[claim.node] += 1
-            steps.makes.append(_snapshot(spec, run, claim))
+        if reason := _blocked_reason(observed, claim, in_progress):
+            plan.block([claim], reason)
+        elif in_flight[claim.node] < observed.in_flight_limit:
+            in_flight[claim.node] += 1
+            plan.creations.append(_snapshot(observed.spec, run, claim))
 
 
-def _groups(
-    spec: Spec,
-    run: ActiveRun,
-    waiting: Sequence[TargetClaim],
-    room: Limits,
-    labelled: Mapping[str, str],
-    steps: CreatePlan,
-) -> None:
+def _plan_groups(observed: ObservedSchedule, run: ActiveRun, waiting: Iterable[TargetClaim], plan: Plan) -> None:
+    in_progress = observed.handles_in_progress
     by_node: dict[str, list[TargetClaim]] = defaultdict(list)
     for claim in waiting:
         by_node[claim.node].append(claim)
     for node, members in sorted(by_node.items()):
         if len(members) > MAX_MEMBERS:
-            steps.block(members, f"{len(members)} claims are on node {node}, and a group has at most {MAX_MEMBERS}")
+            plan.block(members, f"{len(members)} PVCs are on node {node}, and a group has at most {MAX_MEMBERS}")
             continue
-        hindrances = {claim.name: why for claim in members if (why := _blocked_reason(spec, claim, room))}
-        if hindrances:
-            name, why = next(iter(sorted(hindrances.items())))
-            steps.block(
-                members, why if name == members[0].name and len(members) == 1 else f"claim {name} of its group: {why}"
-            )
-        elif room.flying.get(node, 0) < room.limit:
-            wanted = {claim.name for claim in members}
-            strangers = sorted(name for name, value in labelled.items() if value == node and name not in wanted)
-            steps.labels += [Label(name, "") for name in strangers]
-            steps.labels += [Label(name, node) for name in sorted(wanted) if labelled.get(name) != node]
-            steps.makes.append(_group(spec, run, node, sorted(members, key=lambda claim: claim.name)))
+        reasons = {c.name: reason for c in members if (reason := _blocked_reason(observed, c, in_progress))}
+        if reasons:
+            name, reason = min(reasons.items())
+            plan.block(members, reason if len(members) == 1 else f"PVC {name} of its group: {reason}")
+        elif observed.in_flight.get(node, 0) < observed.in_flight_limit:
+            plan.labels += _member_labels(observed, node, {claim.name for claim in members})
+            plan.creations.append(_group(observed.spec, run, node, sorted(members, key=lambda claim: claim.name)))
 
 
-def _blocked_reason(spec: Spec, claim: TargetClaim, room: Limits) -> str:
-    if claim.handle in room.in_flight:
-        return "the snapshot before is still being made"
-    used = room.used.get(claim.handle, 0)
-    if used >= spec.cap:
-        return f"its disk has {used} snapshots, and maxSnapshotsPerVolume is {spec.cap}: delete some, or let retention keep fewer"
+def _member_labels(observed: ObservedSchedule, node: str, members: set[str]) -> list[GroupLabel]:
+    labelled = observed.labelled
+    unexpected = sorted(name for name, value in labelled.items() if value == node and name not in members)
+    missing = [name for name in sorted(members) if labelled.get(name) != node]
+    return [*(GroupLabel(name, "") for name in unexpected), *(GroupLabel(name, node) for name in missing)]
+
+
+def _blocked_reason(observed: ObservedSchedule, claim: TargetClaim, in_progress: frozenset[str]) -> str:
+    if claim.handle in in_progress:
+        return "the previous snapshot is still in progress"
+    count, limit = observed.snapshot_counts.get(claim.handle, 0), observed.spec.max_snapshots
+    if count >= limit:
+        return f"its volume has {count} snapshots, and maxSnapshotsPerVolume is {limit}: delete some, or let retention keep fewer"
     return ""
 
 
 def _snapshot(spec: Spec, run: ActiveRun, claim: TargetClaim) -> SnapshotToCreate:
     name = snapshot_name(spec.name, claim.name, run.instant)
+    labels, annotations = {VOLUME: digest(claim.handle)}, {CLAIM: claim.name, VOLUME: claim.handle}
     body: dict[str, Any] = {
         "kind": "VolumeSnapshot",
-        "metadata": _metadata(
-            spec,
-            run,
-            name,
-            {VOLUME: digest(claim.handle)},
-            {CLAIM: claim.name, VOLUME: claim.handle},
-        ),
+        "metadata": _metadata(spec, run, name, labels, annotations),
         "spec": {"source": {"persistentVolumeClaimName": claim.name}},
     }
     if spec.snapshot_class:
@@ -151,33 +96,24 @@ def _snapshot(spec: Spec, run: ActiveRun, claim: TargetClaim) -> SnapshotToCreat
 
 def _group(spec: Spec, run: ActiveRun, node: str, members: Sequence[TargetClaim]) -> SnapshotToCreate:
     name = group_name(spec.name, node, run.instant)
-    disks = {claim.name: claim.handle for claim in members}
+    handles = {claim.name: claim.handle for claim in members}
     body: dict[str, Any] = {
         "kind": "VolumeGroupSnapshot",
-        "metadata": _metadata(spec, run, name, {}, {NODE: node, MEMBERS: json.dumps(disks, sort_keys=True)}),
+        "metadata": _metadata(spec, run, name, {}, {NODE: node, MEMBERS: json.dumps(handles, sort_keys=True)}),
         "spec": {"source": {"selector": {"matchLabels": {GROUP + spec.name: node}}}},
     }
     if spec.group_class:
         body["spec"]["volumeGroupSnapshotClassName"] = spec.group_class
-    return SnapshotToCreate("group", name, node, tuple(disks), tuple(disks.values()), body)
+    return SnapshotToCreate("group", name, node, tuple(handles), tuple(handles.values()), body)
 
 
 def _metadata(
     spec: Spec, run: ActiveRun, name: str, labels: Mapping[str, str], annotations: Mapping[str, str]
 ) -> dict[str, Any]:
+    own = {SCHEDULE: spec.name, SCHEDULED_FOR: format_timestamp(run.instant)}
     return {
         "name": name,
         "namespace": spec.namespace,
         "labels": {**spec.labels, SCHEDULE: spec.label, **labels},
-        "annotations": {
-            **spec.annotations,
-            SCHEDULE: spec.name,
-            SCHEDULED_FOR: format_instant(run.instant),
-            **annotations,
-        },
+        "annotations": {**spec.annotations, **own, **annotations},
     }
-
-
-def busy_disks(made: Sequence[OwnedSnapshot]) -> frozenset[str]:
-    """Handles of the disks of which one is being made."""
-    return frozenset(handle for one in made if one.busy and not one.going for _, handle in one.disks)

@@ -1,27 +1,27 @@
-"""The figures of schedules that the operator tells."""
+"""The metrics of schedules."""
 
 from typing import Protocol
 
 
-class ScheduleObserver(Protocol):
-    """Figures of schedules, each by namespace and name."""
+class ScheduleMetrics(Protocol):
+    """Metrics of schedules, each by namespace and name."""
 
-    def made(self, namespace: str, name: str) -> None:
-        """A snapshot or a group was created."""
+    def snapshot_created(self, namespace: str, name: str) -> None:
+        """Count a snapshot or a group that was created."""
         ...
 
-    def failed(self, namespace: str, name: str) -> None:
-        """One was found to have failed."""
+    def snapshot_failed(self, namespace: str, name: str) -> None:
+        """Count one that has failed."""
         ...
 
-    def deleted(self, namespace: str, name: str) -> None:
-        """One was deleted."""
+    def snapshot_deleted(self, namespace: str, name: str) -> None:
+        """Count one that was deleted."""
         ...
 
-    def late(self, namespace: str, name: str, since: int | None) -> None:
-        """Since when a run is missing (Unix time); None where none is."""
+    def set_overdue(self, namespace: str, name: str, since: int | None) -> None:
+        """Set since when a run is missing (Unix time), or None if none is."""
         ...
 
-    def gone(self, namespace: str, name: str) -> None:
-        """The schedule is not there any more."""
+    def remove(self, namespace: str, name: str) -> None:
+        """Remove the metrics of a schedule that no longer exists."""
         ...

@@ -1,237 +1,215 @@
-"""One look at one schedule: from what was observed to what is to be done. No clock, no API, nothing remembered."""
+"""The plan for one schedule, from what was observed. Pure: no clock, no API, nothing remembered."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from csi_driver.domain.retention import expired, failures_to_remove, youngest_ready
-from csi_driver.domain.timestamps import format_instant
-from csi_driver.operator.schedule.create_plan import CreatePlan, Label, Limits, SnapshotToCreate, busy_disks, next_steps
-from csi_driver.operator.schedule.due import DueResult, overdue_since, start_due_run
-from csi_driver.operator.schedule.observed import OwnedSnapshot, TargetClaim
-from csi_driver.operator.schedule.resource import Spec, Unacceptable
-from csi_driver.operator.schedule.status import StatusInputs, build_status, invalid_status
-from csi_driver.operator.schedule.status_fields import ActiveRun, StatusState, read_state
+from csi_driver.domain.schedule_times import ScheduledTime
+from csi_driver.domain.timestamps import format_timestamp
+from csi_driver.operator.schedule.create_plan import plan_creations
+from csi_driver.operator.schedule.observed import ObservedSchedule, OwnedSnapshot
+from csi_driver.operator.schedule.plan import Event, GroupLabel, Plan, RetainedSnapshot, SnapshotToDelete
+from csi_driver.operator.schedule.resource import ActiveRun, InvalidSpec, StatusState, read_state
+from csi_driver.operator.schedule.status import build_status, invalid_status
 
 
-@dataclass(frozen=True, slots=True)
-class ObservedSchedule:
-    """What was observed of one schedule and around it.
+def plan_invalid(schedule: Mapping[str, Any], error: InvalidSpec, now: int) -> Plan:
+    """Return the plan for an invalid spec: create nothing, delete nothing, and say why."""
+    conditions = (schedule.get("status") or {}).get("conditions") or []
+    reported = any(c.get("type") == "Ready" and c.get("message") == str(error) for c in conditions)
+    events = [] if reported else [Event("Warning", error.reason, str(error))]
+    return Plan(events=events, status=invalid_status(schedule, error.reason, str(error), now))
 
-    `living` are the handles of all disks that a claim of the namespace has, `unsure` the names of claims whose disk is not
-    known; `used` counts the snapshots of a disk, whoever made
-    them; `labelled` are claims that carry this schedule's group label, and its value. `assumed` are names that were just created
-    and may not be seen yet, `assumed_disks` their disks. Of the `limit` of snapshots in flight on a node, `flying` are.
+
+def plan(observed: ObservedSchedule, now: int) -> Plan:
+    """Return the plan for a schedule with a valid spec."""
+    result = Plan()
+    _start_due_run(observed, result, now)
+    if result.starts_run:
+        result.wake = now
+    else:
+        _continue_run(observed, result, now)
+        if not observed.spec.grouped:
+            result.labels += [GroupLabel(name, "") for name in sorted(observed.labelled)]
+        result.deletions += _deletions(observed)
+        result.wake = _next_start(observed, now)
+        result.overdue_since = _overdue_since(observed, result.state, now)
+    result.status = build_status(observed, result, now)
+    return result
+
+
+def _start_due_run(observed: ObservedSchedule, plan: Plan, now: int) -> None:
+    """Start the run that is due, if one is, or note that it was missed."""
+    spec, state = observed.spec, read_state(observed.status)
+    if (state.suspended and not spec.suspend) or (state.times and state.times != spec.times_text):
+        # Resumed, or its times were changed: ignore times before that.
+        state = replace(state, not_before=now)
+    plan.state = state = replace(state, times=spec.times_text, suspended=spec.suspend)
+    if spec.suspend:
+        plan.state = replace(state, run=None)
+        return
+    due = spec.times.latest(now)
+    if due is None or due.nominal <= _last_handled_time(observed, state, due, now):
+        return
+    if now > due.deadline:
+        plan.state = replace(state, missed=due.nominal)
+        plan.events.append(_missed(due))
+        return
+    run = _new_run(observed, due)
+    plan.starts_run = True
+    plan.state = replace(state, scheduled=due.nominal, run=run)
+    if state.run is not None and state.run.instant != run.instant and state.run.waiting:
+        plan.events.append(_incomplete(state.run.waiting))
+    plan.events.append(Event("Normal", "RunStarted", f"{len(run.waiting)} PVCs at {format_timestamp(run.instant)}"))
+
+
+def _last_handled_time(observed: ObservedSchedule, state: StatusState, due: ScheduledTime, now: int) -> int:
+    """Return the nominal time up to which no run starts any more.
+
+    A time in the future is not believed: the clock was ahead when it was written, and it must not stop the schedule until then. If
+    the status is lost, the newest owned snapshot says which run was the last. Whether that run was complete is not known then, so it
+    is repeated until its deadline: what it created is found by name.
     """
-
-    schedule: Mapping[str, Any]
-    claims: Sequence[TargetClaim] = ()
-    made: Sequence[OwnedSnapshot] = ()
-    living: frozenset[str] = frozenset()
-    unsure: frozenset[str] = frozenset()
-    used: Mapping[str, int] = field(default_factory=dict)
-    labelled: Mapping[str, str] = field(default_factory=dict)
-    assumed: frozenset[str] = frozenset()
-    assumed_disks: frozenset[str] = frozenset()
-    flying: Mapping[str, int] = field(default_factory=dict)
-    limit: int = 4
+    own = [snapshot.instant for snapshot in observed.owned if snapshot.instant <= now]
+    scheduled = state.scheduled
+    if scheduled is None and own:
+        newest = max(own)
+        in_time = newest == due.nominal and now <= due.deadline
+        scheduled = newest - 1 if in_time else newest
+    elif scheduled is not None and scheduled > now:
+        scheduled = max(own, default=0)
+    return _latest_past(now, observed.spec.created, state.not_before, scheduled, state.missed)
 
 
-@dataclass(frozen=True, slots=True)
-class RetainedSnapshot:
-    """An object that must still be there when others go for it."""
-
-    kind: Literal["snapshot", "group"]
-    name: str
-    uid: str
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotToDelete:
-    """An object to delete, if it is still this very one and unchanged."""
-
-    kind: Literal["snapshot", "group"]
-    name: str
-    uid: str
-    version: str
-    why: Literal["retention", "failed", "claim"]
-    disks: Sequence[tuple[str, str]] = ()
-    """Claims and handles: what must be gone where that is why."""
-    stays: frozenset[RetainedSnapshot] = frozenset()
-    """The youngest ready ones of its disks, where the rules of retention are why."""
+def _overdue_since(observed: ObservedSchedule, state: StatusState, now: int) -> int | None:
+    """Return when the first run was to start that has not succeeded yet, or None if none is missing."""
+    spec = observed.spec
+    if spec.suspend:
+        return None
+    ready = [snapshot.instant for snapshot in observed.owned if snapshot.ready]
+    successful = state.successful if state.successful is not None else max(ready, default=None)
+    following = spec.times.following(_latest_past(now, spec.created, state.not_before, successful))
+    return following.start_time if following is not None and following.start_time <= now else None
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """To be told on the schedule."""
-
-    type: Literal["Normal", "Warning"]
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is to be done, in this order: `status` if it `begins` a run, labels, makes, removals, `status`, events.
-
-    `wake` is when to look again although nothing has changed; `late` since when a run is missing.
-    """
-
-    status: Mapping[str, Any]
-    begins: bool = False
-    labels: Sequence[Label] = ()
-    makes: Sequence[SnapshotToCreate] = ()
-    removals: Sequence[SnapshotToDelete] = ()
-    events: Sequence[Event] = ()
-    wake: int | None = None
-    late: int | None = None
-
-
-def refuse(schedule: Mapping[str, Any], why: Unacceptable, now: int) -> Plan:
-    """For a spec that cannot be followed: nothing is made and nothing is deleted."""
-    events = () if _already_reported(schedule, why) else (Event("Warning", why.reason, str(why)),)
-    return Plan(invalid_status(schedule, why.reason, str(why), now), events=events)
-
-
-def decide(spec: Spec, seen: ObservedSchedule, now: int) -> Plan:
-    """Decide about a schedule whose spec can be followed."""
-    alive = [one for one in seen.made if not one.going]
-    due = start_due_run(spec, read_state(seen.schedule.get("status") or {}), seen.claims, seen.made, now)
-    if due.begun:
-        # Written down before anything is made: whoever goes on from here knows which claims matched.
-        return Plan(_status(spec, seen, due.state, CreatePlan(), now), begins=True, events=_events(due), wake=now)
-    state, steps = due.state, CreatePlan()
-    complete: list[Event] = []
-    current = spec.plan.latest(now)
-    if state.run is not None:
-        run = _progress(state.run, seen)
-        if run.waiting and current is not None and current.nominal > run.instant:
-            # The next time has come and no run began for it: it was missed, or is nobody's wish since the times were changed.
-            # That ends this run all the same: what it made now would bear the name of a time that is long past.
-            due = replace(due, cut_short=run.waiting)
-            run = replace(run, waiting=(), cut_short=True)
-        waiting = [claim for name in run.waiting for claim in seen.claims if claim.name == name]
-        room = Limits(seen.limit, seen.flying, seen.used, busy_disks(alive) | seen.assumed_disks)
-        steps = next_steps(spec, run, waiting, room, seen.labelled)
-        started = {claim for make in steps.makes for claim in make.claims}
-        run = replace(
-            run,
-            waiting=tuple(name for name in run.waiting if name not in started),
-            making=tuple(sorted({*run.making, *(make.name for make in steps.makes)})),
-        )
-        state = replace(state, run=None if run.over else run)
-        if run.over and not run.cut_short:
-            state = replace(state, successful=run.instant)
-            complete = [Event("Normal", "Complete", f"every snapshot for {format_instant(run.instant)} is ready")]
-    if not spec.grouped:
-        steps.labels += [Label(name, "") for name in sorted(seen.labelled)]
-    following = spec.plan.following(now) if not spec.suspend else None
-    wakes = [occasion.fires for occasion in (following,) if occasion is not None]
-    if current is not None and not spec.suspend:
-        # A time that has come, but whose jitter has not passed.
-        after = spec.plan.following(current.nominal)
-        wakes += [after.fires] if after is not None and after.fires > now else []
-    return Plan(
-        _status(spec, seen, state, steps, now),
-        labels=steps.labels,
-        makes=steps.makes,
-        removals=_removals(spec, seen, alive),
-        events=[*_events(due), *complete],
-        wake=min(wakes, default=None),
-        late=overdue_since(spec, state, seen.made, now),
+def _incomplete(claims: tuple[str, ...]) -> Event:
+    """Return the event for PVCs that a run did not reach before the next time."""
+    names = ", ".join(claims[:10])
+    return Event(
+        "Warning", "RunIncomplete", f"the next run is due, and no snapshot was taken of {len(claims)} PVCs: {names}"
     )
 
 
-def _progress(run: ActiveRun, seen: ObservedSchedule) -> ActiveRun:
-    """What of a run is left, by what is there: a claim whose snapshot exists does not wait, one that is ready is not made."""
-    of_this = [one for one in seen.made if one.instant == run.instant]
-    there = {claim for one in of_this for claim, _ in one.disks}
-    eligible = {claim.name for claim in seen.claims if not claim.refusal}
-    state = {one.name: one for one in of_this if not one.going}
-    making = {name for name in run.making if name in seen.assumed and name not in state}
-    making |= {one.name for one in state.values() if not one.unit.ready}
+def _new_run(observed: ObservedSchedule, due: ScheduledTime) -> ActiveRun:
+    """The PVC whose last snapshot is oldest comes first, so that incomplete runs do not always miss the same ones."""
+    done = {name for snapshot in observed.owned if snapshot.instant == due.nominal for name, _ in snapshot.volumes}
+    newest: dict[str, int] = {}
+    for snapshot in observed.owned:
+        for _, handle in snapshot.volumes:
+            newest[handle] = max(newest.get(handle, 0), snapshot.instant)
+    waiting = [c for c in observed.claims if not c.refusal and c.created <= due.start_time and c.name not in done]
+    waiting.sort(key=lambda claim: (newest.get(claim.handle, 0), claim.name))
+    return ActiveRun(due.nominal, tuple(claim.name for claim in waiting))
+
+
+def _missed(due: ScheduledTime) -> Event:
+    return Event(
+        "Warning",
+        "RunMissed",
+        f"the run for {format_timestamp(due.nominal)} did not start until {format_timestamp(due.deadline)}: startingDeadline has "
+        "passed, so it is skipped",
+    )
+
+
+def _latest_past(now: int, *times: int | None) -> int:
+    return max((time for time in times if time is not None and time <= now), default=0)
+
+
+def _continue_run(observed: ObservedSchedule, result: Plan, now: int) -> None:
+    if result.state.run is None:
+        return
+    run = _progress(result.state.run, observed)
+    latest = observed.spec.times.latest(now)
+    if run.waiting and latest is not None and latest.nominal > run.instant:
+        # The next time has come and no run started for it: it was missed, or the times were changed. This run ends as well: a
+        # snapshot taken now would bear the name of a time that is long past.
+        result.events.append(_incomplete(run.waiting))
+        run = replace(run, waiting=(), incomplete=True)
+    plan_creations(observed, run, result)
+    started = {claim for creation in result.creations for claim in creation.claims}
+    run = replace(
+        run,
+        waiting=tuple(name for name in run.waiting if name not in started),
+        creating=tuple(sorted({*run.creating, *(creation.name for creation in result.creations)})),
+    )
+    result.state = replace(result.state, run=None if run.over else run)
+    if run.over and not run.incomplete:
+        result.state = replace(result.state, successful=run.instant)
+        result.events.append(
+            Event("Normal", "RunCompleted", f"every snapshot for {format_timestamp(run.instant)} is ready")
+        )
+
+
+def _progress(run: ActiveRun, observed: ObservedSchedule) -> ActiveRun:
+    """Return what is left of a run: no PVC waits whose snapshot exists, and no ready snapshot is being created."""
+    of_run = [snapshot for snapshot in observed.owned if snapshot.instant == run.instant]
+    done = {claim for snapshot in of_run for claim, _ in snapshot.volumes}
+    eligible = {claim.name for claim in observed.claims if not claim.refusal}
+    existing = {snapshot.name: snapshot for snapshot in of_run if not snapshot.deleting}
+    creating = {name for name in run.creating if name in observed.expected_names and name not in existing}
+    creating |= {snapshot.name for snapshot in existing.values() if not snapshot.ready}
     return replace(
         run,
-        waiting=tuple(name for name in run.waiting if name in eligible and name not in there),
-        making=tuple(sorted(making)),
-        # Somebody deleted what was not ready yet: it is not made again, and that it is gone is no success.
-        cut_short=run.cut_short or any(name not in making and name not in state for name in run.making),
+        waiting=tuple(name for name in run.waiting if name in eligible and name not in done),
+        creating=tuple(sorted(creating)),
+        # Somebody deleted a snapshot before it was ready: it is not created again, and the run is no success.
+        incomplete=run.incomplete or any(name not in creating and name not in existing for name in run.creating),
     )
 
 
-def _removals(spec: Spec, seen: ObservedSchedule, alive: Sequence[OwnedSnapshot]) -> list[SnapshotToDelete]:
-    by_name = {one.name: one for one in alive}
-    gone: dict[str, SnapshotToDelete] = {}
-    if spec.delete_with_claim:
-        for one in alive:
-            gone_with_claim = all(
-                handle and handle not in seen.living and claim not in seen.unsure for claim, handle in one.disks
-            )
-            if one.disks and gone_with_claim and not one.unit.kept and not one.busy:
-                gone[one.name] = _remove(one, "claim")
-    units = [one.unit for one in alive]
-    for unit in failures_to_remove(units):
-        gone.setdefault(unit.name, _remove(by_name[unit.name], "failed"))
-    youngest = {disk: _stay(by_name[unit.name]) for disk, unit in youngest_ready(units).items()}
-    for unit in expired(units, spec.rules):
-        stays = [youngest[disk] for disk in unit.series]
-        gone.setdefault(unit.name, _remove(by_name[unit.name], "retention", stays))
-    return list(gone.values())
+def _next_start(observed: ObservedSchedule, now: int) -> int | None:
+    spec = observed.spec
+    if spec.suspend:
+        return None
+    latest = spec.times.latest(now)
+    # The second one: a time that has come, but whose jitter has not passed.
+    following = [spec.times.following(now), spec.times.following(latest.nominal) if latest is not None else None]
+    return min((time.start_time for time in following if time is not None and time.start_time > now), default=None)
 
 
-def _remove(
-    one: OwnedSnapshot, why: Literal["retention", "failed", "claim"], stays: Iterable[RetainedSnapshot] = ()
+def _deletions(observed: ObservedSchedule) -> list[SnapshotToDelete]:
+    existing = observed.existing
+    deletions: dict[str, SnapshotToDelete] = {}
+    if observed.spec.delete_with_claim:
+        for snapshot in existing:
+            if _claims_are_gone(snapshot, observed) and not snapshot.protected and not snapshot.in_progress:
+                deletions[snapshot.name] = _delete(snapshot, "claim")
+    for snapshot in failures_to_remove(existing):
+        deletions.setdefault(snapshot.name, _delete(snapshot, "failed"))
+    youngest = youngest_ready(existing)
+    for snapshot in expired(existing, observed.spec.retention):
+        retained = [youngest[handle] for handle in snapshot.series]
+        deletions.setdefault(snapshot.name, _delete(snapshot, "retention", retained))
+    return list(deletions.values())
+
+
+def _claims_are_gone(snapshot: OwnedSnapshot, observed: ObservedSchedule) -> bool:
+    return bool(snapshot.volumes) and all(
+        handle and handle not in observed.bound_handles and claim not in observed.claims_without_handle
+        for claim, handle in snapshot.volumes
+    )
+
+
+def _delete(
+    snapshot: OwnedSnapshot, reason: Literal["retention", "failed", "claim"], retained: Iterable[OwnedSnapshot] = ()
 ) -> SnapshotToDelete:
-    return SnapshotToDelete(one.kind, one.name, one.uid, one.version, why, one.disks, frozenset(stays))
-
-
-def _stay(one: OwnedSnapshot) -> RetainedSnapshot:
-    return RetainedSnapshot(one.kind, one.name, one.uid)
-
-
-def _status(spec: Spec, seen: ObservedSchedule, state: StatusState, steps: CreatePlan, now: int) -> dict[str, Any]:
-    following = spec.plan.following(now)
-    findings = StatusInputs(
-        seen.claims,
-        [one for one in seen.made if not one.going],
-        seen.living,
-        steps.blocked,
-        None if spec.suspend or following is None else following.nominal,
+    return SnapshotToDelete(
+        snapshot.kind,
+        snapshot.name,
+        snapshot.uid,
+        snapshot.version,
+        reason,
+        snapshot.volumes,
+        frozenset(RetainedSnapshot(other.kind, other.name, other.uid) for other in retained),
     )
-    return build_status(spec, seen.schedule, state, findings, now)
-
-
-def _events(due: DueResult) -> list[Event]:
-    events = []
-    if due.missed is not None:
-        events.append(
-            Event(
-                "Warning",
-                "Missed",
-                f"no run could begin for {format_instant(due.missed.nominal)} until {format_instant(due.missed.deadline)}: "
-                "nothing is made up for later than startingDeadline",
-            )
-        )
-    if due.cut_short:
-        some = ", ".join(due.cut_short[:10])
-        events.append(
-            Event(
-                "Warning",
-                "CutShort",
-                f"the next time has come, and {len(due.cut_short)} claims were not reached: {some}",
-            )
-        )
-    if due.begun and due.state.run is not None:
-        events.append(
-            Event(
-                "Normal",
-                "Begun",
-                f"{len(due.state.run.waiting)} claims at {format_instant(due.state.run.instant)}",
-            )
-        )
-    return events
-
-
-def _already_reported(schedule: Mapping[str, Any], why: Unacceptable) -> bool:
-    conditions = (schedule.get("status") or {}).get("conditions") or []
-    return any(c.get("type") == "Ready" and c.get("message") == str(why) for c in conditions)

@@ -1,4 +1,4 @@
-"""Deleting snapshots of a schedule: each only after the API itself has confirmed what the decision rested on."""
+"""Deletes snapshots of a schedule, each only after the API itself has confirmed what the plan rested on."""
 
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol
@@ -8,130 +8,135 @@ from csi_driver.kube.client import Api
 from csi_driver.kube.errors import ApiRejected, Conflict
 from csi_driver.kube.events import Events
 from csi_driver.kube.resources import PVCS, PVS, SCHEDULES, SNAPSHOTS
-from csi_driver.operator.schedule.metrics import ScheduleObserver
+from csi_driver.operator.schedule.metrics import ScheduleMetrics
 from csi_driver.operator.schedule.naming import KEEP
-from csi_driver.operator.schedule.observed import CONSUMERS, KINDS, Place
-from csi_driver.operator.schedule.planner import SnapshotToDelete
+from csi_driver.operator.schedule.objects import CONSUMERS, KINDS, Place
+from csi_driver.operator.schedule.plan import SnapshotToDelete
 from csi_driver.operator.schedule.resource import Spec
 
 Object = dict[str, Any]
 
-AT_ONCE = 50
-"""Deleted before the API is asked again: about a second's work. In a second a person may change their mind."""
+BATCH_SIZE = 50
+"""Deletions before the API is asked again: about a second's work. In a second a person may change their mind."""
 
 
 class CacheView(Protocol):
-    """What the mirrors show of the snapshots that a schedule has made."""
+    """What the informers show of a schedule's snapshots."""
 
-    def readers_of(self, spec: Spec, names: Collection[str]) -> Collection[str]:
-        """The namespaces from which some of these may be read."""
+    def consumer_namespaces(self, spec: Spec, names: Collection[str]) -> Collection[str]:
+        """Return the namespaces from which some of these may be read."""
         ...
 
-    def kept(self, spec: Spec, read: Collection[Place]) -> Collection[str]:
-        """What must stay while the snapshots at these places are being read."""
+    def protected_names(self, spec: Spec, read: Collection[Place]) -> Collection[str]:
+        """Return what must not be deleted while the snapshots at these places are being read."""
         ...
 
 
 class SnapshotPruner:
-    """The few lines that delete."""
+    """The only code that deletes snapshots of schedules."""
 
-    def __init__(self, api: Api, events: Events, observer: ScheduleObserver, shown: CacheView) -> None:
+    def __init__(self, api: Api, events: Events, metrics: ScheduleMetrics, cache: CacheView) -> None:
         self._api = api
         self._events = events
-        self._observer = observer
-        self._shown = shown
+        self._metrics = metrics
+        self._cache = cache
 
-    async def carry_out(self, spec: Spec, removals: Sequence[SnapshotToDelete], schedule: Object) -> None:
-        """Delete the first of these; once they are seen to go, the schedule is looked at again, and the rest decided on anew.
+    async def prune(self, spec: Spec, deletions: Sequence[SnapshotToDelete], schedule: Object) -> None:
+        """Delete the first of these. The informers show them go, the schedule is reconciled, and a new plan has the rest.
 
-        What the API refuses is told and stays to be done. Raises Unavailable, and Conflict where something was to be deleted
-        by what is not so any more.
+        What the API rejects is reported by an event and stays to be done. Raises Unavailable, and Conflict if what a deletion rested on
+        has changed.
         """
         deleted = 0
-        for begin in range(0, len(removals), AT_ONCE):
-            some = removals[begin : begin + AT_ONCE]
-            for removal in await self._confirmed(spec, some, schedule):
+        for begin in range(0, len(deletions), BATCH_SIZE):
+            batch = deletions[begin : begin + BATCH_SIZE]
+            for deletion in await self._confirmed(spec, batch, schedule):
                 try:
-                    deleted += await self._remove(spec, removal)
+                    deleted += await self._delete(spec, deletion)
                 except ApiRejected as error:
-                    await self._events.emit(schedule, "Warning", "NotDeleted", f"{removal.name}: {error}")
-            if deleted >= AT_ONCE:
+                    await self._warn(schedule, f"{deletion.name}: {error}")
+            if deleted >= BATCH_SIZE:
                 return
 
     async def _confirmed(
-        self, spec: Spec, removals: Sequence[SnapshotToDelete], schedule: Object
+        self, spec: Spec, deletions: Sequence[SnapshotToDelete], schedule: Object
     ) -> Sequence[SnapshotToDelete]:
-        """What of this may go by what the API itself says now. The preconditions of a deletion cover the snapshot alone:
-        neither what its schedule has come to want, nor who has begun to read it, nor whether a younger one still stands.
+        """Return the deletions that the API's current state permits.
+
+        The preconditions of a deletion cover the snapshot alone: not its schedule's spec, not who has begun to read it, and not whether
+        a younger snapshot still exists.
         """
         try:
-            found = await self._api.get(SCHEDULES, spec.name, spec.namespace)
-            if found is None or _spec_identity(found) != _spec_identity(schedule):
-                raise Conflict(f"schedule {spec.namespace}/{spec.name} has changed since its removals were decided on")
-            if found["metadata"].get("deletionTimestamp"):
-                return ()  # what it has made outlives it, and a finalizer may keep it for long
-            await self._confirm_what_stays(spec, removals)
+            current = await self._api.get(SCHEDULES, spec.name, spec.namespace)
+            if current is None or _spec_identity(current) != _spec_identity(schedule):
+                raise Conflict(f"schedule {spec.namespace}/{spec.name} has changed since its deletions were planned")
+            if current["metadata"].get("deletionTimestamp"):
+                return ()  # its snapshots outlive it, and a finalizer may keep it for long
+            await self._confirm_retained(spec, deletions)
             read = [
                 (namespace, name)
-                for namespace in self._shown.readers_of(spec, {removal.name for removal in removals})
+                for namespace in self._cache.consumer_namespaces(spec, {deletion.name for deletion in deletions})
                 for kind, snapshot_of in CONSUMERS.items()
                 for obj in await self._api.list(kind, namespace)
                 if (name := snapshot_of(obj))
             ]
         except (ApiRejected, NotFound) as error:
-            await self._events.emit(schedule, "Warning", "NotDeleted", f"what is in use cannot be asked: {error}")
+            await self._warn(schedule, f"cannot list the PVCs and rollbacks that use these snapshots: {error}")
             return ()
-        stays = self._shown.kept(spec, read)
-        return [removal for removal in removals if removal.name not in stays]
+        protected = self._cache.protected_names(spec, read)
+        return [deletion for deletion in deletions if deletion.name not in protected]
 
-    async def _confirm_what_stays(self, spec: Spec, removals: Sequence[SnapshotToDelete]) -> None:
-        """A snapshot that goes because a younger one is there must not be the last of its disk in truth."""
-        for stay in {stay for removal in removals for stay in removal.stays}:
-            found = await self._api.get(KINDS[stay.kind], stay.name, spec.namespace)
-            meta = (found or {}).get("metadata") or {}
-            if meta.get("uid") != stay.uid or meta.get("deletionTimestamp"):
-                raise Conflict(f"{spec.namespace}/{stay.name} was to stay, and is gone")
+    async def _confirm_retained(self, spec: Spec, deletions: Sequence[SnapshotToDelete]) -> None:
+        """A snapshot that is deleted because a younger one exists must not be the last one of its volume in truth."""
+        for retained in {retained for deletion in deletions for retained in deletion.retained}:
+            current = await self._api.get(KINDS[retained.kind], retained.name, spec.namespace)
+            meta = (current or {}).get("metadata") or {}
+            if meta.get("uid") != retained.uid or meta.get("deletionTimestamp"):
+                raise Conflict(f"{spec.namespace}/{retained.name} was to be retained, and no longer exists")
 
-    async def _remove(self, spec: Spec, removal: SnapshotToDelete) -> bool:
-        if removal.kind == "group" and await self._any_member_kept(spec, removal):
+    async def _delete(self, spec: Spec, deletion: SnapshotToDelete) -> bool:
+        if deletion.kind == "group" and await self._any_member_kept(spec, deletion):
             return False
-        if removal.why == "claim" and await self._any_claim_lives(spec, removal):
+        if deletion.reason == "claim" and await self._any_claim_exists(spec, deletion):
             return False
         try:
-            there = await self._api.delete(
-                KINDS[removal.kind], removal.name, spec.namespace, removal.uid, removal.version
+            existed = await self._api.delete(
+                KINDS[deletion.kind], deletion.name, spec.namespace, deletion.uid, deletion.version
             )
         except Conflict:
-            return False  # it has changed: whether it goes is decided anew
-        if there:
-            self._observer.deleted(spec.namespace, spec.name)
-        return there
+            return False  # it has changed: the next plan decides about it
+        if existed:
+            self._metrics.snapshot_deleted(spec.namespace, spec.name)
+        return existed
 
-    async def _any_member_kept(self, spec: Spec, removal: SnapshotToDelete) -> bool:
-        """A label on a member does not change the group, so that no precondition covers it: look once more."""
+    async def _any_member_kept(self, spec: Spec, deletion: SnapshotToDelete) -> bool:
+        """A label on a member does not change the group, so no precondition covers it: ask for the members."""
         kept = await self._api.list(SNAPSHOTS, spec.namespace, labels=KEEP)
         return any(
-            owner.get("uid") == removal.uid
+            owner.get("uid") == deletion.uid
             for snapshot in kept
             for owner in snapshot["metadata"].get("ownerReferences") or []
         )
 
-    async def _any_claim_lives(self, spec: Spec, removal: SnapshotToDelete) -> bool:
-        """That a claim is gone is asked of the API itself: a copy that lags must not cost a disk all its snapshots."""
-        for name, handle in removal.disks:
+    async def _any_claim_exists(self, spec: Spec, deletion: SnapshotToDelete) -> bool:
+        """Ask the API whether a PVC is gone: a cache that lags must not cost a volume all its snapshots."""
+        for name, handle in deletion.volumes:
             claim = await self._api.get(PVCS, name, spec.namespace)
-            volume = ((claim or {}).get("spec") or {}).get("volumeName") or ""
+            volume_name = ((claim or {}).get("spec") or {}).get("volumeName") or ""
             if claim is None:
                 continue
-            if not volume:
-                return True  # which disk it gets is not known yet: perhaps this one again
-            found = await self._api.get(PVS, volume)
-            if found is None or ((found.get("spec") or {}).get("csi") or {}).get("volumeHandle") == handle:
+            if not volume_name:
+                return True  # its volume is not known yet: perhaps this one again
+            volume = await self._api.get(PVS, volume_name)
+            if volume is None or ((volume.get("spec") or {}).get("csi") or {}).get("volumeHandle") == handle:
                 return True
         return False
 
+    async def _warn(self, schedule: Object, message: str) -> None:
+        await self._events.emit(schedule, "Warning", "DeleteFailed", message)
+
 
 def _spec_identity(schedule: Object) -> tuple[Any, ...]:
-    """Which schedule it is and what it wants; not its status, which is written here."""
+    """Which schedule it is and what its spec is; not its status, which the controller writes."""
     meta = schedule["metadata"]
     return meta.get("uid"), meta.get("generation"), bool(meta.get("deletionTimestamp"))

@@ -9,13 +9,14 @@ from csi_driver.kube.events import Events
 from csi_driver.kube.informer import Informer
 from csi_driver.kube.resources import Kind
 from csi_driver.kube.workqueue import Result
-from csi_driver.operator.schedule.cache import Key, ScheduleCache, flying_by_node
+from csi_driver.operator.schedule import planner
+from csi_driver.operator.schedule.cache import Key, ScheduleCache, count_by_node
 from csi_driver.operator.schedule.executor import ExpectedObjects, PlanExecutor
-from csi_driver.operator.schedule.metrics import ScheduleObserver
-from csi_driver.operator.schedule.observed import OwnedSnapshot
-from csi_driver.operator.schedule.planner import ObservedSchedule, Plan, decide, refuse
+from csi_driver.operator.schedule.metrics import ScheduleMetrics
+from csi_driver.operator.schedule.observed import ObservedSchedule, OwnedSnapshot
+from csi_driver.operator.schedule.plan import Plan
 from csi_driver.operator.schedule.pruner import SnapshotPruner
-from csi_driver.operator.schedule.resource import LEAST_PERIOD, Spec, Unacceptable, read_spec
+from csi_driver.operator.schedule.resource import LEAST_PERIOD, InvalidSpec, Spec, parse_spec
 
 IN_FLIGHT_PER_NODE = 4
 """Snapshots and groups that schedules have under way on one node: each of them stops writes for a moment."""
@@ -30,7 +31,7 @@ class ScheduleReconciler:
         informers: Mapping[Kind, Informer],
         events: Events,
         driver: str,
-        observer: ScheduleObserver,
+        metrics: ScheduleMetrics,
         limit: int = IN_FLIGHT_PER_NODE,
         least_period: int = LEAST_PERIOD,
         now: Callable[[], float] = time.time,
@@ -38,7 +39,7 @@ class ScheduleReconciler:
     ) -> None:
         self._expected = ExpectedObjects()
         self._events = events
-        self._observer = observer
+        self._metrics = metrics
         self._informers = informers
         self._limit = limit
         self._least_period = least_period
@@ -48,7 +49,7 @@ class ScheduleReconciler:
         self.waiting: set[Key] = set()
         self.view = ScheduleCache(informers, driver, changed)
         self._executor = PlanExecutor(
-            api, events, observer, self._expected, SnapshotPruner(api, events, observer, self.view)
+            api, events, metrics, self._expected, SnapshotPruner(api, events, metrics, self.view)
         )
 
     async def reconcile(self, key: Key) -> Result:
@@ -70,37 +71,37 @@ class ScheduleReconciler:
         if schedule is None:
             self._failures.pop(key, None)
             self._written.pop(key, None)
-            self._observer.gone(*key)
+            self._metrics.remove(*key)
             return None
         while True:
             now = int(self._now())
             try:
                 spec = self._read(schedule)
-            except Unacceptable as error:
-                plan = refuse(schedule, error, now)
+            except InvalidSpec as error:
+                plan = planner.plan_invalid(schedule, error, now)
                 await self._write(key, schedule, plan.status)
                 await self._emit_events(schedule, plan)
                 return plan
-            plan = decide(spec, self._observe(spec, schedule), now)
-            if plan.begins:
+            plan = planner.plan(self._observe(spec, schedule), now)
+            if plan.starts_run:
                 schedule = await self._write(key, schedule, plan.status)
                 await self._emit_events(schedule, plan)
                 continue
-            status = await self._executor.carry_out(spec, plan, schedule)
+            status = await self._executor.execute(spec, plan, schedule)
             await self._write(key, schedule, status)
             await self._emit_events(schedule, plan)
-            self._observer.late(*key, plan.late)
+            self._metrics.set_overdue(*key, plan.overdue_since)
             return plan
 
     async def remove_stale_labels(self) -> None:
         """Remove the labels of grouped schedules that are gone from their PVCs."""
         for (namespace, pvc), labels in list(self.view.stale_group_labels()):
-            await self._executor.unlabel(namespace, pvc, labels)
+            await self._executor.remove_labels(namespace, pvc, labels)
 
     def _read(self, schedule: Object) -> Spec:
-        spec = read_spec(schedule, self._least_period)
+        spec = parse_spec(schedule, self._least_period)
         if spec.grouped and not self.view.groups_served:
-            raise Unacceptable(
+            raise InvalidSpec(
                 "NoGroupSnapshots",
                 "this cluster does not serve groupsnapshot.storage.k8s.io/v1: install the CRDs of group snapshots and restart "
                 "the controller, or leave grouped out",
@@ -109,22 +110,23 @@ class ScheduleReconciler:
 
     def _observe(self, spec: Spec, schedule: Object) -> ObservedSchedule:
         view, unseen = self.view, self._expected.unseen(self._informers)
-        pvcs, owned = view.claims(spec), view.made(spec)
+        pvcs, owned = view.claims(spec), view.owned_snapshots(spec)
         self._count_failures((spec.namespace, spec.name), owned)
         in_flight = view.in_flight() | {key: snapshot.node for key, snapshot in unseen.items()}
         expected = [snapshot for (namespace, _), snapshot in unseen.items() if namespace == spec.namespace]
         return ObservedSchedule(
-            schedule,
-            pvcs,
-            owned,
-            view.living(spec.namespace),
-            view.unsure(spec.namespace) if spec.delete_with_claim else frozenset(),
-            {pvc.handle: view.used(pvc.handle) for pvc in pvcs if pvc.handle},
-            view.labelled(spec),
-            frozenset(snapshot.name for snapshot in expected),
-            frozenset(handle for snapshot in expected for handle in snapshot.handles),
-            flying_by_node(in_flight),
-            self._limit,
+            schedule=schedule,
+            spec=spec,
+            claims=pvcs,
+            owned=owned,
+            bound_handles=view.bound_handles(spec.namespace),
+            claims_without_handle=view.claims_without_handle(spec.namespace) if spec.delete_with_claim else frozenset(),
+            snapshot_counts={pvc.handle: view.snapshot_count(pvc.handle) for pvc in pvcs if pvc.handle},
+            labelled=view.labelled(spec),
+            expected_names=frozenset(snapshot.name for snapshot in expected),
+            expected_handles=frozenset(handle for snapshot in expected for handle in snapshot.handles),
+            in_flight=count_by_node(in_flight),
+            in_flight_limit=self._limit,
         )
 
     def _newest(self, key: Key) -> Object | None:
@@ -149,7 +151,7 @@ class ScheduleReconciler:
 
     def _count_failures(self, key: Key, owned: Iterable[OwnedSnapshot]) -> None:
         """Count new failures. Those that are there at the first reconciliation were counted by the leader before."""
-        failed = {snapshot.uid for snapshot in owned if snapshot.unit.failed}
+        failed = {snapshot.uid for snapshot in owned if snapshot.failed}
         for _ in failed - self._failures.get(key, failed):
-            self._observer.failed(*key)
+            self._metrics.snapshot_failed(*key)
         self._failures[key] = failed

@@ -1,15 +1,22 @@
-"""The status of a schedule, as its reader sees it; what has not changed is written with the same words."""
+"""The status of a schedule. What has not changed is written with the same words."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from csi_driver.domain.timestamps import format_instant
+from csi_driver.domain.timestamps import format_timestamp
 from csi_driver.operator.schedule.naming import SCHEDULE
-from csi_driver.operator.schedule.observed import OwnedSnapshot, TargetClaim
-from csi_driver.operator.schedule.resource import Spec
-from csi_driver.operator.schedule.status_fields import StatusState
+from csi_driver.operator.schedule.observed import ObservedSchedule, TargetClaim
+from csi_driver.operator.schedule.plan import Plan
+from csi_driver.operator.schedule.resource import ActiveRun
+
+OLD_NAMES = {
+    "lastScheduled": "lastScheduleTime",
+    "lastSuccessful": "lastSuccessfulTime",
+    "nextScheduled": "nextScheduleTime",
+    "withoutClaim": "orphanedSnapshots",
+}
+"""Names of before, written beside the new ones for one release: a controller of the version before decides by the first two."""
 
 KEYS = frozenset(
     {
@@ -17,149 +24,167 @@ KEYS = frozenset(
         "selector",
         "times",
         "notBefore",
-        "lastScheduled",
-        "lastSuccessful",
         "lastMissed",
-        "nextScheduled",
         "run",
         "snapshots",
-        "withoutClaim",
         "claims",
         "conditions",
+        *OLD_NAMES,
+        *OLD_NAMES.values(),
     }
 )
-"""Of a status as this version writes it: what else is there is another version's, and stays."""
+"""The fields that this version writes. Other fields belong to another version, and stay."""
 
-CONDITIONS = ("Ready", "Covered", "Complete")
+CONDITIONS = ("Ready", "ClaimsSelected", "Complete")
 
-NAMED = 10
-"""Claims that a condition names; of more it tells the number."""
+OLD_CONDITIONS = ("Covered",)
+"""What versions before called ClaimsSelected: removed."""
 
+LISTED_NAMES = 10
+"""PVCs that a condition names; of more it tells the number."""
 
-@dataclass(frozen=True, slots=True)
-class StatusInputs:
-    """What a look has found. `blocked`: why nothing is made of a claim at present. `following`: the next nominal time."""
-
-    claims: Sequence[TargetClaim]
-    made: Sequence[OwnedSnapshot]
-    living: frozenset[str]
-    blocked: Mapping[str, str]
-    following: int | None
+_Verdict = tuple[str, str, str]
+"""Status, reason and message of a condition."""
 
 
-def build_status(
-    spec: Spec, schedule: Mapping[str, Any], state: StatusState, found: StatusInputs, now: int
-) -> dict[str, Any]:
-    """The whole status."""
-    kept, failed = Counter[str](), Counter[str]()
-    for one in found.made:
-        for handle in filter(None, (handle for _, handle in one.disks)):
-            kept[handle] += one.unit.ready
-            failed[handle] += one.unit.failed
+def build_status(observed: ObservedSchedule, plan: Plan, now: int) -> dict[str, Any]:
+    """Return the whole status after the plan."""
+    spec, state = observed.spec, plan.state
+    following = None if spec.suspend else spec.times.following(now)
+    ready, failed = _count(observed)
     status: dict[str, Any] = {
-        "observedGeneration": schedule["metadata"].get("generation", 1),
+        "observedGeneration": _generation(observed.schedule),
         "selector": f"{SCHEDULE}={spec.label}",
-        "times": spec.times,
-        "notBefore": _stamp(state.not_before),
-        "lastScheduled": _stamp(state.scheduled),
-        "lastSuccessful": _stamp(state.successful),
-        "lastMissed": _stamp(state.missed),
-        "nextScheduled": _stamp(found.following),
-        "snapshots": kept.total(),
-        "withoutClaim": sum(count for handle, count in kept.items() if handle not in found.living),
-        "claims": [_claim(claim, found, kept, failed) for claim in sorted(found.claims, key=lambda c: c.name)],
+        "times": spec.times_text,
+        "notBefore": _timestamp(state.not_before),
+        "lastScheduleTime": _timestamp(state.scheduled),
+        "lastSuccessfulTime": _timestamp(state.successful),
+        "lastMissed": _timestamp(state.missed),
+        "nextScheduleTime": _timestamp(None if following is None else following.nominal),
+        "snapshots": ready.total(),
+        "orphanedSnapshots": sum(count for handle, count in ready.items() if handle not in observed.bound_handles),
+        "claims": [
+            _claim(claim, plan, ready[claim.handle], failed[claim.handle])
+            for claim in sorted(observed.claims, key=lambda claim: claim.name)
+        ],
+        "run": _run(state.run),
+        "conditions": _conditions(
+            observed.schedule,
+            {
+                "Ready": _ready(observed),
+                "ClaimsSelected": _selected(observed, plan),
+                "Complete": _complete(observed, plan),
+            },
+            now,
+        ),
     }
-    if state.run is not None:
-        status["run"] = {
-            "scheduledFor": format_instant(state.run.instant),
-            "waiting": list(state.run.waiting),
-            "making": list(state.run.making),
-            "cutShort": state.run.cut_short,  # false is written, too: a patch leaves what it does not name as it was
-        }
-    verdicts = {"Ready": _ready(spec), "Covered": _covered(found), "Complete": _complete(state, found)}
-    status["conditions"] = _conditions(schedule, verdicts, now)
+    status |= {old: status[new] for old, new in OLD_NAMES.items()}
     return {key: value for key, value in status.items() if value is not None}
 
 
 def invalid_status(schedule: Mapping[str, Any], reason: str, message: str, now: int) -> dict[str, Any]:
-    """The status of a schedule whose spec cannot be followed: as before, but for the verdict."""
-    status = {key: value for key, value in (schedule.get("status") or {}).items() if key != "nextScheduled"}
-    status["observedGeneration"] = schedule["metadata"].get("generation", 1)
+    """Return the status of a schedule with an invalid spec: as before, but for Ready and the next time."""
+    before = schedule.get("status") or {}
+    status = {key: value for key, value in before.items() if key not in ("nextScheduled", "nextScheduleTime")}
+    status["observedGeneration"] = _generation(schedule)
     status["conditions"] = _conditions(schedule, {"Ready": ("False", reason, message)}, now)
     return status
 
 
-_Verdict = tuple[str, str, str]
+def run_with(run: Mapping[str, Any], waiting: Sequence[str], creating: Sequence[str]) -> dict[str, Any]:
+    """Return a run of a status with other PVCs that wait and other snapshots that are being created."""
+    return {**run, "waiting": [*waiting], "creating": [*creating], "making": [*creating]}
 
 
-def _ready(spec: Spec) -> _Verdict:
-    if spec.suspend:
-        return "False", "Suspended", "nothing is made while spec.suspend is true"
-    return "True", "Scheduled", f"snapshots are made at {spec.times}"
+def _run(run: ActiveRun | None) -> dict[str, Any] | None:
+    if run is None:
+        return None
+    # False is written, too: a patch leaves what it does not name as it was. `making` and `cutShort` are the names of before.
+    fixed = {"scheduledFor": format_timestamp(run.instant), "incomplete": run.incomplete, "cutShort": run.incomplete}
+    return run_with(fixed, run.waiting, run.creating)
 
 
-def _covered(found: StatusInputs) -> _Verdict:
-    if not found.claims:
-        return "False", "NoClaims", "no claim of this namespace matches"
-    refused = [f"{claim.name} ({claim.refusal})" for claim in found.claims if claim.refusal]
+def _count(observed: ObservedSchedule) -> tuple[Counter[str], Counter[str]]:
+    """Ready and failed snapshots of each volume."""
+    ready, failed = Counter[str](), Counter[str]()
+    for snapshot in observed.existing:
+        for handle in filter(None, (handle for _, handle in snapshot.volumes)):
+            ready[handle] += snapshot.ready
+            failed[handle] += snapshot.failed
+    return ready, failed
+
+
+def _ready(observed: ObservedSchedule) -> _Verdict:
+    if observed.spec.suspend:
+        return "False", "Suspended", "no snapshots are taken while spec.suspend is true"
+    return "True", "Scheduled", f"snapshots are taken at {observed.spec.times_text}"
+
+
+def _selected(observed: ObservedSchedule, plan: Plan) -> _Verdict:
+    if not observed.claims:
+        return "False", "NoClaims", "no PVC of this namespace matches"
+    refused = [f"{claim.name} ({claim.refusal})" for claim in observed.claims if claim.refusal]
     if refused:
         return "False", "ClaimsSkipped", _list(refused)
-    if found.blocked:
-        return "False", "ClaimsBlocked", _list([f"{name} ({why})" for name, why in sorted(found.blocked.items())])
-    return "True", "AllClaims", f"every claim that matches, {len(found.claims)}"
+    if plan.blocked:
+        return "False", "ClaimsBlocked", _list([f"{name} ({reason})" for name, reason in sorted(plan.blocked.items())])
+    return "True", "AllClaims", f"all {len(observed.claims)} PVCs that match"
 
 
-def _complete(state: StatusState, found: StatusInputs) -> _Verdict:
+def _complete(observed: ObservedSchedule, plan: Plan) -> _Verdict:
+    state = plan.state
     if state.scheduled is None:
         return "Unknown", "NotRun", "no time has come yet"
-    when = format_instant(state.scheduled)
+    scheduled_for = format_timestamp(state.scheduled)
     if state.run is None:
         if state.successful == state.scheduled:
-            return "True", "AllReady", f"every snapshot for {when} is ready"
-        return "False", "Ended", f"the run for {when} was ended before every snapshot was ready"
+            return "True", "AllReady", f"every snapshot for {scheduled_for} is ready"
+        return "False", "RunIncomplete", f"the run for {scheduled_for} ended before every snapshot was ready"
     errors = [
-        f"{one.name}: {one.error or 'no reason was given'}"
-        for one in found.made
-        if one.instant == state.run.instant and one.unit.failed
+        f"{snapshot.name}: {snapshot.error or 'no error message'}"
+        for snapshot in observed.existing
+        if snapshot.instant == state.run.instant and snapshot.failed
     ]
     if errors:
         return "False", "SnapshotsFailed", _list(errors)
-    left = len(state.run.waiting) + len(state.run.making)
-    return "False", "Running", f"{left} snapshots for {when} are not ready yet"
+    count = len(state.run.waiting) + len(state.run.creating)
+    return "False", "Running", f"{count} snapshots for {scheduled_for} are not ready yet"
 
 
 def _conditions(schedule: Mapping[str, Any], verdicts: Mapping[str, _Verdict], now: int) -> list[dict[str, Any]]:
     before = {c.get("type"): c for c in (schedule.get("status") or {}).get("conditions") or []}
-    # Those of another version are its own to change.
-    made = [condition for kind, condition in before.items() if kind not in CONDITIONS]
+    # Conditions of other versions stay as they are.
+    conditions = [c for kind, c in before.items() if kind not in CONDITIONS and kind not in OLD_CONDITIONS]
     for kind, (status, reason, message) in verdicts.items():
         last = before.get(kind, {})
-        since = last["lastTransitionTime"] if last.get("status") == status else format_instant(now)
-        made.append(
+        since = last["lastTransitionTime"] if last.get("status") == status else format_timestamp(now)
+        conditions.append(
             {
                 "type": kind,
                 "status": status,
                 "reason": reason,
                 "message": message,
                 "lastTransitionTime": since,
-                "observedGeneration": schedule["metadata"].get("generation", 1),
+                "observedGeneration": _generation(schedule),
             }
         )
-    return made
+    return conditions
 
 
-def _claim(
-    claim: TargetClaim, found: StatusInputs, kept: Mapping[str, int], failed: Mapping[str, int]
-) -> dict[str, Any]:
-    said: dict[str, Any] = {"name": claim.name, "kept": kept[claim.handle], "failed": failed[claim.handle]}
-    why = claim.refusal or found.blocked.get(claim.name, "")
-    return said | ({"skipped": why} if why else {})
+def _claim(claim: TargetClaim, plan: Plan, ready: int, failed: int) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": claim.name, "kept": ready, "failed": failed}
+    reason = claim.refusal or plan.blocked.get(claim.name, "")
+    return entry | ({"skipped": reason} if reason else {})
 
 
-def _stamp(instant: int | None) -> str | None:
-    return None if instant is None else format_instant(instant)
+def _generation(schedule: Mapping[str, Any]) -> int:
+    return int(schedule["metadata"].get("generation", 1))
 
 
-def _list(names: Sequence[str]) -> str:
-    more = len(names) - NAMED
-    return "; ".join(names[:NAMED]) + (f"; and {more} more" if more > 0 else "")
+def _timestamp(instant: int | None) -> str | None:
+    return None if instant is None else format_timestamp(instant)
+
+
+def _list(entries: Sequence[str]) -> str:
+    more = len(entries) - LISTED_NAMES
+    return "; ".join(entries[:LISTED_NAMES]) + (f"; and {more} more" if more > 0 else "")

@@ -1,10 +1,10 @@
-"""What the copies of the cluster's objects hold for schedules: of thousands, only the fields that somebody reads."""
+"""The fields of cached objects that schedules read. There are thousands of objects: the other fields are dropped."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from csi_driver.operator.schedule.naming import CLAIM, MEMBERS, NODE, SCHEDULE, SCHEDULED_FOR, VOLUME
-from csi_driver.operator.schedule.observed import GROUP_IN_CREATION, SNAPSHOT_IN_CREATION
+from csi_driver.operator.schedule.objects import GROUP_IN_CREATION, SNAPSHOT_IN_CREATION
 
 Object = dict[str, Any]
 
@@ -12,8 +12,8 @@ _IDENTITY = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp",
 _OURS = (SCHEDULE, SCHEDULED_FOR, CLAIM, VOLUME, NODE, MEMBERS)
 
 
-def keep_claim(claim: Object) -> Object:
-    """Of a PersistentVolumeClaim: who it is, its volume, and what it is restored from."""
+def trim_claim(claim: Object) -> Object:
+    """Keep of a PersistentVolumeClaim: identity, volume, and what it is restored from."""
     return {
         "metadata": _some(claim["metadata"], _IDENTITY),
         "spec": _some(claim.get("spec"), ("volumeName", "dataSource", "dataSourceRef")),
@@ -21,8 +21,8 @@ def keep_claim(claim: Object) -> Object:
     }
 
 
-def keep_volume(volume: Object) -> Object:
-    """Of a PersistentVolume: its handle, and the claim that it belongs to."""
+def trim_volume(volume: Object) -> Object:
+    """Keep of a PersistentVolume: its handle, and the PVC that it belongs to."""
     spec = volume.get("spec") or {}
     return {
         "metadata": _some(volume["metadata"], ("name", "uid", "resourceVersion")),
@@ -33,8 +33,8 @@ def keep_volume(volume: Object) -> Object:
     }
 
 
-def keep_snapshot(snapshot: Object) -> Object:
-    """Of a VolumeSnapshot: who it is, whose it is, its source, and how far it is."""
+def trim_snapshot(snapshot: Object) -> Object:
+    """Keep of a VolumeSnapshot: identity, owner, source, and state."""
     meta = snapshot["metadata"]
     return {
         "metadata": _some(meta, (*_IDENTITY, "ownerReferences"))
@@ -44,8 +44,8 @@ def keep_snapshot(snapshot: Object) -> Object:
     }
 
 
-def keep_content(content: Object) -> Object:
-    """Of a VolumeSnapshotContent: what it binds, and whether the snapshotter still waits for the driver."""
+def trim_content(content: Object) -> Object:
+    """Keep of a VolumeSnapshotContent: what it binds, and whether the snapshotter still waits for the driver."""
     meta, spec, status = content["metadata"], content.get("spec") or {}, content.get("status") or {}
     return {
         "metadata": _some(meta, ("name", "resourceVersion"))
@@ -59,8 +59,8 @@ def keep_content(content: Object) -> Object:
     }
 
 
-def keep_group(group: Object) -> Object:
-    """Of a VolumeGroupSnapshot: as of a VolumeSnapshot."""
+def trim_group(group: Object) -> Object:
+    """Keep of a VolumeGroupSnapshot: as of a VolumeSnapshot."""
     meta = group["metadata"]
     return {
         "metadata": _some(meta, _IDENTITY) | {"annotations": _some(meta.get("annotations"), _OURS)},
@@ -68,8 +68,8 @@ def keep_group(group: Object) -> Object:
     }
 
 
-def keep_group_content(content: Object) -> Object:
-    """Of a VolumeGroupSnapshotContent: whether the snapshotter still waits for the driver."""
+def trim_group_content(content: Object) -> Object:
+    """Keep of a VolumeGroupSnapshotContent: whether the snapshotter still waits for the driver."""
     meta = content["metadata"]
     return {
         "metadata": _some(meta, ("name", "resourceVersion"))
@@ -77,8 +77,8 @@ def keep_group_content(content: Object) -> Object:
     }
 
 
-def keep_rollback(rollback: Object) -> Object:
-    """Of a VolumeRollback: the snapshot that it goes back to, and whether it is over."""
+def trim_rollback(rollback: Object) -> Object:
+    """Keep of a VolumeRollback: its snapshot, and its phase."""
     return {
         "metadata": _some(rollback["metadata"], ("name", "namespace", "uid", "resourceVersion")),
         "spec": _some(rollback.get("spec"), ("snapshotName",)),
@@ -86,5 +86,5 @@ def keep_rollback(rollback: Object) -> Object:
     }
 
 
-def _some(found: Mapping[str, Any] | None, keys: tuple[str, ...]) -> Object:
-    return {key: found[key] for key in keys if key in found} if found else {}
+def _some(fields: Mapping[str, Any] | None, keys: tuple[str, ...]) -> Object:
+    return {key: fields[key] for key in keys if key in fields} if fields else {}

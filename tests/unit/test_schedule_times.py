@@ -10,10 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csi_driver.domain.errors import InvalidRequest
-from csi_driver.domain.schedule_times import Cron, Interval, Jitter, ScheduleTimes, spread_of
+from csi_driver.domain.schedule_times import Cron, Interval, Jitter, ScheduleTimes, jitter_for
 
 ZONES = ("Europe/Berlin", "America/New_York", "America/St_Johns", "Australia/Lord_Howe", "Asia/Kathmandu")
 """Two with an hour's change in each hemisphere's order, one off by half an hour, one that changes by half an hour, one never."""
+
+ODD_ZONES = (
+    "Africa/Casablanca",
+    "Africa/Cairo",
+    "America/Havana",
+    "Antarctica/Troll",
+    "Pacific/Chatham",
+    "Atlantic/Azores",
+)
+"""Changes at midnight, at Ramadan, by two hours, and in zones off by three quarters of an hour."""
 
 FROM, UNTIL = 2026, 2036
 LINES = (
@@ -27,6 +37,7 @@ LINES = (
     "0 3 * * 1",
     "0 0 29 2 *",
 )
+ODD_LINES = ("30 0 * * *", "15,45 0-3 * * *", "*/20 * * * *", "5 */3 * * *", "0-59/7 1-2 * * *")
 
 
 def at(*when: int) -> int:
@@ -44,11 +55,19 @@ def occasions(cron: Cron, start: int, end: int) -> Iterator[int]:
         instant = cron.after(instant)
 
 
+def backwards(cron: Cron, start: int, end: int) -> Iterator[int]:
+    """The times after `start` and before `end`, the last one first."""
+    instant = cron.at_or_before(end - 1)
+    while instant is not None and instant > start:
+        yield instant
+        instant = cron.at_or_before(instant - 1)
+
+
 @cache
-def changes(zone: str) -> list[int]:
+def changes(zone: str, start: int = FROM, end: int = UNTIL) -> list[int]:
     """The instants at which the clock changes in the decade, found hour by hour and then minute by minute."""
     found = []
-    for hour in range(at(FROM, 1, 1), at(UNTIL, 1, 1), 3600):
+    for hour in range(at(start, 1, 1), at(end, 1, 1), 3600):
         if local(hour, zone).utcoffset() != local(hour + 3600, zone).utcoffset():
             minutes = range(hour, hour + 3660, 60)
             found.append(next(m for m in minutes if local(m, zone).utcoffset() == local(hour + 3600, zone).utcoffset()))
@@ -83,8 +102,36 @@ def test_around_every_change_of_the_clock(zone: str, line: str) -> None:
     """Minute by minute: a line is due when the wall clock shows one of its times, but for what the module's text says."""
     cron = Cron(line, ZoneInfo(zone))
     for change in changes(zone) or [at(2026, 3, 29, 1)]:
-        start, end = change - 14 * 3600, change + 14 * 3600
-        assert list(occasions(cron, start - 1, end)) == expected(line, zone, start, end), local(change, zone)
+        check_around(cron, line, zone, change)
+
+
+@pytest.mark.parametrize("zone", ODD_ZONES)
+def test_around_changes_of_other_kinds(zone: str) -> None:
+    assert changes(zone, 2024, 2028)
+    for line in ODD_LINES:
+        for change in changes(zone, 2024, 2028):
+            check_around(Cron(line, ZoneInfo(zone)), line, zone, change)
+
+
+@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("zone", ZONES[:-1])
+def test_from_every_quarter_of_an_hour_around_a_change(zone: str, line: str) -> None:
+    """A search may start inside the gap, inside the repeated hour, and a second beside each of them."""
+    cron = Cron(line, ZoneInfo(zone))
+    for change in changes(zone)[:2]:
+        times = expected(line, zone, change - 40 * 3600, change + 40 * 3600)
+        for start in (change + quarter * 900 + second for quarter in range(-13, 14) for second in (-1, 0, 1)):
+            if following := [time for time in times if time > start]:
+                assert cron.after(start) == following[0], local(start, zone)
+            if before := [time for time in times if time <= start]:
+                assert cron.at_or_before(start) == before[-1], local(start, zone)
+
+
+def check_around(cron: Cron, line: str, zone: str, change: int) -> None:
+    start, end = change - 14 * 3600, change + 14 * 3600
+    times = expected(line, zone, start, end)
+    assert list(occasions(cron, start - 1, end)) == times, local(change, zone)
+    assert list(backwards(cron, start - 1, end)) == times[::-1], local(change, zone)
 
 
 def expected(line: str, zone: str, start: int, end: int) -> list[int]:
@@ -149,8 +196,8 @@ def test_back_and_forth(line: str, zone: str, instant: int) -> None:
     following = cron.after(instant)
     assert following is not None
     assert following > instant
-    assert cron.upto(following) == following
-    before = cron.upto(following - 1)
+    assert cron.at_or_before(following) == following
+    before = cron.at_or_before(following - 1)
     assert before is not None
     assert before <= instant
     assert cron.after(before) == following
@@ -159,8 +206,8 @@ def test_back_and_forth(line: str, zone: str, instant: int) -> None:
 @given(st.integers(1, 10**6), INSTANTS)
 def test_every_counts_from_the_epoch(seconds: int, instant: int) -> None:
     every = Interval(seconds)
-    assert every.after(instant) % seconds == every.upto(instant) % seconds == 0
-    assert every.upto(instant) <= instant < every.after(instant) == every.upto(instant) + seconds
+    assert every.after(instant) % seconds == every.at_or_before(instant) % seconds == 0
+    assert every.at_or_before(instant) <= instant < every.after(instant) == every.at_or_before(instant) + seconds
 
 
 def test_short_names() -> None:
@@ -177,20 +224,20 @@ def test_lines_that_name_no_times(line: str) -> None:
 
 
 def test_the_default_grace_is_half_the_period_and_at_most_an_hour() -> None:
-    assert ScheduleTimes(Interval(900)).occasion(900).deadline == 900 + 450
-    assert ScheduleTimes(Cron("0 3 * * *", UTC)).occasion(at(2026, 1, 1, 3)).deadline == at(2026, 1, 1, 4)
-    assert ScheduleTimes(Interval(900), grace=7200).occasion(900).deadline == 900 + 7200
+    assert ScheduleTimes(Interval(900)).scheduled(900).deadline == 900 + 450
+    assert ScheduleTimes(Cron("0 3 * * *", UTC)).scheduled(at(2026, 1, 1, 3)).deadline == at(2026, 1, 1, 4)
+    assert ScheduleTimes(Interval(900), grace=7200).scheduled(900).deadline == 900 + 7200
 
 
 @given(st.uuids().map(str), st.integers(0, 10**6), st.sampled_from([60, 900, 3600, 86400]))
 def test_jitter_is_fixed_and_at_most_a_quarter_of_the_period(uid: str, seconds: int, period: int) -> None:
-    delay = spread_of(uid, seconds).delay(period)
+    delay = jitter_for(uid, seconds).delay(period)
     assert 0 <= delay <= min(seconds, period // 4)
-    assert delay == spread_of(uid, seconds).delay(period)
+    assert delay == jitter_for(uid, seconds).delay(period)
 
 
 def test_jitter_spreads() -> None:
-    delays = [spread_of(f"uid-{n}", 900).delay(3600) for n in range(1000)]
+    delays = [jitter_for(f"uid-{n}", 900).delay(3600) for n in range(1000)]
     assert len(set(delays)) > 500
     assert min(delays) < 20
     assert max(delays) > 880
@@ -205,7 +252,7 @@ def test_the_latest_occasion_is_the_only_candidate(times: Interval | Cron, now: 
     plan = ScheduleTimes(times, Jitter(10**6, share))
     latest = plan.latest(now)
     assert latest is not None
-    assert latest.nominal <= latest.fires <= now
+    assert latest.nominal <= latest.start_time <= now
     following = plan.following(latest.nominal)
     assert following is not None
-    assert following.fires > now
+    assert following.start_time > now

@@ -13,7 +13,7 @@ from csi_driver.domain.errors import Unavailable
 from csi_driver.kube.errors import Conflict
 from csi_driver.kube.resources import GROUP_SNAPSHOTS, PVCS, ROLLBACKS, SCHEDULES, SNAPSHOT_CONTENTS, SNAPSHOTS
 from csi_driver.operator.schedule.naming import SCHEDULED_FOR
-from csi_driver.operator.schedule.pruner import AT_ONCE
+from csi_driver.operator.schedule.pruner import BATCH_SIZE
 
 KEY = ("default", "s")
 TERMINATING = {"deletionTimestamp": "2026-06-17T14:00:00Z", "finalizers": ["example.com/hold"]}
@@ -100,7 +100,7 @@ async def test_a_schedule_that_is_long_terminating_deletes_nothing_and_does_not_
     fresh = await world.operator()
     await fresh.settle()
     assert world.snapshots() == SPARED
-    assert world.status()["lastSuccessful"] == "2026-06-17T14:00:00Z"
+    assert world.status()["lastSuccessfulTime"] == "2026-06-17T14:00:00Z"
 
 
 @pytest.mark.parametrize("read", [rollback, restore])
@@ -110,7 +110,7 @@ async def test_what_has_come_to_be_in_use_stays(world: World, read: Callable[...
     read(world, first, *(["Completed" if read is rollback else "Bound"] if over else []))
     await operator.reconciler.plan_and_execute(KEY)
     assert world.snapshots() == (GONE if over else SPARED)
-    assert world.status()["lastSuccessful"] == "2026-06-17T14:00:00Z"
+    assert world.status()["lastSuccessfulTime"] == "2026-06-17T14:00:00Z"
 
 
 async def test_what_is_in_use_under_another_name_stays(world: World) -> None:
@@ -157,8 +157,8 @@ async def test_an_api_that_cannot_say_what_is_in_use_costs_nothing(world: World,
     status = 403
     await operator.reconciler.plan_and_execute(KEY)
     assert world.snapshots() == SPARED
-    assert "NotDeleted" in world.reasons()
-    assert world.status()["lastSuccessful"] == "2026-06-17T14:00:00Z"
+    assert "DeleteFailed" in world.reasons()
+    assert world.status()["lastSuccessfulTime"] == "2026-06-17T14:00:00Z"
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ async def test_what_is_read_from_another_namespace_stays(world: World, known: bo
 
 async def test_of_many_that_are_to_go_a_change_of_mind_spares_the_rest(world: World) -> None:
     """Somebody lowers keepLast by mistake, and takes it back while the first ones go."""
-    hours = AT_ONCE + 20
+    hours = BATCH_SIZE + 20
     world.schedule(every="1h")
     operator = await world.operator()
     for hour in range(1, hours + 1):
@@ -238,11 +238,11 @@ async def test_of_many_that_are_to_go_a_change_of_mind_spares_the_rest(world: Wo
     asked = {"spec": {"retention": {"keepLast": 1}}, "metadata": {"generation": 2}}
     world.fake.change(SCHEDULES, "s", asked)
     await operator.look()
-    assert len(world.snapshots()) == hours - AT_ONCE, "the first ones go"
+    assert len(world.snapshots()) == hours - BATCH_SIZE, "the first ones go"
     asked = {"spec": {"retention": {"keepLast": hours}}, "metadata": {"generation": 3}}
     world.fake.change(SCHEDULES, "s", asked)
     await operator.settle()
-    assert len(world.snapshots()) == hours - AT_ONCE
+    assert len(world.snapshots()) == hours - BATCH_SIZE
     asked = {"spec": {"retention": {"keepLast": 2}}, "metadata": {"generation": 4}}
     world.fake.change(SCHEDULES, "s", asked)
     await operator.settle()
@@ -253,10 +253,10 @@ async def test_those_that_the_api_refuses_keep_no_others_from_going(world: World
     """A webhook may forbid some for ever."""
     world.schedule(every="1h")
     operator = await world.operator()
-    for hour in range(1, AT_ONCE + 4):
+    for hour in range(1, BATCH_SIZE + 4):
         world.now = START + hour * 3600 + 1
         await operator.settle()
-    oldest = {snapshot["metadata"]["name"] for snapshot in sorted(world.fake.all(SNAPSHOTS), key=age)[:AT_ONCE]}
+    oldest = {snapshot["metadata"]["name"] for snapshot in sorted(world.fake.all(SNAPSHOTS), key=age)[:BATCH_SIZE]}
 
     def forbid(call: Call) -> None:
         if call.verb == "delete" and call.name in oldest:
@@ -265,4 +265,4 @@ async def test_those_that_the_api_refuses_keep_no_others_from_going(world: World
     world.fake.hooks.append(forbid)
     world.fake.change(SCHEDULES, "s", {"spec": {"retention": {"keepLast": 1}}, "metadata": {"generation": 2}})
     await operator.look()
-    assert len(world.snapshots()) == AT_ONCE + 1
+    assert len(world.snapshots()) == BATCH_SIZE + 1

@@ -42,8 +42,8 @@ async def test_back_in_time_it_is_gone_on_with(world: World) -> None:
     world.pass_to(18, 0, 50)
     await (await world.operator(limit=1)).settle()
     assert world.snapshots() == [("a", "06-18T00:00"), ("b", "06-18T00:00")]
-    assert world.status()["lastSuccessful"] == "2026-06-18T00:00:00Z"
-    assert "CutShort" not in world.reasons()
+    assert world.status()["lastSuccessfulTime"] == "2026-06-18T00:00:00Z"
+    assert "RunIncomplete" not in world.reasons()
 
 
 async def test_back_after_the_next_time_was_missed_nothing_more_is_made(world: World) -> None:
@@ -53,16 +53,16 @@ async def test_back_after_the_next_time_was_missed_nothing_more_is_made(world: W
     operator = await world.operator(limit=1)
     await operator.settle()
     assert world.snapshots() == [("a", "06-18T00:00")]
-    assert set(world.reasons()) == {"Begun", "Missed", "CutShort"}
-    (told,) = [event["message"] for event in world.fake.all(EVENTS) if event["reason"] == "CutShort"]
-    assert told.endswith("1 claims were not reached: b")
+    assert set(world.reasons()) == {"RunStarted", "RunMissed", "RunIncomplete"}
+    (told,) = [event["message"] for event in world.fake.all(EVENTS) if event["reason"] == "RunIncomplete"]
+    assert told.endswith("no snapshot was taken of 1 PVCs: b")
     assert "run" not in world.status()
-    assert "lastSuccessful" not in world.status()
-    assert world.condition("Complete")["reason"] == "Ended"
+    assert "lastSuccessfulTime" not in world.status()
+    assert world.condition("Complete")["reason"] == "RunIncomplete"
     world.pass_to(26)
     await operator.settle()
     assert world.snapshots() == [("a", "06-18T00:00"), ("a", "06-26T00:00"), ("b", "06-26T00:00")]
-    assert world.status()["lastSuccessful"] == "2026-06-26T00:00:00Z"
+    assert world.status()["lastSuccessfulTime"] == "2026-06-26T00:00:00Z"
 
 
 async def test_what_is_being_made_is_followed_and_is_no_success(world: World) -> None:
@@ -72,14 +72,19 @@ async def test_what_is_being_made_is_followed_and_is_no_success(world: World) ->
     for _ in range(2):
         await operator.look()
     run = world.status()["run"]
-    assert (run["scheduledFor"][5:10], run["waiting"], len(run["making"]), run["cutShort"]) == ("06-18", [], 1, True)
+    assert (run["scheduledFor"][5:10], run["waiting"], len(run["creating"]), run["incomplete"]) == (
+        "06-18",
+        [],
+        1,
+        True,
+    )
     assert world.condition("Complete")["reason"] == "Running"
     world.slow = False
     await operator.settle()
     assert world.snapshots() == [("a", "06-18T00:00")]
-    assert set(world.reasons()) == {"Begun", "Missed", "CutShort"}
-    assert world.condition("Complete")["reason"] == "Ended"
-    assert "lastSuccessful" not in world.status()
+    assert set(world.reasons()) == {"RunStarted", "RunMissed", "RunIncomplete"}
+    assert world.condition("Complete")["reason"] == "RunIncomplete"
+    assert "lastSuccessfulTime" not in world.status()
 
 
 async def test_that_one_was_cut_short_is_nothing_to_the_next(world: World) -> None:
@@ -89,10 +94,10 @@ async def test_that_one_was_cut_short_is_nothing_to_the_next(world: World) -> No
     await operator.look()
     world.pass_to(26)
     await operator.look()
-    assert world.status()["run"]["cutShort"] is False
+    assert world.status()["run"]["incomplete"] is False
     world.slow = False
     await operator.settle()
-    assert world.status()["lastSuccessful"] == "2026-06-26T00:00:00Z"
+    assert world.status()["lastSuccessfulTime"] == "2026-06-26T00:00:00Z"
 
 
 async def test_a_run_that_had_reached_all_is_a_success_however_late(world: World) -> None:
@@ -104,8 +109,8 @@ async def test_a_run_that_had_reached_all_is_a_success_however_late(world: World
     await operator.look()
     world.slow = False
     await operator.settle()
-    assert set(world.reasons()) == {"Begun", "Missed", "Complete"}
-    assert world.status()["lastSuccessful"] == "2026-06-18T00:00:00Z"
+    assert set(world.reasons()) == {"RunStarted", "RunMissed", "RunCompleted"}
+    assert world.status()["lastSuccessfulTime"] == "2026-06-18T00:00:00Z"
 
 
 async def test_other_times_given_meanwhile_end_it_too(world: World) -> None:
@@ -114,7 +119,7 @@ async def test_other_times_given_meanwhile_end_it_too(world: World) -> None:
     world.pass_to(25, 12, 10)
     await (await world.operator(limit=1)).settle()
     assert world.snapshots() == [("a", "06-18T00:00")]
-    assert set(world.reasons()) == {"Begun", "CutShort"}
+    assert set(world.reasons()) == {"RunStarted", "RunIncomplete"}
 
 
 async def test_a_node_that_comes_back_late_has_the_last_time_made(world: World) -> None:
@@ -145,9 +150,9 @@ async def test_what_was_deleted_before_it_was_ready_is_no_success_and_not_made_a
     world.fake.remove(SNAPSHOTS, hanging)
     await operator.settle()
     assert world.snapshots() == [("a", "06-18T00:00")]
-    assert "lastSuccessful" not in world.status()
-    assert world.condition("Complete")["reason"] == "Ended"
-    assert "Complete" not in world.reasons()
+    assert "lastSuccessfulTime" not in world.status()
+    assert world.condition("Complete")["reason"] == "RunIncomplete"
+    assert "RunCompleted" not in world.reasons()
     world.pass_to(19)
     await operator.settle()
-    assert world.status()["lastSuccessful"] == "2026-06-19T00:00:00Z"
+    assert world.status()["lastSuccessfulTime"] == "2026-06-19T00:00:00Z"
