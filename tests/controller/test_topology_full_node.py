@@ -79,7 +79,7 @@ async def restoring(fake: FakeApi) -> AsyncIterator[Restoring]:
             await made.begin()
             await made.prepare()
             yield made
-            await made.informers.stop()
+            await made.factory.stop()
 
 
 async def test_a_full_pool_is_asked_once(restoring: Restoring) -> None:

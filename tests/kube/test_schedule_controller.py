@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 import pytest
-from schedule_rig import DRIVER, Counts, World
+from support.schedule_rig import DRIVER, Counts, World
 from support.fake_api import Call, FakeApi, Fault
 
 from csi_driver.domain.timestamps import format_timestamp

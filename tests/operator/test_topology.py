@@ -19,7 +19,7 @@ async def leading(fake: FakeApi) -> AsyncIterator[TopologyRig]:
     made = TopologyRig(fake)
     await made.begin()
     yield made
-    await made.informers.stop()
+    await made.factory.stop()
 
 
 async def test_a_claim_that_the_webhook_missed_is_led(leading: TopologyRig) -> None:
