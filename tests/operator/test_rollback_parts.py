@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from rollback_cases import CREATED, TARGET, UID, WISH, earlier_safety, safety, volume
 
 from csi_driver.domain.errors import Damaged
+from csi_driver.operator.labels import KEEP_LABEL
 from csi_driver.operator.rollback.actions import UpdateStatus
 from csi_driver.operator.rollback.completed import REMEMBERED, SPENT_ANNOTATION, read_completed, record_completed
 from csi_driver.operator.rollback.resource import Phase, duration, parse_spec, read_progress, seconds, stamp, unfinished
 from csi_driver.operator.rollback.safety_snapshots import (
-    KEEP_LABEL,
     expired_snapshots,
     safety_snapshot,
     snapshots_of_rollback,

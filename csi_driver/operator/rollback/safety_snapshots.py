@@ -4,14 +4,12 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from csi_driver.operator.labels import KEEP_LABEL
 from csi_driver.operator.rollback.references import UnresolvedReference
 from csi_driver.operator.rollback.resource import RollbackSpec, seconds
 
 SAFETY_LABEL = "tidemark.dev/safety"
 """On a safety snapshot; its value is the UID of the VolumeRollback that had it made."""
-
-KEEP_LABEL = "tidemark.dev/keep"
-"""A snapshot that a person labels so is never deleted by this driver."""
 
 DISK_ANNOTATION = "tidemark.dev/disk"
 """On a safety snapshot: the handle of its disk. A claim's name may come to mean another disk, a handle does not."""
