@@ -1,7 +1,7 @@
 """`python -m csi_driver.agent SETTINGS`: the agent itself, in a process that has loaded nothing else.
 
-`tidemark agent` reads its options and then becomes this (exec, same pid). Memory is the price of an agent on every node, so
-what it never uses stays out: the command line's libraries, and rich, which structlog would load only to colour tracebacks.
+`tidemark agent` reads its options and then executes this (same pid). An agent runs on every node, so its memory counts, and
+unused libraries stay out: those of the command line, and rich, which structlog would load only to colour tracebacks.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from csi_driver.host.pid1 import run_as_child_of_pid1
 def main() -> None:
     """Run an agent with the settings in the first argument (JSON of settings.dump)."""
     run_as_child_of_pid1()
-    sys.modules["rich"] = None  # type: ignore[assignment]  # an import of it fails, and structlog then does without
+    sys.modules["rich"] = None  # type: ignore[assignment]  # its import fails, and structlog works without it
     from csi_driver.agent.main import run_agent
     from csi_driver.agent.settings import load
 

@@ -1,53 +1,44 @@
-"""The composition root: settings in, one running agent out. Every dependency is chosen here and nowhere else."""
+"""The composition root of the agent: builds one running agent from settings. Every dependency is chosen here."""
 
 import asyncio
 import os
 import signal
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from time import time_ns
 from typing import TYPE_CHECKING
 
 import structlog
 
-from csi_driver.agent.metrics import AgentMetrics, NodeMetrics, PoolMetrics, UnhealthyVolume
-from csi_driver.agent.settings import NEW_IMAGE, PoolImage, PoolSpec, Settings
+from csi_driver.agent.host_check import check_host
+from csi_driver.agent.metric_readers import MetricReaders
+from csi_driver.agent.metrics import AgentMetrics
+from csi_driver.agent.pools import PoolStartup, make_backend
+from csi_driver.agent.settings import Settings
 from csi_driver.agent.tls_listener import TlsListener
-from csi_driver.backends.base import Backend
-from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
-from csi_driver.backends.reflink.pool_image_setup import prepare, remove
-from csi_driver.domain.capacity import CapacityPolicy, human
-from csi_driver.domain.errors import DriverError, Precondition, Unavailable
+from csi_driver.domain.capacity import CapacityPolicy
+from csi_driver.domain.errors import DriverError
 from csi_driver.domain.ids import owner_of_node
-from csi_driver.host.block import lvm
-from csi_driver.host.block.device_users import TENANTS_DATA
-from csi_driver.host.commands import missing_tools
 from csi_driver.host.helper.client import HelperPool
 from csi_driver.logging import configure_logging
 from csi_driver.probes import AgentHealth, ProbeServer
 from csi_driver.service.build import build_services
-from csi_driver.service.conditions import pvc_of
-from csi_driver.service.fullness import has_run_full
 from csi_driver.service.pools import Pool, Pools
 
 if TYPE_CHECKING:
     from csi_driver.rpc.kubelet_registration import Registrar
 
 DRAIN_SECONDS = 13.0
-"""For work in progress at SIGTERM: above the longest freeze. A kubelet waits 30 s, and letting the pools and the children go
-may take 15 s more in the worst case."""
-REOPEN_SECONDS = 15.0
-"""Between two looks at a pool whose disk was away at start."""
+"""For work in progress at SIGTERM: more than the longest freeze. A kubelet waits 30 s, and closing the pools and the helper
+processes may take 15 s more in the worst case."""
 UNDO_SECONDS = 20.0
-"""For what a start that is broken off takes away again: a pool image half made."""
+"""For a cancelled start to undo its work, e.g. an incomplete pool image."""
 
 log = structlog.get_logger()
 
 
 async def run_agent(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT; returns the exit status, 1 where the agent could not start."""
+    """Serve until SIGTERM or SIGINT. Returns the exit status, 1 if the agent could not start."""
     configure_logging(settings.log_format)
     agent = Agent(settings)
     stop = asyncio.Event()
@@ -63,31 +54,34 @@ async def run_agent(settings: Settings) -> int:
             starting.cancel()
             await asyncio.wait({starting}, timeout=UNDO_SECONDS)
             if starting.done() and not starting.cancelled():
-                starting.exception()  # it failed as well, and was to end anyway
+                starting.exception()  # its failure no longer matters
         await stopping
     except DriverError as error:
-        log.error("the agent does not start", why=str(error))
+        log.error("agent start failed", why=str(error))
         stopping.cancel()
         await agent.stop()
         return 1
-    left = await agent.stop()
-    if left:
-        # Threads that hang in the kernel would keep an orderly exit waiting for ever; all that was acknowledged is durable.
-        log.warning("ending with work unfinished", calls=left)
+    unfinished = await agent.stop()
+    if unfinished:
+        # Threads that hang in the kernel would block an orderly exit forever; all acknowledged work is durable.
+        log.warning("exiting with unfinished calls", calls=unfinished)
         os._exit(0)
     return 0
 
 
 class Agent:
-    """One agent: its pools, services, server and figures."""
+    """One agent: its pools, services, servers and metrics."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._owner = owner_of_node(settings.node_name)
-        self._children = HelperPool()
+        self._helpers = HelperPool()
         self._metrics = AgentMetrics()
         policy = CapacityPolicy(settings.overcommit, settings.reserve, settings.max_snapshots)
-        self._pools = Pools(self._owner, [Pool(self._backend(spec), policy) for spec in settings.pools])
+        self._pools = Pools(
+            self._owner,
+            [Pool(make_backend(spec, settings, self._owner, self._helpers), policy) for spec in settings.pools],
+        )
         self._services = build_services(self._pools, observer=self._metrics)
         self._tasks: list[asyncio.Task[None]] = []
         self._ready = False
@@ -96,10 +90,10 @@ class Agent:
         self._registrar: Registrar | None = None
 
     async def start(self) -> None:
-        """Children first, gRPC after them, pools last: nothing that can hang inherits a pool's lock or gRPC's threads."""
-        self._begin_health()
-        self._check_host()
-        await self._children.start()
+        """Start helper processes first, then gRPC, then pools: nothing that can hang inherits a pool's lock or gRPC's threads."""
+        self._start_probes()
+        check_host(self._settings)
+        await self._helpers.start()
         os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
         from csi_driver.rpc.agent.controller import Controller
         from csi_driver.rpc.agent.group_controller import GroupController
@@ -132,19 +126,11 @@ class Agent:
         if (address := self._settings.listen) is not None:
             self._remote = TlsListener(address, self._settings.certificates, servicers, [self._calls], self._health)
             self._tasks.append(asyncio.create_task(self._remote.run()))
-        made: PoolImage | None = None
-        if (image := self._settings.image) is not None:
-            self._health.set_not_ready("start", f"the pool image {image.path} is being made, grown or mounted")
-            made = image if await self._prepare(image) else None
-        self._health.set_not_ready("start", "the pools are being opened")
-        try:
-            await self._open_pools()
-        except BaseException:  # refused, or broken off by SIGTERM
-            if made is not None:
-                await asyncio.gather(*(pool.backend.close() for pool in self._pools))  # it cannot be unmounted before
-                await remove(self._children, made.path, made.mount)
-            raise
-        self._metrics.watch(self._pool_figures, self._node_figures, self._unwell)
+        startup = PoolStartup(self._pools, self._settings, self._health, self._helpers)
+        await startup.open()
+        readers = MetricReaders(self._pools, services.usage_scanner, services.dependencies.conditions, self._helpers)
+        self._metrics.watch(readers.pools, readers.node, readers.unhealthy_volumes)
+        self._tasks.append(asyncio.create_task(startup.reopen()))
         self._tasks.append(asyncio.create_task(services.usage_scanner.run()))
         self._tasks.append(asyncio.create_task(services.fullness.run()))
         self._tasks.append(asyncio.create_task(services.health_scanner.run()))
@@ -155,28 +141,28 @@ class Agent:
             self._tasks.append(asyncio.create_task(self._registrar.run()))
 
     async def stop(self) -> list[str]:
-        """Take no more calls, let work end, let the pools go; volumes in use stay in use. Returns what did not end."""
+        """Stop serving, drain calls and close the pools; volumes in use stay in use. Returns calls that did not end."""
         self._ready = False
         self._health.set_not_ready("stop", "the agent is stopping")
         for task in self._tasks:
             task.cancel()
         if self._registrar is not None:
             await self._registrar.stop()
-        left: list[str] = []
+        unfinished: list[str] = []
         if hasattr(self, "_server"):
-            # Callers are answered while their work ends; whoever waits longer is told to come again.
+            # Clients get answers while their calls end; those that take longer are told to retry.
             remote = [self._remote.stop(DRAIN_SECONDS)] if self._remote else []
             await asyncio.gather(self._server.stop(DRAIN_SECONDS), *remote)
-            left = await self._calls.drain(1.0)
+            unfinished = await self._calls.drain(1.0)
         await asyncio.gather(*(pool.backend.close() for pool in self._pools))
-        await self._children.stop()
-        if hasattr(self, "_beat"):
-            self._beat.cancel()
+        await self._helpers.stop()
+        if hasattr(self, "_heartbeat"):
+            self._heartbeat.cancel()
         log.info("stopped")
-        return left
+        return unfinished
 
     def _manifest(self) -> Mapping[str, str]:
-        """Which certificates are in use: a controller waits for that before it gives up older ones."""
+        """Return which certificates are loaded: a rotation waits for that before it removes older ones."""
         from csi_driver.rpc import tls
         from csi_driver.rpc.clients import certificate_report
 
@@ -186,135 +172,9 @@ class Agent:
             else {}
         )
 
-    def _begin_health(self) -> None:
-        """First of all: making a pool image takes minutes, and whoever waits for it should see why."""
+    def _start_probes(self) -> None:
+        """Serve the probes first: creating a pool image takes minutes, and /readyz says so meanwhile."""
         self._health.set_not_ready("start", "the agent is starting")
-        self._beat = asyncio.create_task(self._health.run())  # to the very end: a drain is no reason to be killed
-        if self._settings.metrics_address is None:
-            return
-        ProbeServer(self._settings.metrics_address, self._metrics.registry, self._health).start()
-
-    async def _prepare(self, image: PoolImage) -> bool:
-        """Have the pool image mounted; returns whether it was made now."""
-        size, keep = image.size or NEW_IMAGE, image.size is None
-        in_container = bool(self._settings.register)
-        done = await prepare(self._children, image.path, size, image.sparse, image.mount, in_container, keep)
-        if done.kept:
-            log.error("the pool image keeps its size", image=image.path, why=done.kept)
-            self._health.note("pool image", f"keeps its size: {done.kept}")
-        return done.made
-
-    async def _open_pools(self) -> None:
-        away: list[Pool] = []
-        for pool in self._pools:
-            try:
-                await pool.open()
-            except Unavailable as error:
-                log.error("pool is away", pool=pool.name, why=str(error))
-                away.append(pool)
-            else:
-                _warn_of_no_room(pool)
-        if len(away) == len(self._settings.pools):
-            if not self._settings.register:
-                raise Precondition(str(away[0].refusal))
-            # A node's pods must be able to end without their disk, and a kubelet restarts what does not start for ever.
-            self._health.set_not_ready("pools", str(away[0].refusal))
-        if away:
-            self._tasks.append(asyncio.create_task(self._reopen(away)))
-
-    async def _reopen(self, away: list[Pool]) -> None:
-        """Serve a pool as soon as its disk is back; until then every call on it answers that it is away."""
-        while away:
-            await asyncio.sleep(REOPEN_SECONDS)
-            for pool in list(away):
-                with suppress(DriverError):
-                    await pool.open()
-                    away.remove(pool)
-                    self._health.set_ready("pools")
-                    log.info("pool is back", pool=pool.name)
-                    _warn_of_no_room(pool)
-
-    def _backend(self, spec: PoolSpec) -> Backend:
-        if spec.backend == "memory":
-            from csi_driver.backends.memory.backend import DEFAULT_TOTAL, MemoryBackend
-
-            return MemoryBackend(spec.name, self._owner, DEFAULT_TOTAL)
-        image = self._settings.image
-        in_image = image is not None and spec.path == image.mount
-        return ReflinkBackend(
-            ReflinkOptions(
-                spec.name,
-                self._owner,
-                spec.path,
-                init=self._settings.pool_init,
-                freeze_deadline=self._settings.freeze_deadline,
-                backing=image.path if image is not None and in_image and image.sparse else "",
-                in_container=bool(self._settings.register),
-            ),
-            self._children,
-        )
-
-    def _check_host(self) -> None:
-        """What every volume will need is looked for now, so that no volume is the first to miss it."""
-        if all(spec.backend == "memory" for spec in self._settings.pools):
-            return
-        if missing := missing_tools():
-            raise Precondition(f"{', '.join(missing)} not found: install Debian's xfsprogs and e2fsprogs")
-        if not os.access("/dev/loop-control", os.R_OK | os.W_OK):
-            raise Precondition("/dev/loop-control cannot be opened: run as root, on a kernel with loop devices")
-        if why := lvm.why_looks_into_volumes():
-            log.warning("LVM of this node looks into disks of its tenants", why=why, what_to_do=TENANTS_DATA)
-
-    def _pool_figures(self) -> list[PoolMetrics]:
-        figures = []
-        for pool in self._pools:
-            try:
-                account = pool.serving().account()
-            except Unavailable:  # its gauges are left out; the others' are not
-                continue
-            walked = self._services.usage_scanner.sums(pool.name)
-            figures.append(
-                PoolMetrics(
-                    pool=pool.name,
-                    total=account.space.total,
-                    used=account.space.total - account.space.free,
-                    committed=account.committed,
-                    available=account.available,
-                    full=has_run_full(pool, account),
-                    volumes=len(pool.volumes),
-                    snapshots=len(pool.snapshots),
-                    exclusive=walked.exclusive if walked.at else None,
-                    extents=walked.extents if walked.at else None,
-                    walked=(time_ns() - walked.at) / 1e9 if walked.at else None,
-                )
-            )
-        return figures
-
-    def _node_figures(self) -> NodeMetrics:
-        devices = sum(pool.backend.attached for pool in self._pools)
-        return NodeMetrics(devices, self._children.stuck)
-
-    def _unwell(self) -> list[UnhealthyVolume]:
-        found = []
-        for volume, trouble in self._services.dependencies.conditions.all():
-            namespace, _, claim = pvc_of(volume).partition("/")
-            found.append(UnhealthyVolume(volume.id.pool, str(volume.id), namespace, claim, trouble.kind))
-        return found
-
-
-def _warn_of_no_room(pool: Pool) -> None:
-    """Say at once what the first claim would find: that nothing fits."""
-    try:
-        account = pool.account()
-    except DriverError:  # it has gone again
-        return
-    if not account.available:
-        log.warning(
-            "the pool makes nothing new",
-            pool=pool.name,
-            total=human(account.space.total),
-            free=human(account.space.free),
-            reserve=human(account.reserve),
-            promised=f"{human(account.committed)} of {human(account.ceiling)}",
-            way_out=pool.way_out,
-        )
+        self._heartbeat = asyncio.create_task(self._health.run())  # to the very end: a drain is no reason for a restart
+        if self._settings.metrics_address is not None:
+            ProbeServer(self._settings.metrics_address, self._metrics.registry, self._health).start()

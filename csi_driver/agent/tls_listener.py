@@ -1,8 +1,8 @@
-"""The agent's listener for controllers: mutual TLS or nothing, begun as soon as there are certificates.
+"""The agent's listener for controllers, with mutual TLS. It starts as soon as there are certificates.
 
-Served there is what a controller forwards: Identity, Controller, GroupController and Tidemark. Node is not among them. Its
-calls name paths of this node, on which the agent acts as root, and only the kubelet has a use for them: it has the socket,
-and whoever takes a controller's certificate must not get to mount what he likes where he likes on every node.
+It serves what a controller forwards: Identity, Controller, GroupController and Tidemark, but not Node. Calls of Node name
+paths of this node, on which the agent acts as root. Only the kubelet needs them, and it has the socket: a stolen
+certificate of a controller must not allow arbitrary mounts on every node.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from csi_driver.rpc.tls_server import SecureServer
 
 _RETRY_SECONDS = 1.0
-"""Between two looks for certificates: a kubelet writes a Secret into a pod up to two minutes after it was made."""
+"""Between two attempts to read the certificates: a kubelet writes a Secret into a pod up to two minutes late."""
 
 log = structlog.get_logger()
 
 
 class TlsListener:
-    """A listener on `address` with the certificates in a directory. Until it is served, `health` lacks `tls`."""
+    """A listener on `address` with the certificates in a directory. `health` is not ready until it serves."""
 
     def __init__(
         self,
@@ -42,38 +42,38 @@ class TlsListener:
         self._interceptors = interceptors
         self._health = health
         self._server: SecureServer | None = None
-        health.set_not_ready("tls", f"the certificates in {certificates} have not been looked at yet")
+        health.set_not_ready("tls", f"the certificates in {certificates} have not been read yet")
 
     async def run(self) -> None:
-        """Begin as soon as it is possible; until then, say in the log why it is not, once for each reason."""
-        told = ""
-        while (why := await self._begin()) is not None:
-            if why != told:
-                log.warning("controllers are not served yet", why=why)
+        """Start as soon as possible; until then, log why it cannot start, once for each reason."""
+        logged = ""
+        while (why := await self._try_start()) is not None:
+            if why != logged:
+                log.warning("cannot serve controllers yet, retrying", why=why)
                 self._health.set_not_ready("tls", why)
-                told = why
+                logged = why
             await asyncio.sleep(_RETRY_SECONDS)
         self._health.set_ready("tls")
 
     async def stop(self, grace: float) -> None:
-        """Take no more calls, give the running ones `grace` seconds."""
+        """Stop serving; running calls have `grace` seconds."""
         if self._server is not None:
             server, self._server = self._server, None
             await server.stop(grace)
 
-    async def _begin(self) -> str | None:
-        """Start to listen; returns why not."""
+    async def _try_start(self) -> str | None:
+        """Start to listen. Returns why that failed, or None."""
         from csi_driver.rpc import tls
         from csi_driver.rpc.agent.node import Node
         from csi_driver.rpc.tls_server import SecureServer
 
-        served = [servicer for servicer in self._servicers if not isinstance(servicer, Node)]
+        forwarded = [servicer for servicer in self._servicers if not isinstance(servicer, Node)]
         identity = tls.TlsDirectory(self._certificates)
-        server = SecureServer(self._address, identity, tls.CONTROLLER, served, self._interceptors)
+        server = SecureServer(self._address, identity, tls.CONTROLLER, forwarded, self._interceptors)
         try:
             await server.start()
         except Precondition as error:
             return str(error)
         self._server = server
-        log.info("controllers are served", port=server.port)
+        log.info("serving controllers", port=server.port)
         return None

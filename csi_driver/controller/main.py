@@ -1,4 +1,4 @@
-"""The controller's composition root: settings in, one running controller out."""
+"""The composition root of the controller: builds one running controller from settings."""
 
 import asyncio
 import os
@@ -17,13 +17,13 @@ from csi_driver.operator.installation import Installation
 from csi_driver.probes import ControllerHealth, ProbeServer
 
 DRAIN_SECONDS = 20.0
-"""For calls at SIGTERM: below the 30 s that a kubelet waits. What is cut off goes on at its agent, and is found again."""
+"""For calls at SIGTERM: less than the 30 s that a kubelet waits. An interrupted call continues at its agent; a retry finds it."""
 
 log = structlog.get_logger()
 
 
 async def run_controller(settings: ControllerSettings) -> int:
-    """Serve until SIGTERM or SIGINT; returns the exit status, 1 where the controller could not start."""
+    """Serve until SIGTERM or SIGINT. Returns the exit status, 1 if the controller could not start."""
     configure_logging(settings.log_format)
     controller = Controller(settings)
     stop = asyncio.Event()
@@ -33,7 +33,7 @@ async def run_controller(settings: ControllerSettings) -> int:
         await controller.start()
         await stop.wait()
     except DriverError as error:
-        log.error("the controller does not start", why=str(error))
+        log.error("controller start failed", why=str(error))
         return 1
     finally:
         await controller.stop()
@@ -41,17 +41,17 @@ async def run_controller(settings: ControllerSettings) -> int:
 
 
 class Controller:
-    """One controller: its copy of the cluster, channels, socket, figures and parts. `start` may be called once."""
+    """One controller: its informers, channels, socket, metrics and components. `start` may be called once."""
 
     def __init__(self, settings: ControllerSettings) -> None:
         self._settings = settings
         self.metrics = ControllerMetrics()
-        self._parts: asyncio.Task[None] | None = None
-        self._ends: list[Callable[[], object]] = []
+        self._components: asyncio.Task[None] | None = None
+        self._cleanups: list[Callable[[], object]] = []
         self._stopping = False
 
     async def start(self) -> None:
-        """Serve at once; ready as soon as the agents' list and the certificates were read. Raises DriverError."""
+        """Serve at once; ready as soon as the list of agents and the certificates are read. Raises DriverError."""
         os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
         from csi_driver.controller.supervisor import run_all
         from csi_driver.kube.client import Api
@@ -70,22 +70,22 @@ class Controller:
 
         settings = self._settings
         api = await Api.connect(settings.kubeconfig, settings.api_proxy)
-        self._ends.append(api.close)
+        self._cleanups.append(api.close)
         if settings.metrics_address is not None:
             health = ControllerHealth(self.check)
             self.probes = ProbeServer(settings.metrics_address, self.metrics.registry, health)
             self.probes.start()
-            self._ends.append(self.probes.stop)
+            self._cleanups.append(self.probes.stop)
             heartbeat = asyncio.create_task(health.run())
-            self._ends.append(heartbeat.cancel)
+            self._cleanups.append(heartbeat.cancel)
         informers = InformerFactory(api)
-        self._ends.append(informers.stop)
+        self._cleanups.append(informers.stop)
         self.metrics.watch_ages(informers.ages)
         installation = Installation(settings.namespace, settings.release, settings.driver_name)
         self._discovery = ClusterDiscovery(informers, installation)
         self._identity = tls.TlsDirectory(Path(settings.certificates))
         agents = AgentChannels(self._discovery, self._identity)
-        self._ends.append(agents.close)
+        self._cleanups.append(agents.close)
         server = Server(
             settings.endpoint,
             [
@@ -97,36 +97,36 @@ class Controller:
             [Calls(self.metrics, shielded=False)],
         )
         await server.start()
-        self._ends.append(lambda: server.stop(DRAIN_SECONDS))
+        self._cleanups.append(lambda: server.stop(DRAIN_SECONDS))
         events = Events(api, settings.release, settings.pod_name)
         context = self.context = ControllerContext(
             settings, installation, api, informers, events, self._discovery, agents, self.metrics
         )
-        self._parts = asyncio.create_task(run_all(context))
+        self._components = asyncio.create_task(run_all(context))
         log.info("serving", endpoint=settings.endpoint, namespace=settings.namespace, release=settings.release)
 
     async def stop(self) -> None:
-        """Hand the lease over, take no more calls, let those that run end, close everything."""
+        """Release the Lease, stop serving, drain running calls and close everything."""
         self._stopping = True
-        if self._parts is not None:
-            self._parts.cancel()
-            await asyncio.gather(self._parts, return_exceptions=True)
-        while self._ends:
-            ending = self._ends.pop()()
-            if asyncio.iscoroutine(ending):
-                await ending
+        if self._components is not None:
+            self._components.cancel()
+            await asyncio.gather(self._components, return_exceptions=True)
+        while self._cleanups:
+            cleanup = self._cleanups.pop()()
+            if asyncio.iscoroutine(cleanup):
+                await cleanup
         log.info("stopped")
 
     def check(self) -> None:
-        """Raise a DriverError that says why this controller is not ready."""
+        """Raise a DriverError that says why this controller is not ready. Called from a thread, too."""
         if self._stopping:
             raise Unavailable("stopping")
-        if unread := self._discovery.unread() if hasattr(self, "_discovery") else ["anything"]:
-            raise Unavailable(f"not read yet: {', '.join(unread)}; look whether the API answers, and at the rights")
+        if unread := self._discovery.unread() if hasattr(self, "_discovery") else ["all objects"]:
+            raise Unavailable(f"not read yet: {', '.join(unread)}; check that the API answers, and the RBAC rules")
         self._identity.read()
 
     def ready(self) -> bool:
-        """Whether calls can be served: what Probe answers."""
+        """Return whether calls can be served: the answer to Probe."""
         try:
             self.check()
         except DriverError as error:

@@ -130,7 +130,7 @@ async def test_controllers_are_served_as_soon_as_there_are_certificates(pod: Pod
     assert "tls: " in text
     assert "ca.crt" in text
     assert pod.ask("healthz")[0] == 200
-    (waiting,) = pod.logged("controllers are not served yet")
+    (waiting,) = pod.logged("cannot serve controllers yet, retrying")
     assert "ca.crt" in waiting["why"]
 
     pod.certify()

@@ -275,7 +275,7 @@ def told(pods: Pods) -> str:
         pods.start()
     assert pods.process is not None
     assert pods.process.wait(30) == 1
-    (line,) = [line for line in pods.log.read_text().splitlines() if "does not start" in line]
+    (line,) = [line for line in pods.log.read_text().splitlines() if "agent start failed" in line]
     return line
 
 

@@ -18,7 +18,7 @@ from support.agent_process import AgentRig, ready
 from support.machine import why_no_pool
 from support.ports import free_port
 
-from csi_driver.agent.main import Agent
+from csi_driver.agent.host_check import check_host
 from csi_driver.agent.settings import PoolSpec, Settings
 from csi_driver.domain.model import AccessMode, Capability, SizeRange
 from csi_driver.rpc.clients.cli_client import CallRefused, Client
@@ -86,7 +86,7 @@ def assert_refused(tmp_path: Path, pool: str, *words: str, node: str = "node1") 
     status, said = refused(*options(tmp_path, pool, node=node))
     assert status == 1, said
     assert "Traceback" not in said
-    lines = [line for line in said.splitlines() if "does not start" in line]
+    lines = [line for line in said.splitlines() if "agent start failed" in line]
     assert len(lines) == 1, said
     for word in words:
         assert word in lines[0], lines[0]
@@ -257,13 +257,13 @@ def test_every_option_is_a_variable_too(disks: Any, launch: Any, tmp_path: Path)
 
 def test_a_node_whose_lvm_looks_into_disks_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Path(__file__).parent.parent.parent
-    monkeypatch.setattr("csi_driver.agent.main.missing_tools", list)
-    monkeypatch.setattr("csi_driver.agent.main.os.access", lambda *_: True)
-    agent = Agent(Settings(pools=(PoolSpec("default", "reflink", "/srv/tidemark"),)))
+    monkeypatch.setattr("csi_driver.agent.host_check.missing_tools", list)
+    monkeypatch.setattr("csi_driver.agent.host_check.os.access", lambda *_: True)
+    settings = Settings(pools=(PoolSpec("default", "reflink", "/srv/tidemark"),))
     for why, expected in (("", 0), ("no global_filter", 1)):
         monkeypatch.setattr("csi_driver.host.block.lvm.why_looks_into_volumes", lambda why=why: why)
         with structlog.testing.capture_logs() as lines:
-            agent._check_host()
+            check_host(settings)
         assert [line["event"] for line in lines] == [LVM_LOOKS] * expected
         for line in lines:
             assert (line["log_level"], line["why"]) == ("warning", why)
@@ -369,9 +369,9 @@ def test_a_small_pool_serves_and_one_that_cannot_says_so_at_its_start(disks: Any
         assert client.pools()[0].reserve < 64 * MIB
         client.delete_volume(client.create_volume("v", SizeRange(64 * MIB), [BLOCK]).id)
     assert ended(process) == 0
-    assert "makes nothing new" not in log.read_text()
+    assert "no capacity for new volumes" not in log.read_text()
     process, client = launch(endpoint, [*words, "--reserve", "1Gi"], {})
     with client, pytest.raises(CallRefused, match="the pool is empty, so make it larger, or its reserve smaller"):
         client.create_volume("v", SizeRange(64 * MIB), [BLOCK])
     assert ended(process) == 0
-    assert "the pool makes nothing new" in log.read_text()
+    assert "pool has no capacity for new volumes" in log.read_text()

@@ -120,7 +120,7 @@ def environment() -> Iterator[dict[str, str]]:
         code = agent.stop()
         agent.remove()
     assert code == 0
-    assert agent.left() == []
+    assert agent.remaining() == []
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 import pytest
-from support.schedule_rig import DRIVER, Counts, World
 from support.fake_api import Call, FakeApi, Fault
+from support.schedule_rig import DRIVER, Counts, World
 
 from csi_driver.domain.timestamps import format_timestamp
 from csi_driver.kube.events import Events

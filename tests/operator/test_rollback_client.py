@@ -56,7 +56,7 @@ async def test_it_applies_the_resource_and_shows_how_it_goes(world: World) -> No
     assert "pod web-1" in lines[1]
     safety = made["status"]["safetySnapshotName"]
     assert lines[-2].startswith("Completed: the volume has the content of VolumeSnapshot s1")
-    assert lines[-1] == f"`tidemark rollback --claim shop/v1 --snapshot {safety}` takes it back"
+    assert lines[-1] == f"`tidemark rollback --claim shop/v1 --snapshot {safety}` undoes the rollback"
     assert world.bytes_of(world.disk_now) == b"1"
 
 
@@ -91,7 +91,7 @@ async def test_interrupted_it_says_that_the_rollback_goes_on(world: World) -> No
     process.send_signal(signal.SIGINT)
     _, err = await process.communicate()
     assert process.returncode == 1
-    assert b"it goes on: `kubectl -n shop get volumerollback back` shows it" in err
+    assert b"the rollback continues: `kubectl -n shop get volumerollback back` shows it" in err
 
 
 async def test_what_the_api_refuses_is_told_in_its_words(world: World) -> None:

@@ -1,4 +1,4 @@
-"""The demo's own agent: a subprocess on a pool of its own in a temporary directory, of which nothing stays behind."""
+"""The demo's own agent: a subprocess with a pool in a temporary directory. Nothing remains of it."""
 
 import os
 import shutil
@@ -15,9 +15,9 @@ from pathlib import Path
 from csi_driver.cli.common import Failure
 
 START = 60.0
-"""Seconds until the agent must answer: mkfs and a first mount are part of it."""
+"""Seconds until the agent must answer, including mkfs and the first mount."""
 STOP = 30.0
-"""Seconds from SIGTERM until it is killed."""
+"""Seconds from SIGTERM to SIGKILL."""
 
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -27,15 +27,15 @@ _LONGEST_SOCKET = 100
 
 
 def why_not_reflink() -> str:
-    """Why this process cannot have a pool on XFS; empty where it can."""
+    """Return why this process cannot have a pool on XFS; empty if it can."""
     if os.geteuid() != 0:
         return "loop devices and mounts need root"
     with open("/proc/self/status", encoding="ascii") as status:
         effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
     if not effective >> _CAP_SYS_ADMIN & 1:
-        return "this container may not mount: no CAP_SYS_ADMIN"
+        return "this container must not mount: no CAP_SYS_ADMIN"
     if not Path("/dev/loop-control").exists():
-        return "there is no /dev/loop-control here"
+        return "/dev/loop-control does not exist"
     missing = [tool for tool in ("mkfs.xfs", "mkfs.ext4", "mount", "umount") if shutil.which(tool) is None]
     if missing:
         return f"not found: {', '.join(missing)} of xfsprogs, e2fsprogs, util-linux"
@@ -44,23 +44,23 @@ def why_not_reflink() -> str:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let signals that end the demo wait until the block has ended. A child is not concerned: it begins with its own."""
-    waiting: list[int] = []
+    """Delay signals that end the demo until the end of the block. Children start with their own handlers."""
+    pending: list[int] = []
     before = {number: signal.getsignal(number) for number in ENDINGS}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
-            signal.signal(number, lambda number, _frame: waiting.append(number))
+            signal.signal(number, lambda number, _frame: pending.append(number))
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for ending in waiting[:1]:
+        for ending in pending[:1]:
             signal.raise_signal(ending)
 
 
 class DemoAgent:
-    """Start it, use `endpoint`, stop it, and ask what is `left`."""
+    """Start it, use `endpoint`, stop it, and check what is `remaining`."""
 
     def __init__(self, in_memory: bool) -> None:
         self.in_memory = in_memory
@@ -68,7 +68,7 @@ class DemoAgent:
         if len(str(self.root)) > _LONGEST_SOCKET - len("/csi.sock"):
             self.root.rmdir()
             self.root = Path(tempfile.mkdtemp(prefix="tidemark-demo-", dir="/tmp"))
-        # A short way without links, as the kernel shows it in mountinfo.
+        # Without links, as the kernel shows it in mountinfo.
         self.root = self.root.resolve()
         self._socket = self.root / "csi.sock"
         self._log = self.root / "agent.log"
@@ -76,34 +76,34 @@ class DemoAgent:
 
     @property
     def endpoint(self) -> str:
-        """Where its socket is."""
+        """Its CSI socket."""
         return f"unix://{self._socket}"
 
     @property
     def running(self) -> bool:
-        """Whether it still runs."""
+        """Whether it is running."""
         return self._process is not None and self._process.poll() is None
 
     def has_ended(self, seconds: float = 1.0) -> bool:
-        """Whether it ended, or does so within `seconds`: a process that is killed closes its socket before it can be waited for."""
+        """Return whether it has ended, or does so within `seconds`: a killed process closes its socket before it can be reaped."""
         if self._process is not None:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(seconds)
         return not self.running
 
     def start(self) -> None:
-        """Start it, and wait until it answers. Raises Failure with the end of its log."""
+        """Start it and wait until it answers. Raises Failure with the end of its log."""
         pool = ["--pool", "demo=memory:"]
         if not self.in_memory:
             pool = [
                 *("--pool-image", f"{self.root}/pool.img", "--pool-size", "1Gi", "--pool-image-sparse"),
                 *("--pool-mount", f"{self.root}/pool", "--reserve", "64Mi"),
             ]
-        # What is set for another agent must not reach this one.
+        # The settings of another agent must not reach this one.
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("TIDEMARK_", "CSI_"))}
-        # Nor any code that lies in the directory where the demo happens to be called, as root perhaps.
+        # Nor code in the current directory: this may run as root.
         environment["PYTHONSAFEPATH"] = "1"
-        # Between the fork and the assignment an interruption would leave an agent that nobody knows.
+        # An interruption between the fork and the assignment would leave an unknown agent.
         with self._log.open("wb") as log, uninterrupted():
             self._process = subprocess.Popen(
                 [
@@ -114,19 +114,19 @@ class DemoAgent:
                 stdout=log,
                 stderr=log,
                 env=environment,
-                # Ctrl-C is for the demo, which stops the agent after it has cleaned up.
+                # Ctrl-C is for the demo, which stops the agent after its clean-up.
                 start_new_session=True,
             )
         end = time.monotonic() + START
         while not self._answers():
             if self._process.poll() is not None:
-                raise Failure(self.account_for())
+                raise Failure(self.describe_failure())
             if time.monotonic() > end:
-                raise Failure(self.account_for(f"has not answered within {START:.0f} s"))
+                raise Failure(self.describe_failure(f"has not answered within {START:.0f} s"))
             time.sleep(0.02)
 
     def stop(self) -> int:
-        """End it by SIGTERM; returns its exit code. Harmless where it does not run."""
+        """End it by SIGTERM and return its exit code. Does nothing if it is not running."""
         process, self._process = self._process, None
         if process is None:
             return 0
@@ -140,10 +140,10 @@ class DemoAgent:
             return -signal.SIGKILL
 
     def remove(self) -> None:
-        """Unmount the pool, and remove the directory: only once nothing is mounted in it any more."""
+        """Unmount the pool and remove the directory, once nothing is mounted in it."""
         end = time.monotonic() + 10.0
         while True:
-            # Again and again: the pool can only go after the devices of the disks in it, and those after their mounts.
+            # Retried: the pool can go only after the devices of the disks in it, and those after their mounts.
             for point in sorted(self._mounts(), reverse=True):
                 self._run("umount", point)
             for device in self._loops():
@@ -154,12 +154,12 @@ class DemoAgent:
         if not self._mounts():
             shutil.rmtree(self.root, ignore_errors=True)
 
-    def left(self) -> list[str]:
-        """What is still there: mounts, loop devices, processes, files. Read from the kernel."""
-        found = [f"mount {point}" for point in self._mounts()] + [f"loop device {d}" for d in self._loops()]
+    def remaining(self) -> list[str]:
+        """Return what still exists: mounts, loop devices, processes, files. Read from the kernel."""
+        remaining = [f"mount {point}" for point in self._mounts()] + [f"loop device {d}" for d in self._loops()]
         if self.root.exists():
-            found.append(f"directory {self.root}")
-        return found + [f"process {pid}" for pid in self._processes()]
+            remaining.append(f"directory {self.root}")
+        return remaining + [f"process {pid}" for pid in self._processes()]
 
     def _answers(self) -> bool:
         with socket.socket(socket.AF_UNIX) as probe:
@@ -176,13 +176,13 @@ class DemoAgent:
             except CallRefused:
                 return False
 
-    def account_for(self, what: str = "") -> str:
-        """What became of the agent, with the end of its log."""
-        if not what and self._process is not None:
-            what = f"ended with exit code {self._process.poll()}"
+    def describe_failure(self, event: str = "") -> str:
+        """Return what happened to the agent, with the end of its log."""
+        if not event and self._process is not None:
+            event = f"ended with exit code {self._process.poll()}"
         lines = self._log.read_text(errors="replace").splitlines()[-15:]
         hint = "" if self.in_memory else "; `tidemark demo --memory` needs neither root nor XFS"
-        return "\n".join([f"the demo's agent {what}{hint}. Its log:", *lines])
+        return "\n".join([f"the demo's agent {event}{hint}. Its log:", *lines])
 
     def _mounts(self) -> list[str]:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
@@ -190,21 +190,21 @@ class DemoAgent:
         return [point for point in points if Path(point).is_relative_to(self.root)]
 
     def _loops(self) -> list[str]:
-        found = []
+        devices = []
         for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
             with suppress(OSError):
                 if backing.read_text().startswith(f"{self.root}/"):
-                    found.append(f"/dev/{backing.parts[3]}")
-        return found
+                    devices.append(f"/dev/{backing.parts[3]}")
+        return devices
 
     def _processes(self) -> list[str]:
-        """Processes that were started with this directory: the agent, and whatever it has started."""
-        found = []
+        """Return processes with this directory in their command line: the agent and its children."""
+        pids = []
         for entry in Path("/proc").glob("[0-9]*/cmdline"):
             with suppress(OSError):
                 if str(self.root) in entry.read_text(errors="replace") and entry.parts[2] != str(os.getpid()):
-                    found.append(entry.parts[2])
-        return found
+                    pids.append(entry.parts[2])
+        return pids
 
     def _run(self, *command: str) -> None:
         with suppress(OSError, subprocess.TimeoutExpired):

@@ -18,27 +18,30 @@ if TYPE_CHECKING:
     from csi_driver.cli.demo.screen import Screen
 
 CORRUPT = "TIDEMARK_DEMO_CORRUPT"
-"""Name of a disk or snapshot of the demo, such as `rescue`: one byte on its device is turned behind the demo's back, to
-see that its checks can fail."""
+"""Name of a disk or snapshot of the demo, e.g. `rescue`: one byte on its device is changed, to show that the checks can
+fail."""
 
 
 def demo(
     memory: Annotated[
-        bool, typer.Option("--memory", help="Keep the pool in memory: needs no root, and changes nothing here.")
+        bool,
+        typer.Option("--memory", help="Keep the pool in memory; needs no root and changes nothing on this machine."),
     ] = False,
 ) -> None:
-    """Show what disks and snapshots do, on a pool of its own that is gone afterwards.
+    """Demonstrate disks, snapshots and rollbacks on a temporary pool.
 
-    As root, or with a sudo that asks no password: a small XFS image on a loop device.
+    As root, or if sudo needs no password: a small XFS image on a loop device.
     Otherwise: in memory.
-    Every step is checked against the bytes of the devices. Exit code 1: one is not as it must be.
-    To see that happen, TIDEMARK_DEMO_CORRUPT=rescue turns one byte of that disk.
+    Each step compares the bytes of the devices with the expected content. Exit code 1: a check failed.
+    TIDEMARK_DEMO_CORRUPT=rescue changes one byte of that disk, so that a check fails.
+
+    $ tidemark demo --memory
     """
     from csi_driver.cli.demo.agent import why_not_reflink
 
-    reason = "asked for by --memory" if memory else why_not_reflink()
+    reason = "requested by --memory" if memory else why_not_reflink()
     if reason and not memory and os.geteuid() != 0 and _may_sudo():
-        _again_as_root()
+        _restart_as_root()
     raise typer.Exit(_run(in_memory=bool(reason), reason=reason))
 
 
@@ -49,13 +52,13 @@ def _may_sudo() -> bool:
     return answer.returncode == 0
 
 
-def _again_as_root() -> NoReturn:
-    typer.echo("Loop devices and mounts need root: running this demo by sudo (--memory does without).")
+def _restart_as_root() -> NoReturn:
+    typer.echo("Loop devices and mounts need root: running this demo with sudo (--memory needs no root).")
     sys.stdout.flush()
     corrupt = os.environ.get(CORRUPT)
     keep = [f"{CORRUPT}={corrupt}"] if corrupt else []
     command = ["sudo", "-n", *keep, sys.executable, "-P", "-m", "csi_driver.cli.main", "demo"]
-    os.execvp("sudo", command)  # noqa: S606  no shell is what is wanted
+    os.execvp("sudo", command)  # noqa: S606  without a shell
 
 
 def _run(in_memory: bool, reason: str) -> int:
@@ -75,7 +78,7 @@ def _run(in_memory: bool, reason: str) -> int:
             agent = DemoAgent(in_memory)
         screen.title("Tidemark demo: disks and snapshots, block by block")
         where = f"in memory ({reason})" if in_memory else f"on XFS in {agent.root}/pool.img"
-        screen.line(f"An agent of its own, {where}; spoken to through CSI alone, bytes read from the devices.", "dim")
+        screen.line(f"An agent of its own, {where}; all calls through CSI, all bytes read from the devices.", "dim")
         agent.start()
         with Client(agent.endpoint) as client:
             lab = Lab(client, agent.root, checks, os.environ.get(CORRUPT, ""))
@@ -85,7 +88,7 @@ def _run(in_memory: bool, reason: str) -> int:
         raise Failure(f"demo: a check failed: {failed}") from None
     except CallRefused as refused:
         if agent is not None and refused.code == "UNAVAILABLE" and agent.has_ended():
-            raise Failure(agent.account_for()) from None
+            raise Failure(agent.describe_failure()) from None
         raise Failure(f"demo: a call was refused ({refused.code}): {refused.message}") from None
     finally:
         if agent is not None:
@@ -100,26 +103,26 @@ def _run(in_memory: bool, reason: str) -> int:
 
 
 def _finish(lab: "Lab", agent: "DemoAgent", checks: "Checks", screen: "Screen") -> None:
-    """The last step: everything is deleted, and nothing is left of it."""
+    """Delete everything and check that nothing remains."""
     lab.clear()
-    checks.that("every disk and snapshot is deleted", not lab.left(), f"still there: {', '.join(lab.left())}")
+    checks.that("every disk and snapshot is deleted", not lab.remaining(), f"remaining: {', '.join(lab.remaining())}")
     code = agent.stop()
-    checks.that("the agent ended by itself", code == 0, f"exit code {code}")
+    checks.that("the agent ended at SIGTERM", code == 0, f"exit code {code}")
     agent.remove()
-    left = agent.left()
-    checks.that("nothing is left on this machine", not left, ", ".join(left))
+    remaining = agent.remaining()
+    checks.that("nothing remains on this machine", not remaining, ", ".join(remaining))
     screen.step("Clean up")
-    screen.good("disks and snapshots deleted, agent ended, nothing left: no mount, loop device, process or file")
+    screen.good("disks and snapshots deleted, agent ended, nothing remains: no mount, loop device, process or file")
 
 
 def _clean_up(lab: "Lab | None", agent: "DemoAgent") -> None:
-    """After an error or Ctrl-C as well: one more Ctrl-C must not leave half of it behind."""
+    """Clean up, also after an error or Ctrl-C: another Ctrl-C must not interrupt this."""
     from csi_driver.cli.demo.agent import ENDINGS
     from csi_driver.rpc.clients.cli_client import CallRefused, Client
 
     for number in ENDINGS:
         signal.signal(number, signal.SIG_IGN)
-    if not agent.left():
+    if not agent.remaining():
         return
     if lab is not None and agent.running:
         with Client(agent.endpoint) as client:
@@ -130,9 +133,9 @@ def _clean_up(lab: "Lab | None", agent: "DemoAgent") -> None:
                 typer.echo(f"tidemark: demo: cleaning up: {refused.message}", err=True)
     agent.stop()
     agent.remove()
-    left = agent.left()
-    if left:
-        typer.echo(f"tidemark: demo: left behind: {', '.join(left)}; remove it by hand", err=True)
+    remaining = agent.remaining()
+    if remaining:
+        typer.echo(f"tidemark: demo: not removed: {', '.join(remaining)}; remove it by hand", err=True)
 
 
 def _stop(number: int, _frame: FrameType | None) -> NoReturn:

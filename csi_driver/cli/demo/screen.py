@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from csi_driver.cli.demo.lab import Seen
+from csi_driver.cli.demo.lab import Content
 from csi_driver.cli.demo.model import UNKNOWN
 from csi_driver.cli.sizes import show
 
@@ -33,30 +33,30 @@ class Screen:
         self._console.print(Text(text, style))
 
     def summary(self, text: str) -> None:
-        """The last line, never broken in two: programs read it."""
+        """The last line, never wrapped: programs read it."""
         self._console.print()
         self._console.print(Text(text, "bold green"), soft_wrap=True)
 
     def step(self, title: str, story: str = "") -> None:
-        """A new step: what is done, and what it means."""
+        """A new step: its title and an explanation."""
         self._step += 1
         self._console.print()
         self._console.print(Text.assemble((f"{self._step:>2}  ", "bold cyan"), (title, "bold")))
         if story:
             self._indented(story)
 
-    def said(self, text: str) -> None:
-        """What the agent said, word for word."""
+    def quote(self, text: str) -> None:
+        """A message of the agent, quoted."""
         self._indented(f"“{text}”", "italic")
 
     def good(self, text: str) -> None:
-        """A claim that was found true."""
+        """A check that passed."""
         self._indented(f"✓ {text}", "green")
 
-    def state(self, seen: Sequence[Seen]) -> None:
-        """What everything holds, block by block."""
+    def state(self, contents: Sequence[Content]) -> None:
+        """The content of all disks and snapshots, block by block."""
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-        for item in seen:
+        for item in contents:
             blocks = Text()
             for label in item.labels:
                 blocks.append(

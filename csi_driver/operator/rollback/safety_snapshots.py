@@ -4,14 +4,12 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from csi_driver.operator.labels import KEEP_LABEL
 from csi_driver.operator.rollback.references import UnresolvedReference
 from csi_driver.operator.rollback.resource import RollbackSpec, parse_time
 
 SAFETY_LABEL = "tidemark.dev/safety"
 """On a safety snapshot; its value is the UID of its VolumeRollback."""
-
-KEEP_LABEL = "tidemark.dev/keep"
-"""A snapshot that a person labels so is never deleted by this driver."""
 
 VOLUME_ANNOTATION = "tidemark.dev/disk"
 """On a safety snapshot: the handle of its volume. A PVC may be bound to another volume later; a handle does not change."""

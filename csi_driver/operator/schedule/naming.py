@@ -6,6 +6,8 @@ Labels, which have at most 63 characters, carry hashes to select by; annotations
 import hashlib
 from datetime import UTC, datetime
 
+from csi_driver.operator.labels import KEEP_LABEL
+
 SCHEDULE = "tidemark.dev/schedule"
 """Label: hash of the schedule's namespace and name. Annotation: its name."""
 
@@ -24,7 +26,7 @@ NODE = "tidemark.dev/node"
 SCHEDULED_FOR = "tidemark.dev/scheduled-for"
 """Annotation: the nominal time, in UTC."""
 
-KEEP = "tidemark.dev/keep"
+KEEP = KEEP_LABEL
 """Label that people put on a snapshot or a group, with any value: no schedule deletes it."""
 
 GROUP = "group.tidemark.dev/"
