@@ -21,13 +21,13 @@ from csi_driver.operator.schedule import trim
 from csi_driver.operator.schedule.naming import GROUP, SCHEDULE
 from csi_driver.operator.schedule.objects import (
     CONSUMERS,
-    Place,
-    read_claim,
+    ObjectKey,
     read_group,
+    read_pvc,
     read_snapshot,
     source_of,
 )
-from csi_driver.operator.schedule.observed import OwnedSnapshot, TargetClaim
+from csi_driver.operator.schedule.observed import OwnedSnapshot, TargetPvc
 from csi_driver.operator.schedule.resource import Spec
 
 Object = dict[str, Any]
@@ -36,7 +36,7 @@ Key = tuple[str, str]
 
 TRIMMERS: dict[Kind, Callable[[Object], Object]] = {
     SCHEDULES: lambda schedule: schedule,
-    PVCS: trim.trim_claim,
+    PVCS: trim.trim_pvc,
     PVS: trim.trim_volume,
     SNAPSHOTS: trim.trim_snapshot,
     SNAPSHOT_CONTENTS: trim.trim_content,
@@ -60,7 +60,7 @@ class ScheduleCache:
         self._driver = driver
         self._changed = changed
         self._schedules: dict[str, dict[str, Object]] = defaultdict(dict)
-        self._claims: dict[str, dict[str, Object]] = defaultdict(dict)
+        self._pvcs: dict[str, dict[str, Object]] = defaultdict(dict)
         # By namespace first, then label or UID: a manifest that is copied to another namespace has the same ones.
         self._snapshots: dict[tuple[str, str], dict[str, Object]] = defaultdict(dict)
         self._groups: dict[tuple[str, str], dict[str, Object]] = defaultdict(dict)
@@ -69,10 +69,10 @@ class ScheduleCache:
         self._of_handle: dict[str, set[str]] = defaultdict(set)
         self._reads: dict[str, dict[tuple[Kind, str], str]] = defaultdict(dict)
         self._bound_handles: dict[str, frozenset[str]] = {}
-        self._unready: dict[tuple[Kind, Place], Object] = {}
+        self._unready: dict[tuple[Kind, ObjectKey], Object] = {}
         indexes: dict[Kind, Callable[[Object | None, Object | None], None]] = {
             SCHEDULES: self._schedule,
-            PVCS: self._claim,
+            PVCS: self._pvc,
             PVS: self._volume,
             SNAPSHOTS: self._snapshot,
             SNAPSHOT_CONTENTS: self._content,
@@ -99,23 +99,23 @@ class ScheduleCache:
         """Return a schedule as the informer has it."""
         return self._schedules[key[0]].get(key[1]) if key[0] in self._schedules else None
 
-    def claims(self, spec: Spec) -> list[TargetClaim]:
+    def pvcs(self, spec: Spec) -> list[TargetPvc]:
         """Return the PVCs that match, whether a snapshot of them can be taken or not."""
         return [self._read(obj) for obj in self._matching(spec)]
 
     def bound_handles(self, namespace: str) -> frozenset[str]:
         """Return the handles of the volumes of a namespace's PVCs; those of a terminating PVC too, until it is gone."""
         if namespace not in self._bound_handles:
-            claims = self._claims.get(namespace, {}).values()
-            self._bound_handles[namespace] = frozenset(filter(None, map(self._handle, claims)))
+            pvcs = self._pvcs.get(namespace, {}).values()
+            self._bound_handles[namespace] = frozenset(filter(None, map(self._handle, pvcs)))
         return self._bound_handles[namespace]
 
-    def claims_without_handle(self, namespace: str) -> frozenset[str]:
+    def pvcs_without_handle(self, namespace: str) -> frozenset[str]:
         """Return the PVCs that have no volume, or one that is not known yet: nothing may be concluded from them."""
-        claims = self._claims.get(namespace, {})
-        return frozenset(name for name, obj in claims.items() if not self._handle(obj))
+        pvcs = self._pvcs.get(namespace, {})
+        return frozenset(name for name, obj in pvcs.items() if not self._handle(obj))
 
-    def owned_snapshots(self, spec: Spec, read: Iterable[Place] = ()) -> list[OwnedSnapshot]:
+    def owned_snapshots(self, spec: Spec, read: Iterable[ObjectKey] = ()) -> list[OwnedSnapshot]:
         """Return what the schedule created and still exists. `read`: snapshots in use that the informers may not show yet."""
         in_use, label = self._in_use(spec.namespace, read), (spec.namespace, spec.label)
         owned = [
@@ -125,7 +125,7 @@ class ScheduleCache:
         owned += [self._read_group(obj, spec.name, in_use) for obj in self._groups.get(label, {}).values()]
         return [snapshot for snapshot in owned if snapshot is not None]
 
-    def protected_names(self, spec: Spec, read: Iterable[Place]) -> frozenset[str]:
+    def protected_names(self, spec: Spec, read: Iterable[ObjectKey]) -> frozenset[str]:
         """Return what no rule may delete of it; see `owned_snapshots`."""
         return frozenset(snapshot.name for snapshot in self.owned_snapshots(spec, read) if snapshot.protected)
 
@@ -150,16 +150,16 @@ class ScheduleCache:
         """Return the PVCs that carry the schedule's group label, and its value."""
         key = GROUP + spec.name
         values = {}
-        for name, obj in self._claims.get(spec.namespace, {}).items():
+        for name, obj in self._pvcs.get(spec.namespace, {}).items():
             value = (obj["metadata"].get("labels") or {}).get(key)
             if value is not None:
                 values[name] = value
         return values
 
-    def stale_group_labels(self) -> Iterator[tuple[Place, list[str]]]:
+    def stale_group_labels(self) -> Iterator[tuple[ObjectKey, list[str]]]:
         """Yield PVCs with labels of grouped schedules that no longer exist, and those labels."""
-        for namespace, claims in self._claims.items():
-            for name, obj in claims.items():
+        for namespace, pvcs in self._pvcs.items():
+            for name, obj in pvcs.items():
                 stale = [
                     label
                     for label in obj["metadata"].get("labels") or {}
@@ -168,37 +168,37 @@ class ScheduleCache:
                 if stale:
                     yield (namespace, name), stale
 
-    def in_flight(self) -> dict[Place, str]:
+    def in_flight(self) -> dict[ObjectKey, str]:
         """Return what schedules created and is still in progress: place and node."""
-        in_flight: dict[Place, str] = {}
-        for (kind, place), obj in self._unready.items():
+        in_flight: dict[ObjectKey, str] = {}
+        for (kind, key), obj in self._unready.items():
             name = (obj["metadata"].get("annotations") or {}).get(SCHEDULE, "")
             if kind == SNAPSHOTS:
                 snapshot = read_snapshot(obj, self._content_of(obj), name, frozenset())
             else:
                 snapshot = self._read_group(obj, name, frozenset())
             if snapshot is not None and snapshot.in_progress and not snapshot.deleting:
-                in_flight[place] = snapshot.node
+                in_flight[key] = snapshot.node
         return in_flight
 
     # ---- reading
 
     def _matching(self, spec: Spec) -> Iterator[Object]:
-        claims = self._claims.get(spec.namespace, {})
-        if spec.claim:
-            if spec.claim in claims:
-                yield claims[spec.claim]
+        pvcs = self._pvcs.get(spec.namespace, {})
+        if spec.claim_name:
+            if spec.claim_name in pvcs:
+                yield pvcs[spec.claim_name]
         elif spec.selector is not None:
-            for obj in claims.values():
+            for obj in pvcs.values():
                 if selects(spec.selector, obj["metadata"].get("labels") or {}):
                     yield obj
 
-    def _read(self, claim: Object) -> TargetClaim:
-        name = (claim.get("spec") or {}).get("volumeName") or ""
-        return read_claim(claim, self._informers[PVS].get(name) if name else None, self._driver)
+    def _read(self, pvc: Object) -> TargetPvc:
+        name = (pvc.get("spec") or {}).get("volumeName") or ""
+        return read_pvc(pvc, self._informers[PVS].get(name) if name else None, self._driver)
 
-    def _handle(self, claim: Object) -> str:
-        name = (claim.get("spec") or {}).get("volumeName") or ""
+    def _handle(self, pvc: Object) -> str:
+        name = (pvc.get("spec") or {}).get("volumeName") or ""
         volume = self._informers[PVS].get(name) if name else None
         return ((volume or {}).get("spec") or {}).get("csi", {}).get("volumeHandle") or ""
 
@@ -209,18 +209,16 @@ class ScheduleCache:
     def _read_group(self, group: Object, schedule: str, in_use: frozenset[str]) -> OwnedSnapshot | None:
         name = (group.get("status") or {}).get("boundVolumeGroupSnapshotContentName")
         content = self._informers[GROUP_CONTENTS].get(name) if name else None
-        namespace, uid = _place(group)[0], group["metadata"].get("uid", "")
+        namespace, uid = _key(group)[0], group["metadata"].get("uid", "")
         members = [(obj, source_of(self._content_of(obj))) for obj in self._members.get((namespace, uid), {}).values()]
         return read_group(group, content, members, schedule, in_use)
 
-    def _in_use(self, namespace: str, read: Iterable[Place]) -> frozenset[str]:
+    def _in_use(self, namespace: str, read: Iterable[ObjectKey]) -> frozenset[str]:
         """Return the names of a namespace's snapshots that a restore or a rollback is reading, in any namespace and by any name."""
         reads = {(where, name) for where, names in self._reads.items() for name in names.values()}
-        return frozenset(
-            name for place in reads.union(read) for where, name in self._aliases(*place) if where == namespace
-        )
+        return frozenset(name for key in reads.union(read) for where, name in self._aliases(*key) if where == namespace)
 
-    def _aliases(self, namespace: str, snapshot: str) -> set[Place]:
+    def _aliases(self, namespace: str, snapshot: str) -> set[ObjectKey]:
         """Return all VolumeSnapshots of the same snapshot, in any namespace, this one included."""
         contents = (
             self._informers[SNAPSHOT_CONTENTS].get(name)
@@ -237,19 +235,19 @@ class ScheduleCache:
     # ---- indexes
 
     def _schedule(self, old: Object | None, new: Object | None) -> None:
-        namespace, name = _place(new or old)
+        namespace, name = _key(new or old)
         _index(self._schedules[namespace], name, new)
         if old is None or new is None or _identity(old) != _identity(new):
             self._changed([(namespace, name)])
 
-    def _claim(self, old: Object | None, new: Object | None) -> None:
-        namespace, name = _place(new or old)
-        _index(self._claims[namespace], name, new)
+    def _pvc(self, old: Object | None, new: Object | None) -> None:
+        namespace, name = _key(new or old)
+        _index(self._pvcs[namespace], name, new)
         self._note_consumer(PVCS, namespace, name, new)
         self._changed_in(namespace)
 
     def _rollback(self, old: Object | None, new: Object | None) -> None:
-        namespace, name = _place(new or old)
+        namespace, name = _key(new or old)
         self._note_consumer(ROLLBACKS, namespace, name, new)
         self._changed_in(namespace)
 
@@ -262,7 +260,7 @@ class ScheduleCache:
             self._changed_in(owner["namespace"])
 
     def _snapshot(self, old: Object | None, new: Object | None) -> None:
-        namespace, name = _place(new or old)
+        namespace, name = _key(new or old)
         for obj, value in ((old, None), (new, new)):
             if obj is None:
                 continue
@@ -278,7 +276,7 @@ class ScheduleCache:
         self._notify_schedule_of(new or old, namespace)
 
     def _group(self, old: Object | None, new: Object | None) -> None:
-        namespace, name = _place(new or old)
+        namespace, name = _key(new or old)
         for obj, value in ((old, None), (new, new)):
             if obj is not None and (label := (obj["metadata"].get("labels") or {}).get(SCHEDULE)):
                 _index(self._groups[namespace, label], name, value)
@@ -298,10 +296,10 @@ class ScheduleCache:
         if (snapshot := self._informers[SNAPSHOTS].get(name, namespace)) is not None:
             self._notify_schedule_of(snapshot, namespace)
 
-    def _note_unready(self, kind: Kind, place: Place, new: Object | None) -> None:
+    def _note_unready(self, kind: Kind, key: ObjectKey, new: Object | None) -> None:
         ours = new is not None and SCHEDULE in (new["metadata"].get("labels") or {})
         unready = ours and not ((new or {}).get("status") or {}).get("readyToUse")
-        _index(self._unready, (kind, place), new if unready else None)
+        _index(self._unready, (kind, key), new if unready else None)
 
     def _notify_schedule_of(self, obj: Object | None, namespace: str) -> None:
         meta = (obj or {}).get("metadata") or {}
@@ -321,7 +319,7 @@ class ScheduleCache:
         self._changed([(namespace, name) for name in self._schedules.get(namespace, {})])
 
 
-def count_by_node(in_flight: dict[Place, str]) -> Counter[str]:
+def count_by_node(in_flight: dict[ObjectKey, str]) -> Counter[str]:
     """Return how many are in flight on each node."""
     return Counter(in_flight.values())
 
@@ -341,7 +339,7 @@ def _discard(index: dict[str, set[str]], key: str, name: str) -> None:
         index.pop(key, None)
 
 
-def _place(obj: Object | None) -> Place:
+def _key(obj: Object | None) -> ObjectKey:
     meta = (obj or {})["metadata"]
     return meta.get("namespace", ""), meta["name"]
 
@@ -357,6 +355,6 @@ def _snapshot_handle(content: Object) -> str:
     return str(handle or ((content.get("spec") or {}).get("source") or {}).get("snapshotHandle") or "")
 
 
-def _bound(content: Object) -> Place:
+def _bound(content: Object) -> ObjectKey:
     bound = (content.get("spec") or {}).get("volumeSnapshotRef") or {}
     return bound.get("namespace", ""), bound.get("name", "")

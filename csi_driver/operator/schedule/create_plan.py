@@ -18,7 +18,7 @@ from csi_driver.operator.schedule.naming import (
     group_name,
     snapshot_name,
 )
-from csi_driver.operator.schedule.observed import ObservedSchedule, TargetClaim
+from csi_driver.operator.schedule.observed import ObservedSchedule, TargetPvc
 from csi_driver.operator.schedule.plan import GroupLabel, Plan, SnapshotToCreate
 from csi_driver.operator.schedule.resource import ActiveRun, Spec
 
@@ -28,7 +28,7 @@ MAX_MEMBERS = 64
 
 def plan_creations(observed: ObservedSchedule, run: ActiveRun, plan: Plan) -> None:
     """Add what can be created now for the PVCs that wait, within the limit of each node."""
-    by_name = {claim.name: claim for claim in observed.claims}
+    by_name = {pvc.name: pvc for pvc in observed.pvcs}
     waiting = [by_name[name] for name in run.waiting if name in by_name]
     if observed.spec.grouped:
         _plan_groups(observed, run, waiting, plan)
@@ -36,22 +36,22 @@ def plan_creations(observed: ObservedSchedule, run: ActiveRun, plan: Plan) -> No
         _plan_snapshots(observed, run, waiting, plan)
 
 
-def _plan_snapshots(observed: ObservedSchedule, run: ActiveRun, waiting: Iterable[TargetClaim], plan: Plan) -> None:
+def _plan_snapshots(observed: ObservedSchedule, run: ActiveRun, waiting: Iterable[TargetPvc], plan: Plan) -> None:
     in_flight = Counter(observed.in_flight)
     in_progress = observed.handles_in_progress
-    for claim in waiting:
-        if reason := _blocked_reason(observed, claim, in_progress):
-            plan.block([claim], reason)
-        elif in_flight[claim.node] < observed.in_flight_limit:
-            in_flight[claim.node] += 1
-            plan.creations.append(_snapshot(observed.spec, run, claim))
+    for pvc in waiting:
+        if reason := _blocked_reason(observed, pvc, in_progress):
+            plan.block([pvc], reason)
+        elif in_flight[pvc.node] < observed.in_flight_limit:
+            in_flight[pvc.node] += 1
+            plan.creations.append(_snapshot(observed.spec, run, pvc))
 
 
-def _plan_groups(observed: ObservedSchedule, run: ActiveRun, waiting: Iterable[TargetClaim], plan: Plan) -> None:
+def _plan_groups(observed: ObservedSchedule, run: ActiveRun, waiting: Iterable[TargetPvc], plan: Plan) -> None:
     in_progress = observed.handles_in_progress
-    by_node: dict[str, list[TargetClaim]] = defaultdict(list)
-    for claim in waiting:
-        by_node[claim.node].append(claim)
+    by_node: dict[str, list[TargetPvc]] = defaultdict(list)
+    for pvc in waiting:
+        by_node[pvc.node].append(pvc)
     for node, members in sorted(by_node.items()):
         if len(members) > MAX_MEMBERS:
             plan.block(members, f"{len(members)} PVCs are on node {node}, and a group has at most {MAX_MEMBERS}")
@@ -61,8 +61,8 @@ def _plan_groups(observed: ObservedSchedule, run: ActiveRun, waiting: Iterable[T
             name, reason = min(reasons.items())
             plan.block(members, reason if len(members) == 1 else f"PVC {name} of its group: {reason}")
         elif observed.in_flight.get(node, 0) < observed.in_flight_limit:
-            plan.labels += _member_labels(observed, node, {claim.name for claim in members})
-            plan.creations.append(_group(observed.spec, run, node, sorted(members, key=lambda claim: claim.name)))
+            plan.labels += _member_labels(observed, node, {pvc.name for pvc in members})
+            plan.creations.append(_group(observed.spec, run, node, sorted(members, key=lambda pvc: pvc.name)))
 
 
 def _member_labels(observed: ObservedSchedule, node: str, members: set[str]) -> list[GroupLabel]:
@@ -72,31 +72,31 @@ def _member_labels(observed: ObservedSchedule, node: str, members: set[str]) -> 
     return [*(GroupLabel(name, "") for name in unexpected), *(GroupLabel(name, node) for name in missing)]
 
 
-def _blocked_reason(observed: ObservedSchedule, claim: TargetClaim, in_progress: frozenset[str]) -> str:
-    if claim.handle in in_progress:
+def _blocked_reason(observed: ObservedSchedule, pvc: TargetPvc, in_progress: frozenset[str]) -> str:
+    if pvc.handle in in_progress:
         return "the previous snapshot is still in progress"
-    count, limit = observed.snapshot_counts.get(claim.handle, 0), observed.spec.max_snapshots
+    count, limit = observed.snapshot_counts.get(pvc.handle, 0), observed.spec.max_snapshots
     if count >= limit:
         return f"its volume has {count} snapshots, and maxSnapshotsPerVolume is {limit}: delete some, or let retention keep fewer"
     return ""
 
 
-def _snapshot(spec: Spec, run: ActiveRun, claim: TargetClaim) -> SnapshotToCreate:
-    name = snapshot_name(spec.name, claim.name, run.instant)
-    labels, annotations = {VOLUME: digest(claim.handle)}, {CLAIM: claim.name, VOLUME: claim.handle}
+def _snapshot(spec: Spec, run: ActiveRun, pvc: TargetPvc) -> SnapshotToCreate:
+    name = snapshot_name(spec.name, pvc.name, run.instant)
+    labels, annotations = {VOLUME: digest(pvc.handle)}, {CLAIM: pvc.name, VOLUME: pvc.handle}
     body: dict[str, Any] = {
         "kind": "VolumeSnapshot",
         "metadata": _metadata(spec, run, name, labels, annotations),
-        "spec": {"source": {"persistentVolumeClaimName": claim.name}},
+        "spec": {"source": {"persistentVolumeClaimName": pvc.name}},
     }
     if spec.snapshot_class:
         body["spec"]["volumeSnapshotClassName"] = spec.snapshot_class
-    return SnapshotToCreate("snapshot", name, claim.node, (claim.name,), (claim.handle,), body)
+    return SnapshotToCreate("snapshot", name, pvc.node, (pvc.name,), (pvc.handle,), body)
 
 
-def _group(spec: Spec, run: ActiveRun, node: str, members: Sequence[TargetClaim]) -> SnapshotToCreate:
+def _group(spec: Spec, run: ActiveRun, node: str, members: Sequence[TargetPvc]) -> SnapshotToCreate:
     name = group_name(spec.name, node, run.instant)
-    handles = {claim.name: claim.handle for claim in members}
+    handles = {pvc.name: pvc.handle for pvc in members}
     body: dict[str, Any] = {
         "kind": "VolumeGroupSnapshot",
         "metadata": _metadata(spec, run, name, {}, {NODE: node, MEMBERS: json.dumps(handles, sort_keys=True)}),

@@ -76,7 +76,7 @@ class PlanExecutor:
                 except (ApiRejected, NotFound) as error:
                     rejected.append(creation)
                     self._expected.drop(spec.namespace, creation)
-                    await self._warn(schedule, "CreateFailed", f"{', '.join(creation.claims[:5])}: {error}")
+                    await self._warn(schedule, "CreateFailed", f"{', '.join(creation.pvcs[:5])}: {error}")
                 pending.pop(0)
         finally:
             for creation in pending:
@@ -96,10 +96,10 @@ class PlanExecutor:
         body = {"metadata": {"resourceVersion": meta["resourceVersion"]}, "status": patch}
         return await self._api.patch(SCHEDULES, meta["name"], body, meta["namespace"], "status")
 
-    async def remove_labels(self, namespace: str, claim: str, labels: Sequence[str]) -> None:
+    async def remove_labels(self, namespace: str, pvc: str, labels: Sequence[str]) -> None:
         """Remove labels from a PVC."""
         try:
-            await self._api.patch(PVCS, claim, {"metadata": {"labels": dict.fromkeys(labels)}}, namespace)
+            await self._api.patch(PVCS, pvc, {"metadata": {"labels": dict.fromkeys(labels)}}, namespace)
         except NotFound:
             return
 
@@ -113,16 +113,16 @@ class PlanExecutor:
             except ApiRejected as error:
                 # Which group a label that stays belongs to is not known here: no group is created then.
                 nodes |= {label.node} if label.node else {group.node for group in groups}
-                await self._warn(schedule, "LabelFailed", f"{label.claim}: {error}")
+                await self._warn(schedule, "LabelFailed", f"{label.pvc}: {error}")
         return [group for group in groups if group.node in nodes]
 
     async def _label(self, spec: Spec, label: GroupLabel) -> None:
         if not label.node:
-            await self.remove_labels(spec.namespace, label.claim, [GROUP + spec.name])
+            await self.remove_labels(spec.namespace, label.pvc, [GROUP + spec.name])
             return
         try:
             await self._api.patch(
-                PVCS, label.claim, {"metadata": {"labels": {GROUP + spec.name: label.node}}}, spec.namespace
+                PVCS, label.pvc, {"metadata": {"labels": {GROUP + spec.name: label.node}}}, spec.namespace
             )
         except NotFound:
             return  # the PVC is gone: the group is created without it
@@ -155,5 +155,5 @@ def still_waiting(status: Mapping[str, Any], rejected: Sequence[SnapshotToCreate
         return status
     run = status["run"]
     names = {creation.name for creation in rejected}
-    waiting = [*run["waiting"], *(claim for creation in rejected for claim in creation.claims)]
+    waiting = [*run["waiting"], *(pvc for creation in rejected for pvc in creation.pvcs)]
     return {**status, "run": run_with(run, waiting, [name for name in run["creating"] if name not in names])}

@@ -19,11 +19,11 @@ from csi_driver.operator.schedule.naming import (
     schedule_label,
     snapshot_name,
 )
-from csi_driver.operator.schedule.observed import OwnedSnapshot, TargetClaim
+from csi_driver.operator.schedule.observed import OwnedSnapshot, TargetPvc
 
 Object = Mapping[str, Any]
 
-Place = tuple[str, str]
+ObjectKey = tuple[str, str]
 """Namespace and name of an object."""
 
 KINDS: Mapping[str, Kind] = {"snapshot": SNAPSHOTS, "group": GROUP_SNAPSHOTS}
@@ -38,15 +38,15 @@ FINAL_PHASES = ("Completed", "Failed")
 """Phases of a VolumeRollback that no longer reads its snapshot."""
 
 
-def read_claim(claim: Object, volume: Object | None, driver: str) -> TargetClaim:
+def read_pvc(pvc: Object, volume: Object | None, driver: str) -> TargetPvc:
     """Read a PVC. `volume` is the PersistentVolume that it names, or None if there is none."""
-    meta = claim["metadata"]
+    meta = pvc["metadata"]
     name, created = meta["name"], parse_timestamp(meta.get("creationTimestamp")) or 0
     csi = ((volume or {}).get("spec") or {}).get("csi") or {}
     owner = ((volume or {}).get("spec") or {}).get("claimRef") or {}
     if meta.get("deletionTimestamp"):
         refusal = "it is being deleted"
-    elif (claim.get("status") or {}).get("phase") != "Bound":
+    elif (pvc.get("status") or {}).get("phase") != "Bound":
         refusal = "it is not bound"
     elif volume is None or owner.get("uid") != meta.get("uid"):
         refusal = "its PersistentVolume does not exist or belongs to another PVC"
@@ -54,8 +54,8 @@ def read_claim(claim: Object, volume: Object | None, driver: str) -> TargetClaim
         refusal = f"its driver is {csi.get('driver') or 'none'}, not {driver}"
     else:
         handle = csi.get("volumeHandle", "")
-        return TargetClaim(name, created, handle, owner_of(handle))
-    return TargetClaim(name, created, refusal=refusal)
+        return TargetPvc(name, created, handle, owner_of(handle))
+    return TargetPvc(name, created, refusal=refusal)
 
 
 def owner_of(handle: str) -> str:
@@ -75,8 +75,8 @@ def read_snapshot(
     """Read a VolumeSnapshot; None if the schedule did not create it. Labels are easily copied, so the name must match, too."""
     meta = snapshot["metadata"]
     annotations = meta.get("annotations") or {}
-    instant, claim = parse_timestamp(annotations.get(SCHEDULED_FOR)), annotations.get(CLAIM, "")
-    if not _is_of(meta, schedule) or instant is None or meta["name"] != snapshot_name(schedule, claim, instant):
+    instant, pvc = parse_timestamp(annotations.get(SCHEDULED_FOR)), annotations.get(CLAIM, "")
+    if not _is_of(meta, schedule) or instant is None or meta["name"] != snapshot_name(schedule, pvc, instant):
         return None
     status = snapshot.get("status") or {}
     state = _state(status, _annotated(content, SNAPSHOT_IN_CREATION))
@@ -85,7 +85,7 @@ def read_snapshot(
     intended = "" if state == "ready" and content is None else annotations.get(VOLUME, "")
     handle = source_of(content) or intended
     protected = KEEP in (meta.get("labels") or {}) or meta["name"] in in_use
-    return _owned("snapshot", meta, instant, ((claim, handle),), owner_of(handle), state, status, protected)
+    return _owned("snapshot", meta, instant, ((pvc, handle),), owner_of(handle), state, status, protected)
 
 
 def read_group(
@@ -109,7 +109,7 @@ def read_group(
     snapshots = list(members)
     volumes = tuple(sorted(_intended(annotations.get(MEMBERS, "")).items()))
     if state == "ready" and snapshots:
-        volumes = tuple(sorted((_claim_of(snapshot), handle) for snapshot, handle in snapshots if handle))
+        volumes = tuple(sorted((_pvc_of(snapshot), handle) for snapshot, handle in snapshots if handle))
     protected = KEEP in (meta.get("labels") or {}) or any(
         KEEP in (snapshot["metadata"].get("labels") or {}) or snapshot["metadata"]["name"] in in_use
         for snapshot, _ in snapshots
@@ -117,11 +117,11 @@ def read_group(
     return _owned("group", meta, instant, volumes, node, state, status, protected)
 
 
-def restore_source(claim: Object) -> str | None:
+def restore_source(pvc: Object) -> str | None:
     """Return the snapshot that a PVC which is not bound yet is restored from."""
-    if (claim.get("status") or {}).get("phase") == "Bound":
+    if (pvc.get("status") or {}).get("phase") == "Bound":
         return None
-    spec = claim.get("spec") or {}
+    spec = pvc.get("spec") or {}
     for source in (spec.get("dataSourceRef"), spec.get("dataSource")):
         if source and source.get("kind") == "VolumeSnapshot":
             return str(source.get("name", ""))
@@ -183,7 +183,7 @@ def _annotated(content: Object | None, key: str) -> bool:
     return key in (((content or {}).get("metadata") or {}).get("annotations") or {})
 
 
-def _claim_of(snapshot: Object) -> str:
+def _pvc_of(snapshot: Object) -> str:
     return str(((snapshot.get("spec") or {}).get("source") or {}).get("persistentVolumeClaimName") or "")
 
 
@@ -192,4 +192,4 @@ def _intended(text: str) -> dict[str, str]:
         members = json.loads(text or "{}")
     except ValueError:
         return {}
-    return {str(claim): str(handle) for claim, handle in members.items()} if isinstance(members, dict) else {}
+    return {str(pvc): str(handle) for pvc, handle in members.items()} if isinstance(members, dict) else {}

@@ -9,7 +9,7 @@ from csi_driver.operator.schedule.resource import Spec
 
 
 @dataclass(frozen=True, slots=True)
-class TargetClaim:
+class TargetPvc:
     """A PVC that the schedule selects. `refusal` says why no snapshot of it can be taken; then it has no handle."""
 
     name: str
@@ -42,11 +42,11 @@ class ObservedSchedule:
     schedule: Mapping[str, Any]
     """The API's document."""
     spec: Spec
-    claims: Sequence[TargetClaim] = ()
+    pvcs: Sequence[TargetPvc] = ()
     owned: Sequence[OwnedSnapshot] = ()
     bound_handles: frozenset[str] = frozenset()
     """Of all volumes that a PVC of the namespace has."""
-    claims_without_handle: frozenset[str] = frozenset()
+    pvcs_without_handle: frozenset[str] = frozenset()
     """PVCs of the namespace whose volume is not known."""
     snapshot_counts: Mapping[str, int] = field(default_factory=dict)
     """Snapshots of each volume, whoever created them."""

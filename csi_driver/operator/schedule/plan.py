@@ -4,18 +4,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from csi_driver.operator.schedule.observed import TargetClaim
+from csi_driver.operator.schedule.observed import TargetPvc
 from csi_driver.operator.schedule.resource import StatusState
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotToCreate:
-    """An object to create, of the volumes `handles` of the PVCs `claims`."""
+    """An object to create, of the volumes `handles` of the PVCs `pvcs`."""
 
     kind: Literal["snapshot", "group"]
     name: str
     node: str
-    claims: tuple[str, ...]
+    pvcs: tuple[str, ...]
     handles: tuple[str, ...]
     body: Mapping[str, Any]
 
@@ -24,7 +24,7 @@ class SnapshotToCreate:
 class GroupLabel:
     """The label of a grouped schedule on a PVC: `node`, or to be removed if that is empty."""
 
-    claim: str
+    pvc: str
     node: str
 
 
@@ -45,9 +45,9 @@ class SnapshotToDelete:
     name: str
     uid: str
     version: str
-    reason: Literal["retention", "failed", "claim"]
+    reason: Literal["retention", "failed", "pvc"]
     volumes: Sequence[tuple[str, str]] = ()
-    """PVCs and handles: those that must be gone if `reason` is claim."""
+    """PVCs and handles: those that must be gone if `reason` is pvc."""
     retained: frozenset[RetainedSnapshot] = frozenset()
     """The youngest ready ones of its volumes, if `reason` is retention."""
 
@@ -80,6 +80,6 @@ class Plan:
     overdue_since: int | None = None
     """When the first run was to start that has not succeeded yet."""
 
-    def block(self, claims: Iterable[TargetClaim], reason: str) -> None:
+    def block(self, pvcs: Iterable[TargetPvc], reason: str) -> None:
         """Give the same reason for several PVCs."""
-        self.blocked.update((claim.name, reason) for claim in claims)
+        self.blocked.update((pvc.name, reason) for pvc in pvcs)

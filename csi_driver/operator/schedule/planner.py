@@ -93,11 +93,11 @@ def _overdue_since(observed: ObservedSchedule, state: StatusState, now: int) -> 
     return following.start_time if following is not None and following.start_time <= now else None
 
 
-def _incomplete(claims: tuple[str, ...]) -> Event:
+def _incomplete(pvcs: tuple[str, ...]) -> Event:
     """Return the event for PVCs that a run did not reach before the next time."""
-    names = ", ".join(claims[:10])
+    names = ", ".join(pvcs[:10])
     return Event(
-        "Warning", "RunIncomplete", f"the next run is due, and no snapshot was taken of {len(claims)} PVCs: {names}"
+        "Warning", "RunIncomplete", f"the next run is due, and no snapshot was taken of {len(pvcs)} PVCs: {names}"
     )
 
 
@@ -108,9 +108,9 @@ def _new_run(observed: ObservedSchedule, due: ScheduledTime) -> ActiveRun:
     for snapshot in observed.owned:
         for _, handle in snapshot.volumes:
             newest[handle] = max(newest.get(handle, 0), snapshot.instant)
-    waiting = [c for c in observed.claims if not c.refusal and c.created <= due.start_time and c.name not in done]
-    waiting.sort(key=lambda claim: (newest.get(claim.handle, 0), claim.name))
-    return ActiveRun(due.nominal, tuple(claim.name for claim in waiting))
+    waiting = [c for c in observed.pvcs if not c.refusal and c.created <= due.start_time and c.name not in done]
+    waiting.sort(key=lambda pvc: (newest.get(pvc.handle, 0), pvc.name))
+    return ActiveRun(due.nominal, tuple(pvc.name for pvc in waiting))
 
 
 def _missed(due: ScheduledTime) -> Event:
@@ -137,7 +137,7 @@ def _continue_run(observed: ObservedSchedule, result: Plan, now: int) -> None:
         result.events.append(_incomplete(run.waiting))
         run = replace(run, waiting=(), incomplete=True)
     plan_creations(observed, run, result)
-    started = {claim for creation in result.creations for claim in creation.claims}
+    started = {pvc for creation in result.creations for pvc in creation.pvcs}
     run = replace(
         run,
         waiting=tuple(name for name in run.waiting if name not in started),
@@ -154,8 +154,8 @@ def _continue_run(observed: ObservedSchedule, result: Plan, now: int) -> None:
 def _progress(run: ActiveRun, observed: ObservedSchedule) -> ActiveRun:
     """Return what is left of a run: no PVC waits whose snapshot exists, and no ready snapshot is being created."""
     of_run = [snapshot for snapshot in observed.owned if snapshot.instant == run.instant]
-    done = {claim for snapshot in of_run for claim, _ in snapshot.volumes}
-    eligible = {claim.name for claim in observed.claims if not claim.refusal}
+    done = {pvc for snapshot in of_run for pvc, _ in snapshot.volumes}
+    eligible = {pvc.name for pvc in observed.pvcs if not pvc.refusal}
     existing = {snapshot.name: snapshot for snapshot in of_run if not snapshot.deleting}
     creating = {name for name in run.creating if name in observed.expected_names and name not in existing}
     creating |= {snapshot.name for snapshot in existing.values() if not snapshot.ready}
@@ -183,8 +183,8 @@ def _deletions(observed: ObservedSchedule) -> list[SnapshotToDelete]:
     deletions: dict[str, SnapshotToDelete] = {}
     if observed.spec.delete_with_claim:
         for snapshot in existing:
-            if _claims_are_gone(snapshot, observed) and not snapshot.protected and not snapshot.in_progress:
-                deletions[snapshot.name] = _delete(snapshot, "claim")
+            if _pvcs_are_gone(snapshot, observed) and not snapshot.protected and not snapshot.in_progress:
+                deletions[snapshot.name] = _delete(snapshot, "pvc")
     for snapshot in failures_to_remove(existing):
         deletions.setdefault(snapshot.name, _delete(snapshot, "failed"))
     youngest = youngest_ready(existing)
@@ -194,15 +194,15 @@ def _deletions(observed: ObservedSchedule) -> list[SnapshotToDelete]:
     return list(deletions.values())
 
 
-def _claims_are_gone(snapshot: OwnedSnapshot, observed: ObservedSchedule) -> bool:
+def _pvcs_are_gone(snapshot: OwnedSnapshot, observed: ObservedSchedule) -> bool:
     return bool(snapshot.volumes) and all(
-        handle and handle not in observed.bound_handles and claim not in observed.claims_without_handle
-        for claim, handle in snapshot.volumes
+        handle and handle not in observed.bound_handles and pvc not in observed.pvcs_without_handle
+        for pvc, handle in snapshot.volumes
     )
 
 
 def _delete(
-    snapshot: OwnedSnapshot, reason: Literal["retention", "failed", "claim"], retained: Iterable[OwnedSnapshot] = ()
+    snapshot: OwnedSnapshot, reason: Literal["retention", "failed", "pvc"], retained: Iterable[OwnedSnapshot] = ()
 ) -> SnapshotToDelete:
     return SnapshotToDelete(
         snapshot.kind,

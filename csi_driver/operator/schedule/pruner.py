@@ -10,7 +10,7 @@ from csi_driver.kube.events import Events
 from csi_driver.kube.resources import PVCS, PVS, SCHEDULES, SNAPSHOTS
 from csi_driver.operator.schedule.metrics import ScheduleMetrics
 from csi_driver.operator.schedule.naming import KEEP
-from csi_driver.operator.schedule.objects import CONSUMERS, KINDS, Place
+from csi_driver.operator.schedule.objects import CONSUMERS, KINDS, ObjectKey
 from csi_driver.operator.schedule.plan import SnapshotToDelete
 from csi_driver.operator.schedule.resource import Spec
 
@@ -27,7 +27,7 @@ class CacheView(Protocol):
         """Return the namespaces from which some of these may be read."""
         ...
 
-    def protected_names(self, spec: Spec, read: Collection[Place]) -> Collection[str]:
+    def protected_names(self, spec: Spec, read: Collection[ObjectKey]) -> Collection[str]:
         """Return what must not be deleted while the snapshots at these places are being read."""
         ...
 
@@ -97,7 +97,7 @@ class SnapshotPruner:
     async def _delete(self, spec: Spec, deletion: SnapshotToDelete) -> bool:
         if deletion.kind == "group" and await self._any_member_kept(spec, deletion):
             return False
-        if deletion.reason == "claim" and await self._any_claim_exists(spec, deletion):
+        if deletion.reason == "pvc" and await self._any_pvc_exists(spec, deletion):
             return False
         try:
             existed = await self._api.delete(
@@ -118,12 +118,12 @@ class SnapshotPruner:
             for owner in snapshot["metadata"].get("ownerReferences") or []
         )
 
-    async def _any_claim_exists(self, spec: Spec, deletion: SnapshotToDelete) -> bool:
+    async def _any_pvc_exists(self, spec: Spec, deletion: SnapshotToDelete) -> bool:
         """Ask the API whether a PVC is gone: a cache that lags must not cost a volume all its snapshots."""
         for name, handle in deletion.volumes:
-            claim = await self._api.get(PVCS, name, spec.namespace)
-            volume_name = ((claim or {}).get("spec") or {}).get("volumeName") or ""
-            if claim is None:
+            pvc = await self._api.get(PVCS, name, spec.namespace)
+            volume_name = ((pvc or {}).get("spec") or {}).get("volumeName") or ""
+            if pvc is None:
                 continue
             if not volume_name:
                 return True  # its volume is not known yet: perhaps this one again

@@ -110,17 +110,17 @@ class ScheduleReconciler:
 
     def _observe(self, spec: Spec, schedule: Object) -> ObservedSchedule:
         view, unseen = self.view, self._expected.unseen(self._informers)
-        pvcs, owned = view.claims(spec), view.owned_snapshots(spec)
+        pvcs, owned = view.pvcs(spec), view.owned_snapshots(spec)
         self._count_failures((spec.namespace, spec.name), owned)
         in_flight = view.in_flight() | {key: snapshot.node for key, snapshot in unseen.items()}
         expected = [snapshot for (namespace, _), snapshot in unseen.items() if namespace == spec.namespace]
         return ObservedSchedule(
             schedule=schedule,
             spec=spec,
-            claims=pvcs,
+            pvcs=pvcs,
             owned=owned,
             bound_handles=view.bound_handles(spec.namespace),
-            claims_without_handle=view.claims_without_handle(spec.namespace) if spec.delete_with_claim else frozenset(),
+            pvcs_without_handle=view.pvcs_without_handle(spec.namespace) if spec.delete_with_claim else frozenset(),
             snapshot_counts={pvc.handle: view.snapshot_count(pvc.handle) for pvc in pvcs if pvc.handle},
             labelled=view.labelled(spec),
             expected_names=frozenset(snapshot.name for snapshot in expected),

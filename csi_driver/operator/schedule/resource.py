@@ -63,7 +63,7 @@ class Spec:
     times_text: str
     retention: RetentionPolicy
     selector: Mapping[str, Any] | None = None
-    claim: str = ""
+    claim_name: str = ""
     snapshot_class: str = ""
     grouped: bool = False
     group_class: str = ""
@@ -169,7 +169,7 @@ def parse_spec(schedule: Mapping[str, Any], least_period: int = LEAST_PERIOD) ->
             zone=zone,
         ),
         selector=spec.get("selector"),
-        claim=spec.get("claimName") or "",
+        claim_name=spec.get("claimName") or "",
         snapshot_class=spec.get("volumeSnapshotClassName") or "",
         grouped=bool(spec.get("grouped")),
         group_class=spec.get("volumeGroupSnapshotClassName") or "",

@@ -6,7 +6,7 @@ from typing import Any
 
 from csi_driver.domain.timestamps import format_timestamp
 from csi_driver.operator.schedule.naming import SCHEDULE
-from csi_driver.operator.schedule.observed import ObservedSchedule, TargetClaim
+from csi_driver.operator.schedule.observed import ObservedSchedule, TargetPvc
 from csi_driver.operator.schedule.plan import Plan
 from csi_driver.operator.schedule.resource import ActiveRun
 
@@ -64,8 +64,8 @@ def build_status(observed: ObservedSchedule, plan: Plan, now: int) -> dict[str, 
         "snapshots": ready.total(),
         "orphanedSnapshots": sum(count for handle, count in ready.items() if handle not in observed.bound_handles),
         "claims": [
-            _claim(claim, plan, ready[claim.handle], failed[claim.handle])
-            for claim in sorted(observed.claims, key=lambda claim: claim.name)
+            _pvc(pvc, plan, ready[pvc.handle], failed[pvc.handle])
+            for pvc in sorted(observed.pvcs, key=lambda pvc: pvc.name)
         ],
         "run": _run(state.run),
         "conditions": _conditions(
@@ -121,14 +121,14 @@ def _ready(observed: ObservedSchedule) -> _Verdict:
 
 
 def _selected(observed: ObservedSchedule, plan: Plan) -> _Verdict:
-    if not observed.claims:
+    if not observed.pvcs:
         return "False", "NoClaims", "no PVC of this namespace matches"
-    refused = [f"{claim.name} ({claim.refusal})" for claim in observed.claims if claim.refusal]
+    refused = [f"{pvc.name} ({pvc.refusal})" for pvc in observed.pvcs if pvc.refusal]
     if refused:
         return "False", "ClaimsSkipped", _list(refused)
     if plan.blocked:
         return "False", "ClaimsBlocked", _list([f"{name} ({reason})" for name, reason in sorted(plan.blocked.items())])
-    return "True", "AllClaims", f"all {len(observed.claims)} PVCs that match"
+    return "True", "AllClaims", f"all {len(observed.pvcs)} PVCs that match"
 
 
 def _complete(observed: ObservedSchedule, plan: Plan) -> _Verdict:
@@ -171,9 +171,9 @@ def _conditions(schedule: Mapping[str, Any], verdicts: Mapping[str, _Verdict], n
     return conditions
 
 
-def _claim(claim: TargetClaim, plan: Plan, ready: int, failed: int) -> dict[str, Any]:
-    entry: dict[str, Any] = {"name": claim.name, "kept": ready, "failed": failed}
-    reason = claim.refusal or plan.blocked.get(claim.name, "")
+def _pvc(pvc: TargetPvc, plan: Plan, ready: int, failed: int) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": pvc.name, "kept": ready, "failed": failed}
+    reason = pvc.refusal or plan.blocked.get(pvc.name, "")
     return entry | ({"skipped": reason} if reason else {})
 
 

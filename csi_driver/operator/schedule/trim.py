@@ -12,12 +12,12 @@ _IDENTITY = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp",
 _OURS = (SCHEDULE, SCHEDULED_FOR, CLAIM, VOLUME, NODE, MEMBERS)
 
 
-def trim_claim(claim: Object) -> Object:
+def trim_pvc(pvc: Object) -> Object:
     """Keep of a PersistentVolumeClaim: identity, volume, and what it is restored from."""
     return {
-        "metadata": _some(claim["metadata"], _IDENTITY),
-        "spec": _some(claim.get("spec"), ("volumeName", "dataSource", "dataSourceRef")),
-        "status": _some(claim.get("status"), ("phase",)),
+        "metadata": _some(pvc["metadata"], _IDENTITY),
+        "spec": _some(pvc.get("spec"), ("volumeName", "dataSource", "dataSourceRef")),
+        "status": _some(pvc.get("status"), ("phase",)),
     }
 
 
