@@ -64,6 +64,22 @@ class Lineage:
                     # Deleted while the others were looked at: it is no part of the tree any more.
         return _parents_first([_refreshed(node) for node in nodes])
 
+    async def describe(self, volume_id: str) -> tuple[Node, list[Snapshot]]:
+        """One volume and its own snapshots, all as of one moment. No other volume is looked at.
+
+        Raises NotFound, Unavailable, and Busy if the volume was deleted and made again meanwhile.
+        """
+        pool, volume = self._pools.volume(volume_id)
+        try:
+            node = await self._node(pool, volume, with_usage=False)
+        except DriverError:
+            self._pools.volume(volume_id)  # NotFound if the volume was deleted meanwhile
+            raise
+        pool, current = self._pools.volume(volume_id)
+        if current.uid != volume.uid:
+            raise Busy(f"{volume_id} was deleted and made again during this call: try again")
+        return replace(node, item=current), pool.snapshots_of(current.uid)
+
     def pools(self) -> list[tuple[Pool, CapacityReport]]:
         """Every pool with its sums."""
         return [(pool, pool.account()) for pool in self._pools.all_serving()]

@@ -110,6 +110,8 @@ class AgentOnTls:
         ]
         self.port = 0
         self.connection_seconds = CONNECTION_SECONDS
+        self.earlier: list[grpc.aio.ServerInterceptor] = []
+        """What makes it an agent of an earlier version."""
 
     async def start(self) -> None:
         self.server = SecureServer(
@@ -117,7 +119,7 @@ class AgentOnTls:
             self.identity,
             tls.CONTROLLER,
             self.servicers,
-            [self.calls],
+            [*self.earlier, self.calls],
             self.connection_seconds,
         )
         await self.server.start()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import grpc
 import pytest
-from cluster_rig import Cluster
+from cluster_rig import AgentOnTls, Cluster
 from rpc_rig import create_volume, from_snapshot, places
 
 from csi_driver._pb import csi_pb2 as C
@@ -115,3 +118,56 @@ async def test_a_disk_is_gone_with_a_forgotten_node_unless_the_cluster_knows_it_
     del cluster.discovery.places["n-1"]
     with pytest.raises(NotFound, match="lost with node n-1, which was forgotten"):
         await disks.look(made)
+
+
+class WithoutDescribeVolume(grpc.aio.ServerInterceptor):
+    """Makes a server one of 4414c43, which does not have the call: gRPC itself answers for it."""
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        if handler_call_details.method.endswith("/DescribeVolume"):
+            return None
+        return await continuation(handler_call_details)
+
+
+async def replace_by_earlier_version(agent: AgentOnTls) -> None:
+    await agent.server.stop(0)
+    agent.earlier = [WithoutDescribeVolume()]
+    await agent.start()
+
+
+async def test_an_agent_of_the_version_before_is_asked_for_the_tree(cluster: Cluster, disks: AgentDisks) -> None:
+    made = await volume(cluster)
+    target = await snapshot(cluster, made)
+    clone = await volume(cluster, "clone", volume_content_source=from_snapshot(target))
+    await snapshot(cluster, clone, "of-clone")
+    await disks.hold(made, "me")
+    await disks.roll_back(Wanted(made, target, "r", "me"))
+    now = await disks.look(made)
+    agent = cluster.agents["n-1"]
+    assert (agent.asked("DescribeVolume"), agent.asked("GetTree")) == (1, 0)
+    await replace_by_earlier_version(agent)
+    assert await disks.look(made) == now
+    assert (agent.asked("DescribeVolume"), agent.asked("GetTree")) == (1, 1)
+    with pytest.raises(NotFound, match="0000"):
+        await disks.look(made[:-4] + "0000")
+
+
+async def test_only_the_users_of_the_one_volume_are_asked_for(
+    cluster: Cluster, disks: AgentDisks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await volume(cluster)
+    parent = made
+    for number in range(3):
+        cut = await snapshot(cluster, parent, f"s-{number}")
+        parent = await volume(cluster, f"clone-{number}", volume_content_source=from_snapshot(cut))
+    access = cluster.agents["n-1"].backend.access
+    asked: list[str] = []
+
+    async def use(item: Any) -> Any:
+        asked.append(str(item.id))
+        return await original(item)
+
+    original = access.use
+    monkeypatch.setattr(access, "use", use)
+    await disks.look(made)
+    assert asked == [made]

@@ -71,6 +71,9 @@ async def test_every_call_reaches_the_owner(cluster: Cluster) -> None:
         await cluster.tidemark.Release(T.ReleaseRequest(volume_id=made, holder="h"))
         tree = await cluster.tidemark.GetTree(T.GetTreeRequest(volume_id=made))
         assert {node.id for node in tree.nodes} >= {made, cut}
+        described = await cluster.tidemark.DescribeVolume(T.DescribeVolumeRequest(volume_id=made))
+        assert described.volume == next(node for node in tree.nodes if node.id == made)
+        assert cut in {one.id for one in described.snapshots}
         gone = C.DeleteVolumeGroupSnapshotRequest(group_snapshot_id=grouped.group_snapshot_id)
         await cluster.groups.DeleteVolumeGroupSnapshot(gone)
         await to.DeleteSnapshot(C.DeleteSnapshotRequest(snapshot_id=cut))

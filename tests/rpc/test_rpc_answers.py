@@ -370,6 +370,7 @@ async def test_ids_that_are_none_are_unknown(rig: Rig, text: str) -> None:
         rig.tidemark.Hold(T.HoldRequest(volume_id=text, holder="h")),
         rig.tidemark.Rollback(T.RollbackRequest(volume_id=text, snapshot_id=text, name="n")),
         rig.tidemark.GetTree(T.GetTreeRequest(volume_id=text)),
+        rig.tidemark.DescribeVolume(T.DescribeVolumeRequest(volume_id=text)),
     ]
     for call in not_found:
         await refused(call, CODE.NOT_FOUND, "does not exist")

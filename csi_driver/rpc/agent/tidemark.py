@@ -59,6 +59,16 @@ class Tidemark(tidemark_pb2_grpc.TidemarkServicer):
         nodes = await self._trees.tree(request.pool, request.volume_id, request.with_usage)
         return tidemark_pb2.GetTreeResponse(nodes=[self._node(node) for node in nodes])
 
+    async def DescribeVolume(
+        self, request: tidemark_pb2.DescribeVolumeRequest, _context: _Context
+    ) -> tidemark_pb2.DescribeVolumeResponse:
+        """One volume with its snapshots."""
+        node, snapshots = await self._trees.describe(required(request.volume_id, "volume_id"))
+        response = tidemark_pb2.DescribeVolumeResponse(volume=self._node(node))
+        for snapshot in snapshots:
+            response.snapshots.add(id=str(snapshot.id), created=convert.timestamp(snapshot.created))
+        return response
+
     async def ListPools(
         self, _request: tidemark_pb2.ListPoolsRequest, _context: _Context
     ) -> tidemark_pb2.ListPoolsResponse:

@@ -5,7 +5,7 @@ from typing import Any
 import grpc
 
 from csi_driver._pb import tidemark_pb2
-from csi_driver.domain.errors import Damaged, NotFound, Unavailable
+from csi_driver.domain.errors import Damaged, NotFound, OtherVersion, Unavailable
 from csi_driver.domain.routing import known_owner
 from csi_driver.rpc.clients.agent_channels import AgentChannels
 from csi_driver.rpc.errors import from_status
@@ -28,23 +28,14 @@ class AgentDisks:
         """See Disks. A disk on a node that a person has given up is gone with it, as for the deletes of the router; but not
         while the cluster knows the node, or an agent there: what became of the disk can be asked again.
         """
-        request = tidemark_pb2.GetTreeRequest(volume_id=volume_id)
         try:
-            tree = await self._call("GetTree", volume_id, request, tidemark_pb2.GetTreeResponse, QUICK_SECONDS)
+            volume, own = await self._describe(volume_id)
         except Unavailable as error:
             owner = known_owner(volume_id, "volume")
             discovery = self._agents.discovery
             if not discovery.forgotten(owner) or discovery.place(owner) is not None:
                 raise
             raise NotFound(f"{volume_id} was lost with node {owner}, which was forgotten") from error
-        volume = next((node for node in tree.nodes if node.id == volume_id and node.kind == node.VOLUME), None)
-        if volume is None:
-            raise Damaged(f"the agent's answer about {volume_id} leaves that disk out: report this")
-        own = {
-            node.id: node.created.ToNanoseconds()
-            for node in tree.nodes
-            if node.kind == node.SNAPSHOT and node.parent_uid == volume.uid
-        }
         return Disk(
             id=volume.id,
             uid=volume.uid,
@@ -55,6 +46,29 @@ class AgentDisks:
                 Back(r.name, r.snapshot_id, r.at.ToNanoseconds(), r.safety_snapshot_id) for r in volume.rollbacks
             ),
         )
+
+    async def _describe(self, volume_id: str) -> tuple[tidemark_pb2.TreeNode, dict[str, int]]:
+        """A volume, and when each of its own snapshots was taken, by id."""
+        try:
+            request = tidemark_pb2.DescribeVolumeRequest(volume_id=volume_id)
+            kind = tidemark_pb2.DescribeVolumeResponse
+            response = await self._call("DescribeVolume", volume_id, request, kind, QUICK_SECONDS)
+        except OtherVersion:
+            return await self._describe_by_tree(volume_id)
+        return response.volume, {one.id: one.created.ToNanoseconds() for one in response.snapshots}
+
+    async def _describe_by_tree(self, volume_id: str) -> tuple[tidemark_pb2.TreeNode, dict[str, int]]:
+        """The same from an agent of 4414c43, which has no DescribeVolume."""
+        request = tidemark_pb2.GetTreeRequest(volume_id=volume_id)
+        tree = await self._call("GetTree", volume_id, request, tidemark_pb2.GetTreeResponse, QUICK_SECONDS)
+        volume = next((node for node in tree.nodes if node.id == volume_id and node.kind == node.VOLUME), None)
+        if volume is None:
+            raise Damaged(f"the agent's answer about {volume_id} leaves that disk out: report this")
+        return volume, {
+            node.id: node.created.ToNanoseconds()
+            for node in tree.nodes
+            if node.kind == node.SNAPSHOT and node.parent_uid == volume.uid
+        }
 
     async def hold(self, volume_id: str, holder: str) -> None:
         """See Disks."""

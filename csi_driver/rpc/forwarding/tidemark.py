@@ -52,6 +52,14 @@ class RoutedTidemark(Forwarder, tidemark_pb2_grpc.TidemarkServicer):
             raise missing[0]
         return answer
 
+    async def DescribeVolume(
+        self, request: tidemark_pb2.DescribeVolumeRequest, context: _Context
+    ) -> tidemark_pb2.DescribeVolumeResponse:
+        """By id."""
+        owner = known_owner(required(request.volume_id, "volume_id"), "volume")
+        kind = tidemark_pb2.DescribeVolumeResponse
+        return await self._to(owner, "tidemark.v1.Tidemark/DescribeVolume", request, kind, context)
+
     async def ListPools(
         self, request: tidemark_pb2.ListPoolsRequest, context: _Context
     ) -> tidemark_pb2.ListPoolsResponse:
