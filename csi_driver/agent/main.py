@@ -189,10 +189,10 @@ class Agent:
     def _manifest(self) -> Mapping[str, str]:
         """Which certificates are in use: a controller waits for that before it gives up older ones."""
         from csi_driver.rpc import tls
-        from csi_driver.rpc.clients import certificate_report
+        from csi_driver.rpc.agent.identity import certificate_manifest
 
         return (
-            certificate_report.plugin_manifest(tls.TlsDirectory(Path(self._settings.certificates)))
+            certificate_manifest(tls.TlsDirectory(Path(self._settings.certificates)))
             if self._settings.certificates
             else {}
         )

@@ -5,22 +5,20 @@ from csi_driver.controller.component import Component, ControllerContext, Factor
 from csi_driver.kube.resources import PVS
 from csi_driver.operator.agents.discovery import keep_volume
 from csi_driver.operator.agents.full_pools import FullPoolEvents
+from csi_driver.operator.agents.health import AgentHealthProbe
 from csi_driver.operator.orphaned_volumes import Orphans
-from csi_driver.rpc.clients.agent_health import AgentHealthProbe
-from csi_driver.rpc.clients.inventory import AgentInventory
-from csi_driver.rpc.clients.pool_fullness import AgentFullness
 
 
 def orphaned_volumes(context: ControllerContext) -> Component:
     """Reports volumes that no PersistentVolume names."""
     volumes = context.mirrors.of(PVS, keep=keep_volume)
     tell = context.telemetry.orphans.set
-    return Orphans(AgentInventory(context.agents), volumes, context.ours.driver, context.events, tell)
+    return Orphans(context.agents, volumes, context.ours.driver, context.events, tell)
 
 
 def full_pools(context: ControllerContext) -> Component:
     """Writes an event on the node whose pool has run full."""
-    return FullPoolEvents(AgentFullness(context.agents), context.events)
+    return FullPoolEvents(context.agents, context.events)
 
 
 def agent_health(context: ControllerContext) -> Component:

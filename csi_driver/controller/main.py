@@ -61,6 +61,7 @@ class Controller:
         from csi_driver.operator.agents.pvc_placement import PvcPlacementStore
         from csi_driver.rpc import tls
         from csi_driver.rpc.agent.identity import Identity
+        from csi_driver.rpc.clients.agent_api import AgentApi
         from csi_driver.rpc.clients.agent_channels import AgentChannels
         from csi_driver.rpc.forwarding.controller import ForwardingController, RoutedGroups
         from csi_driver.rpc.forwarding.tidemark import RoutedTidemark
@@ -81,15 +82,15 @@ class Controller:
         ours = Installation(settings.namespace, settings.release, settings.driver_name)
         self._discovery = ClusterDiscovery(mirrors, ours)
         self._identity = tls.TlsDirectory(Path(settings.certificates))
-        agents = AgentChannels(self._discovery, self._identity)
-        self._ends.append(agents.close)
+        channels = AgentChannels(self._discovery, self._identity)
+        self._ends.append(channels.close)
         server = Server(
             settings.endpoint,
             [
                 Identity(settings.driver_name, self.ready),
-                ForwardingController(agents, Placement(self._discovery, PvcPlacementStore(api))),
-                RoutedGroups(agents),
-                RoutedTidemark(agents),
+                ForwardingController(channels, Placement(self._discovery, PvcPlacementStore(api))),
+                RoutedGroups(channels),
+                RoutedTidemark(channels),
             ],
             [Calls(self.telemetry, shielded=False)],
         )
@@ -97,7 +98,7 @@ class Controller:
         self._ends.append(lambda: server.stop(DRAIN_SECONDS))
         events = Events(api, settings.release, settings.pod_name)
         context = self.context = ControllerContext(
-            settings, ours, api, mirrors, events, self._discovery, agents, self.telemetry
+            settings, ours, api, mirrors, events, self._discovery, AgentApi(channels), self.telemetry
         )
         self._parts = asyncio.create_task(run_all(context))
         log.info("serving", endpoint=settings.endpoint, namespace=settings.namespace, release=settings.release)

@@ -10,7 +10,6 @@ from csi_driver.domain.errors import DriverError
 from csi_driver.kube.resources import ROLLBACKS
 from csi_driver.operator.rollback.controller import RollbackController
 from csi_driver.operator.rollback.resource import Phase
-from csi_driver.rpc.clients.disks import AgentDisks
 
 UNSERVED_SECONDS = 30.0
 """Between looks for the definition of VolumeRollback, where the cluster has none."""
@@ -28,9 +27,7 @@ class _Reconciler:
         context = self._context
         await _until_served(context)
         mirror = context.mirrors.of(ROLLBACKS)
-        rollbacks = RollbackController(
-            context.api, AgentDisks(context.agents), mirror, context.events, context.ours.driver
-        )
+        rollbacks = RollbackController(context.api, context.agents, mirror, context.events, context.ours.driver)
         gauge = context.telemetry.rollbacks
         for phase in Phase:
             gauge.labels(str(phase)).set_function(partial(_count, rollbacks, phase))

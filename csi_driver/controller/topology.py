@@ -11,7 +11,6 @@ from csi_driver.operator.agents.node_lookup import node_for_owner
 from csi_driver.operator.topology.controller import Informers, TopologyController, keep_claim, trim_unscheduled_pod
 from csi_driver.operator.topology.data_source import DataSourceResolver
 from csi_driver.operator.topology.webhook import PinAdmission
-from csi_driver.rpc.clients.capacity import AgentRooms
 
 
 class DisabledComponent:
@@ -48,6 +47,4 @@ def reconciler(context: ControllerContext) -> Component:
         volumes=of(PVS, keep=keep_volume),
         classes=of(STORAGE_CLASSES),
     )
-    return TopologyController(
-        context.api, copies, AgentRooms(context.agents), context.events, context.settings.driver_name
-    )
+    return TopologyController(context.api, copies, context.agents, context.events, context.settings.driver_name)

@@ -14,7 +14,7 @@ from csi_driver.domain.ids import name_hash, parse
 from csi_driver.kube.client import Object
 from csi_driver.kube.events import Events
 from csi_driver.kube.informer import Informer
-from csi_driver.service.inventory import Inventory
+from csi_driver.service.agents import VolumeLister
 
 GRACE_SECONDS = 3600.0
 EVERY_SECONDS = 300.0
@@ -56,14 +56,14 @@ class Orphans:
 
     def __init__(
         self,
-        inventory: Inventory,
+        agents: VolumeLister,
         volumes: Informer,
         driver: str,
         events: Events,
         tell: Callable[[int], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._inventory = inventory
+        self._agents = agents
         self._volumes = volumes
         self._driver = driver
         self._events = events
@@ -81,7 +81,7 @@ class Orphans:
 
     async def look(self) -> list[str]:
         """Look once, and tell of those that are new. Returns all orphans."""
-        there = await self._inventory.volumes()
+        there = await self._agents.list_volumes()
         ours = [volume for volume in self._volumes.all() if volume["driver"] == self._driver]
         now = self._clock()
         self._since = unreferenced_since(self._since, there, {volume["handle"] for volume in ours}, now)

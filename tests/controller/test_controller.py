@@ -95,9 +95,9 @@ async def test_agents_come_and_go(rig: ControllerRig) -> None:
 
 
 async def test_who_answers_is_a_figure(rig: ControllerRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    from csi_driver.rpc.clients import agent_health
+    from csi_driver.operator.agents import health
 
-    monkeypatch.setattr(agent_health, "EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(health, "EVERY_SECONDS", 0.05)
     second = await rig.start("second", operator=False)
     await rig.agents["n-10"].server.stop(0)
 

@@ -24,7 +24,6 @@ from csi_driver.operator.orphaned_volumes import (
     same_name_pvs,
     unreferenced_since,
 )
-from csi_driver.rpc.clients.inventory import AgentInventory
 
 A1, A2, B1 = (f"{owner}:default:{number:032x}" for owner, number in (("a", 1), ("a", 2), ("b", 1)))
 
@@ -71,8 +70,8 @@ async def test_orphans_of_a_cluster(rig: ControllerRig, fake: FakeApi) -> None:
     await start_all([mirror])
     now = [0.0]
     told: list[int] = []
-    inventory = AgentInventory(rig.controller.context.agents)
-    part = Orphans(inventory, mirror, DRIVER, Events(api, "tidemark"), told.append, lambda: now[0])
+    agents = rig.controller.context.agents
+    part = Orphans(agents, mirror, DRIVER, Events(api, "tidemark"), told.append, lambda: now[0])
     assert await part.look() == []
     now[0] = GRACE_SECONDS - 1
     assert await part.look() == []

@@ -28,7 +28,7 @@ from csi_driver.kube.resources import EVENTS, PODS, PVCS, PVS, ROLLBACKS, SNAPSH
 from csi_driver.operator.rollback.controller import RollbackController
 from csi_driver.operator.rollback.reconciler import Steps
 from csi_driver.operator.rollback.resource import stamp
-from csi_driver.rpc.clients.disks import AgentDisks
+from csi_driver.rpc.clients.agent_api import AgentApi
 from csi_driver.service.node_volumes import NodeVolumes
 from csi_driver.service.snapshots import SnapshotRequest, Snapshots
 from csi_driver.service.volumes import Volumes
@@ -100,10 +100,10 @@ class World:
 
     async def start(self) -> None:
         """The operator's process, from nothing."""
-        disks = Mortal(self, AgentDisks(self.cluster.channels))
+        agents = Mortal(self, AgentApi(self.cluster.channels))
         api: Any = Mortal(self, self.api)
         events = Events(api, "tidemark")
-        self.steps = Steps(api, disks, events, DRIVER, self.now, self.now)  # type: ignore[arg-type]
+        self.steps = Steps(api, agents, events, DRIVER, self.now, self.now)  # type: ignore[arg-type]
 
     # ---- the cluster's objects
 
@@ -253,7 +253,7 @@ async def reconciling(world: World) -> AsyncIterator[RollbackController]:
     mirror.start()
     made = RollbackController(
         world.api,
-        AgentDisks(world.cluster.channels),
+        AgentApi(world.cluster.channels),
         mirror,
         Events(world.api, "tidemark"),
         "csi.tidemark.dev",

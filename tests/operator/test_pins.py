@@ -30,9 +30,9 @@ async def test_a_claim_that_the_webhook_missed_is_led(leading: Leading) -> None:
     leading.put(claim("e"))
     await leading.look()
     assert [leading.selected(name) for name in ("r", "c", "e")] == ["n-2", "n-1", None]
-    assert sorted(leading.rooms.asked) == [("n-1", "default", {"fs": "xfs"}), ("n-2", "default", {"fs": "xfs"})]
+    assert sorted(leading.capacities.asked) == [("n-1", "default", {"fs": "xfs"}), ("n-2", "default", {"fs": "xfs"})]
     await leading.look()
-    assert len(leading.rooms.asked) == 2, "what is led is not asked for again"
+    assert len(leading.capacities.asked) == 2, "what is led is not asked for again"
 
 
 async def test_claims_of_others_are_left_alone(leading: Leading) -> None:
@@ -49,7 +49,7 @@ async def test_claims_of_others_are_left_alone(leading: Leading) -> None:
     leading.put(going)
     await leading.look()
     assert not leading.fake.asked("patch", PVCS)
-    assert leading.rooms.asked == []
+    assert leading.capacities.asked == []
 
 
 async def test_claim_and_snapshot_of_one_manifest(leading: Leading) -> None:
@@ -96,26 +96,26 @@ async def test_a_pin_that_was_taken_away_comes_back_with_the_room(leading: Leadi
     leading.put(claim("r", snapshot="s", size="2Gi"))
     await leading.look()
     leading.unselect("r")
-    leading.rooms.left["n-1"] = GIB
+    leading.capacities.left["n-1"] = GIB
     for _ in range(3):
         await leading.look(100)
     assert leading.selected("r") is None
     assert leading.reasons("PersistentVolumeClaim r") == ["SourceNodeFull"]
     assert "room for 1073741824 bytes, and 2147483648 are asked for" in leading.seen[0][2]
-    leading.rooms.left["n-1"] = 2 * GIB
+    leading.capacities.left["n-1"] = 2 * GIB
     await leading.look()
     assert leading.selected("r") == "n-1"
 
 
 async def test_a_pin_that_was_taken_away_comes_back_with_the_agent(leading: Leading) -> None:
     leading.snapshot("s", "n-1")
-    leading.rooms.left["n-1"] = None
+    leading.capacities.left["n-1"] = None
     for number in range(20):
         leading.put(claim(f"r-{number}", snapshot="s"))
     await leading.look()
-    assert len(leading.rooms.asked) == 1, "a silent agent is asked once for all"
+    assert len(leading.capacities.asked) == 1, "a silent agent is asked once for all"
     assert leading.reasons("PersistentVolumeClaim r-7") == ["SourceAgentSilent"]
-    leading.rooms.left["n-1"] = 100 * GIB
+    leading.capacities.left["n-1"] = 100 * GIB
     await leading.look()
     assert {leading.selected(f"r-{number}") for number in range(20)} == {"n-1"}
 
@@ -130,7 +130,7 @@ async def test_the_node_of_the_source_is_down(leading: Leading) -> None:
         await leading.look()
     for name in "rp":
         assert leading.reasons(f"PersistentVolumeClaim {name}") == ["SourceNodeNotReady"]
-    assert leading.rooms.asked == []
+    assert leading.capacities.asked == []
     await leading.look(300)
     assert leading.reasons("PersistentVolumeClaim r") == ["SourceNodeNotReady"] * 2
     leading.node("n-1")

@@ -18,6 +18,7 @@ from rollback_cases import (
     WITH_SAFETY,
     done,
     earlier_safety,
+    held_by,
     next_of,
     pod,
     refusal,
@@ -42,7 +43,7 @@ from csi_driver.operator.rollback.completed import SPENT_ANNOTATION, CompletionR
 from csi_driver.operator.rollback.planner import LAPSE_SECONDS, RENEW_SECONDS
 from csi_driver.operator.rollback.references import UnresolvedReference
 from csi_driver.operator.rollback.resource import Phase
-from csi_driver.service.disks import Held, Wanted
+from csi_driver.service.rollbacks import RollbackRequest
 
 UNREACHABLE = Unavailable("the agent of node n-1 does not answer")
 LATE = CREATED + WISH.timeout
@@ -76,17 +77,19 @@ def test_the_way_when_nothing_is_in_it() -> None:
     announced = next_of(WITH_SAFETY)
     assert isinstance(announced, UpdateStatus)
     assert (announced.phase, announced.safety, announced.target) == (Phase.ROLLING, f"safety-{UID}", TARGET)
-    assert next_of(ROLLING) == RollBack(Wanted(TARGET.volume_id, TARGET.snapshot_id, UID, WISH.holder, SAFETY_ID))
+    assert next_of(ROLLING) == RollBack(
+        RollbackRequest(TARGET.volume_id, TARGET.snapshot_id, UID, WISH.holder, safety=SAFETY_ID)
+    )
     assert next_of(ROLLING, disk_rollbacks=done()) == RecordCompletion((SINCE + 5) / 1e9)
     remembered = volume(
         metadata={"name": "pvc-1", "annotations": {SPENT_ANNOTATION: record_completed(volume(), WISH, "t")}}
     )
     assert next_of(ROLLING, disk_rollbacks=done(), volume=remembered) == Release(TARGET.volume_id)
-    told = next_of(ROLLING, disk_rollbacks=done(), volume=remembered, disk_held=None)
+    told = next_of(ROLLING, disk_rollbacks=done(), volume=remembered, disk_hold=None)
     assert isinstance(told, UpdateStatus)
     assert (told.phase, told.reason, told.safety) == (Phase.COMPLETED, "RolledBack", f"safety-{UID}")
     assert f"is in VolumeSnapshot safety-{UID}" in told.message
-    assert next_of(ROLLING, progress_phase=Phase.COMPLETED, disk_rollbacks=done(), disk_held=None) == Cleanup()
+    assert next_of(ROLLING, progress_phase=Phase.COMPLETED, disk_rollbacks=done(), disk_hold=None) == Cleanup()
     assert next_of(ROLLING, progress_phase=Phase.COMPLETED, progress_guarded=False) == Finished()
 
 
@@ -95,7 +98,7 @@ def test_without_a_safety_snapshot_no_class_is_needed() -> None:
     assert isinstance(announced, UpdateStatus)
     assert (announced.phase, announced.safety) == (Phase.ROLLING, "")
     rolled = next_of(ROLLING, wish_safety=False, safeties=[], classes=[])
-    assert rolled == RollBack(Wanted(TARGET.volume_id, TARGET.snapshot_id, UID, WISH.holder, ""))
+    assert rolled == RollBack(RollbackRequest(TARGET.volume_id, TARGET.snapshot_id, UID, WISH.holder, skip_safety=True))
 
 
 # ---- waiting for people
@@ -123,7 +126,7 @@ def test_what_takes_long_is_looked_at_less_often() -> None:
 
 
 def test_another_rollback_is_waited_for_and_named() -> None:
-    action = next_of(READY, disk_held=Held("VolumeRollback shop/other 123", SINCE))
+    action = next_of(READY, disk_hold=held_by("VolumeRollback shop/other 123", SINCE))
     waits(action, Phase.WAITING, "DiskHeld", "VolumeRollback shop/other 123")
 
 
@@ -184,7 +187,7 @@ def test_a_claim_that_has_come_to_mean_another_disk_is_refused_after_the_release
 def test_the_agents_final_no_is_told_after_the_release(kind: type[InvalidRequest]) -> None:
     no = refusal(kind)
     assert next_of(ROLLING, refused=no) == Release(TARGET.volume_id)
-    failed(next_of(ROLLING, refused=no, disk_held=None), "Refused", "words of the agent")
+    failed(next_of(ROLLING, refused=no, disk_hold=None), "Refused", "words of the agent")
     assert next_of(ROLLING, refused=no, disk_rollbacks=done()) == RecordCompletion((SINCE + 5) / 1e9), (
         "the record has the last word"
     )
@@ -254,11 +257,11 @@ def test_a_hold_is_renewed_while_the_safety_snapshot_is_waited_for() -> None:
 
 def test_after_a_lapse_there_is_a_new_safety_snapshot() -> None:
     """Somebody may have written between: what was cut before the hold that stands may miss that."""
-    anew = Held(WISH.holder, SINCE + 2)
-    assert next_of(WITH_SAFETY, disk_held=anew) == MakeSafety(TARGET.volume_id, "tidemark", 2)
-    assert next_of(ROLLING, disk_held=anew) == MakeSafety(TARGET.volume_id, "tidemark", 2)
+    anew = held_by(WISH.holder, SINCE + 2)
+    assert next_of(WITH_SAFETY, disk_hold=anew) == MakeSafety(TARGET.volume_id, "tidemark", 2)
+    assert next_of(ROLLING, disk_hold=anew) == MakeSafety(TARGET.volume_id, "tidemark", 2)
     waits(
-        next_of(ROLLING, disk_held=anew, safeties=[safety(), safety(2, ready=False)]),
+        next_of(ROLLING, disk_hold=anew, safeties=[safety(), safety(2, ready=False)]),
         Phase.SAFETY,
         "SafetySnapshotMaking",
     )
@@ -267,18 +270,18 @@ def test_after_a_lapse_there_is_a_new_safety_snapshot() -> None:
         "handles": {f"safety-{UID}": SAFETY_ID, f"safety-{UID}-2": "n-1:default:dddd"},
         "disk_snapshots": {**WITH_SAFETY.disk.snapshots, "n-1:default:dddd": SINCE + 2},  # type: ignore[union-attr]
     }
-    rolled = next_of(ROLLING, disk_held=anew, **second)
+    rolled = next_of(ROLLING, disk_hold=anew, **second)
     assert isinstance(rolled, RollBack)
-    assert rolled.wanted.safety == "n-1:default:dddd"
-    stale = next_of(ROLLING, disk_held=Held(WISH.holder, SINCE + 3), **second)
+    assert rolled.request.safety == "n-1:default:dddd"
+    stale = next_of(ROLLING, disk_hold=held_by(WISH.holder, SINCE + 3), **second)
     assert stale == MakeSafety(TARGET.volume_id, "tidemark", 3)
 
 
 def test_a_lapse_during_rolling_back_begins_again() -> None:
-    again = next_of(ROLLING, disk_held=None)
+    again = next_of(ROLLING, disk_hold=None)
     assert isinstance(again, UpdateStatus)
     assert (again.phase, again.reason, again.wait) == (Phase.WAITING, "HoldLapsed", 0)
-    waits(next_of(ROLLING, disk_held=None, pods=[pod()]), Phase.WAITING, "DiskInUse", "web-1")
+    waits(next_of(ROLLING, disk_hold=None, pods=[pod()]), Phase.WAITING, "DiskInUse", "web-1")
 
 
 @pytest.mark.parametrize(
@@ -315,7 +318,7 @@ def test_once_a_rollback_may_have_been_sent_only_the_record_tells_that_it_was_no
     gone = UnresolvedReference("SnapshotTerminating", "VolumeSnapshot shop/s1 is being deleted")
     assert next_of(ROLLING, target=gone) == Release(TARGET.volume_id)
     waits(next_of(ROLLING, target=gone, disk=UNREACHABLE), Phase.ROLLING, "OutcomeUnknown", "n-1")
-    failed(next_of(ROLLING, target=gone, disk_held=None), "SnapshotTerminating", "shop/s1")
+    failed(next_of(ROLLING, target=gone, disk_hold=None), "SnapshotTerminating", "shop/s1")
     assert next_of(ROLLING, target=gone, disk_rollbacks=done()) == RecordCompletion((SINCE + 5) / 1e9)
     back = {"progress_phase": Phase.WAITING, "now": LATE, "disk": UNREACHABLE}
     waits(next_of(ROLLING, **back), Phase.WAITING, "OutcomeUnknown")
@@ -324,7 +327,7 @@ def test_once_a_rollback_may_have_been_sent_only_the_record_tells_that_it_was_no
 def test_a_claim_that_vanishes_during_the_rollback_does_not_hide_its_outcome() -> None:
     gone = UnresolvedReference("ClaimNotFound", "claim shop/v1 does not exist", final=False)
     assert next_of(ROLLING, target=gone) == Release(TARGET.volume_id)
-    ended = next_of(ROLLING, target=gone, volume=None, disk_held=None, disk_rollbacks=done())
+    ended = next_of(ROLLING, target=gone, volume=None, disk_hold=None, disk_rollbacks=done())
     assert isinstance(ended, UpdateStatus)
     assert ended.phase is Phase.COMPLETED
 
@@ -344,7 +347,7 @@ def test_deleted_during_rolling_back_it_ends_first() -> None:
     assert isinstance(next_of(ROLLING, **deleted), RollBack)
     assert next_of(ROLLING, disk_rollbacks=done(), **deleted) == RecordCompletion((SINCE + 5) / 1e9)
     waits(next_of(ROLLING, disk=UNREACHABLE, **deleted), Phase.ROLLING, "AgentUnreachable")
-    ended = {"progress_phase": Phase.COMPLETED, "disk_rollbacks": done(), "disk_held": None}
+    ended = {"progress_phase": Phase.COMPLETED, "disk_rollbacks": done(), "disk_hold": None}
     assert next_of(ROLLING, **ended, **deleted) == Cleanup()
 
 

@@ -19,10 +19,9 @@ from csi_driver.operator.certificates import ca
 from csi_driver.rpc import tls
 from csi_driver.rpc.agent.controller import Controller
 from csi_driver.rpc.agent.group_controller import GroupController
-from csi_driver.rpc.agent.identity import Identity
+from csi_driver.rpc.agent.identity import Identity, certificate_manifest
 from csi_driver.rpc.agent.tidemark import Tidemark
 from csi_driver.rpc.clients.agent_channels import AgentChannels
-from csi_driver.rpc.clients.certificate_report import plugin_manifest
 from csi_driver.rpc.forwarding.controller import ForwardingController, RoutedGroups
 from csi_driver.rpc.forwarding.tidemark import RoutedTidemark
 from csi_driver.rpc.interceptors import Calls
@@ -103,7 +102,7 @@ class AgentOnTls:
         self.fullness = Fullness(context.pools, UsageScanner(context))
         self.calls = Calls(self.seen)
         self.servicers = [
-            Identity("csi.tidemark.dev", lambda: True, partial(plugin_manifest, identity)),
+            Identity("csi.tidemark.dev", lambda: True, partial(certificate_manifest, identity)),
             Controller(Volumes(context), snapshots),
             GroupController(Groups(context)),
             Tidemark(Rollbacks(context, snapshots), Lineage(context), self.fullness),

@@ -8,7 +8,7 @@ import structlog
 
 from csi_driver.domain.capacity import human
 from csi_driver.kube.events import Events
-from csi_driver.service.fullness import FullPool, FullPools
+from csi_driver.service.agents import FullPool, FullPoolLister
 
 EVERY_SECONDS = 30.0
 AGAIN_SECONDS = 3000.0
@@ -20,8 +20,8 @@ log = structlog.get_logger()
 class FullPoolEvents:
     """Asks every half minute. Another leader tells anew, and the same words are one event."""
 
-    def __init__(self, pools: FullPools, events: Events, clock: Callable[[], float] = time.monotonic) -> None:
-        self._pools = pools
+    def __init__(self, agents: FullPoolLister, events: Events, clock: Callable[[], float] = time.monotonic) -> None:
+        self._agents = agents
         self._events = events
         self._clock = clock
         self._told: dict[tuple[str, str], tuple[float, bool]] = {}
@@ -35,7 +35,7 @@ class FullPoolEvents:
 
     async def look(self) -> None:
         """Look once, and tell of pools that are full since the last look, or for another hour."""
-        answers = await self._pools.full()
+        answers = await self._agents.full_pools()
         full = {(pool.owner, pool.name): pool for pools in answers.values() for pool in pools}
         # Who does not answer now is not known to have room again.
         self._told = {key: told for key, told in self._told.items() if key in full or key[0] not in answers}

@@ -8,7 +8,8 @@ from csi_driver.domain.errors import DriverError
 from csi_driver.operator.rollback.completed import CompletionRecord
 from csi_driver.operator.rollback.references import ResolvedReferences, UnresolvedReference
 from csi_driver.operator.rollback.resource import Phase, RollbackSpec, RollbackStatus
-from csi_driver.service.disks import Disk, Wanted
+from csi_driver.service.agents import VolumeDescription
+from csi_driver.service.rollbacks import RollbackRequest
 
 Object = Mapping[str, Any]
 
@@ -29,7 +30,7 @@ class ObservedRollback:
     driver: str
     target: ResolvedReferences | UnresolvedReference
     spent: Mapping[str, CompletionRecord] | UnresolvedReference
-    disk: Disk | DriverError
+    disk: VolumeDescription | DriverError
     volume: Object | None = None
     pods: Collection[Object] = ()
     classes: Collection[Object] = ()
@@ -77,7 +78,7 @@ class MakeSafety:
 class RollBack:
     """Ask the agent for the exchange."""
 
-    wanted: Wanted
+    request: RollbackRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from csi_driver.kube.events import Events
 from csi_driver.kube.informer import Informer
 from csi_driver.operator.rollback.reconciler import LONGEST_SECONDS, Steps
 from csi_driver.operator.rollback.resource import Phase, read_progress, unfinished
-from csi_driver.service.disks import Disks
+from csi_driver.service.agents import RollbackAgents
 
 AT_ONCE = 64
 """Steps at the same time: each is ten calls. Those of disks on a node that does not answer wait for seconds each, and must
@@ -33,14 +33,14 @@ class RollbackController:
     def __init__(
         self,
         api: Api,
-        disks: Disks,
+        agents: RollbackAgents,
         mirror: Informer,
         events: Events,
         driver: str,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._mirror = mirror
-        self._steps = Steps(api, disks, events, driver, now)
+        self._steps = Steps(api, agents, events, driver, now)
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._changed = asyncio.Event()
         self._wakes: dict[tuple[str, str], asyncio.Event] = {}

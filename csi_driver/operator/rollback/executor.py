@@ -15,7 +15,8 @@ from csi_driver.operator.rollback.completed import SPENT_ANNOTATION, record_comp
 from csi_driver.operator.rollback.resource import FINALIZER, Phase, stamp
 from csi_driver.operator.rollback.safety_snapshots import safety_snapshot
 from csi_driver.operator.rollback.status import status_of
-from csi_driver.service.disks import Disks
+from csi_driver.service.agents import RollbackAgents
+from csi_driver.service.rollbacks import RollbackRequest
 
 STAND_SECONDS = 60.0
 """Between two looks at what another version is at."""
@@ -34,9 +35,9 @@ class PermanentError(Exception):
 class ActionExecutor:
     """Carries out actions. `renewed` is called with each hold that was taken or renewed."""
 
-    def __init__(self, api: Api, disks: Disks, events: Events, renewed: Callable[[str], None]) -> None:
+    def __init__(self, api: Api, agents: RollbackAgents, events: Events, renewed: Callable[[str], None]) -> None:
         self._api = api
-        self._disks = disks
+        self._agents = agents
         self._events = events
         self._renewed = renewed
 
@@ -50,12 +51,12 @@ class ActionExecutor:
             case decided.AddFinalizer():
                 await self._finalizers(rollback, [*_finalizers(rollback), FINALIZER])
             case decided.Hold(volume_id):
-                await self._disks.hold(volume_id, wish.holder)
+                await self._agents.hold(volume_id, wish.holder)
                 self._renewed(wish.uid)
             case decided.MakeSafety(volume_id, class_name, number):
                 await self._make_safety(seen, rollback, safety_snapshot(wish, volume_id, class_name, number))
-            case decided.RollBack(wanted):
-                await self._roll_back(wanted)
+            case decided.RollBack(request):
+                await self._roll_back(request)
             case decided.RecordCompletion(at):
                 await self._spend(seen, at)
             case decided.Release(volume_id):
@@ -117,9 +118,9 @@ class ActionExecutor:
         else:
             await self._events.emit(rollback, "Normal", "SafetySnapshot", f"VolumeSnapshot {name} is made first")
 
-    async def _roll_back(self, wanted: Any) -> None:
+    async def _roll_back(self, request: RollbackRequest) -> None:
         try:
-            await self._disks.roll_back(wanted)
+            await self._agents.roll_back(request)
         except (Busy, Unavailable, Precondition):
             raise
         except DriverError as error:
@@ -134,7 +135,7 @@ class ActionExecutor:
 
     async def _release(self, volume_id: str, holder: str) -> None:
         try:
-            await self._disks.release(volume_id, holder)
+            await self._agents.release(volume_id, holder)
         except NotFound:
             return
 

@@ -27,7 +27,7 @@ from csi_driver.operator.rollback.resource import (
 )
 from csi_driver.operator.rollback.safety_snapshots import SAFETY_LABEL, snapshots_of_rollback
 from csi_driver.operator.schedule.observed import restore_source
-from csi_driver.service.disks import Disk, Disks
+from csi_driver.service.agents import RollbackAgents, VolumeDescription
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class ProcessState:
 
 
 async def observe(
-    api: Api, disks: Disks, rollback: Object, driver: str, now: float, memory: ProcessState
+    api: Api, agents: RollbackAgents, rollback: Object, driver: str, now: float, memory: ProcessState
 ) -> ObservedRollback:
     """Everything that a decision needs. The agent is asked last: what the API showed as ready is in its answer.
 
@@ -53,8 +53,8 @@ async def observe(
     target = resolve(wish, objects, driver)
     volume, spent = await _volume(api, wish, progress, objects, driver)
     safeties = await api.list_served(SNAPSHOTS, wish.namespace, SAFETY_LABEL)
-    disk = await _disk(disks, progress, target)
-    held = isinstance(disk, Disk) and disk.held is not None and disk.held.holder == wish.holder
+    disk = await _disk(agents, progress, target)
+    held = isinstance(disk, VolumeDescription) and disk.hold is not None and disk.hold.holder == wish.holder
     waits = isinstance(target, ResolvedReferences) and not held
     pods = pods_using(await api.list_served(PODS, wish.namespace), wish.claim) if waits else []
     return ObservedRollback(
@@ -113,8 +113,8 @@ def _spent(volume: Object | None) -> dict[str, CompletionRecord] | UnresolvedRef
 
 
 async def _disk(
-    disks: Disks, progress: RollbackStatus, target: ResolvedReferences | UnresolvedReference
-) -> Disk | DriverError:
+    agents: RollbackAgents, progress: RollbackStatus, target: ResolvedReferences | UnresolvedReference
+) -> VolumeDescription | DriverError:
     """The disk that may be held, else the one that is meant; or why it cannot be looked at."""
     volume_id = progress.volume_id if progress.guarded else ""
     if not volume_id:
@@ -122,7 +122,7 @@ async def _disk(
             return NotFound(target.message)
         volume_id = target.volume_id
     try:
-        return await disks.look(volume_id)
+        return await agents.describe_volume(volume_id)
     except DriverError as error:
         return error
 

@@ -39,7 +39,8 @@ from csi_driver.operator.rollback.safety_snapshots import (
     number_of,
     snapshots_of_rollback,
 )
-from csi_driver.service.disks import Disk, Wanted
+from csi_driver.service.agents import VolumeDescription
+from csi_driver.service.rollbacks import RollbackRequest
 
 LAPSE_SECONDS = 330.0
 """After this a hold that nobody renewed has lapsed: five minutes, and half a minute for clocks that differ."""
@@ -61,7 +62,7 @@ def next_action(seen: ObservedRollback) -> Action:
         )
     if progress.phase is not None and progress.phase.final:
         return _finalize(seen)
-    done = seen.disk.back(wish.uid) if isinstance(seen.disk, Disk) else None
+    done = seen.disk.completed_rollback(wish.uid) if isinstance(seen.disk, VolumeDescription) else None
     if done is not None:
         return _finish(seen, done.at / 1e9)
     if progress.deleted and progress.phase is not Phase.ROLLING:
@@ -109,7 +110,7 @@ def _advance(seen: ObservedRollback) -> Action:
         )
     if isinstance(disk, NotFound):
         return _fail(seen, "DiskNotFound", f"{disk} (it is the disk of claim {wish.namespace}/{wish.claim})")
-    if not isinstance(disk, Disk):
+    if not isinstance(disk, VolumeDescription):
         reason = "AgentUnreachable" if isinstance(disk, Unavailable) else "AgentNotReady"
         return UpdateStatus(progress.phase or Phase.PENDING, reason, str(disk), 3)
     if target.snapshot_id not in disk.snapshots:
@@ -130,10 +131,10 @@ def _unknown(wish: RollbackSpec) -> str:
     )
 
 
-def _hold(seen: ObservedRollback, target: ResolvedReferences, disk: Disk) -> Action:
+def _hold(seen: ObservedRollback, target: ResolvedReferences, disk: VolumeDescription) -> Action:
     """Wait until nobody uses the disk, and hold it."""
     wish, progress = seen.wish, seen.progress
-    mine = disk.held is not None and disk.held.holder == wish.holder
+    mine = disk.hold is not None and disk.hold.holder == wish.holder
     safety = _valid_safety_snapshot(seen, disk) if mine else None
     class_name = ""
     if wish.safety and safety is None:
@@ -148,8 +149,8 @@ def _hold(seen: ObservedRollback, target: ResolvedReferences, disk: Disk) -> Act
         return _waiting(
             "DiskInUse", f"the disk of claim {wish.namespace}/{wish.claim} is still in use at {where}", target
         )
-    if disk.held is not None and not mine:
-        return _waiting("DiskHeld", f"the disk is held by {disk.held.holder}: its release is waited for", target)
+    if disk.hold is not None and not mine:
+        return _waiting("DiskHeld", f"the disk is held by {disk.hold.holder}: its release is waited for", target)
     if mine:
         return _when_locked(seen, target, safety, class_name)
     if progress.phase not in (Phase.WAITING, Phase.SAFETY) or progress.volume_id != target.volume_id:
@@ -171,7 +172,10 @@ def _when_locked(seen: ObservedRollback, target: ResolvedReferences, safety: Obj
         message = f"the disk goes back to VolumeSnapshot {wish.snapshot}"
         return UpdateStatus(Phase.ROLLING, "RollingBack", message, target=target, safety=name)
     handle = (seen.handles or {})[name] if name else ""
-    return RollBack(Wanted(target.volume_id, target.snapshot_id, wish.uid, wish.holder, handle))
+    request = RollbackRequest(
+        target.volume_id, target.snapshot_id, wish.uid, wish.holder, skip_safety=not handle, safety=handle
+    )
+    return RollBack(request)
 
 
 def _make_safety(seen: ObservedRollback, target: ResolvedReferences, class_name: str) -> Action:
@@ -188,13 +192,13 @@ def _make_safety(seen: ObservedRollback, target: ResolvedReferences, class_name:
     return UpdateStatus(Phase.SAFETY, reason, message, wait, target, name)
 
 
-def _valid_safety_snapshot(seen: ObservedRollback, disk: Disk) -> Object | None:
+def _valid_safety_snapshot(seen: ObservedRollback, disk: VolumeDescription) -> Object | None:
     """The safety snapshot that misses nothing: ready, the disk's own, cut under the hold that stands."""
-    assert disk.held is not None
+    assert disk.hold is not None
     for snapshot in reversed(snapshots_of_rollback(seen.wish, seen.safeties)):
         if _ready(snapshot) and not snapshot["metadata"].get("deletionTimestamp"):
             cut = disk.snapshots.get((seen.handles or {}).get(snapshot["metadata"]["name"], ""))
-            return snapshot if cut is not None and cut >= disk.held.since else None
+            return snapshot if cut is not None and cut >= disk.hold.since else None
     return None
 
 
@@ -224,14 +228,14 @@ def _already_completed(seen: ObservedRollback, spent: CompletionRecord) -> Updat
 def _finish(seen: ObservedRollback, at: float) -> Action:
     """The exchange was made: what is left before it may be called Completed."""
     wish = seen.wish
-    assert isinstance(seen.disk, Disk)
+    assert isinstance(seen.disk, VolumeDescription)
     if isinstance(seen.spent, UnresolvedReference):
         return UpdateStatus(seen.progress.phase or Phase.ROLLING, seen.spent.reason, seen.spent.message, WAIT_SECONDS)
     if seen.volume is not None:
         spent = read_completed(seen.volume).get(wish.key)
         if spent is None or spent.uid != wish.uid:
             return RecordCompletion(at)
-    if seen.disk.held is not None and seen.disk.held.holder == wish.holder:
+    if seen.disk.hold is not None and seen.disk.hold.holder == wish.holder:
         return Release(seen.disk.id)
     made = snapshots_of_rollback(wish, seen.safeties)
     name = made[-1]["metadata"]["name"] if made else ""
@@ -250,8 +254,8 @@ def _fail(seen: ObservedRollback, reason: str, message: str) -> Action:
             Phase.FAILED, reason, f"{message}: whether the disk had gone back before, nobody can tell any more"
         )
     say = UpdateStatus(Phase.FAILED, reason, f"{message}. The disk was not touched; another VolumeRollback may follow")
-    if isinstance(disk, Disk):
-        mine = disk.held is not None and disk.held.holder == seen.wish.holder
+    if isinstance(disk, VolumeDescription):
+        mine = disk.hold is not None and disk.hold.holder == seen.wish.holder
         return Release(disk.id) if mine else say
     if progress.rolling:
         return UpdateStatus(
@@ -277,8 +281,8 @@ def _release_and_finish(seen: ObservedRollback, since: float, tidy: Cleanup) -> 
     disk, progress = seen.disk, seen.progress
     if not progress.guarded:
         return Finished()
-    if isinstance(disk, Disk):
-        mine = disk.held is not None and disk.held.holder == seen.wish.holder
+    if isinstance(disk, VolumeDescription):
+        mine = disk.hold is not None and disk.hold.holder == seen.wish.holder
         return Release(disk.id) if mine else tidy
     if isinstance(disk, NotFound) or seen.now >= since + LAPSE_SECONDS:
         return tidy

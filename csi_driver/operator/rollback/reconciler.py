@@ -15,7 +15,7 @@ from csi_driver.operator.rollback.executor import ActionExecutor, PermanentError
 from csi_driver.operator.rollback.observe import ProcessState, observe
 from csi_driver.operator.rollback.planner import next_action
 from csi_driver.operator.rollback.resource import Phase
-from csi_driver.service.disks import Disks
+from csi_driver.service.agents import RollbackAgents
 
 AGAIN_SECONDS = 0.5
 """After a step that failed; doubled with each failure in a row, up to LONGEST_SECONDS."""
@@ -34,19 +34,19 @@ class Steps:
     def __init__(
         self,
         api: Api,
-        disks: Disks,
+        agents: RollbackAgents,
         events: Events,
         driver: str,
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._api = api
-        self._disks = disks
+        self._agents = agents
         self._events = events
         self._driver = driver
         self._now = now
         self._clock = clock
-        self._acts = ActionExecutor(api, disks, events, self._renew)
+        self._acts = ActionExecutor(api, agents, events, self._renew)
         self._renewed: dict[str, float] = {}
         self._refused: dict[str, DriverError] = {}
         self._failures: dict[str, int] = {}
@@ -63,7 +63,7 @@ class Steps:
             return None
         uid = rollback["metadata"]["uid"]
         try:
-            seen = await observe(self._api, self._disks, rollback, self._driver, self._now(), self._memory(uid))
+            seen = await observe(self._api, self._agents, rollback, self._driver, self._now(), self._memory(uid))
             action = next_action(seen)
             if isinstance(action, Finished):
                 self._forget(uid)

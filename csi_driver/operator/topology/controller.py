@@ -31,7 +31,7 @@ from csi_driver.operator.topology.planner import (
     decide,
 )
 from csi_driver.operator.topology.scheduling_events import NodeBoundClaim, UnscheduledPod, events_for
-from csi_driver.service.agent_capacity import Rooms
+from csi_driver.service.agents import AgentCapacity
 
 LOOK_SECONDS = 2.0
 """Between two looks at what waits."""
@@ -79,7 +79,7 @@ class TopologyController:
         self,
         api: Api,
         copies: Informers,
-        rooms: Rooms,
+        agents: AgentCapacity,
         events: EventRecorder,
         driver: str,
         clock: Callable[[], float] = time.monotonic,
@@ -87,7 +87,7 @@ class TopologyController:
     ) -> None:
         self._api = api
         self._copies = copies
-        self._rooms = rooms
+        self._agents = agents
         self._events = events
         self._driver = driver
         self._sources = DataSourceResolver(self._get, driver)
@@ -176,7 +176,7 @@ class TopologyController:
 
     async def _ask(self, spot: SourceLocation, parameters: dict[str, str]) -> int | AgentUnreachable:
         try:
-            return await self._rooms.room(spot.owner, spot.pool, parameters)
+            return await self._agents.available_capacity(spot.owner, spot.pool, parameters)
         except Unavailable:
             return AgentUnreachable()
 

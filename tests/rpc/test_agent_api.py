@@ -1,4 +1,4 @@
-"""The operator's port to the disks: what an agent records comes through whole, and its refusals keep their meaning."""
+"""The controller's port to the agents: what an agent records comes through whole, and its refusals keep their meaning."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rpc_rig import create_volume, from_snapshot, places
 
 from csi_driver._pb import csi_pb2 as C
 from csi_driver.domain.errors import Busy, InvalidRequest, NotFound, Precondition, Unavailable
-from csi_driver.rpc.clients.disks import AgentDisks
-from csi_driver.service.disks import Wanted
+from csi_driver.rpc.clients.agent_api import AgentApi
+from csi_driver.service.rollbacks import RollbackRequest
 
 
 @pytest.fixture
-def disks(cluster: Cluster) -> AgentDisks:
-    return AgentDisks(cluster.channels)
+def agents(cluster: Cluster) -> AgentApi:
+    return AgentApi(cluster.channels)
 
 
 async def volume(cluster: Cluster, name: str = "v", **more: object) -> str:
@@ -30,94 +30,98 @@ async def snapshot(cluster: Cluster, volume_id: str, name: str = "s") -> str:
     return (await cluster.controller.CreateSnapshot(request)).snapshot.snapshot_id
 
 
-async def test_a_rollback_is_seen_as_it_was_made(cluster: Cluster, disks: AgentDisks) -> None:
+async def test_a_rollback_is_seen_as_it_was_made(cluster: Cluster, agents: AgentApi) -> None:
     made = await volume(cluster)
     target = await snapshot(cluster, made)
-    await disks.hold(made, "me")
+    await agents.hold(made, "me")
     safety = await snapshot(cluster, made, "safety")
-    before = await disks.look(made)
-    assert before.held is not None
-    assert before.held.holder == "me"
-    assert before.snapshots[target] < before.held.since <= before.snapshots[safety]
-    assert before.back("r") is None
+    before = await agents.describe_volume(made)
+    assert before.hold is not None
+    assert before.hold.holder == "me"
+    assert before.snapshots[target] < before.hold.since <= before.snapshots[safety]
+    assert before.completed_rollback("r") is None
     for _ in range(2):
-        await disks.roll_back(Wanted(made, target, "r", "me", safety))
-    await disks.release(made, "me")
-    after = await disks.look(made)
-    assert (after.uid, after.held, after.used_by) == (before.uid, None, ())
+        await agents.roll_back(RollbackRequest(made, target, "r", "me", safety=safety))
+    await agents.release(made, "me")
+    after = await agents.describe_volume(made)
+    assert (after.uid, after.hold, after.used_by) == (before.uid, None, ())
     assert [(b.name, b.snapshot, b.safety) for b in after.rollbacks] == [("r", target, safety)]
-    assert after.rollbacks[0].at >= before.held.since
+    assert after.rollbacks[0].at >= before.hold.since
 
 
-async def test_renewed_a_hold_stays_unbroken(cluster: Cluster, disks: AgentDisks) -> None:
+async def test_renewed_a_hold_stays_unbroken(cluster: Cluster, agents: AgentApi) -> None:
     made = await volume(cluster)
-    await disks.hold(made, "me")
-    first = (await disks.look(made)).held
-    await disks.hold(made, "me")
-    assert (await disks.look(made)).held == first
+    await agents.hold(made, "me")
+    first = (await agents.describe_volume(made)).hold
+    await agents.hold(made, "me")
+    renewed = (await agents.describe_volume(made)).hold
+    assert first is not None
+    assert renewed is not None
+    assert (renewed.holder, renewed.since) == ("me", first.since)
+    assert renewed.expires > first.expires
 
 
-async def test_own_are_the_disks_snapshots_alone(cluster: Cluster, disks: AgentDisks) -> None:
+async def test_own_are_the_disks_snapshots_alone(cluster: Cluster, agents: AgentApi) -> None:
     """Not those of a clone, nor those of the disk that had the same name before."""
     made = await volume(cluster)
     own = await snapshot(cluster, made, "own")
     clone = await volume(cluster, "clone", volume_content_source=from_snapshot(own))
     of_clone = await snapshot(cluster, clone, "of-clone")
-    assert set((await disks.look(made)).snapshots) == {own}
-    assert set((await disks.look(clone)).snapshots) == {of_clone}
+    assert set((await agents.describe_volume(made)).snapshots) == {own}
+    assert set((await agents.describe_volume(clone)).snapshots) == {of_clone}
     await cluster.controller.DeleteVolume(C.DeleteVolumeRequest(volume_id=made))
     again = await volume(cluster)
     assert again == made
-    assert (await disks.look(again)).snapshots == {}
+    assert (await agents.describe_volume(again)).snapshots == {}
 
 
-async def test_refusals_keep_their_meaning(cluster: Cluster, disks: AgentDisks) -> None:
+async def test_refusals_keep_their_meaning(cluster: Cluster, agents: AgentApi) -> None:
     made, other = await volume(cluster), await volume(cluster, "w")
     foreign, own = await snapshot(cluster, other, "foreign"), await snapshot(cluster, made, "own")
     with pytest.raises(NotFound, match="does not exist"):
-        await disks.look("nonsense")
+        await agents.describe_volume("nonsense")
     with pytest.raises(NotFound, match="0000"):
-        await disks.look(made[:-4] + "0000")
-    await disks.hold(made, "me")
+        await agents.describe_volume(made[:-4] + "0000")
+    await agents.hold(made, "me")
     with pytest.raises(Precondition, match="held by 'me'"):
-        await disks.hold(made, "somebody")
+        await agents.hold(made, "somebody")
     with pytest.raises(Precondition, match="held by 'me'"):
-        await disks.release(made, "somebody")
+        await agents.release(made, "somebody")
     with pytest.raises(InvalidRequest, match="create a new volume from it instead"):
-        await disks.roll_back(Wanted(made, foreign, "r", "me"))
-    await disks.release(made, "me")
+        await agents.roll_back(RollbackRequest(made, foreign, "r", "me", skip_safety=True))
+    await agents.release(made, "me")
     with pytest.raises(Precondition, match="has lapsed"):
-        await disks.roll_back(Wanted(made, own, "r", "me"))
+        await agents.roll_back(RollbackRequest(made, own, "r", "me", skip_safety=True))
     agent = cluster.agents["n-1"]
     agent.context.pools.locks.patience = 0.0
     async with agent.context.pools.locks.hold("Somebody's call", [made.rsplit(":", 1)[1]]):
         with pytest.raises(Busy, match="Somebody's call"):
-            await disks.hold(made, "me")
-    assert (await disks.look(made)).rollbacks == ()
+            await agents.hold(made, "me")
+    assert (await agents.describe_volume(made)).rollbacks == ()
 
 
-async def test_a_silent_agent_is_named(cluster: Cluster, disks: AgentDisks) -> None:
+async def test_a_silent_agent_is_named(cluster: Cluster, agents: AgentApi) -> None:
     made = await volume(cluster)
     await cluster.agents["n-1"].server.stop(0)
-    for call in (disks.look(made), disks.hold(made, "me"), disks.release(made, "me")):
+    for call in (agents.describe_volume(made), agents.hold(made, "me"), agents.release(made, "me")):
         with pytest.raises(Unavailable, match="n-1"):
             await call
 
 
 async def test_a_disk_is_gone_with_a_forgotten_node_unless_the_cluster_knows_it_again(
-    cluster: Cluster, disks: AgentDisks
+    cluster: Cluster, agents: AgentApi
 ) -> None:
     made = await volume(cluster)
     cluster.discovery.given_up.add("n-1")
-    assert (await disks.look(made)).id == made
+    assert (await agents.describe_volume(made)).id == made
     await cluster.agents["n-1"].server.stop(0)
     with pytest.raises(
         Unavailable
     ):  # the node is in the cluster (again): its agent may yet tell what became of the disk
-        await disks.look(made)
+        await agents.describe_volume(made)
     del cluster.discovery.places["n-1"]
     with pytest.raises(NotFound, match="lost with node n-1, which was forgotten"):
-        await disks.look(made)
+        await agents.describe_volume(made)
 
 
 class WithoutDescribeVolume(grpc.aio.ServerInterceptor):
@@ -135,25 +139,25 @@ async def replace_by_earlier_version(agent: AgentOnTls) -> None:
     await agent.start()
 
 
-async def test_an_agent_of_the_version_before_is_asked_for_the_tree(cluster: Cluster, disks: AgentDisks) -> None:
+async def test_an_agent_of_the_version_before_is_asked_for_the_tree(cluster: Cluster, agents: AgentApi) -> None:
     made = await volume(cluster)
     target = await snapshot(cluster, made)
     clone = await volume(cluster, "clone", volume_content_source=from_snapshot(target))
     await snapshot(cluster, clone, "of-clone")
-    await disks.hold(made, "me")
-    await disks.roll_back(Wanted(made, target, "r", "me"))
-    now = await disks.look(made)
+    await agents.hold(made, "me")
+    await agents.roll_back(RollbackRequest(made, target, "r", "me", skip_safety=True))
+    now = await agents.describe_volume(made)
     agent = cluster.agents["n-1"]
     assert (agent.asked("DescribeVolume"), agent.asked("GetTree")) == (1, 0)
     await replace_by_earlier_version(agent)
-    assert await disks.look(made) == now
+    assert await agents.describe_volume(made) == now
     assert (agent.asked("DescribeVolume"), agent.asked("GetTree")) == (1, 1)
     with pytest.raises(NotFound, match="0000"):
-        await disks.look(made[:-4] + "0000")
+        await agents.describe_volume(made[:-4] + "0000")
 
 
 async def test_only_the_users_of_the_one_volume_are_asked_for(
-    cluster: Cluster, disks: AgentDisks, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, agents: AgentApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = await volume(cluster)
     parent = made
@@ -169,5 +173,5 @@ async def test_only_the_users_of_the_one_volume_are_asked_for(
 
     original = access.use
     monkeypatch.setattr(access, "use", use)
-    await disks.look(made)
+    await agents.describe_volume(made)
     assert asked == [made]
