@@ -63,8 +63,9 @@ class Controller:
         from csi_driver.rpc.agent.identity import Identity
         from csi_driver.rpc.clients.agent_api import AgentApi
         from csi_driver.rpc.clients.agent_channels import AgentChannels
-        from csi_driver.rpc.forwarding.controller import ForwardingController, RoutedGroups
-        from csi_driver.rpc.forwarding.tidemark import RoutedTidemark
+        from csi_driver.rpc.forwarding.controller import ForwardingController
+        from csi_driver.rpc.forwarding.group_controller import ForwardingGroupController
+        from csi_driver.rpc.forwarding.tidemark import ForwardingTidemark
         from csi_driver.rpc.interceptors import Calls
         from csi_driver.rpc.server import Server
         from csi_driver.service.placement import Placement
@@ -89,8 +90,8 @@ class Controller:
             [
                 Identity(settings.driver_name, self.ready),
                 ForwardingController(channels, Placement(self._discovery, PvcPlacementStore(api))),
-                RoutedGroups(channels),
-                RoutedTidemark(channels),
+                ForwardingGroupController(channels),
+                ForwardingTidemark(channels),
             ],
             [Calls(self.telemetry, shielded=False)],
         )

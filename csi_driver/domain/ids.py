@@ -36,11 +36,16 @@ def parse(text: str) -> ObjectId | None:
     if len(parts) != 3:
         return None
     owner, pool, digest = parts
-    if owner != ANY_OWNER and not _LABEL.fullmatch(owner):
+    if owner != ANY_OWNER and not is_owner(owner):
         return None
     if not _POOL.fullmatch(pool) or not _HASH.fullmatch(digest):
         return None
     return ObjectId(owner, pool, digest)
+
+
+def is_owner(text: str) -> bool:
+    """Whether a node may be called so in an id."""
+    return _LABEL.fullmatch(text) is not None
 
 
 def is_pool_name(text: str) -> bool:

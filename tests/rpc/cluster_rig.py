@@ -22,8 +22,9 @@ from csi_driver.rpc.agent.group_controller import GroupController
 from csi_driver.rpc.agent.identity import Identity, certificate_manifest
 from csi_driver.rpc.agent.tidemark import Tidemark
 from csi_driver.rpc.clients.agent_channels import AgentChannels
-from csi_driver.rpc.forwarding.controller import ForwardingController, RoutedGroups
-from csi_driver.rpc.forwarding.tidemark import RoutedTidemark
+from csi_driver.rpc.forwarding.controller import ForwardingController
+from csi_driver.rpc.forwarding.group_controller import ForwardingGroupController
+from csi_driver.rpc.forwarding.tidemark import ForwardingTidemark
 from csi_driver.rpc.interceptors import Calls
 from csi_driver.rpc.server import Server
 from csi_driver.rpc.tls_server import CONNECTION_SECONDS, SecureServer
@@ -162,8 +163,8 @@ class Cluster:
             [
                 Identity("csi.tidemark.dev", self.discovery.known),
                 ForwardingController(self.channels, Placement(self.discovery, self.claim)),
-                RoutedGroups(self.channels),
-                RoutedTidemark(self.channels),
+                ForwardingGroupController(self.channels),
+                ForwardingTidemark(self.channels),
             ],
             [self.calls],
         )

@@ -13,6 +13,11 @@ from rpc_rig import CODE, GIB, MIB, create_volume, from_snapshot, from_volume, o
 from csi_driver._pb import csi_pb2 as C
 from csi_driver._pb import tidemark_pb2 as T
 from csi_driver.domain.capacity import CapacityPolicy
+from csi_driver.rpc.agent.unimplemented import NotOffered
+from csi_driver.rpc.forwarding.controller import ForwardingController
+from csi_driver.rpc.forwarding.forwarder import Forwarder
+from csi_driver.rpc.forwarding.group_controller import ForwardingGroupController
+from csi_driver.rpc.forwarding.tidemark import ForwardingTidemark
 from csi_driver.service.discovery import AgentEndpoint
 
 
@@ -125,6 +130,15 @@ async def test_missing_fields_are_refused_here(cluster: Cluster) -> None:
     await refused(to.ListVolumes(C.ListVolumesRequest(max_entries=-1)), CODE.INVALID_ARGUMENT, "max_entries")
     empty = C.CreateVolumeGroupSnapshotRequest(name="g")
     await refused(cluster.groups.CreateVolumeGroupSnapshot(empty), CODE.INVALID_ARGUMENT, "source_volume_ids")
+
+
+@pytest.mark.parametrize("service", [ForwardingController, ForwardingGroupController, ForwardingTidemark])
+def test_each_call_is_forwarded_under_its_own_name(service: type[Forwarder]) -> None:
+    file = T.DESCRIPTOR if service is ForwardingTidemark else C.DESCRIPTOR
+    for method in file.services_by_name[service.service.rpartition(".")[2]].methods:
+        assert getattr(service, method.name).__name__ == method.name
+        answers = any(method.name in kind.__dict__ for kind in (service, NotOffered))
+        assert answers, "or gRPC would answer that the call is not implemented"
 
 
 # ---- placement
