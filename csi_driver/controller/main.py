@@ -68,6 +68,7 @@ class Controller:
         from csi_driver.rpc.forwarding.tidemark import ForwardingTidemark
         from csi_driver.rpc.interceptors import Calls
         from csi_driver.rpc.server import Server
+        from csi_driver.service.agent_routing import AgentRouter
         from csi_driver.service.placement import Placement
 
         settings = self._settings
@@ -85,13 +86,15 @@ class Controller:
         self._identity = tls.TlsDirectory(Path(settings.certificates))
         channels = AgentChannels(self._discovery, self._identity)
         self._ends.append(channels.close)
+        agents = AgentApi(channels)
+        router = AgentRouter(agents)
         server = Server(
             settings.endpoint,
             [
                 Identity(settings.driver_name, self.ready),
-                ForwardingController(channels, Placement(self._discovery, PvcPlacementStore(api))),
-                ForwardingGroupController(channels),
-                ForwardingTidemark(channels),
+                ForwardingController(channels, router, Placement(self._discovery, PvcPlacementStore(api))),
+                ForwardingGroupController(channels, router),
+                ForwardingTidemark(channels, router),
             ],
             [Calls(self.telemetry, shielded=False)],
         )
@@ -99,7 +102,7 @@ class Controller:
         self._ends.append(lambda: server.stop(DRAIN_SECONDS))
         events = Events(api, settings.release, settings.pod_name)
         context = self.context = ControllerContext(
-            settings, ours, api, mirrors, events, self._discovery, AgentApi(channels), self.telemetry
+            settings, ours, api, mirrors, events, self._discovery, agents, self.telemetry
         )
         self._parts = asyncio.create_task(run_all(context))
         log.info("serving", endpoint=settings.endpoint, namespace=settings.namespace, release=settings.release)

@@ -19,12 +19,49 @@ _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
+class PoolRef:
+    """Names a pool among those of all nodes, and makes the ids of what is in it: the same name gives the same id."""
+
+    owner: str
+    name: str
+
+    @property
+    def shared(self) -> bool:
+        """Whether every node reaches the pool."""
+        return self.owner == ANY_OWNER
+
+    def object_id(self, digest: str) -> "ObjectId":
+        """Return the id that has this hash."""
+        return ObjectId(self.owner, self.name, digest)
+
+    def new_volume_id(self, name: str) -> "ObjectId":
+        """Return the id of a volume by its CSI name."""
+        return self.object_id(name_hash("volume", name))
+
+    def new_snapshot_id(self, name: str) -> "ObjectId":
+        """Return the id of a snapshot by its CSI name, or of a group's member by its member_name."""
+        return self.object_id(name_hash("snapshot", name))
+
+    def new_group_id(self, name: str) -> "ObjectId":
+        """Return the id of a group snapshot by its CSI name."""
+        return self.object_id(name_hash("group", name))
+
+    def __str__(self) -> str:
+        return f"{self.owner}:{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
 class ObjectId:
     """A parsed id: at most 128 bytes by construction (63 + 1 + 31 + 1 + 32)."""
 
     owner: str
     pool: str
     hash: str
+
+    @property
+    def pool_ref(self) -> PoolRef:
+        """The pool that the object is in."""
+        return PoolRef(self.owner, self.pool)
 
     def __str__(self) -> str:
         return f"{self.owner}:{self.pool}:{self.hash}"

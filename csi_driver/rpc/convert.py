@@ -6,7 +6,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from csi_driver._pb import csi_pb2
 from csi_driver.domain.errors import InvalidRequest
-from csi_driver.domain.ids import ANY_OWNER, ObjectId
+from csi_driver.domain.ids import ANY_OWNER
 from csi_driver.domain.model import AccessMode, Capability, GroupSnapshot, SizeRange, Snapshot, Source, Volume
 from csi_driver.domain.routing import TOPOLOGY_KEY
 from csi_driver.domain.sizes import least_request
@@ -172,7 +172,7 @@ def group(item: GroupSnapshot) -> csi_pb2.VolumeGroupSnapshot:
 
 def group_id(item: Snapshot) -> str:
     """The full id of a member's group; empty for a snapshot of its own."""
-    return str(ObjectId(item.id.owner, item.id.pool, item.group)) if item.group else ""
+    return str(item.id.pool_ref.object_id(item.group)) if item.group else ""
 
 
 def _content_source(item: Source | None) -> csi_pb2.VolumeContentSource | None:

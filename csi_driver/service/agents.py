@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from csi_driver.domain.ids import PoolRef
 from csi_driver.domain.model import CompletedRollback, Hold
 from csi_driver.service.rollbacks import RollbackRequest
 
@@ -41,6 +42,14 @@ class FullPool:
     total: int
     free: int
     would_free: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AgentPool:
+    """A pool that an agent has. A shared pool is one pool only if all its agents report the same uuid."""
+
+    ref: PoolRef
+    uuid: str
 
 
 class RollbackAgents(Protocol):
@@ -94,6 +103,14 @@ class AgentCapacity(Protocol):
         ...
 
 
+class PoolLister(Protocol):
+    """Which pools the agents have."""
+
+    async def list_pools(self) -> Mapping[str, Sequence[AgentPool]]:
+        """Return the pools by agent, without the agents that did not answer."""
+        ...
+
+
 class FullPoolLister(Protocol):
     """Which pools have run full."""
 
@@ -126,5 +143,7 @@ class CertificateReports(Protocol):
         ...
 
 
-class AgentApi(RollbackAgents, VolumeLister, AgentCapacity, FullPoolLister, AgentHealth, CertificateReports, Protocol):
+class AgentApi(
+    RollbackAgents, VolumeLister, AgentCapacity, PoolLister, FullPoolLister, AgentHealth, CertificateReports, Protocol
+):
     """All of it."""

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field, replace
 
 from csi_driver.domain.capacity import CapacityReport
 from csi_driver.domain.errors import Busy, DriverError, NotFound
-from csi_driver.domain.ids import ObjectId
 from csi_driver.domain.model import GroupSnapshot, Snapshot, Usage, Volume, VolumeUsage
 from csi_driver.service.conditions import in_words
 from csi_driver.service.dependencies import ServiceDependencies
@@ -125,7 +124,7 @@ def _descendants(pool: Pool, volume: Volume) -> set[str]:
         for snapshot in pool.snapshots_of(member.uid):
             found.add(str(snapshot.id))
             if snapshot.group:
-                found.add(str(ObjectId(snapshot.id.owner, snapshot.id.pool, snapshot.group)))
+                found.add(str(snapshot.id.pool_ref.object_id(snapshot.group)))
         left.extend(v for v in pool.volumes.values() if v.source_uid == member.uid)
     return found
 

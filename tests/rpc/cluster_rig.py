@@ -21,6 +21,7 @@ from csi_driver.rpc.agent.controller import Controller
 from csi_driver.rpc.agent.group_controller import GroupController
 from csi_driver.rpc.agent.identity import Identity, certificate_manifest
 from csi_driver.rpc.agent.tidemark import Tidemark
+from csi_driver.rpc.clients.agent_api import AgentApi
 from csi_driver.rpc.clients.agent_channels import AgentChannels
 from csi_driver.rpc.forwarding.controller import ForwardingController
 from csi_driver.rpc.forwarding.group_controller import ForwardingGroupController
@@ -28,6 +29,7 @@ from csi_driver.rpc.forwarding.tidemark import ForwardingTidemark
 from csi_driver.rpc.interceptors import Calls
 from csi_driver.rpc.server import Server
 from csi_driver.rpc.tls_server import CONNECTION_SECONDS, SecureServer
+from csi_driver.service.agent_routing import AgentRouter
 from csi_driver.service.dependencies import ServiceDependencies
 from csi_driver.service.discovery import AgentEndpoint
 from csi_driver.service.fullness import Fullness
@@ -157,14 +159,15 @@ class Cluster:
             await agent.start()
             self.discovery.places[agent.owner] = AgentEndpoint(agent.owner, agent.address)
         self.channels = AgentChannels(self.discovery, self.controllers_identity)
+        router = AgentRouter(AgentApi(self.channels))
         self.calls = Calls(self.seen, shielded=False)
         self.server = Server(
             f"unix://{self.directory}/csi.sock",
             [
                 Identity("csi.tidemark.dev", self.discovery.known),
-                ForwardingController(self.channels, Placement(self.discovery, self.claim)),
-                ForwardingGroupController(self.channels),
-                ForwardingTidemark(self.channels),
+                ForwardingController(self.channels, router, Placement(self.discovery, self.claim)),
+                ForwardingGroupController(self.channels, router),
+                ForwardingTidemark(self.channels, router),
             ],
             [self.calls],
         )

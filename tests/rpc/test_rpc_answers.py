@@ -23,9 +23,8 @@ from rpc_rig import (
 )
 
 from csi_driver._pb import csi_pb2, tidemark_pb2
-from csi_driver.domain.ids import ObjectId
+from csi_driver.domain.ids import ObjectId, parse
 from csi_driver.domain.model import SizeRange, Snapshot, Source, Volume, VolumeRequest
-from csi_driver.rpc import convert
 from csi_driver.rpc.agent.controller import MAX_PAGE, Controller
 
 C = csi_pb2
@@ -322,7 +321,7 @@ async def test_names_at_the_limit(rig: Rig) -> None:
         group = await rig.group(made.volume_id, name=name)
         for made_id in (made.volume_id, shot.snapshot_id, group.group_snapshot_id, group.snapshots[0].snapshot_id):
             assert len(made_id) <= 128
-            assert convert.ObjectId is ObjectId
+            assert str(parse(made_id)) == made_id
     assert os.listdir(rig.directory) == ["csi"]
 
 

@@ -10,13 +10,15 @@ import structlog
 from csi_driver._pb import csi_pb2, tidemark_pb2
 from csi_driver.domain.capacity import human
 from csi_driver.domain.errors import Damaged, DriverError, NotFound, OtherVersion, Unavailable
+from csi_driver.domain.ids import PoolRef
 from csi_driver.domain.model import CompletedRollback, Hold
-from csi_driver.domain.routing import known_owner
+from csi_driver.domain.routing import known_pool
 from csi_driver.rpc import convert
 from csi_driver.rpc.agent.identity import CERTIFICATES
 from csi_driver.rpc.clients.agent_channels import AgentChannels
 from csi_driver.rpc.errors import from_status
-from csi_driver.service.agents import FullPool, VolumeDescription
+from csi_driver.service.agent_routing import AgentRouter, Purpose
+from csi_driver.service.agents import AgentPool, FullPool, VolumeDescription
 from csi_driver.service.rollbacks import RollbackRequest
 
 PAGE_SIZE = 1000
@@ -41,13 +43,14 @@ class AgentApi:
 
     def __init__(self, channels: AgentChannels) -> None:
         self._channels = channels
+        self._router = AgentRouter(self)
 
     async def describe_volume(self, volume_id: str) -> VolumeDescription:
         """See RollbackAgents."""
         try:
             volume, snapshots = await self._describe(volume_id)
         except Unavailable as error:
-            owner = known_owner(volume_id, "volume")
+            owner = known_pool(volume_id, "volume").owner
             discovery = self._channels.discovery
             # While the cluster knows the node, or an agent there, the agent may yet tell what became of the volume.
             if not discovery.forgotten(owner) or discovery.place(owner) is not None:
@@ -107,6 +110,10 @@ class AgentApi:
         """See FullPoolLister."""
         return await self._of_each(self._known_owners(), self._full_pools)
 
+    async def list_pools(self) -> Mapping[str, Sequence[AgentPool]]:
+        """See PoolLister."""
+        return await self._of_each(self._known_owners(), self._agent_pools)
+
     async def reachable_agents(self) -> Mapping[str, bool]:
         """See AgentHealth."""
         owners = self._known_owners()
@@ -157,9 +164,16 @@ class AgentApi:
                 return ids
 
     async def _full_pools(self, owner: str) -> list[FullPool]:
+        return [_full_pool(owner, pool) for pool in await self._pools(owner) if pool.full]
+
+    async def _agent_pools(self, owner: str) -> list[AgentPool]:
+        return [AgentPool(PoolRef(pool.owner, pool.name), pool.uuid) for pool in await self._pools(owner)]
+
+    async def _pools(self, owner: str) -> Sequence[tidemark_pb2.Pool]:
         method, kind = "tidemark.v1.Tidemark/ListPools", tidemark_pb2.ListPoolsResponse
         answer = await self._channels.call(owner, method, tidemark_pb2.ListPoolsRequest(), kind, PROBE_SECONDS)
-        return [_full_pool(owner, pool) for pool in answer.pools if pool.full]
+        pools: Sequence[tidemark_pb2.Pool] = answer.pools
+        return pools
 
     async def _probe(self, owner: str) -> bool:
         method, kind = "csi.v1.Identity/Probe", csi_pb2.ProbeResponse
@@ -200,7 +214,7 @@ class AgentApi:
 
     async def _call(self, method: str, volume_id: str, request: Any, answer: type[Any], seconds: float) -> Any:
         """Call tidemark.v1 at the agent that has the volume; what it refuses is raised as an error of domain.errors."""
-        owner = known_owner(volume_id, "volume")
+        owner = await self._router.agent_for(known_pool(volume_id, "volume"), Purpose.NODE, volume_id)
         try:
             return await self._channels.call(owner, f"tidemark.v1.Tidemark/{method}", request, answer, seconds)
         except grpc.aio.AioRpcError as error:

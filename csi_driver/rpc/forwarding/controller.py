@@ -11,13 +11,14 @@ from csi_driver.domain.errors import InvalidRequest, OutOfRange, OutOfSpace
 from csi_driver.domain.ids import is_owner
 from csi_driver.domain.page_tokens import token_after
 from csi_driver.domain.requests import split_labels
-from csi_driver.domain.routing import in_page_order, known_owner, owner_of
+from csi_driver.domain.routing import in_page_order, known_pool, pool_of
 from csi_driver.rpc import convert
 from csi_driver.rpc.agent.controller import CAPABILITIES, MAX_PAGE
 from csi_driver.rpc.agent.unimplemented import NotOffered
 from csi_driver.rpc.clients.agent_channels import AgentChannels
 from csi_driver.rpc.convert import required
 from csi_driver.rpc.forwarding.forwarder import Context, Forwarder, by_id, deletion_by_id
+from csi_driver.service.agent_routing import AgentRouter, Purpose
 from csi_driver.service.placement import Placement
 
 _Rpc = csi_pb2.ControllerServiceCapability.RPC
@@ -33,13 +34,15 @@ class ForwardingController(Forwarder, NotOffered):
     DeleteVolume = deletion_by_id("volume_id", csi_pb2.DeleteVolumeResponse)
     ValidateVolumeCapabilities = by_id("volume", "volume_id", csi_pb2.ValidateVolumeCapabilitiesResponse)
     ControllerGetVolume = by_id("volume", "volume_id", csi_pb2.ControllerGetVolumeResponse)
-    ControllerExpandVolume = by_id("volume", "volume_id", csi_pb2.ControllerExpandVolumeResponse)
-    CreateSnapshot = by_id("volume", "source_volume_id", csi_pb2.CreateSnapshotResponse, name="the snapshot's name")
+    ControllerExpandVolume = by_id("volume", "volume_id", csi_pb2.ControllerExpandVolumeResponse, Purpose.NODE)
+    CreateSnapshot = by_id(
+        "volume", "source_volume_id", csi_pb2.CreateSnapshotResponse, Purpose.NODE, name="the snapshot's name"
+    )
     DeleteSnapshot = deletion_by_id("snapshot_id", csi_pb2.DeleteSnapshotResponse)
     GetSnapshot = by_id("snapshot", "snapshot_id", csi_pb2.GetSnapshotResponse)
 
-    def __init__(self, channels: AgentChannels, placement: Placement) -> None:
-        super().__init__(channels)
+    def __init__(self, channels: AgentChannels, router: AgentRouter, placement: Placement) -> None:
+        super().__init__(channels, router)
         self._placement = placement
 
     async def CreateVolume(
@@ -59,7 +62,9 @@ class ForwardingController(Forwarder, NotOffered):
 
         source = convert.source(request)
         if source is not None:
-            return await create(known_owner(source.id, source.kind))
+            # A volume is frozen while it is cloned; a snapshot is only read.
+            purpose = Purpose.NODE if source.kind == "volume" else Purpose.RECORD
+            return await create(await self.router.agent_for(known_pool(source.id, source.kind), purpose, source.id))
         _, labels = split_labels(request.parameters, "parameters")
         topologies = request.accessibility_requirements
         owners = dict.fromkeys(
@@ -80,11 +85,12 @@ class ForwardingController(Forwarder, NotOffered):
     ) -> csi_pb2.ListSnapshotsResponse:
         """As ListVolumes. A filter by id asks the agent of that id alone; an id that no agent gave out matches nothing."""
         filters = [object_id for object_id in (request.snapshot_id, request.source_volume_id) if object_id]
-        owners = [owner for owner in map(owner_of, filters) if owner is not None]
-        if len(owners) < len(filters) or len(set(owners)) > 1:  # a snapshot is on the node of its volume
-            return csi_pb2.ListSnapshotsResponse()
+        pools = {object_id: pool for object_id in filters if (pool := pool_of(object_id)) is not None}
+        if len(pools) < len(set(filters)) or len({pool.owner for pool in pools.values()}) > 1:
+            return csi_pb2.ListSnapshotsResponse()  # a snapshot is on the node of its volume
+        owners = {await self.router.agent_for(pool, Purpose.RECORD, object_id) for object_id, pool in pools.items()}
         entries, token = await self._page(
-            request, set(owners) or self.owners(), "ListSnapshots", csi_pb2.ListSnapshotsResponse,
+            request, owners or self.owners(), "ListSnapshots", csi_pb2.ListSnapshotsResponse,
             lambda entry: entry.snapshot.snapshot_id, context,
         )  # fmt: skip
         return csi_pb2.ListSnapshotsResponse(entries=entries, next_token=token)

@@ -13,9 +13,10 @@ import structlog
 from google.protobuf.message import Message
 
 from csi_driver.domain.errors import Unavailable
-from csi_driver.domain.routing import known_owner, owner_of
+from csi_driver.domain.routing import known_pool, pool_of
 from csi_driver.rpc.clients.agent_channels import AgentChannels
 from csi_driver.rpc.convert import required
+from csi_driver.service.agent_routing import AgentRouter, Purpose
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Kind = Literal["volume", "snapshot", "group snapshot"]
@@ -31,8 +32,9 @@ class Forwarder:
     service: str
     """Its full name, such as csi.v1.Controller."""
 
-    def __init__(self, channels: AgentChannels) -> None:
+    def __init__(self, channels: AgentChannels, router: AgentRouter) -> None:
         self._channels = channels
+        self.router = router
 
     async def forward(
         self, owner: str, method: str, request: Message, answer: type[Answer], context: Context
@@ -49,13 +51,14 @@ class Forwarder:
         """Pass a deletion on by id. It is done already if no agent can have given out the id, or if its node was
         decommissioned.
         """
-        owner = owner_of(object_id)
-        if owner is None:
+        pool = pool_of(object_id)
+        if pool is None:
             return answer()
         try:
+            owner = await self.router.agent_for(pool, Purpose.RECORD, object_id)
             return await self.forward(owner, method, request, answer, context)
         except Unavailable as error:
-            if not self._channels.discovery.forgotten(owner):
+            if not self._channels.discovery.forgotten(pool.owner):
                 raise
             log.warning("deleted with decommissioned node", id=object_id, method=method, error=str(error))
             return answer()
@@ -75,7 +78,9 @@ class Handler(Protocol[Answer_co]):
         ...
 
 
-def by_id(kind: Kind, field: str, answer: type[Answer], **names: str) -> Handler[Answer]:
+def by_id(
+    kind: Kind, field: str, answer: type[Answer], purpose: Purpose = Purpose.RECORD, **names: str
+) -> Handler[Answer]:
     """Make the method that forwards by the id in `field`, an id of a `kind`; it is named as its answer's type.
 
     `names` are other fields that must not be empty, with what a refusal calls them.
@@ -85,7 +90,8 @@ def by_id(kind: Kind, field: str, answer: type[Answer], **names: str) -> Handler
     async def handle(forwarder: Forwarder, request: Any, context: Context) -> Answer:
         for name, what in names.items():
             required(getattr(request, name), what)
-        owner = known_owner(required(getattr(request, field), field), kind)
+        object_id = required(getattr(request, field), field)
+        owner = await forwarder.router.agent_for(known_pool(object_id, kind), purpose, object_id)
         return await forwarder.forward(owner, method, request, answer, context)
 
     handle.__name__ = method

@@ -2,9 +2,10 @@
 
 from csi_driver._pb import csi_pb2, csi_pb2_grpc
 from csi_driver.domain.errors import InvalidRequest
-from csi_driver.domain.routing import one_owner
+from csi_driver.domain.routing import pool_on_one_node
 from csi_driver.rpc.convert import required
 from csi_driver.rpc.forwarding.forwarder import Context, Forwarder, by_id, deletion_by_id
+from csi_driver.service.agent_routing import Purpose
 
 _Rpc = csi_pb2.GroupControllerServiceCapability.RPC
 
@@ -32,6 +33,7 @@ class ForwardingGroupController(Forwarder, csi_pb2_grpc.GroupControllerServicer)
         required(request.name, "the group snapshot's name")
         if not request.source_volume_ids:
             raise InvalidRequest("source_volume_ids is empty: name the volumes of the group")
-        owner = one_owner([required(volume_id, "one of source_volume_ids") for volume_id in request.source_volume_ids])
+        volume_ids = [required(volume_id, "one of source_volume_ids") for volume_id in request.source_volume_ids]
+        owner = await self.router.agent_for(pool_on_one_node(volume_ids), Purpose.NODE, volume_ids[0])
         answer = csi_pb2.CreateVolumeGroupSnapshotResponse
         return await self.forward(owner, "CreateVolumeGroupSnapshot", request, answer, context)
