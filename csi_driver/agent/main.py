@@ -117,7 +117,7 @@ class Agent:
         from csi_driver.rpc.agent.identity import Identity
         from csi_driver.rpc.agent.node import Node
         from csi_driver.rpc.agent.tidemark import Tidemark
-        from csi_driver.rpc.interceptors import Calls
+        from csi_driver.rpc.interceptors import CallTracker
         from csi_driver.rpc.kubelet_registration import Registrar
         from csi_driver.rpc.server import Server
 
@@ -130,7 +130,7 @@ class Agent:
             )
             self._registrar.check()
         snapshots = Snapshots(self._context)
-        self._calls = Calls(self._telemetry)
+        self._calls = CallTracker(self._telemetry)
         servicers = [
             Identity(self._settings.driver_name, lambda: self._ready, self._manifest),
             Controller(Volumes(self._context), snapshots),

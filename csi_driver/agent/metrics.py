@@ -111,7 +111,7 @@ class Telemetry:
         self._calls.labels(method, code).inc()
         self._seconds.labels(method, code).observe(seconds)
 
-    def late(self, method: str, code: str, seconds: float) -> None:
+    def after_cancel(self, method: str, code: str, seconds: float) -> None:
         """Work whose client had gone away ended. See rpc.interceptors.CallObserver."""
         del seconds  # a client that is gone waits for nothing
         self._late.labels(method, code).inc()

@@ -66,7 +66,7 @@ class Controller:
         from csi_driver.rpc.forwarding.controller import ForwardingController
         from csi_driver.rpc.forwarding.group_controller import ForwardingGroupController
         from csi_driver.rpc.forwarding.tidemark import ForwardingTidemark
-        from csi_driver.rpc.interceptors import Calls
+        from csi_driver.rpc.interceptors import CallTracker
         from csi_driver.rpc.server import Server
         from csi_driver.service.agent_routing import AgentRouter
         from csi_driver.service.placement import Placement
@@ -96,7 +96,7 @@ class Controller:
                 ForwardingGroupController(channels, router),
                 ForwardingTidemark(channels, router),
             ],
-            [Calls(self.telemetry, shielded=False)],
+            [CallTracker(self.telemetry, shielded=False)],
         )
         await server.start()
         self._ends.append(lambda: server.stop(DRAIN_SECONDS))

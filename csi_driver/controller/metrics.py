@@ -60,7 +60,7 @@ class ControllerTelemetry:
         self._calls.labels(method, code).inc()
         self._seconds.labels(method, code).observe(seconds)
 
-    def late(self, method: str, code: str, seconds: float) -> None:
+    def after_cancel(self, method: str, code: str, seconds: float) -> None:
         """Nothing: a call that is passed on ends with its client. See rpc.interceptors.CallObserver."""
 
     def reached(self, answers: Mapping[str, bool]) -> None:

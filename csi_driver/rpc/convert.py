@@ -1,4 +1,4 @@
-"""Between messages and the domain's nouns. Every function is total: it answers, or says what the caller must change."""
+"""Converts between messages and the objects of the domain. Every function returns, or says what the caller must change."""
 
 from collections.abc import Iterable
 
@@ -22,18 +22,18 @@ _MANY_NODES = frozenset({"MULTI_NODE_READER_ONLY", "MULTI_NODE_SINGLE_WRITER", "
 
 
 class UnsupportedCapability(InvalidRequest):
-    """A well-formed capability that no volume here has: a question about it is answered no, a wish for it is refused."""
+    """A well-formed capability that no volume here has: Validate answers "not confirmed", Create is refused."""
 
 
 def required(value: str, field: str) -> str:
-    """A field that must be there."""
+    """Return a field that must not be empty. Raises InvalidRequest."""
     if not value:
         raise InvalidRequest(f"{field} is missing: give it")
     return value
 
 
 def capability(message: csi_pb2.VolumeCapability) -> Capability:
-    """One capability. Raises InvalidRequest where it is incomplete, NotServed where nothing here can have it."""
+    """Convert a capability. Raises InvalidRequest if it is incomplete, UnsupportedCapability if no volume here can have it."""
     access = message.WhichOneof("access_type")
     if access is None:
         raise InvalidRequest("a volume capability has no access_type: say block or mount")
@@ -47,7 +47,9 @@ def capability(message: csi_pb2.VolumeCapability) -> Capability:
                 f"access mode {name} is refused: a pool belongs to one node, so its volumes are used on one node; "
                 "use ReadWriteOnce or ReadWriteOncePod"
             )
-        raise InvalidRequest(f"access mode {name} is unknown to this driver: use SINGLE_NODE_WRITER or its kin")
+        raise InvalidRequest(
+            f"access mode {name} is unknown to this driver: use SINGLE_NODE_WRITER or another mode of one node"
+        )
     if access == "block":
         return Capability("block", mode)
     if message.mount.volume_mount_group:

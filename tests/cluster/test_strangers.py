@@ -19,7 +19,7 @@ import asyncio, json, sys, grpc
 from csi_driver._pb import csi_pb2, csi_pb2_grpc
 from csi_driver.domain.errors import Unavailable
 from csi_driver.rpc import tls
-from csi_driver.rpc.agents import Agents
+from csi_driver.rpc.clients.agent_channels import AgentChannels
 from csi_driver.service.discovery import FixedDiscovery
 
 given = json.loads(sys.stdin.read())
@@ -48,7 +48,7 @@ async def as_controller(server):
     csi_pb2_grpc.add_ControllerServicer_to_server(csi_pb2_grpc.ControllerServicer(), fake)
     port = fake.add_secure_port("127.0.0.1:0", credentials)
     await fake.start()
-    agents = Agents(FixedDiscovery({"fake": f"127.0.0.1:{port}"}), Fixed(controller))
+    agents = AgentChannels(FixedDiscovery({"fake": f"127.0.0.1:{port}"}), Fixed(controller))
     try:
         await agents.call("fake", "csi.v1.Controller/ListVolumes", csi_pb2.ListVolumesRequest(),
                           csi_pb2.ListVolumesResponse, 10)

@@ -81,7 +81,7 @@ async def test_agents_come_and_go(rig: ControllerRig) -> None:
     rig.fake.put(PODS, agent_pod("agent-new", "n-1", agent.port), NAMESPACE)
     rig.fake.remove(PODS, "agent-n-1", NAMESPACE)
     discovery = rig.controller._discovery
-    await until(lambda: (discovery.place("n-1") or agent).address == agent.address)
+    await until(lambda: (discovery.endpoint("n-1") or agent).address == agent.address)
     assert (await rig.stub.ControllerGetVolume(asked)).volume.volume_id == made
 
     rig.fake.put(NODES, node("n-2"))

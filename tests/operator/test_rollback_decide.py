@@ -169,7 +169,7 @@ def test_a_disk_that_its_agent_does_not_know_is_refused() -> None:
 
 
 def test_a_disk_that_is_lost_while_it_goes_back_ends_it_without_a_word_of_what_it_held() -> None:
-    lost = NotFound("n-1:default:aaaa was lost with node n-1, which was forgotten")
+    lost = NotFound("n-1:default:aaaa was lost with node n-1, which was decommissioned")
     said = next_of(ROLLING, disk=lost)
     assert isinstance(said, UpdateStatus)
     assert (said.phase, said.reason) == (Phase.FAILED, "DiskNotFound")

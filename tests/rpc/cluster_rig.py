@@ -26,7 +26,7 @@ from csi_driver.rpc.clients.agent_channels import AgentChannels
 from csi_driver.rpc.forwarding.controller import ForwardingController
 from csi_driver.rpc.forwarding.group_controller import ForwardingGroupController
 from csi_driver.rpc.forwarding.tidemark import ForwardingTidemark
-from csi_driver.rpc.interceptors import Calls
+from csi_driver.rpc.interceptors import CallTracker
 from csi_driver.rpc.server import Server
 from csi_driver.rpc.tls_server import CONNECTION_SECONDS, SecureServer
 from csi_driver.service.agent_routing import AgentRouter
@@ -35,7 +35,7 @@ from csi_driver.service.discovery import AgentEndpoint
 from csi_driver.service.fullness import Fullness
 from csi_driver.service.group_snapshots import Groups
 from csi_driver.service.lineage import Lineage
-from csi_driver.service.placement import Claim, Placement
+from csi_driver.service.placement import Placement, PvcPlacement
 from csi_driver.service.pools import Pool, Pools
 from csi_driver.service.rollbacks import Rollbacks
 from csi_driver.service.snapshots import Snapshots
@@ -60,16 +60,16 @@ class Discovered:
         self.read = True
         self.given_up: set[str] = set()
 
-    def place(self, owner: str) -> AgentEndpoint | None:
+    def endpoint(self, owner: str) -> AgentEndpoint | None:
         return self.places.get(owner)
 
     def owners(self) -> list[str]:
         return list(self.places)
 
-    def known(self) -> bool:
+    def has_synced(self) -> bool:
         return self.read
 
-    def forgotten(self, owner: str) -> bool:
+    def is_decommissioned(self, owner: str) -> bool:
         return owner in self.given_up
 
 
@@ -80,12 +80,12 @@ class OneClaim:
         self.node: str | None = None
         self.written: list[str] = []
 
-    async def find(self, volume: str, labels: Any) -> Claim:
-        return Claim(selected=self.node, placed=self.written[-1] if self.written else None)
+    async def find(self, volume: str, labels: Any) -> PvcPlacement:
+        return PvcPlacement(selected_owner=self.node, chosen_owner=self.written[-1] if self.written else None)
 
-    async def place(self, claim: Claim, owner: str) -> Claim:
+    async def choose(self, placement: PvcPlacement, owner: str) -> PvcPlacement:
         self.written.append(owner)
-        return replace(claim, placed=owner)
+        return replace(placement, chosen_owner=owner)
 
 
 class AgentOnTls:
@@ -103,7 +103,7 @@ class AgentOnTls:
         self.context = context = ServiceDependencies(Pools(owner, [self.pool]), now=now)
         snapshots = Snapshots(context)
         self.fullness = Fullness(context.pools, UsageScanner(context))
-        self.calls = Calls(self.seen)
+        self.calls = CallTracker(self.seen)
         self.servicers = [
             Identity("csi.tidemark.dev", lambda: True, partial(certificate_manifest, identity)),
             Controller(Volumes(context), snapshots),
@@ -160,11 +160,11 @@ class Cluster:
             self.discovery.places[agent.owner] = AgentEndpoint(agent.owner, agent.address)
         self.channels = AgentChannels(self.discovery, self.controllers_identity)
         router = AgentRouter(AgentApi(self.channels))
-        self.calls = Calls(self.seen, shielded=False)
+        self.calls = CallTracker(self.seen, shielded=False)
         self.server = Server(
             f"unix://{self.directory}/csi.sock",
             [
-                Identity("csi.tidemark.dev", self.discovery.known),
+                Identity("csi.tidemark.dev", self.discovery.has_synced),
                 ForwardingController(self.channels, router, Placement(self.discovery, self.claim)),
                 ForwardingGroupController(self.channels, router),
                 ForwardingTidemark(self.channels, router),

@@ -120,7 +120,7 @@ async def test_a_disk_is_gone_with_a_forgotten_node_unless_the_cluster_knows_it_
     ):  # the node is in the cluster (again): its agent may yet tell what became of the disk
         await agents.describe_volume(made)
     del cluster.discovery.places["n-1"]
-    with pytest.raises(NotFound, match="lost with node n-1, which was forgotten"):
+    with pytest.raises(NotFound, match="lost with node n-1, which was decommissioned"):
         await agents.describe_volume(made)
 
 

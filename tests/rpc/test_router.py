@@ -201,7 +201,7 @@ async def test_no_room_anywhere(cluster: Cluster) -> None:
     for agent in cluster.agents.values():
         agent.faults.fail("create_volume", OSError(errno.ENOSPC, "full"))
     request = create_volume("v", accessibility_requirements=places("n-1", "n-10"))
-    await refused(cluster.controller.CreateVolume(request), CODE.RESOURCE_EXHAUSTED, "no node has room")
+    await refused(cluster.controller.CreateVolume(request), CODE.RESOURCE_EXHAUSTED, "no node has enough space")
 
 
 async def test_immediate_binding_walks_on_where_a_pool_is_too_small_for_ever(cluster: Cluster) -> None:
@@ -218,7 +218,7 @@ async def test_immediate_binding_walks_on_where_a_pool_is_too_small_for_ever(clu
     assert cluster.claim.written == ["n-10", "n-1"]
     request = create_volume("w", accessibility_requirements=wanted)
     request.capacity_range.required_bytes = 2 * total
-    await refused(cluster.controller.CreateVolume(request), CODE.RESOURCE_EXHAUSTED, "no node has room")
+    await refused(cluster.controller.CreateVolume(request), CODE.RESOURCE_EXHAUSTED, "no node has enough space")
     request.name = "larger than any pool"
     request.capacity_range.required_bytes = 3 * total
     await refused(cluster.controller.CreateVolume(request), CODE.OUT_OF_RANGE, "can never hold")

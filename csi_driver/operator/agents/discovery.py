@@ -102,7 +102,7 @@ class ClusterDiscovery:
             mirror.subscribe(self._changed)
         self._volumes.subscribe(self._counted)
 
-    def place(self, owner: str) -> AgentEndpoint | None:
+    def endpoint(self, owner: str) -> AgentEndpoint | None:
         """See Discovery."""
         return self.cluster().place(owner)
 
@@ -111,7 +111,7 @@ class ClusterDiscovery:
         self.cluster()
         return self._owners
 
-    def known(self) -> bool:
+    def has_synced(self) -> bool:
         """See Discovery."""
         return not self.unread()
 
@@ -119,10 +119,10 @@ class ClusterDiscovery:
         """The kinds that were not read once yet."""
         return [str(mirror.kind) for mirror in self._sources if not mirror.synced]
 
-    def forgotten(self, owner: str) -> bool:
+    def is_decommissioned(self, owner: str) -> bool:
         """See Discovery."""
         # The note may be read before the agents' pods: the one that came back would not be seen yet.
-        return self.known() and self.cluster().given_up(owner)
+        return self.has_synced() and self.cluster().given_up(owner)
 
     def cluster(self) -> Cluster:
         """All that is known now."""

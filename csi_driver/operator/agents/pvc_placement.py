@@ -12,7 +12,7 @@ from csi_driver.kube.client import Api
 from csi_driver.kube.errors import ApiRejected, Conflict
 from csi_driver.kube.resources import PVCS, STORAGE_CLASSES
 from csi_driver.operator.installation import PLACED_ON, SELECTED_NODE
-from csi_driver.service.placement import Claim
+from csi_driver.service.placement import PvcPlacement
 
 NAME = KUBERNETES_PREFIX + "pvc/name"
 NAMESPACE = KUBERNETES_PREFIX + "pvc/namespace"
@@ -21,44 +21,44 @@ log = structlog.get_logger()
 
 
 class PvcPlacementStore:
-    """PersistentVolumeClaims by the labels that the provisioner's --extra-create-metadata adds. See Claims."""
+    """PersistentVolumeClaims by the labels that the provisioner's --extra-create-metadata adds. See PvcPlacements."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
         self._warned = False
 
-    async def find(self, volume: str, labels: Mapping[str, str]) -> Claim:
-        """See Claims. A claim that was deleted, and perhaps made again under its name, is none."""
+    async def find(self, volume: str, labels: Mapping[str, str]) -> PvcPlacement:
+        """See PvcPlacements. A claim that was deleted, and perhaps made again under its name, is none."""
         name, namespace = labels.get(NAME, ""), labels.get(NAMESPACE, "")
         if not name or not namespace:
             if not self._warned:
                 self._warned = True
                 log.warning("the provisioner names no claims: give it --extra-create-metadata", volume=volume)
-            return Claim()
+            return PvcPlacement()
         try:
             found = await self._api.get(PVCS, name, namespace)
             if found is None or found["metadata"].get("uid", "") not in volume:
-                return Claim()
+                return PvcPlacement()
             metadata = found["metadata"]
             notes = metadata.get("annotations") or {}
             selected = notes.get(SELECTED_NODE)
             if selected:
-                return Claim(owner_of_node(selected))
+                return PvcPlacement(owner_of_node(selected))
             waits = await self._waits((found.get("spec") or {}).get("storageClassName") or "")
         except ApiRejected as error:
             raise Unavailable(f"claim {namespace}/{name} or its class cannot be read: {error}") from error
         key = (namespace, name, metadata["resourceVersion"])
-        return Claim(waits=waits, placed=notes.get(PLACED_ON) or None, key=key)
+        return PvcPlacement(wait_for_first_consumer=waits, chosen_owner=notes.get(PLACED_ON) or None, key=key)
 
     async def _waits(self, storage_class: str) -> bool:
         found = await self._api.get(STORAGE_CLASSES, storage_class) if storage_class else None
         return (found or {}).get("volumeBindingMode") == "WaitForFirstConsumer"
 
-    async def place(self, claim: Claim, owner: str) -> Claim:
-        """See Claims."""
-        if not claim.key:
-            return replace(claim, placed=owner)
-        namespace, name, version = claim.key
+    async def choose(self, placement: PvcPlacement, owner: str) -> PvcPlacement:
+        """See PvcPlacements."""
+        if not placement.key:
+            return replace(placement, chosen_owner=owner)
+        namespace, name, version = placement.key
         note = {"metadata": {"resourceVersion": version, "annotations": {PLACED_ON: owner}}}
         try:
             written = await self._api.patch(PVCS, name, note, namespace)
@@ -67,4 +67,4 @@ class PvcPlacementStore:
                 f"claim {namespace}/{name} does not take the note that its volume is made on {owner}: {error}; "
                 "the call succeeds when it is repeated"
             ) from error
-        return replace(claim, placed=owner, key=(namespace, name, written["metadata"]["resourceVersion"]))
+        return replace(placement, chosen_owner=owner, key=(namespace, name, written["metadata"]["resourceVersion"]))

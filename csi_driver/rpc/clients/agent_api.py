@@ -53,9 +53,9 @@ class AgentApi:
             owner = known_pool(volume_id, "volume").owner
             discovery = self._channels.discovery
             # While the cluster knows the node, or an agent there, the agent may yet tell what became of the volume.
-            if not discovery.forgotten(owner) or discovery.place(owner) is not None:
+            if not discovery.is_decommissioned(owner) or discovery.endpoint(owner) is not None:
                 raise
-            raise NotFound(f"{volume_id} was lost with node {owner}, which was forgotten") from error
+            raise NotFound(f"{volume_id} was lost with node {owner}, which was decommissioned") from error
         return VolumeDescription(
             id=volume.id,
             uid=volume.uid,
@@ -127,16 +127,16 @@ class AgentApi:
     async def loaded_certificates(self) -> Mapping[str, str]:
         """See CertificateReports."""
         discovery = self._channels.discovery
-        if not discovery.known():
+        if not discovery.has_synced():
             raise Unavailable("the list of agents was not read yet: the agents to wait for are not known")
-        places = [discovery.place(owner) for owner in discovery.owners()]
-        owners = [place.owner for place in places if place is not None and place.address and place.ready]
+        endpoints = [discovery.endpoint(owner) for owner in discovery.owners()]
+        owners = [endpoint.owner for endpoint in endpoints if endpoint and endpoint.address and endpoint.ready]
         answers = await asyncio.gather(*(self._fingerprint(owner) for owner in owners))
         return dict(zip(owners, answers, strict=True))
 
     def _known_owners(self) -> list[str]:
         discovery = self._channels.discovery
-        return discovery.owners() if discovery.known() else []
+        return discovery.owners() if discovery.has_synced() else []
 
     async def _of_each(self, owners: Sequence[str], ask: Callable[[str], Awaitable[Answer]]) -> dict[str, Answer]:
         """Ask all agents at the same time; an owner whose agent does not answer is left out."""

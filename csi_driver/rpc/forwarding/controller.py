@@ -70,7 +70,7 @@ class ForwardingController(Forwarder, NotOffered):
         owners = dict.fromkeys(
             convert.owner(topology) for topology in (*topologies.preferred, *topologies.requisite) if topology.segments
         )
-        return await self._placement.make(request.name, labels, list(owners), create)
+        return await self._placement.create(request.name, labels, list(owners), create)
 
     async def ListVolumes(self, request: csi_pb2.ListVolumesRequest, context: Context) -> csi_pb2.ListVolumesResponse:
         """Return one page over all agents, in the order of ids. UNAVAILABLE if an agent does not answer."""

@@ -58,14 +58,14 @@ class Forwarder:
             owner = await self.router.agent_for(pool, Purpose.RECORD, object_id)
             return await self.forward(owner, method, request, answer, context)
         except Unavailable as error:
-            if not self._channels.discovery.forgotten(pool.owner):
+            if not self._channels.discovery.is_decommissioned(pool.owner):
                 raise
             log.warning("deleted with decommissioned node", id=object_id, method=method, error=str(error))
             return answer()
 
     def owners(self) -> list[str]:
         """Return all owners. Raises Unavailable until the list of agents was read: an answer without some would be wrong."""
-        if not self._channels.discovery.known():
+        if not self._channels.discovery.has_synced():
             raise Unavailable("this controller has not read the list of agents yet: the call succeeds in a moment")
         return self._channels.discovery.owners()
 
