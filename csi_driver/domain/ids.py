@@ -1,4 +1,4 @@
-"""Identities: `<owner>:<pool>:<hash>`. Parsing is total; what does not parse is unknown, and never becomes a path."""
+"""Ids: `<owner>:<pool>:<hash>`. Parsing is total; an id that does not parse is unknown, and never becomes a path."""
 
 import hashlib
 import re
@@ -68,7 +68,7 @@ class ObjectId:
 
 
 def parse(text: str) -> ObjectId | None:
-    """Read an id, or None for anything that this driver cannot have given out."""
+    """Return a parsed id, or None for a text that this driver cannot have given out as an id."""
     parts = text.split(":")
     if len(parts) != 3:
         return None
@@ -81,27 +81,27 @@ def parse(text: str) -> ObjectId | None:
 
 
 def is_owner(text: str) -> bool:
-    """Whether a node may be called so in an id."""
+    """Whether a text can be the owner of a pool of one node."""
     return _LABEL.fullmatch(text) is not None
 
 
 def is_pool_name(text: str) -> bool:
-    """Whether a pool may be called so: lower-case letters, digits and inner dashes, at most 31 characters."""
+    """Whether a text can be the name of a pool: lower-case letters, digits and inner dashes, at most 31 characters."""
     return _POOL.fullmatch(text) is not None
 
 
 def name_hash(kind: Kind, name: str) -> str:
-    """The hash part of the id for a CSI name: the same name gives the same id, so creation needs no journal."""
+    """Return the hash part of the id for a CSI name: the same name gives the same id, so creation needs no journal."""
     return hashlib.sha256(kind.encode() + b"\0" + name.encode()).hexdigest()[:32]
 
 
 def member_name(group_name: str, source_id: str) -> str:
-    """The name of a group's member. NUL cannot occur in a caller's name, so no caller can take this one."""
+    """Return the name of a group's member. NUL cannot occur in a caller's name, so no caller can take this one."""
     return f"{group_name}\0{source_id}"
 
 
 def owner_of_node(node_name: str) -> str:
-    """The topology value of a node: its name, or a hash of it where a label value could not hold it."""
+    """Return the topology value of a node: its name, or a hash of a name that is not valid as a label value."""
     if _LABEL.fullmatch(node_name):
         return node_name
     return hashlib.sha256(node_name.encode()).hexdigest()[:32]

@@ -73,7 +73,7 @@ def capabilities(messages: Iterable[csi_pb2.VolumeCapability]) -> tuple[Capabili
 
 def capacity_capabilities(messages: Iterable[csi_pb2.VolumeCapability]) -> tuple[Capability, ...]:
     """Those of a GetCapacity: csi-provisioner always sends one with mode UNKNOWN there, which then means not said."""
-    found = []
+    capabilities = []
     for message in messages:
         if message.WhichOneof("access_type") is None:
             continue
@@ -82,8 +82,8 @@ def capacity_capabilities(messages: Iterable[csi_pb2.VolumeCapability]) -> tuple
             copy.CopyFrom(message)
             copy.access_mode.mode = _Modes.SINGLE_NODE_WRITER
             message = copy  # noqa: PLW2901
-        found.append(capability(message))
-    return tuple(found)
+        capabilities.append(capability(message))
+    return tuple(capabilities)
 
 
 def mode_name(number: int) -> str:

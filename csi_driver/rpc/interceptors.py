@@ -103,7 +103,7 @@ class CallTracker(grpc.aio.ServerInterceptor):
         )
 
     def start(self, name: str, work: Awaitable[Any]) -> asyncio.Task[Any]:
-        """Run the work of a changing call as a task that nobody's departure cancels."""
+        """Run the work of a changing call as a task that goes on if its client leaves."""
         task = asyncio.ensure_future(_await(work))
         task.set_name(name)
         self._running.add(task)
