@@ -100,7 +100,7 @@ class Agent:
         from csi_driver.rpc.agent.identity import Identity
         from csi_driver.rpc.agent.node import Node
         from csi_driver.rpc.agent.tidemark import Tidemark
-        from csi_driver.rpc.interceptors import Calls
+        from csi_driver.rpc.interceptors import CallTracker
         from csi_driver.rpc.kubelet_registration import Registrar
         from csi_driver.rpc.server import Server
 
@@ -113,7 +113,7 @@ class Agent:
             )
             self._registrar.check()
         services = self._services
-        self._calls = Calls(self._metrics)
+        self._calls = CallTracker(self._metrics)
         servicers = [
             Identity(self._settings.driver_name, lambda: self._ready, self._manifest),
             Controller(services.volumes, services.snapshots),
@@ -164,10 +164,10 @@ class Agent:
     def _manifest(self) -> Mapping[str, str]:
         """Return which certificates are loaded: a rotation waits for that before it removes older ones."""
         from csi_driver.rpc import tls
-        from csi_driver.rpc.clients import certificate_report
+        from csi_driver.rpc.agent.identity import certificate_manifest
 
         return (
-            certificate_report.plugin_manifest(tls.TlsDirectory(Path(self._settings.certificates)))
+            certificate_manifest(tls.TlsDirectory(Path(self._settings.certificates)))
             if self._settings.certificates
             else {}
         )

@@ -104,7 +104,7 @@ class AgentMetrics:
         """Count a call that was answered, or whose client has cancelled it."""
         self._calls.record(method, code, seconds)
 
-    def late(self, method: str, code: str, seconds: float) -> None:
+    def after_cancel(self, method: str, code: str, seconds: float) -> None:
         """Count work that completed after its client had cancelled it."""
         del seconds  # no client waited for it
         for counter in self._completed_after_cancel:

@@ -16,7 +16,7 @@ from csi_driver.domain.errors import Precondition
 from csi_driver.probes import AgentHealth
 
 if TYPE_CHECKING:
-    from csi_driver.rpc.interceptors import Calls
+    from csi_driver.rpc.interceptors import CallTracker
     from csi_driver.rpc.tls_server import SecureServer
 
 _RETRY_SECONDS = 1.0
@@ -33,7 +33,7 @@ class TlsListener:
         address: tuple[str, int],
         certificates: str,
         servicers: "Sequence[object]",
-        interceptors: "Sequence[Calls]",
+        interceptors: "Sequence[CallTracker]",
         health: AgentHealth,
     ) -> None:
         self._address = address

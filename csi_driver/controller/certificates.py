@@ -11,7 +11,6 @@ from csi_driver.operator.certificates.controller import Certificates, Certificat
 from csi_driver.operator.certificates.external import ExternalCertificates
 from csi_driver.operator.installation import CONTROLLER_LABELS
 from csi_driver.rpc import tls
-from csi_driver.rpc.clients import certificate_report
 
 
 def certificate_component(context: ControllerContext) -> Component:
@@ -32,7 +31,7 @@ def certificate_component(context: ControllerContext) -> Component:
         return await loaded_by_pods(context.api, namespace, CONTROLLER_LABELS, prefix, secret)
 
     async def agents(_: Object) -> Mapping[str, str]:
-        return await certificate_report.loaded_by_agents(context.agents)
+        return await context.agents.loaded_certificates()
 
     # The API server calls the webhook by the second name.
     names = (tls.CONTROLLER, installation.webhook_host)

@@ -10,7 +10,7 @@ from csi_driver.kube.client import Api
 from csi_driver.kube.events import Events
 from csi_driver.kube.informers import InformerFactory
 from csi_driver.operator.installation import Installation
-from csi_driver.rpc.clients.agent_channels import AgentChannels
+from csi_driver.service.agents import AgentApi
 from csi_driver.service.discovery import Discovery
 
 
@@ -32,7 +32,7 @@ class ControllerContext:
     informers: InformerFactory
     events: Events
     discovery: Discovery
-    agents: AgentChannels
+    agents: AgentApi
     metrics: ControllerMetrics
 
 

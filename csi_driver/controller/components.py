@@ -5,22 +5,20 @@ from csi_driver.controller.component import Component, ControllerContext, Factor
 from csi_driver.kube.resources import PVS
 from csi_driver.operator.agents.discovery import trim_pv
 from csi_driver.operator.agents.full_pools import FullPoolEvents
+from csi_driver.operator.agents.health import AgentHealthProbe
 from csi_driver.operator.orphaned_volumes import OrphanedVolumes
-from csi_driver.rpc.clients.agent_health import AgentHealthProbe
-from csi_driver.rpc.clients.inventory import AgentInventory
-from csi_driver.rpc.clients.pool_fullness import AgentFullness
 
 
 def orphaned_volumes(context: ControllerContext) -> Component:
     """Return what reports volumes without a PersistentVolume."""
     pvs = context.informers.for_kind(PVS, transform=trim_pv)
-    inventory, set_count = AgentInventory(context.agents), context.metrics.orphans.set
-    return OrphanedVolumes(inventory, pvs, context.installation.driver, context.events, set_count)
+    set_count = context.metrics.orphans.set
+    return OrphanedVolumes(context.agents, pvs, context.installation.driver, context.events, set_count)
 
 
 def full_pools(context: ControllerContext) -> Component:
     """Writes an event on the node whose pool has run full."""
-    return FullPoolEvents(AgentFullness(context.agents), context.events)
+    return FullPoolEvents(context.agents, context.events)
 
 
 def agent_health(context: ControllerContext) -> Component:

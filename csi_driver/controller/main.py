@@ -61,11 +61,14 @@ class Controller:
         from csi_driver.operator.agents.pvc_placement import PvcPlacementStore
         from csi_driver.rpc import tls
         from csi_driver.rpc.agent.identity import Identity
+        from csi_driver.rpc.clients.agent_api import AgentApi
         from csi_driver.rpc.clients.agent_channels import AgentChannels
-        from csi_driver.rpc.forwarding.controller import ForwardingController, RoutedGroups
-        from csi_driver.rpc.forwarding.tidemark import RoutedTidemark
-        from csi_driver.rpc.interceptors import Calls
+        from csi_driver.rpc.forwarding.controller import ForwardingController
+        from csi_driver.rpc.forwarding.group_controller import ForwardingGroupController
+        from csi_driver.rpc.forwarding.tidemark import ForwardingTidemark
+        from csi_driver.rpc.interceptors import CallTracker
         from csi_driver.rpc.server import Server
+        from csi_driver.service.agent_routing import AgentRouter
         from csi_driver.service.placement import Placement
 
         settings = self._settings
@@ -84,17 +87,19 @@ class Controller:
         installation = Installation(settings.namespace, settings.release, settings.driver_name)
         self._discovery = ClusterDiscovery(informers, installation)
         self._identity = tls.TlsDirectory(Path(settings.certificates))
-        agents = AgentChannels(self._discovery, self._identity)
-        self._cleanups.append(agents.close)
+        channels = AgentChannels(self._discovery, self._identity)
+        self._cleanups.append(channels.close)
+        agents = AgentApi(channels)
+        router = AgentRouter(agents)
         server = Server(
             settings.endpoint,
             [
                 Identity(settings.driver_name, self.ready),
-                ForwardingController(agents, Placement(self._discovery, PvcPlacementStore(api))),
-                RoutedGroups(agents),
-                RoutedTidemark(agents),
+                ForwardingController(channels, router, Placement(self._discovery, PvcPlacementStore(api))),
+                ForwardingGroupController(channels, router),
+                ForwardingTidemark(channels, router),
             ],
-            [Calls(self.metrics, shielded=False)],
+            [CallTracker(self.metrics, shielded=False)],
         )
         await server.start()
         self._cleanups.append(lambda: server.stop(DRAIN_SECONDS))

@@ -50,7 +50,7 @@ class ControllerMetrics:
         """Count a call that was answered, or whose client has cancelled it."""
         self._calls.record(method, code, seconds)
 
-    def late(self, method: str, code: str, seconds: float) -> None:
+    def after_cancel(self, method: str, code: str, seconds: float) -> None:
         """Do nothing: a forwarded call ends with its client."""
 
     def reached(self, answers: Mapping[str, bool]) -> None:

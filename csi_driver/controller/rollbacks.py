@@ -10,7 +10,6 @@ from csi_driver.domain.errors import DriverError
 from csi_driver.kube.resources import ROLLBACKS
 from csi_driver.operator.rollback.controller import RollbackController
 from csi_driver.operator.rollback.resource import Phase
-from csi_driver.rpc.clients.disks import AgentDisks
 
 UNSERVED_SECONDS = 30.0
 """Between looks for the definition of VolumeRollback, where the cluster has none."""
@@ -29,7 +28,7 @@ class _Reconciler:
         await _until_served(context)
         informer = context.informers.for_kind(ROLLBACKS)
         rollbacks = RollbackController(
-            context.api, AgentDisks(context.agents), informer, context.events, context.installation.driver
+            context.api, context.agents, informer, context.events, context.installation.driver
         )
         gauge = context.metrics.rollbacks
         for phase in Phase:

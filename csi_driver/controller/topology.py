@@ -11,7 +11,6 @@ from csi_driver.operator.agents.node_lookup import node_for_owner
 from csi_driver.operator.topology.controller import Informers, TopologyController, trim_pvc, trim_unscheduled_pod
 from csi_driver.operator.topology.data_source import DataSourceResolver
 from csi_driver.operator.topology.webhook import SelectedNodeMutator
-from csi_driver.rpc.clients.capacity import AgentRooms
 
 
 class DisabledComponent:
@@ -48,6 +47,4 @@ def reconciler(context: ControllerContext) -> Component:
         pvs=for_kind(PVS, transform=trim_pv),
         storage_classes=for_kind(STORAGE_CLASSES),
     )
-    return TopologyController(
-        context.api, informers, AgentRooms(context.agents), context.events, context.settings.driver_name
-    )
+    return TopologyController(context.api, informers, context.agents, context.events, context.settings.driver_name)

@@ -15,7 +15,7 @@ from csi_driver.domain.ids import name_hash, parse
 from csi_driver.kube.client import Object
 from csi_driver.kube.events import Events
 from csi_driver.kube.informer import Informer
-from csi_driver.service.inventory import Inventory
+from csi_driver.service.agents import VolumeLister
 
 GRACE_SECONDS = 3600.0
 PERIOD_SECONDS = 300.0
@@ -62,14 +62,14 @@ class OrphanedVolumes:
 
     def __init__(
         self,
-        inventory: Inventory,
+        agents: VolumeLister,
         pvs: Informer,
         driver: str,
         events: Events,
         set_count: Callable[[int], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._inventory = inventory
+        self._agents = agents
         self._pvs = pvs
         self._driver = driver
         self._events = events
@@ -87,7 +87,7 @@ class OrphanedVolumes:
 
     async def reconcile(self) -> list[str]:
         """Check once, and report new orphans. Returns all orphans."""
-        volumes = await self._inventory.volumes()
+        volumes = await self._agents.list_volumes()
         pvs = [pv for pv in self._pvs.all() if pv["driver"] == self._driver]
         now = self._clock()
         self._since = unreferenced_since(self._since, volumes, {pv["handle"] for pv in pvs}, now)

@@ -1,4 +1,4 @@
-"""Between messages and the domain's nouns. Every function is total: it answers, or says what the caller must change."""
+"""Converts between messages and the objects of the domain. Every function returns, or says what the caller must change."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from csi_driver._pb import csi_pb2
 from csi_driver.domain.errors import InvalidRequest
-from csi_driver.domain.ids import ANY_OWNER, ObjectId
+from csi_driver.domain.ids import ANY_OWNER
 from csi_driver.domain.model import AccessMode, Capability, GroupSnapshot, SizeRange, Snapshot, Source, Volume
 from csi_driver.domain.routing import TOPOLOGY_KEY
 from csi_driver.domain.sizes import least_request
@@ -22,18 +22,18 @@ _MANY_NODES = frozenset({"MULTI_NODE_READER_ONLY", "MULTI_NODE_SINGLE_WRITER", "
 
 
 class UnsupportedCapability(InvalidRequest):
-    """A well-formed capability that no volume here has: a question about it is answered no, a wish for it is refused."""
+    """A well-formed capability that no volume here has: Validate answers "not confirmed", Create is refused."""
 
 
 def required(value: str, field: str) -> str:
-    """A field that must be there."""
+    """Return a field that must not be empty. Raises InvalidRequest."""
     if not value:
         raise InvalidRequest(f"{field} is missing: give it")
     return value
 
 
 def capability(message: csi_pb2.VolumeCapability) -> Capability:
-    """One capability. Raises InvalidRequest where it is incomplete, NotServed where nothing here can have it."""
+    """Convert a capability. Raises InvalidRequest if it is incomplete, UnsupportedCapability if no volume here can have it."""
     access = message.WhichOneof("access_type")
     if access is None:
         raise InvalidRequest("a volume capability has no access_type: say block or mount")
@@ -47,7 +47,9 @@ def capability(message: csi_pb2.VolumeCapability) -> Capability:
                 f"access mode {name} is refused: a pool belongs to one node, so its volumes are used on one node; "
                 "use ReadWriteOnce or ReadWriteOncePod"
             )
-        raise InvalidRequest(f"access mode {name} is unknown to this driver: use SINGLE_NODE_WRITER or its kin")
+        raise InvalidRequest(
+            f"access mode {name} is unknown to this driver: use SINGLE_NODE_WRITER or another mode of one node"
+        )
     if access == "block":
         return Capability("block", mode)
     if message.mount.volume_mount_group:
@@ -71,7 +73,7 @@ def capabilities(messages: Iterable[csi_pb2.VolumeCapability]) -> tuple[Capabili
 
 def capacity_capabilities(messages: Iterable[csi_pb2.VolumeCapability]) -> tuple[Capability, ...]:
     """Those of a GetCapacity: csi-provisioner always sends one with mode UNKNOWN there, which then means not said."""
-    found = []
+    capabilities = []
     for message in messages:
         if message.WhichOneof("access_type") is None:
             continue
@@ -80,8 +82,8 @@ def capacity_capabilities(messages: Iterable[csi_pb2.VolumeCapability]) -> tuple
             copy.CopyFrom(message)
             copy.access_mode.mode = _Modes.SINGLE_NODE_WRITER
             message = copy  # noqa: PLW2901
-        found.append(capability(message))
-    return tuple(found)
+        capabilities.append(capability(message))
+    return tuple(capabilities)
 
 
 def mode_name(number: int) -> str:
@@ -172,7 +174,7 @@ def group(item: GroupSnapshot) -> csi_pb2.VolumeGroupSnapshot:
 
 def group_id(item: Snapshot) -> str:
     """The full id of a member's group; empty for a snapshot of its own."""
-    return str(ObjectId(item.id.owner, item.id.pool, item.group)) if item.group else ""
+    return str(item.id.pool_ref.object_id(item.group)) if item.group else ""
 
 
 def _content_source(item: Source | None) -> csi_pb2.VolumeContentSource | None:

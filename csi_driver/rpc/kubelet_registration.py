@@ -30,7 +30,7 @@ BACK_OFF = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 SILENCE_SECONDS = 60.0
 """Without a call of the kubelet: it looks at a new socket within a second or two."""
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 log = structlog.get_logger()
 
@@ -50,7 +50,7 @@ class Registration(pb_grpc.RegistrationServicer):
     async def NotifyRegistrationStatus(
         self, request: pb.RegistrationStatus, _context: _Context
     ) -> pb.RegistrationStatusResponse:
-        """Taken on, or why not."""
+        """Note whether the kubelet has registered the driver, or why not."""
         self.verdicts.put_nowait("" if request.plugin_registered else request.error or "no reason was given")
         return pb.RegistrationStatusResponse()
 
@@ -58,18 +58,18 @@ class Registration(pb_grpc.RegistrationServicer):
 class Registrar:
     """Keeps a driver registered. `directory`: the kubelet's plugins_registry as this process sees it.
 
-    `tell` is given the state in words whenever it changes.
+    `report` is called with the state in words whenever it changes.
     """
 
-    def __init__(self, directory: str, name: str, endpoint: str, tell: Tell = lambda _: None) -> None:
+    def __init__(self, directory: str, name: str, endpoint: str, report: Report = lambda _: None) -> None:
         self._directory = Path(directory)
         self._name, self._endpoint = name, endpoint
-        self._tell = tell
+        self._report = report
         self._server: Server | None = None
         self.path = self._directory / f"{name}-reg.sock"
 
     def check(self) -> None:
-        """Raise Precondition where there is no such directory: nobody would ever look."""
+        """Raise Precondition if there is no such directory: no kubelet would ever look there."""
         if not self._directory.is_dir():
             raise Precondition(
                 f"--register {self._directory} is not a directory: mount the kubelet's plugins_registry there"
@@ -82,27 +82,27 @@ class Registrar:
             try:
                 failures = await self._serve(failures)
             except (Precondition, OSError) as error:
-                self._say(f"the socket {self.path} cannot be made: {error}")
+                self._report_failure(f"the socket {self.path} cannot be made: {error}")
             await asyncio.sleep(BACK_OFF[min(failures, len(BACK_OFF) - 1)])
             failures += 1
 
     async def stop(self) -> None:
-        """Serve no more, and leave the name where it is."""
+        """Stop serving, and leave the name where it is."""
         if self._server is not None:
             server, self._server = self._server, None
             await server.stop(0)
 
     async def _serve(self, failures: int) -> int:
-        """Show a new socket until the kubelet refuses; returns how many refusals there have been in a row."""
+        """Serve a new socket until the kubelet refuses; returns the number of refusals in a row."""
         servicer = Registration(self._name, self._endpoint)
-        await self._show(servicer)
+        await self._publish_socket(servicer)
         why = await self._first_verdict(servicer)
         while not why:
             failures = 0
             log.info("registered with the kubelet", driver=self._name, endpoint=self._endpoint)
-            self._tell("yes")
+            self._report("yes")
             why = await servicer.verdicts.get()  # of a kubelet that was started again
-        self._say(f"the kubelet refuses this driver: {why}")
+        self._report_failure(f"the kubelet refuses this driver: {why}")
         return failures
 
     async def _first_verdict(self, servicer: Registration) -> str:
@@ -110,17 +110,17 @@ class Registrar:
             async with asyncio.timeout(SILENCE_SECONDS):
                 return await servicer.verdicts.get()
         except TimeoutError:
-            self._say(
+            self._report_failure(
                 f"the kubelet has not looked at {self.path} for {SILENCE_SECONDS:.0f} s: is {self._directory} its "
                 "plugins_registry?"
             )
             return await servicer.verdicts.get()
 
-    async def _show(self, servicer: Registration) -> None:
+    async def _publish_socket(self, servicer: Registration) -> None:
         """Replace whatever has the name by a socket that is served already: the name is never absent.
 
-        A name that begins with a dot is none of the kubelet's business. gRPC removes the path that it made, so that the
-        name, which came by renaming, outlives the server.
+        The kubelet ignores names that begin with a dot. gRPC removes the path that it made, so the name, which came by
+        renaming, outlives the server.
         """
         await self.stop()
         for leftover in self._directory.glob(f".{self._name}-reg.*.sock"):
@@ -137,6 +137,6 @@ class Registrar:
                 hidden.unlink()
             raise
 
-    def _say(self, what: str) -> None:
+    def _report_failure(self, what: str) -> None:
         log.error("not registered with the kubelet", driver=self._name, why=what)
-        self._tell(what)
+        self._report(what)

@@ -51,9 +51,7 @@ class TlsDirectory:
                 ) from error
 
     def fingerprint(self) -> str:
-        """What identifies the certificates that the next handshake will use. Raises Precondition where it will use none
-        of these.
-        """
+        """Return what identifies the certificates that the next handshake uses. Raises Precondition if they are invalid."""
         material = self.read()
         check(material)
         return fingerprint(*material[:2])
@@ -67,8 +65,8 @@ class TlsDirectory:
 
 
 def check(material: TlsFiles) -> None:
-    """Raise Precondition where these are no certificates, or the key is another one's. gRPC would find out at the first
-    handshake only, and by then the ones that worked are gone.
+    """Raise Precondition if these are not certificates, or the key is that of another one. gRPC would find out only at the
+    first handshake, when the valid ones are already replaced.
     """
     import ssl  # an agent needs it at each change of its certificates, and a laptop's never
 
@@ -90,10 +88,9 @@ def check(material: TlsFiles) -> None:
 
 
 class ReloadingTlsFiles:
-    """The newest certificates of a directory that are good. Called at each use; compares before it parses.
+    """Returns the newest valid certificates of a directory. Called at each use; compares before it parses.
 
-    A change that is wrong, or cannot be read, leaves the last good ones in force: a Secret is replaced in one step, but a
-    wrong one must not take a node away.
+    If a change is invalid or cannot be read, the last valid ones stay in use: a wrong Secret must not cut a node off.
     """
 
     def __init__(self, identity: TlsDirectory) -> None:
@@ -102,7 +99,7 @@ class ReloadingTlsFiles:
         self._refused: tuple[TlsFiles | None, str] = (None, "")
 
     def __call__(self) -> TlsFiles:
-        """Raises Precondition as long as there were no good ones at all."""
+        """Return them. Raises Precondition until there are valid ones."""
         now: TlsFiles | None = None
         try:
             now = self._identity.read()
@@ -111,14 +108,14 @@ class ReloadingTlsFiles:
                     raise Precondition(self._refused[1])
                 check(now)
                 if self._good is not None:
-                    log.info("certificates are replaced", directory=str(self._identity.directory))
+                    log.info("certificates replaced", directory=str(self._identity.directory))
                 self._good = now
         except Precondition as error:
             if self._good is None:
                 raise
             if (now, str(error)) != self._refused:
                 self._refused = now, str(error)
-                log.error("certificates are not replaced", why=str(error), directory=str(self._identity.directory))
+                log.error("certificates not replaced", why=str(error), directory=str(self._identity.directory))
         return self._good
 
 
@@ -143,13 +140,13 @@ def server_credentials(identity: TlsDirectory) -> grpc.ServerCredentials:
 
 
 def channel_credentials(material: TlsFiles) -> grpc.ChannelCredentials:
-    """Credentials of a caller, from what Identity.read gave. A channel keeps them: another one is made for new files."""
+    """Return the credentials of a caller, from TlsDirectory.read. A channel keeps them: new files need a new channel."""
     authority, certificate, key = material
     return grpc.ssl_channel_credentials(authority, key, certificate)
 
 
 class RequireRole(grpc.aio.ServerInterceptor):
-    """Refuses every caller whose certificate has another role. The chain was checked by then, in the handshake."""
+    """Refuses every caller whose certificate has another role. The handshake has checked the chain before."""
 
     def __init__(self, role: str) -> None:
         self._role = role.encode()
@@ -176,7 +173,7 @@ class RequireRole(grpc.aio.ServerInterceptor):
                 )
                 await context.abort(
                     grpc.StatusCode.PERMISSION_DENIED,
-                    f"your certificate does not say {self._role.decode()}: this listener serves that role alone",
+                    f"your certificate does not have the role {self._role.decode()}: this listener serves only that role",
                 )
 
         if handler.response_streaming:

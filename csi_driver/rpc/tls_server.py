@@ -9,8 +9,8 @@ from csi_driver.rpc import tls
 from csi_driver.rpc.server import OPTIONS, adder
 
 CONNECTION_SECONDS = 600.0
-"""After which a caller is asked to connect anew, give or take a tenth: what an authority vouched for that was dropped since
-must not go on for ever. Calls that run end first.
+"""After which a caller is asked to connect again, give or take a tenth: a connection must not outlive the CA that its
+certificate is from. Calls that run end first.
 """
 
 _LONGEST_CALL_MS = 180_000

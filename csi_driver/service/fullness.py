@@ -6,9 +6,9 @@ Pods notice by errors of their writes; without this, nobody else would.
 import asyncio
 import heapq
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import structlog
 
@@ -39,25 +39,6 @@ class Freed:
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name} ({human(self.exclusive)})"
-
-
-@dataclass(frozen=True, slots=True)
-class FullPool:
-    """A pool of the cluster that has run full; bytes."""
-
-    owner: str
-    name: str
-    total: int
-    free: int
-    would_free: tuple[str, ...] = ()
-
-
-class FullPools(Protocol):
-    """Which pools of a cluster are full. A port: it is served over the agents."""
-
-    async def full(self) -> Mapping[str, Sequence[FullPool]]:
-        """By owner, of those alone whose agent answered; none of an owner whose pools have room."""
-        ...
 
 
 def has_run_full(pool: Pool, account: CapacityReport) -> bool:

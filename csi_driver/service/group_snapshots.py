@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from csi_driver.domain.errors import AlreadyExists, Damaged, InvalidRequest, NotFound, Precondition
-from csi_driver.domain.ids import ObjectId, member_name, name_hash, parse
+from csi_driver.domain.ids import member_name, name_hash, parse
 from csi_driver.domain.model import GroupSnapshot, Volume
 from csi_driver.domain.requests import check_name, refuse_parameters, split_labels
 from csi_driver.service.dependencies import ServiceDependencies
@@ -49,7 +49,7 @@ class GroupSnapshots:
             pool, volumes = self._sources(source_ids)
             check_room(pool, volumes)
             planned = GroupSnapshot(
-                id=ObjectId(self._pools.owner, pool.name, digest),
+                id=pool.ref.new_group_id(name),
                 name=name,
                 uid=self._context.new_uid(),
                 created=self._context.now(),

@@ -1,10 +1,9 @@
-"""Who comes from whom: disks, their snapshots, and what was made from them."""
+"""Lineage: volumes, their snapshots, and what was made from them."""
 
 from dataclasses import dataclass, field, replace
 
 from csi_driver.domain.capacity import CapacityReport
 from csi_driver.domain.errors import Busy, DriverError, NotFound
-from csi_driver.domain.ids import ObjectId
 from csi_driver.domain.model import GroupSnapshot, Snapshot, Usage, Volume, VolumeUsage
 from csi_driver.service.conditions import describe_condition
 from csi_driver.service.dependencies import ServiceDependencies
@@ -12,10 +11,10 @@ from csi_driver.service.pools import Pool
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
-    """One object of the tree. `parent` is the id of what it was made from; `usage` only where it was asked for.
+class LineageNode:
+    """One object of the tree. `parent` is the id of what it was made from; `usage` is None unless it was asked for.
 
-    `condition`: what is, or was, wrong with its file system, in words, as of the last look at it.
+    `condition`: what is, or was, wrong with its file system, in words, as of the last check.
     """
 
     pool: Pool
@@ -28,25 +27,25 @@ class Node:
 
 
 class Lineage:
-    """Looking, for people: nothing here changes anything."""
+    """Views for people and for the controller: nothing here changes anything."""
 
     def __init__(self, context: ServiceDependencies) -> None:
         self._context = context
         self._pools = context.pools
 
-    async def tree(self, pool_name: str = "", volume_id: str = "", with_usage: bool = False) -> list[Node]:
-        """All objects, or those of one pool, or one volume with its snapshots, their groups and what was made from it.
+    async def tree(self, pool_name: str = "", volume_id: str = "", with_usage: bool = False) -> list[LineageNode]:
+        """Return all objects, or those of one pool, or one volume with its snapshots, their groups and what was made from it.
 
         Parents come before their children. Raises NotFound, Unavailable.
         """
         if pool_name and self._pools.known(pool_name) is None:
             raise NotFound(f"pool {pool_name!r} does not exist here: `tidemark pool list` shows those that do")
         pools = [self._pools.named(pool_name)] if pool_name else self._pools.all_serving()
-        wanted: set[str] | None = None
+        selected: set[str] | None = None
         if volume_id:
             pool, volume = self._pools.volume(volume_id)
-            pools, wanted = [pool], _descendants(pool, volume)
-        nodes: list[Node] = []
+            pools, selected = [pool], _descendants(pool, volume)
+        nodes: list[LineageNode] = []
         for pool in pools:
             items: list[Volume | Snapshot | GroupSnapshot] = [
                 *pool.volumes.values(),
@@ -54,41 +53,57 @@ class Lineage:
                 *pool.groups.values(),
             ]
             for item in sorted(items, key=lambda i: (i.created, str(i.id))):
-                if wanted is not None and str(item.id) not in wanted:
+                if selected is not None and str(item.id) not in selected:
                     continue
                 try:
                     nodes.append(await self._node(pool, item, with_usage))
                 except DriverError:
                     if _is_there(pool, item):
                         raise
-                    # Deleted while the others were looked at: it is no part of the tree any more.
+                    # Deleted while the others were read: it is not in the tree.
         return _parents_first([_refreshed(node) for node in nodes])
 
+    async def describe(self, volume_id: str) -> tuple[LineageNode, list[Snapshot]]:
+        """Return one volume and its own snapshots, all as of one moment. No other volume is looked at.
+
+        Raises NotFound, Unavailable, and Busy if the volume was deleted and made again meanwhile.
+        """
+        pool, volume = self._pools.volume(volume_id)
+        try:
+            node = await self._node(pool, volume, with_usage=False)
+        except DriverError:
+            self._pools.volume(volume_id)  # NotFound if the volume was deleted meanwhile
+            raise
+        pool, current = self._pools.volume(volume_id)
+        if current.uid != volume.uid:
+            raise Busy(f"{volume_id} was deleted and made again during this call: try again")
+        return replace(node, item=current), pool.snapshots_of(current.uid)
+
     def pools(self) -> list[tuple[Pool, CapacityReport]]:
-        """Every pool with its sums."""
+        """Return every pool with its capacity."""
         return [(pool, pool.account()) for pool in self._pools.all_serving()]
 
     def holder(self, volume: Volume) -> str:
         """Who holds the volume now; empty where nobody does."""
         return self._context.holds.current_holder(volume)
 
-    async def _node(self, pool: Pool, item: Volume | Snapshot | GroupSnapshot, with_usage: bool) -> Node:
+    async def _node(self, pool: Pool, item: Volume | Snapshot | GroupSnapshot, with_usage: bool) -> LineageNode:
         if isinstance(item, GroupSnapshot):
-            return Node(pool, item)
+            return LineageNode(pool, item)
         usage = await pool.backend.usage(item) if with_usage else None
         if isinstance(item, Snapshot):
-            return Node(pool, item, item.source_id, item.source_uid, usage=usage, condition=item.condition)
+            return LineageNode(pool, item, item.source_id, item.source_uid, usage=usage, condition=item.condition)
         try:
             use = await pool.backend.access.use(item)
-        except Busy:  # a child of this volume hangs in the kernel: looking at the others does not wait for it
+        except Busy:  # a helper for this volume hangs in the kernel: the others do not wait for it
             use = VolumeUsage(device="unknown, look at the node's kernel log")
         parent = item.request.source.id if item.request.source else ""
         words = describe_condition(item, self._context.conditions.get(item), pool.backend.identity.path)
-        return Node(pool, item, parent, _parent_uid(pool, item), use, usage, words)
+        return LineageNode(pool, item, parent, _parent_uid(pool, item), use, usage, words)
 
 
-def _refreshed(node: Node) -> Node:
-    """A volume as its record is when the answer is put together: holds and rollbacks are told as of one moment."""
+def _refreshed(node: LineageNode) -> LineageNode:
+    """Return a node with the volume's record as it is now: holds and rollbacks are then as of one moment."""
     now = node.pool.volumes.get(node.item.id.hash) if isinstance(node.item, Volume) else None
     return replace(node, item=now) if now is not None and now.uid == node.item.uid else node
 
@@ -98,24 +113,24 @@ def _is_there(pool: Pool, item: Volume | Snapshot | GroupSnapshot) -> bool:
 
 
 def _descendants(pool: Pool, volume: Volume) -> set[str]:
-    """The ids of a volume, its snapshots and their groups, and in turn of the volumes made from any of these."""
-    found: set[str] = set()
-    left = [volume]
-    while left:
-        member = left.pop()
-        if str(member.id) in found:
+    """Return the ids of a volume, its snapshots and their groups, and in turn of the volumes made from any of these."""
+    ids: set[str] = set()
+    pending = [volume]
+    while pending:
+        member = pending.pop()
+        if str(member.id) in ids:
             continue
-        found.add(str(member.id))
+        ids.add(str(member.id))
         for snapshot in pool.snapshots_of(member.uid):
-            found.add(str(snapshot.id))
+            ids.add(str(snapshot.id))
             if snapshot.group:
-                found.add(str(ObjectId(snapshot.id.owner, snapshot.id.pool, snapshot.group)))
-        left.extend(v for v in pool.volumes.values() if v.source_uid == member.uid)
-    return found
+                ids.add(str(snapshot.id.pool_ref.object_id(snapshot.group)))
+        pending.extend(v for v in pool.volumes.values() if v.source_uid == member.uid)
+    return ids
 
 
 def _parent_uid(pool: Pool, volume: Volume) -> str:
-    """The uid of what a volume was made from; empty where that is gone, also if its name was used again since."""
+    """Return the uid of what a volume was made from; empty if that is gone, also if its name was used again since."""
     source = volume.request.source
     if source is None or source.kind == "volume":
         return volume.source_uid
@@ -126,10 +141,10 @@ def _parent_uid(pool: Pool, volume: Volume) -> str:
     return ""
 
 
-def _parents_first(nodes: list[Node]) -> list[Node]:
-    """The order of the list, but for children older than their parents: clocks go back at times."""
+def _parents_first(nodes: list[LineageNode]) -> list[LineageNode]:
+    """Return the nodes in their order, but parents first: after a clock was set back, a child may seem older."""
     by_id = {str(node.item.id): node for node in nodes}
-    placed: dict[str, Node] = {}
+    placed: dict[str, LineageNode] = {}
     for node in nodes:
         line = []
         key = str(node.item.id)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from csi_driver.backends.base import Backend
 from csi_driver.domain.capacity import CapacityPolicy, CapacityReport, promised_to_thick
 from csi_driver.domain.errors import DriverError, NotFound, OutOfSpace, Unavailable
-from csi_driver.domain.ids import ObjectId, parse
+from csi_driver.domain.ids import ObjectId, PoolRef, parse
 from csi_driver.domain.model import GroupSnapshot, Snapshot, Volume
 from csi_driver.service.locks import Locks
 
@@ -31,6 +31,11 @@ class Pool:
     def name(self) -> str:
         """The pool's name, unique in its agent."""
         return self.backend.identity.name
+
+    @property
+    def ref(self) -> PoolRef:
+        """The pool's name among those of all nodes, which makes the ids of what is in it."""
+        return PoolRef(self.backend.identity.owner, self.backend.identity.name)
 
     @property
     def way_out(self) -> str:
@@ -170,9 +175,9 @@ class Pools:
         parsed: ObjectId | None = parse(text)
         if parsed is None:
             return None
-        if parsed.owner != self.owner:
-            raise Unavailable(f"{text} belongs to {parsed.owner}, this is {self.owner}: ask there")
         pool = self._pools.get(parsed.pool)
+        if parsed.owner != (self.owner if pool is None else pool.ref.owner):
+            raise Unavailable(f"{text} belongs to {parsed.owner}, this is {self.owner}: ask there")
         if pool is None:
             raise Unavailable(
                 f"pool {parsed.pool} of {self.owner} is not served by this agent: attach its disk, start with it"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from csi_driver.domain.capacity import human
 from csi_driver.domain.errors import AlreadyExists, Damaged, InvalidRequest, OutOfSpace, Precondition
-from csi_driver.domain.ids import ObjectId, name_hash
+from csi_driver.domain.ids import name_hash
 from csi_driver.domain.model import Snapshot, Volume
 from csi_driver.domain.paging import page
 from csi_driver.domain.requests import check_name, refuse_parameters, split_labels
@@ -83,7 +83,7 @@ class Snapshots:
             if snapshot is None:
                 return
             if snapshot.group:
-                group = ObjectId(snapshot.id.owner, snapshot.id.pool, snapshot.group)
+                group = snapshot.id.pool_ref.object_id(snapshot.group)
                 raise InvalidRequest(
                     f"snapshot {snapshot_id} is a member of group {group} and cannot be deleted alone: delete the group"
                 )
@@ -140,7 +140,7 @@ def plan(
 ) -> Snapshot:
     """Return the record of a snapshot to take; the backend fills in its time and size."""
     return Snapshot(
-        id=ObjectId(volume.id.owner, pool.name, name_hash("snapshot", name)),
+        id=pool.ref.new_snapshot_id(name),
         name=name,
         uid=context.new_uid(),
         created=context.now(),

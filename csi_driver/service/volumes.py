@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from csi_driver.domain.capacity import human
 from csi_driver.domain.errors import AlreadyExists, Damaged, InUse, InvalidRequest, OutOfRange, OutOfSpace
-from csi_driver.domain.ids import ObjectId, name_hash
+from csi_driver.domain.ids import name_hash
 from csi_driver.domain.model import Capability, SizeRange, Snapshot, Volume, VolumeRequest, VolumeUsage
 from csi_driver.domain.paging import page
 from csi_driver.domain.requests import (
@@ -65,7 +65,7 @@ class Volumes:
             source = self._reload(source)
             begins_as = await clone_format(pool, request, source)
             check_format(request, source, begins_as)
-            volume = self._plan(pool, digest, request, source, begins_as)
+            volume = self._plan(pool, request, source, begins_as)
             frozen = [source] if isinstance(source, Volume) else []
             # A thick source is allocated again after the clone, so reserve space for it even when the clone is thin.
             doing, formula = ("a clone of a thick volume", COPIED) if frozen else ("a thick volume", MADE)
@@ -236,9 +236,7 @@ class Volumes:
             return self._pools.volume(str(source.id))[1]
         return self._pools.snapshot(str(source.id))[1] if source is not None else None
 
-    def _plan(
-        self, pool: Pool, digest: str, request: VolumeRequest, source: Volume | Snapshot | None, begins_as: str
-    ) -> Volume:
+    def _plan(self, pool: Pool, request: VolumeRequest, source: Volume | Snapshot | None, begins_as: str) -> Volume:
         holds = begins_as if begins_as in FILE_SYSTEMS else ""
         least = smallest(request.capabilities, holds or asked_file_system(request))
         size = choose(request.range, least, source.size if source else 0, source.requested if source else 0)
@@ -258,7 +256,7 @@ class Volumes:
                 f"use another pool, or {pool.way_out}"
             )
         return Volume(
-            id=ObjectId(self._pools.owner, pool.name, digest),
+            id=pool.ref.new_volume_id(request.name),
             name=request.name,
             uid=self._context.new_uid(),
             created=self._context.now(),

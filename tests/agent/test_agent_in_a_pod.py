@@ -27,7 +27,7 @@ from support.ports import free_port
 from csi_driver._pb import csi_pb2, csi_pb2_grpc
 from csi_driver.operator.certificates import ca
 from csi_driver.rpc import tls
-from csi_driver.rpc.clients.certificate_report import CERTIFICATES
+from csi_driver.rpc.agent.identity import CERTIFICATES
 
 NAME = "csi.tidemark.dev"
 SOCKET = f"{NAME}-reg.sock"

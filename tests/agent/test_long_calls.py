@@ -208,7 +208,7 @@ class Left:
         lines = [json.loads(line) for line in rig.log.read_text().splitlines() if line.startswith("{")]
         mine = [line for line in lines if line.get("method", "").endswith(method) and line.get("name") == name]
         self.told = [(line["event"], line["code"]) for line in mine if line["code"] != "ABORTED"]
-        self.at_work = self.told == [("call", "CANCELLED"), ("late", "OK"), ("call", "OK")]
+        self.at_work = self.told == [("call", "CANCELLED"), ("call finished after cancel", "OK"), ("call", "OK")]
         self.too_late = self.told[:1] == [("call", "OK")]
 
 

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 from contract_rig import RAW_BLOCK, SIZE, World, filled, piece
 
-from csi_driver.domain.errors import AlreadyExists, InUse, InvalidRequest, NotFound, Precondition
+from csi_driver.domain.errors import AlreadyExists, Busy, InUse, InvalidRequest, NotFound, Precondition
 from csi_driver.domain.model import SizeRange, Volume, VolumeUsage
 from csi_driver.domain.records import dump_volume
 from csi_driver.service.holds import HOLD_SECONDS
+from csi_driver.service.lineage import Lineage
 from csi_driver.service.rollbacks import REMEMBERED, RollbackRequest
 
 
@@ -383,3 +384,44 @@ async def test_a_look_tells_holds_and_rollbacks_as_they_are_at_its_end(
     assert isinstance(node.item, Volume)
     assert [rolled.name for rolled in node.item.rollbacks] == ["meanwhile"]
     assert trees.holder(node.item) == "somebody"
+
+
+async def test_one_volume_is_described_as_of_one_moment(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    v = await world.volume("v")
+    s = await world.snapshot("s", v)
+    copy = await world.volume("copy", 0, source=s)
+    await world.snapshot("of-copy", copy)
+    use = world.backend.access.use
+
+    async def while_looking(volume: Volume) -> VolumeUsage:
+        assert volume.id == v.id, "no other volume is looked at"
+        monkeypatch.undo()
+        await world.snapshot("later", v)
+        await world.roll_back(v, s, "meanwhile")
+        return await use(volume)
+
+    monkeypatch.setattr(world.backend.access, "use", while_looking)
+    node, snapshots = await Lineage(world.context).describe(str(v.id))
+    assert isinstance(node.item, Volume)
+    assert [rolled.name for rolled in node.item.rollbacks] == ["meanwhile"]
+    assert {snapshot.name for snapshot in snapshots if not snapshot.name.startswith("safety-")} == {"s", "later"}
+
+
+@pytest.mark.parametrize(("again", "refusal"), [(True, Busy), (False, NotFound)])
+async def test_a_volume_that_is_deleted_meanwhile_is_not_described(
+    world: World, monkeypatch: pytest.MonkeyPatch, again: bool, refusal: type[Exception]
+) -> None:
+    v = await world.volume("v")
+    use = world.backend.access.use
+
+    async def while_looking(volume: Volume) -> VolumeUsage:
+        usage = await use(volume)
+        monkeypatch.undo()
+        await world.volumes.delete(str(v.id))
+        if again:
+            await world.volume("v")
+        return usage
+
+    monkeypatch.setattr(world.backend.access, "use", while_looking)
+    with pytest.raises(refusal):
+        await Lineage(world.context).describe(str(v.id))

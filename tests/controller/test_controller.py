@@ -82,7 +82,7 @@ async def test_agents_come_and_go(rig: ControllerRig) -> None:
     rig.fake.put(PODS, agent_pod("agent-new", "n-1", agent.port), NAMESPACE)
     rig.fake.remove(PODS, "agent-n-1", NAMESPACE)
     discovery = rig.controller._discovery
-    await until(lambda: (discovery.place("n-1") or agent).address == agent.address)
+    await until(lambda: (discovery.endpoint("n-1") or agent).address == agent.address)
     assert (await rig.stub.ControllerGetVolume(asked)).volume.volume_id == made
 
     rig.fake.put(NODES, node("n-2"))
@@ -96,9 +96,9 @@ async def test_agents_come_and_go(rig: ControllerRig) -> None:
 
 
 async def test_who_answers_is_a_figure(rig: ControllerRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    from csi_driver.rpc.clients import agent_health
+    from csi_driver.operator.agents import health
 
-    monkeypatch.setattr(agent_health, "EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(health, "EVERY_SECONDS", 0.05)
     second = await rig.start("second", operator=False)
     await rig.agents["n-10"].server.stop(0)
 

@@ -39,7 +39,7 @@ async def discovery(api: Api) -> AsyncIterator[ClusterDiscovery]:
 
 async def known(discovery: ClusterDiscovery) -> ClusterDiscovery:
     async with asyncio.timeout(60):
-        while not discovery.known():
+        while not discovery.has_synced():
             await asyncio.sleep(0.005)
     return discovery
 
@@ -47,7 +47,7 @@ async def known(discovery: ClusterDiscovery) -> ClusterDiscovery:
 async def test_owners_are_nodes_with_the_label_with_an_agent_or_with_volumes(
     fake: FakeApi, discovery: ClusterDiscovery
 ) -> None:
-    assert not discovery.known()
+    assert not discovery.has_synced()
     assert discovery.owners() == []
     fake.put(NODES, node("labelled"))
     fake.put(NODES, node("bare", labelled=False))
@@ -61,10 +61,10 @@ async def test_owners_are_nodes_with_the_label_with_an_agent_or_with_volumes(
     fake.put(PVS, {"metadata": {"name": "p4"}, "spec": {"hostPath": {"path": "/x"}}})
     await known(discovery)
     assert discovery.owners() == ["gone", "labelled", "new"]
-    assert discovery.place("labelled") == AgentEndpoint("labelled", "", True)
-    assert discovery.place("new") == AgentEndpoint("new", "[fd00::1]:9999", False)
-    assert discovery.place("gone") is None
-    assert discovery.place("bare") == AgentEndpoint("bare", "", True)
+    assert discovery.endpoint("labelled") == AgentEndpoint("labelled", "", True)
+    assert discovery.endpoint("new") == AgentEndpoint("new", "[fd00::1]:9999", False)
+    assert discovery.endpoint("gone") is None
+    assert discovery.endpoint("bare") == AgentEndpoint("bare", "", True)
 
 
 async def test_a_node_whose_name_is_no_label(fake: FakeApi, discovery: ClusterDiscovery) -> None:
@@ -73,7 +73,7 @@ async def test_a_node_whose_name_is_no_label(fake: FakeApi, discovery: ClusterDi
     fake.put(PODS, agent_pod("a", name, 9807), NAMESPACE)
     await known(discovery)
     assert discovery.owners() == [owner_of_node(name)]
-    assert (discovery.place(owner_of_node(name)) or AgentEndpoint("", "")).address == "127.0.0.1:9807"
+    assert (discovery.endpoint(owner_of_node(name)) or AgentEndpoint("", "")).address == "127.0.0.1:9807"
 
 
 async def test_while_a_pod_is_replaced_the_one_that_stays_speaks_for_the_node(
@@ -89,10 +89,10 @@ async def test_while_a_pod_is_replaced_the_one_that_stays_speaks_for_the_node(
     failed["status"]["phase"] = "Failed"
     fake.put(PODS, failed, NAMESPACE)
     await known(discovery)
-    assert (discovery.place("n") or AgentEndpoint("", "")).address == "127.0.0.1:1"  # it still answers
+    assert (discovery.endpoint("n") or AgentEndpoint("", "")).address == "127.0.0.1:1"  # it still answers
     fake.put(PODS, agent_pod("new", "n", 4, ready=False), NAMESPACE)
     async with asyncio.timeout(60):
-        while (discovery.place("n") or AgentEndpoint("", "")).address != "127.0.0.1:4":
+        while (discovery.endpoint("n") or AgentEndpoint("", "")).address != "127.0.0.1:4":
             await asyncio.sleep(0.005)
 
 
@@ -112,16 +112,16 @@ async def test_a_dead_node_is_decommissioned_and_counts_again(
     await decommissioned_nodes.decommission(api, OURS, "dead", NOW)
     assert (fake.get(CONFIG_MAPS, "tidemark-forgotten", NAMESPACE) or {})["data"] == {"dead": "2026-11-26T07:30:00Z"}
     async with asyncio.timeout(60):
-        while not discovery.forgotten("dead"):
+        while not discovery.is_decommissioned("dead"):
             await asyncio.sleep(0.005)
     assert discovery.owners() == ["alive"]
-    assert not discovery.forgotten("alive")
+    assert not discovery.is_decommissioned("alive")
     await decommissioned_nodes.decommission(api, OURS, "dead", NOW)  # the same again is the same
     await decommissioned_nodes.recommission(api, OURS, "dead")
     with pytest.raises(NotFound, match="not decommissioned"):
         await decommissioned_nodes.recommission(api, OURS, "dead")
     async with asyncio.timeout(60):
-        while discovery.forgotten("dead"):
+        while discovery.is_decommissioned("dead"):
             await asyncio.sleep(0.005)
     assert discovery.owners() == ["alive", "dead"]
 
@@ -136,12 +136,12 @@ async def test_a_decommissioned_node_that_is_back_is_asked_again(
     fake.put(NODES, node("n"))
     fake.put(PODS, agent_pod("a", "n", 1, ready=False), NAMESPACE)
     async with asyncio.timeout(60):
-        while discovery.place("n") is None or not (discovery.place("n") or AgentEndpoint("", "")).address:
+        while discovery.endpoint("n") is None or not (discovery.endpoint("n") or AgentEndpoint("", "")).address:
             await asyncio.sleep(0.005)
-    assert discovery.forgotten("n")
+    assert discovery.is_decommissioned("n")
     fake.put(PODS, agent_pod("a", "n", 1), NAMESPACE)
     async with asyncio.timeout(60):
-        while discovery.forgotten("n"):
+        while discovery.is_decommissioned("n"):
             await asyncio.sleep(0.005)
     assert discovery.owners() == ["n"]
 
@@ -163,7 +163,7 @@ async def test_before_all_is_read_nobody_is_taken_for_given_up(fake: FakeApi, ap
         async with asyncio.timeout(60):
             while discovery.unread() != [str(PODS)]:
                 await asyncio.sleep(0.005)
-        assert not discovery.forgotten("n")
+        assert not discovery.is_decommissioned("n")
     finally:
         await informers.stop()
 

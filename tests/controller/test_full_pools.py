@@ -11,7 +11,7 @@ from support.fake_api import FakeApi
 from csi_driver.kube.events import Events
 from csi_driver.kube.resources import EVENTS
 from csi_driver.operator.agents.full_pools import REPEAT_SECONDS, FullPoolEvents
-from csi_driver.service.fullness import FullPool
+from csi_driver.service.agents import FullPool
 
 GIB = 1 << 30
 
@@ -22,7 +22,7 @@ class Told:
     def __init__(self) -> None:
         self.answers: dict[str, Sequence[FullPool]] = {"n-1": [], "n-2": []}
 
-    async def full(self) -> Mapping[str, Sequence[FullPool]]:
+    async def full_pools(self) -> Mapping[str, Sequence[FullPool]]:
         return self.answers
 
 

@@ -25,7 +25,6 @@ from csi_driver.operator.orphaned_volumes import (
     same_name_pvs,
     unreferenced_since,
 )
-from csi_driver.rpc.clients.inventory import AgentInventory
 
 A1, A2, B1 = (f"{owner}:default:{number:032x}" for owner, number in (("a", 1), ("a", 2), ("b", 1)))
 
@@ -72,8 +71,8 @@ async def test_orphans_of_a_cluster(rig: ControllerRig, fake: FakeApi) -> None:
     await start_all([informer])
     now = [0.0]
     told: list[int] = []
-    inventory = AgentInventory(rig.controller.context.agents)
-    orphans = OrphanedVolumes(inventory, informer, DRIVER, Events(api, "tidemark"), told.append, lambda: now[0])
+    agents = rig.controller.context.agents
+    orphans = OrphanedVolumes(agents, informer, DRIVER, Events(api, "tidemark"), told.append, lambda: now[0])
     assert await orphans.reconcile() == []
     now[0] = GRACE_SECONDS - 1
     assert await orphans.reconcile() == []

@@ -83,11 +83,11 @@ async def test_a_restore_waits_for_its_source(rig: ControllerRig) -> None:
     for state in ("ready", "not ready", "gone"):
         if state == "not ready":
             rig.fake.put(NODES, node("n-1", ready=False))
-            await until(lambda: not rig.controller._discovery.place("n-1").ready)
+            await until(lambda: not rig.controller._discovery.endpoint("n-1").ready)
         if state == "gone":
             rig.fake.remove(PODS, "agent-n-1", NAMESPACE)
             rig.fake.remove(NODES, "n-1")
-            await until(lambda: rig.controller._discovery.place("n-1") is None)
+            await until(lambda: rig.controller._discovery.endpoint("n-1") is None)
         for request in (restore, clone):
             await refused(rig.stub.CreateVolume(request), CODE.UNAVAILABLE, "n-1")
     assert rig.agents["n-10"].asked("CreateVolume") == 0
@@ -100,11 +100,11 @@ async def test_the_selected_node_dies(rig: ControllerRig) -> None:
     await rig.agents["n-10"].server.stop(0)
     await refused(rig.stub.CreateVolume(wanted(claim, "n-10", "n-1")), CODE.UNAVAILABLE, "n-10")
     rig.fake.put(NODES, node("n-10", ready=False))
-    await until(lambda: not rig.controller._discovery.place("n-10").ready)
+    await until(lambda: not rig.controller._discovery.endpoint("n-10").ready)
     await refused(rig.stub.CreateVolume(wanted(claim, "n-10", "n-1")), CODE.RESOURCE_EXHAUSTED, "n-10", "not ready")
     rig.fake.remove(NODES, "n-10")
     rig.fake.remove(PODS, "agent-n-10", NAMESPACE)
-    await until(lambda: rig.controller._discovery.place("n-10") is None)
+    await until(lambda: rig.controller._discovery.endpoint("n-10") is None)
     await refused(rig.stub.CreateVolume(wanted(claim, "n-10", "n-1")), CODE.RESOURCE_EXHAUSTED, "n-10")
     assert rig.agents["n-1"].asked("CreateVolume") == 0
 
@@ -238,12 +238,12 @@ async def test_another_claim_under_the_same_name_says_nothing(rig: ControllerRig
 async def test_immediate_binding_does_not_begin_with_a_node_that_is_away(rig: ControllerRig) -> None:
     await until_ready(rig.identity)
     rig.fake.put(NODES, node("n-10", ready=False))
-    await until(lambda: not rig.controller._discovery.place("n-10").ready)
+    await until(lambda: not rig.controller._discovery.endpoint("n-10").ready)
     claim = rig.claim("c")
     assert (await rig.stub.CreateVolume(wanted(claim, "n-10", "n-1"))).volume.volume_id.startswith("n-1:")
     assert rig.note("c", PLACED) == "n-1"
     rig.fake.put(NODES, node("n-1", ready=False))
-    await until(lambda: not rig.controller._discovery.place("n-1").ready)
+    await until(lambda: not rig.controller._discovery.endpoint("n-1").ready)
     other = rig.claim("d")
     await refused(rig.stub.CreateVolume(wanted(other, "n-10", "n-1")), CODE.UNAVAILABLE, "n-1", "n-10")
     assert rig.note("d", PLACED) is None
@@ -263,14 +263,14 @@ async def test_what_was_on_a_forgotten_node_can_be_deleted_and_made_elsewhere(
     discovery = rig.controller._discovery
     if removed:
         rig.fake.remove(NODES, "n-10")
-        await until(lambda: discovery.place("n-10") is None)
+        await until(lambda: discovery.endpoint("n-10") is None)
     else:
         rig.fake.put(NODES, node("n-10", ready=False))
-        await until(lambda: not ((place := discovery.place("n-10")) and place.ready))
+        await until(lambda: not ((place := discovery.endpoint("n-10")) and place.ready))
     await refused(rig.stub.DeleteVolume(C.DeleteVolumeRequest(volume_id=lost)), CODE.UNAVAILABLE, "n-10")
     await refused(rig.stub.CreateVolume(wanted(claim, "n-1")), CODE.UNAVAILABLE, "n-10")
     rig.fake.put(CONFIG_MAPS, {"metadata": {"name": "tidemark-forgotten"}, "data": {"n-10": "now"}}, NAMESPACE)
-    await until(lambda: discovery.forgotten("n-10"))
+    await until(lambda: discovery.is_decommissioned("n-10"))
     await rig.stub.DeleteSnapshot(C.DeleteSnapshotRequest(snapshot_id=snapshot))
     await rig.stub.DeleteVolume(C.DeleteVolumeRequest(volume_id=lost))
     asked = C.ControllerGetVolumeRequest(volume_id=lost)

@@ -18,14 +18,14 @@ from support.topology_rig import TopologyRig
 
 from csi_driver._pb import csi_pb2 as C
 from csi_driver.kube.resources import PVCS, SNAPSHOT_CONTENTS
-from csi_driver.rpc.clients.capacity import AgentRooms
+from csi_driver.rpc.clients.agent_api import AgentApi
 
 
 class Restoring(TopologyRig):
     """Real agents and a router; the provisioner is played: a pin is a call, and RESOURCE_EXHAUSTED takes the pin away."""
 
     def __init__(self, fake: FakeApi, cluster: Cluster) -> None:
-        super().__init__(fake, AgentRooms(cluster.channels))
+        super().__init__(fake, AgentApi(cluster.channels))
         self.cluster = cluster
         for owner in cluster.agents:
             self.node(owner)

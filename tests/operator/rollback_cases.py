@@ -6,12 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from csi_driver.domain.errors import DriverError
+from csi_driver.domain.model import CompletedRollback, Hold
 from csi_driver.operator.rollback.actions import Action, ObservedRollback
 from csi_driver.operator.rollback.planner import next_action
 from csi_driver.operator.rollback.references import ReferencedObjects, ResolvedReferences
 from csi_driver.operator.rollback.resource import Phase, RollbackSpec, RollbackStatus
 from csi_driver.operator.rollback.safety_snapshots import SAFETY_LABEL, safety_snapshot
-from csi_driver.service.disks import Back, Disk, Held
+from csi_driver.service.agents import VolumeDescription
+from csi_driver.service.holds import HOLD_SECONDS
 
 DRIVER = "csi.tidemark.dev"
 NAMESPACE = "shop"
@@ -20,8 +22,14 @@ CREATED = 1_800_000_000.0
 SINCE = 1_800_000_100_000_000_000
 SPEC = RollbackSpec(NAMESPACE, "back", UID, "v1", "s1", CREATED)
 TARGET = ResolvedReferences("n-1:default:aaaa", "n-1:default:bbbb", "pvc-1")
-VOLUME = Disk(TARGET.volume_id, "uid-of-v1", {TARGET.snapshot_id: SINCE - 10**12})
-MINE = Held(SPEC.holder, SINCE)
+VOLUME = VolumeDescription(TARGET.volume_id, "uid-of-v1", {TARGET.snapshot_id: SINCE - 10**12})
+
+
+def held_by(holder: str, since: int) -> Hold:
+    return Hold(holder, since + HOLD_SECONDS * 10**9, since)
+
+
+MINE = held_by(SPEC.holder, SINCE)
 SAFETY_ID = "n-1:default:cccc"
 
 
@@ -118,11 +126,11 @@ READY = ObservedRollback(
 )
 """Free, recorded and guarded: the next thing is the hold."""
 
-HELD = replace(READY, volume=replace(VOLUME, held=MINE), since_renewal=1.0)
+HELD = replace(READY, volume=replace(VOLUME, hold=MINE), since_renewal=1.0)
 
 WITH_SAFETY = replace(
     HELD,
-    volume=replace(VOLUME, held=MINE, snapshots={**VOLUME.snapshots, SAFETY_ID: SINCE + 1}),
+    volume=replace(VOLUME, hold=MINE, snapshots={**VOLUME.snapshots, SAFETY_ID: SINCE + 1}),
     safety_snapshots=[safety()],
     safety_handles={f"safety-{UID}": SAFETY_ID},
 )
@@ -150,8 +158,8 @@ def next_of(base: ObservedRollback, **changes: Any) -> Action:
     return next_action(observed(base, **changes))
 
 
-def done(at: int = SINCE + 5) -> tuple[Back, ...]:
-    return (Back(UID, TARGET.snapshot_id, at, SAFETY_ID),)
+def done(at: int = SINCE + 5) -> tuple[CompletedRollback, ...]:
+    return (CompletedRollback(UID, TARGET.snapshot_id, at, SAFETY_ID),)
 
 
 def refusal(kind: type[DriverError], text: str = "words of the agent") -> DriverError:

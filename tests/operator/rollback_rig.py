@@ -29,7 +29,7 @@ from csi_driver.kube.resources import EVENTS, PODS, PVCS, PVS, ROLLBACKS, SNAPSH
 from csi_driver.operator.rollback.controller import FIRST_BACKOFF_SECONDS, RollbackController
 from csi_driver.operator.rollback.reconciler import RollbackReconciler
 from csi_driver.operator.rollback.resource import format_time
-from csi_driver.rpc.clients.disks import AgentDisks
+from csi_driver.rpc.clients.agent_api import AgentApi
 from csi_driver.service.snapshots import SnapshotRequest
 
 SIZE = 4096
@@ -67,10 +67,10 @@ class World(KillPoint):
 
     async def start(self) -> None:
         """The operator's process, from nothing."""
-        disks = Dying(AgentDisks(self.cluster.channels), self, CHANGING)
+        agents = Dying(AgentApi(self.cluster.channels), self, CHANGING)
         api: Any = Dying(self.api, self, CHANGING, but={EVENTS})
         events = Events(api, "tidemark")
-        self.reconciler = RollbackReconciler(api, disks, events, DRIVER, self.now, self.now)  # type: ignore[arg-type]
+        self.reconciler = RollbackReconciler(api, agents, events, DRIVER, self.now, self.now)  # type: ignore[arg-type]
 
     # ---- the cluster's objects
 
@@ -229,7 +229,7 @@ async def reconciling(world: World) -> AsyncIterator[RollbackController]:
     informer.start()
     made = RollbackController(
         world.api,
-        AgentDisks(world.cluster.channels),
+        AgentApi(world.cluster.channels),
         informer,
         Events(world.api, "tidemark"),
         "csi.tidemark.dev",

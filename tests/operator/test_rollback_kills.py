@@ -92,24 +92,24 @@ async def test_a_controller_that_wakes_up_late_rolls_nothing_away(world: World) 
     world.ask()
     await world.run(until="RollingBack")
     sleeper = world.reconciler
-    disks, sent = sleeper._disks, []
+    agents, sent = sleeper._agents, []
 
     class Sleeping:
         def __getattr__(self, name: str) -> Any:
             if name != "roll_back":
-                return getattr(disks, name)
+                return getattr(agents, name)
 
-            async def late(wanted: Any) -> None:
+            async def late(request: Any) -> None:
                 await world.start()
                 await world.run()
                 came_to_its_end(world)
                 assert await world.write(b"3")
-                sent.append(wanted)
-                await disks.roll_back(wanted)
+                sent.append(request)
+                await agents.roll_back(request)
 
             return late
 
-    sleeper._executor._disks = Sleeping()  # type: ignore[assignment]
+    sleeper._executor._agents = Sleeping()  # type: ignore[assignment]
     await sleeper.reconcile(("shop", "back"))
     assert len(sent) == 1
     assert world.bytes_of(world.disk_now) == b"3"
@@ -120,23 +120,23 @@ async def test_a_rollback_that_arrives_after_the_release_is_refused(world: World
     world.ask()
     await world.run(until="RollingBack")
     sleeper = world.reconciler
-    disks = sleeper._disks
+    agents = sleeper._agents
 
     class Sleeping:
         def __getattr__(self, name: str) -> Any:
             if name != "roll_back":
-                return getattr(disks, name)
+                return getattr(agents, name)
 
-            async def late(wanted: Any) -> None:
+            async def late(request: Any) -> None:
                 await world.start()
                 world.fake.remove(SNAPSHOTS, "s1", "shop")
                 await world.run()
                 assert world.status()["phase"] == "Failed"
-                await disks.roll_back(wanted)
+                await agents.roll_back(request)
 
             return late
 
-    sleeper._executor._disks = Sleeping()  # type: ignore[assignment]
+    sleeper._executor._agents = Sleeping()  # type: ignore[assignment]
     with suppress(DriverError):
         await sleeper.reconcile(("shop", "back"))
     assert world.disk_now.rollbacks == ()

@@ -18,6 +18,7 @@ from rollback_cases import (
     WITH_SAFETY,
     done,
     earlier_safety,
+    held_by,
     next_of,
     pod,
     refusal,
@@ -42,7 +43,7 @@ from csi_driver.operator.rollback.completed import COMPLETED_ANNOTATION, Complet
 from csi_driver.operator.rollback.planner import EXPIRY_SECONDS, RENEW_SECONDS
 from csi_driver.operator.rollback.references import UnresolvedReference
 from csi_driver.operator.rollback.resource import Phase
-from csi_driver.service.disks import Held, Wanted
+from csi_driver.service.rollbacks import RollbackRequest
 
 UNREACHABLE = Unavailable("the agent of node n-1 does not answer")
 LATE = CREATED + SPEC.timeout
@@ -78,17 +79,19 @@ def test_the_way_when_nothing_is_in_it() -> None:
     announced = next_of(WITH_SAFETY)
     assert isinstance(announced, UpdateStatus)
     assert (announced.phase, announced.safety_snapshot, announced.target) == (Phase.ROLLING, f"safety-{UID}", TARGET)
-    assert next_of(ROLLING) == RollBack(Wanted(TARGET.volume_id, TARGET.snapshot_id, UID, SPEC.holder, SAFETY_ID))
+    assert next_of(ROLLING) == RollBack(
+        RollbackRequest(TARGET.volume_id, TARGET.snapshot_id, UID, SPEC.holder, safety=SAFETY_ID)
+    )
     assert next_of(ROLLING, volume_rollbacks=done()) == RecordCompletion((SINCE + 5) / 1e9)
     remembered = volume(
         metadata={"name": "pvc-1", "annotations": {COMPLETED_ANNOTATION: record_completed(volume(), SPEC, "t")}}
     )
     assert next_of(ROLLING, volume_rollbacks=done(), pv=remembered) == Release(TARGET.volume_id)
-    told = next_of(ROLLING, volume_rollbacks=done(), pv=remembered, volume_held=None)
+    told = next_of(ROLLING, volume_rollbacks=done(), pv=remembered, volume_hold=None)
     assert isinstance(told, UpdateStatus)
     assert (told.phase, told.reason, told.safety_snapshot) == (Phase.COMPLETED, "RolledBack", f"safety-{UID}")
     assert f"is in VolumeSnapshot safety-{UID}" in told.message
-    assert next_of(ROLLING, status_phase=Phase.COMPLETED, volume_rollbacks=done(), volume_held=None) == Cleanup()
+    assert next_of(ROLLING, status_phase=Phase.COMPLETED, volume_rollbacks=done(), volume_hold=None) == Cleanup()
     assert next_of(ROLLING, status_phase=Phase.COMPLETED, status_has_finalizer=False) == Finished()
 
 
@@ -97,7 +100,7 @@ def test_without_a_safety_snapshot_no_class_is_needed() -> None:
     assert isinstance(announced, UpdateStatus)
     assert (announced.phase, announced.safety_snapshot) == (Phase.ROLLING, "")
     rolled = next_of(ROLLING, spec_safety=False, safety_snapshots=[], classes=[])
-    assert rolled == RollBack(Wanted(TARGET.volume_id, TARGET.snapshot_id, UID, SPEC.holder, ""))
+    assert rolled == RollBack(RollbackRequest(TARGET.volume_id, TARGET.snapshot_id, UID, SPEC.holder, skip_safety=True))
 
 
 # ---- waiting for people
@@ -127,7 +130,7 @@ def test_what_takes_long_is_looked_at_less_often() -> None:
 
 
 def test_another_rollback_is_waited_for_and_named() -> None:
-    action = next_of(READY, volume_held=Held("VolumeRollback shop/other 123", SINCE))
+    action = next_of(READY, volume_hold=held_by("VolumeRollback shop/other 123", SINCE))
     waits(action, Phase.WAITING, "VolumeHeld", "VolumeRollback shop/other 123")
 
 
@@ -186,7 +189,7 @@ def test_a_claim_that_has_come_to_mean_another_disk_is_refused_after_the_release
 def test_the_agents_final_no_is_told_after_the_release(kind: type[InvalidRequest]) -> None:
     no = refusal(kind)
     assert next_of(ROLLING, rejection=no) == Release(TARGET.volume_id)
-    failed(next_of(ROLLING, rejection=no, volume_held=None), "RollbackRejected", "words of the agent")
+    failed(next_of(ROLLING, rejection=no, volume_hold=None), "RollbackRejected", "words of the agent")
     assert next_of(ROLLING, rejection=no, volume_rollbacks=done()) == RecordCompletion((SINCE + 5) / 1e9), (
         "the record has the last word"
     )
@@ -260,11 +263,11 @@ def test_a_hold_is_renewed_while_the_safety_snapshot_is_waited_for() -> None:
 
 def test_after_a_lapse_there_is_a_new_safety_snapshot() -> None:
     """Somebody may have written between: what was cut before the hold that stands may miss that."""
-    anew = Held(SPEC.holder, SINCE + 2)
-    assert next_of(WITH_SAFETY, volume_held=anew) == CreateSafetySnapshot(TARGET.volume_id, "tidemark", 2)
-    assert next_of(ROLLING, volume_held=anew) == CreateSafetySnapshot(TARGET.volume_id, "tidemark", 2)
+    anew = held_by(SPEC.holder, SINCE + 2)
+    assert next_of(WITH_SAFETY, volume_hold=anew) == CreateSafetySnapshot(TARGET.volume_id, "tidemark", 2)
+    assert next_of(ROLLING, volume_hold=anew) == CreateSafetySnapshot(TARGET.volume_id, "tidemark", 2)
     waits(
-        next_of(ROLLING, volume_held=anew, safety_snapshots=[safety(), safety(2, ready=False)]),
+        next_of(ROLLING, volume_hold=anew, safety_snapshots=[safety(), safety(2, ready=False)]),
         Phase.SAFETY,
         "CreatingSafetySnapshot",
     )
@@ -273,18 +276,18 @@ def test_after_a_lapse_there_is_a_new_safety_snapshot() -> None:
         "safety_handles": {f"safety-{UID}": SAFETY_ID, f"safety-{UID}-2": "n-1:default:dddd"},
         "volume_snapshots": {**WITH_SAFETY.volume.snapshots, "n-1:default:dddd": SINCE + 2},  # type: ignore[union-attr]
     }
-    rolled = next_of(ROLLING, volume_held=anew, **second)
+    rolled = next_of(ROLLING, volume_hold=anew, **second)
     assert isinstance(rolled, RollBack)
     assert rolled.request.safety == "n-1:default:dddd"
-    stale = next_of(ROLLING, volume_held=Held(SPEC.holder, SINCE + 3), **second)
+    stale = next_of(ROLLING, volume_hold=held_by(SPEC.holder, SINCE + 3), **second)
     assert stale == CreateSafetySnapshot(TARGET.volume_id, "tidemark", 3)
 
 
 def test_a_lapse_during_rolling_back_begins_again() -> None:
-    again = next_of(ROLLING, volume_held=None)
+    again = next_of(ROLLING, volume_hold=None)
     assert isinstance(again, UpdateStatus)
     assert (again.phase, again.reason, again.requeue_after) == (Phase.WAITING, "HoldExpired", 0)
-    waits(next_of(ROLLING, volume_held=None, pods=[pod()]), Phase.WAITING, "VolumeInUse", "web-1")
+    waits(next_of(ROLLING, volume_hold=None, pods=[pod()]), Phase.WAITING, "VolumeInUse", "web-1")
 
 
 @pytest.mark.parametrize(
@@ -321,7 +324,7 @@ def test_once_a_rollback_may_have_been_sent_only_the_record_tells_that_it_was_no
     gone = UnresolvedReference("SnapshotTerminating", "VolumeSnapshot shop/s1 is being deleted")
     assert next_of(ROLLING, target=gone) == Release(TARGET.volume_id)
     waits(next_of(ROLLING, target=gone, volume=UNREACHABLE), Phase.ROLLING, "OutcomeUnknown", "n-1")
-    failed(next_of(ROLLING, target=gone, volume_held=None), "SnapshotTerminating", "shop/s1")
+    failed(next_of(ROLLING, target=gone, volume_hold=None), "SnapshotTerminating", "shop/s1")
     assert next_of(ROLLING, target=gone, volume_rollbacks=done()) == RecordCompletion((SINCE + 5) / 1e9)
     back = {"status_phase": Phase.WAITING, "now": LATE, "volume": UNREACHABLE}
     waits(next_of(ROLLING, **back), Phase.WAITING, "OutcomeUnknown")
@@ -330,7 +333,7 @@ def test_once_a_rollback_may_have_been_sent_only_the_record_tells_that_it_was_no
 def test_a_claim_that_vanishes_during_the_rollback_does_not_hide_its_outcome() -> None:
     gone = UnresolvedReference("ClaimNotFound", "waiting for PVC shop/v1 to be created", final=False)
     assert next_of(ROLLING, target=gone) == Release(TARGET.volume_id)
-    ended = next_of(ROLLING, target=gone, pv=None, volume_held=None, volume_rollbacks=done())
+    ended = next_of(ROLLING, target=gone, pv=None, volume_hold=None, volume_rollbacks=done())
     assert isinstance(ended, UpdateStatus)
     assert ended.phase is Phase.COMPLETED
 

@@ -50,7 +50,7 @@ async def test_claims_of_others_are_left_alone(leading: TopologyRig) -> None:
     leading.put(going)
     await leading.reconcile()
     assert not leading.fake.asked("patch", PVCS)
-    assert leading.rooms.asked == []
+    assert leading.capacities.asked == []
 
 
 async def test_claim_and_snapshot_of_one_manifest(leading: TopologyRig) -> None:
@@ -97,7 +97,7 @@ async def test_a_pin_that_was_taken_away_comes_back_with_the_room(leading: Topol
     leading.put(claim("r", snapshot="s", size="2Gi"))
     await leading.reconcile()
     leading.unselect("r")
-    leading.rooms.left["n-1"] = GIB
+    leading.capacities.left["n-1"] = GIB
     for _ in range(3):
         await leading.reconcile(100)
     assert leading.selected("r") is None
@@ -110,7 +110,7 @@ async def test_a_pin_that_was_taken_away_comes_back_with_the_room(leading: Topol
 
 async def test_a_pin_that_was_taken_away_comes_back_with_the_agent(leading: TopologyRig) -> None:
     leading.snapshot("s", "n-1")
-    leading.rooms.left["n-1"] = None
+    leading.capacities.left["n-1"] = None
     for number in range(20):
         leading.put(claim(f"r-{number}", snapshot="s"))
     await leading.reconcile()

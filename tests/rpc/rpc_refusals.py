@@ -406,4 +406,6 @@ MATRIX: list[Refusal] = [
     ),
     ("tidemark", "GetTree", T.GetTreeRequest(pool="nowhere"), CODE.NOT_FOUND, "nowhere"),
     ("tidemark", "GetTree", T.GetTreeRequest(volume_id=GONE), CODE.NOT_FOUND, GONE),
+    ("tidemark", "DescribeVolume", T.DescribeVolumeRequest(), CODE.INVALID_ARGUMENT, "volume_id"),
+    ("tidemark", "DescribeVolume", T.DescribeVolumeRequest(volume_id=GONE), CODE.NOT_FOUND, GONE),
 ]

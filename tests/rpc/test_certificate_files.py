@@ -14,7 +14,7 @@ from test_router import refused, volume
 from csi_driver.domain.errors import Precondition
 from csi_driver.operator.certificates import ca
 from csi_driver.rpc import tls
-from csi_driver.rpc.clients.certificate_report import loaded_by_agents
+from csi_driver.rpc.clients.agent_api import AgentApi
 from csi_driver.rpc.tls_server import SecureServer
 
 
@@ -95,13 +95,13 @@ def test_a_mounted_secret_is_read_of_one_making(tmp_path: Path) -> None:
 
 async def test_agents_tell_what_they_hold(cluster: Cluster) -> None:
     """A silent agent is not taken for one that has followed; one whose node is not ready is not waited for."""
-    agents = cluster.channels
+    agents = AgentApi(cluster.channels)
     held = cluster.agents_identity.fingerprint()
-    assert await loaded_by_agents(agents) == {"n-1": held, "n-10": held}
+    assert await agents.loaded_certificates() == {"n-1": held, "n-10": held}
     replace(cluster.agents_identity, cluster.root, tls.AGENT)
     assert cluster.agents_identity.fingerprint() != held
-    assert set((await loaded_by_agents(agents)).values()) == {cluster.agents_identity.fingerprint()}
+    assert set((await agents.loaded_certificates()).values()) == {cluster.agents_identity.fingerprint()}
     await cluster.agents["n-10"].server.stop(0)
-    assert (await loaded_by_agents(agents))["n-10"] == ""
+    assert (await agents.loaded_certificates())["n-10"] == ""
     cluster.ready("n-10", False)
-    assert set(await loaded_by_agents(agents)) == {"n-1"}
+    assert set(await agents.loaded_certificates()) == {"n-1"}

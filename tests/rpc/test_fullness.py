@@ -11,13 +11,13 @@ from test_router import volume
 
 from csi_driver._pb import tidemark_pb2 as T
 from csi_driver.domain.capacity import Space
-from csi_driver.rpc.clients.pool_fullness import AgentFullness
-from csi_driver.service.fullness import FullPool
+from csi_driver.rpc.clients.agent_api import AgentApi
+from csi_driver.service.agents import FullPool
 
 
 async def test_full_pools_of_a_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    port = AgentFullness(cluster.channels)
-    assert await port.full() == {"n-1": [], "n-10": []}
+    port = AgentApi(cluster.channels)
+    assert await port.full_pools() == {"n-1": [], "n-10": []}
     agent = cluster.agents["n-1"]
     await volume(cluster, "v", "n-1", capacity_range={"required_bytes": 8 * MIB})
     (made,) = agent.pool.volumes.values()
@@ -36,4 +36,4 @@ async def test_full_pools_of_a_cluster(cluster: Cluster, monkeypatch: pytest.Mon
     (freed,) = pools["n-1"].would_free
     assert (freed.id, freed.name, freed.kind, freed.exclusive_bytes) == (str(made.id), "v", T.TreeNode.VOLUME, MIB)
     await cluster.agents["n-10"].server.stop(0)
-    assert set(await port.full()) == {"n-1"}, "whoever does not answer is not known to have room"
+    assert set(await port.full_pools()) == {"n-1"}, "whoever does not answer is not known to have room"

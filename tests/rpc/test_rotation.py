@@ -21,8 +21,8 @@ from csi_driver.kube.resources import PODS, SECRETS
 from csi_driver.kube.tls_secret import HOLDS, TlsSecretFiles, loaded_by_pods
 from csi_driver.operator.certificates.controller import Certificates, CertificateSpec
 from csi_driver.rpc import tls
+from csi_driver.rpc.clients.agent_api import AgentApi
 from csi_driver.rpc.clients.agent_channels import AgentChannels
-from csi_driver.rpc.clients.certificate_report import loaded_by_agents
 
 NAMESPACE = "tidemark"
 OWNERS = ("n-1", "n-10", "n-2")
@@ -56,7 +56,7 @@ class Trusted(Cluster):
             return await loaded_by_pods(api, NAMESPACE, "a=controller", "pod-", secret)
 
         async def agents(_: Object) -> Mapping[str, str]:
-            return await loaded_by_agents(self.other)
+            return await AgentApi(self.other).loaded_certificates()
 
         wanted = [
             CertificateSpec("controller", "controller-tls", (tls.CONTROLLER, "hook.ns.svc"), controllers),

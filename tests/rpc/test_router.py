@@ -14,6 +14,11 @@ from support.sizes import GIB, MIB
 from csi_driver._pb import csi_pb2 as C
 from csi_driver._pb import tidemark_pb2 as T
 from csi_driver.domain.capacity import CapacityPolicy
+from csi_driver.rpc.agent.unimplemented import NotOffered
+from csi_driver.rpc.forwarding.controller import ForwardingController
+from csi_driver.rpc.forwarding.forwarder import Forwarder
+from csi_driver.rpc.forwarding.group_controller import ForwardingGroupController
+from csi_driver.rpc.forwarding.tidemark import ForwardingTidemark
 from csi_driver.service.discovery import AgentEndpoint
 
 
@@ -72,6 +77,9 @@ async def test_every_call_reaches_the_owner(cluster: Cluster) -> None:
         await cluster.tidemark.Release(T.ReleaseRequest(volume_id=made, holder="h"))
         tree = await cluster.tidemark.GetTree(T.GetTreeRequest(volume_id=made))
         assert {node.id for node in tree.nodes} >= {made, cut}
+        described = await cluster.tidemark.DescribeVolume(T.DescribeVolumeRequest(volume_id=made))
+        assert described.volume == next(node for node in tree.nodes if node.id == made)
+        assert cut in {one.id for one in described.snapshots}
         gone = C.DeleteVolumeGroupSnapshotRequest(group_snapshot_id=grouped.group_snapshot_id)
         await cluster.groups.DeleteVolumeGroupSnapshot(gone)
         await to.DeleteSnapshot(C.DeleteSnapshotRequest(snapshot_id=cut))
@@ -123,6 +131,15 @@ async def test_missing_fields_are_refused_here(cluster: Cluster) -> None:
     await refused(to.ListVolumes(C.ListVolumesRequest(max_entries=-1)), CODE.INVALID_ARGUMENT, "max_entries")
     empty = C.CreateVolumeGroupSnapshotRequest(name="g")
     await refused(cluster.groups.CreateVolumeGroupSnapshot(empty), CODE.INVALID_ARGUMENT, "source_volume_ids")
+
+
+@pytest.mark.parametrize("service", [ForwardingController, ForwardingGroupController, ForwardingTidemark])
+def test_each_call_is_forwarded_under_its_own_name(service: type[Forwarder]) -> None:
+    file = T.DESCRIPTOR if service is ForwardingTidemark else C.DESCRIPTOR
+    for method in file.services_by_name[service.service.rpartition(".")[2]].methods:
+        assert getattr(service, method.name).__name__ == method.name
+        answers = any(method.name in kind.__dict__ for kind in (service, NotOffered))
+        assert answers, "or gRPC would answer that the call is not implemented"
 
 
 # ---- placement
@@ -185,7 +202,7 @@ async def test_no_room_anywhere(cluster: Cluster) -> None:
     for agent in cluster.agents.values():
         agent.faults.fail("create_volume", OSError(errno.ENOSPC, "full"))
     request = create_volume("v", accessibility_requirements=places("n-1", "n-10"))
-    await refused(cluster.controller.CreateVolume(request), CODE.RESOURCE_EXHAUSTED, "no node has room")
+    await refused(cluster.controller.CreateVolume(request), CODE.RESOURCE_EXHAUSTED, "no node has enough space")
 
 
 async def test_immediate_binding_walks_on_where_a_pool_is_too_small_for_ever(cluster: Cluster) -> None:
@@ -202,7 +219,7 @@ async def test_immediate_binding_walks_on_where_a_pool_is_too_small_for_ever(clu
     assert cluster.claim.written == ["n-10", "n-1"]
     request = create_volume("w", accessibility_requirements=wanted)
     request.capacity_range.required_bytes = 2 * total
-    await refused(cluster.controller.CreateVolume(request), CODE.RESOURCE_EXHAUSTED, "no node has room")
+    await refused(cluster.controller.CreateVolume(request), CODE.RESOURCE_EXHAUSTED, "no node has enough space")
     request.name = "larger than any pool"
     request.capacity_range.required_bytes = 3 * total
     await refused(cluster.controller.CreateVolume(request), CODE.OUT_OF_RANGE, "can never hold")

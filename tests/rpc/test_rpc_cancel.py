@@ -70,7 +70,7 @@ async def test_late_failures_are_told(rig: Rig) -> None:
         await until(lambda: (SNAPSHOT, "CANCELLED") in rig.seen.calls)
         pause.release()
         await until(lambda: (SNAPSHOT, "UNAVAILABLE") in rig.seen.lates)
-    late = next(line for line in lines if line["event"] == "late")
+    late = next(line for line in lines if line["event"] == "call finished after cancel")
     assert (late["code"], late["name"], late["source_volume_id"]) == ("UNAVAILABLE", "s", made.volume_id)
     left = next(line for line in lines if line["code"] == "CANCELLED")
     assert left["goes_on"]

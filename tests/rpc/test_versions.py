@@ -18,7 +18,7 @@ from csi_driver.cli.tree import draw
 from csi_driver.domain.errors import OtherVersion, Unavailable
 from csi_driver.rpc.agent.tidemark import Tidemark
 from csi_driver.rpc.clients import cli_client
-from csi_driver.rpc.clients.disks import AgentDisks
+from csi_driver.rpc.clients.agent_api import AgentApi
 
 LATER = b"\x80\x7d\x07"
 """Field 2000 of any message, the number 7: nobody here knows it."""
@@ -28,7 +28,7 @@ class LaterAgent(Tidemark):
     """Knows a field more in each message of ours that it is sent or answers with, and a kind of object."""
 
     def __init__(self, before: Tidemark) -> None:
-        super().__init__(before._rollbacks, before._trees)
+        super().__init__(before._rollbacks, before._lineage)
         self.was_told: list[bytes] = []
 
     async def Hold(self, request: Any, context: Any) -> Any:
@@ -68,8 +68,8 @@ async def test_what_the_controller_does_not_know_goes_through_it(cluster: Cluste
         nodes = (await cluster.tidemark.GetTree(request)).nodes
         assert {node.id: LATER in node.SerializeToString() for node in nodes}[made]
         assert 9 in {node.kind for node in nodes}
-    disk = await AgentDisks(cluster.channels).look(made)
-    assert disk.held is not None, "a disk is found among what nobody knows"
+    described = await AgentApi(cluster.channels).describe_volume(made)
+    assert described.hold is not None, "a disk is found among what nobody knows"
 
 
 async def test_a_call_that_the_agent_lacks_names_both_versions_and_is_waited_for(cluster: Cluster) -> None:
@@ -82,7 +82,7 @@ async def test_a_call_that_the_agent_lacks_names_both_versions_and_is_waited_for
     await refused(cluster.tidemark.GetTree(T.GetTreeRequest()), CODE.UNIMPLEMENTED, *words)
     # To a rollback it is no answer at all: neither a final no, nor a disk that is gone.
     with pytest.raises(OtherVersion) as caught:
-        await AgentDisks(cluster.channels).look(made)
+        await AgentApi(cluster.channels).describe_volume(made)
     assert isinstance(caught.value, Unavailable)
     # What both know goes on.
     assert (await cluster.controller.ControllerGetVolume(C.ControllerGetVolumeRequest(volume_id=made))).volume.volume_id

@@ -18,18 +18,20 @@ from csi_driver.operator.certificates import ca
 from csi_driver.rpc import tls
 from csi_driver.rpc.agent.controller import Controller
 from csi_driver.rpc.agent.group_controller import GroupController
-from csi_driver.rpc.agent.identity import Identity
+from csi_driver.rpc.agent.identity import Identity, certificate_manifest
 from csi_driver.rpc.agent.tidemark import Tidemark
+from csi_driver.rpc.clients.agent_api import AgentApi
 from csi_driver.rpc.clients.agent_channels import AgentChannels
-from csi_driver.rpc.clients.certificate_report import plugin_manifest
-from csi_driver.rpc.forwarding.controller import ForwardingController, RoutedGroups
-from csi_driver.rpc.forwarding.tidemark import RoutedTidemark
-from csi_driver.rpc.interceptors import Calls
+from csi_driver.rpc.forwarding.controller import ForwardingController
+from csi_driver.rpc.forwarding.group_controller import ForwardingGroupController
+from csi_driver.rpc.forwarding.tidemark import ForwardingTidemark
+from csi_driver.rpc.interceptors import CallTracker
 from csi_driver.rpc.server import Server
 from csi_driver.rpc.tls_server import CONNECTION_SECONDS, SecureServer
+from csi_driver.service.agent_routing import AgentRouter
 from csi_driver.service.build import build_services
 from csi_driver.service.discovery import AgentEndpoint
-from csi_driver.service.placement import Claim, Placement
+from csi_driver.service.placement import Placement, PvcPlacement
 from csi_driver.service.pools import Pool, Pools
 from support.rpc_rig import Recorder
 from support.sizes import GIB
@@ -52,16 +54,16 @@ class Discovered:
         self.read = True
         self.given_up: set[str] = set()
 
-    def place(self, owner: str) -> AgentEndpoint | None:
+    def endpoint(self, owner: str) -> AgentEndpoint | None:
         return self.places.get(owner)
 
     def owners(self) -> list[str]:
         return list(self.places)
 
-    def known(self) -> bool:
+    def has_synced(self) -> bool:
         return self.read
 
-    def forgotten(self, owner: str) -> bool:
+    def is_decommissioned(self, owner: str) -> bool:
         return owner in self.given_up
 
 
@@ -72,12 +74,12 @@ class OneClaim:
         self.node: str | None = None
         self.written: list[str] = []
 
-    async def find(self, volume: str, labels: Any) -> Claim:
-        return Claim(selected=self.node, placed=self.written[-1] if self.written else None)
+    async def find(self, volume: str, labels: Any) -> PvcPlacement:
+        return PvcPlacement(selected_owner=self.node, chosen_owner=self.written[-1] if self.written else None)
 
-    async def place(self, claim: Claim, owner: str) -> Claim:
+    async def choose(self, placement: PvcPlacement, owner: str) -> PvcPlacement:
         self.written.append(owner)
-        return replace(claim, placed=owner)
+        return replace(placement, chosen_owner=owner)
 
 
 class AgentOnTls:
@@ -95,15 +97,17 @@ class AgentOnTls:
         self.services = services = build_services(Pools(owner, [self.pool]), now=now)
         self.context = services.dependencies
         self.fullness = services.fullness
-        self.calls = Calls(self.seen)
+        self.calls = CallTracker(self.seen)
         self.servicers = [
-            Identity("csi.tidemark.dev", lambda: True, partial(plugin_manifest, identity)),
+            Identity("csi.tidemark.dev", lambda: True, partial(certificate_manifest, identity)),
             Controller(services.volumes, services.snapshots),
             GroupController(services.group_snapshots),
             Tidemark(services.rollbacks, services.lineage, services.fullness),
         ]
         self.port = 0
         self.connection_seconds = CONNECTION_SECONDS
+        self.earlier: list[grpc.aio.ServerInterceptor] = []
+        """What makes it an agent of an earlier version."""
 
     async def start(self) -> None:
         self.server = SecureServer(
@@ -111,7 +115,7 @@ class AgentOnTls:
             self.identity,
             tls.CONTROLLER,
             self.servicers,
-            [self.calls],
+            [*self.earlier, self.calls],
             self.connection_seconds,
         )
         await self.server.start()
@@ -149,14 +153,15 @@ class Cluster:
             await agent.start()
             self.discovery.places[agent.owner] = AgentEndpoint(agent.owner, agent.address)
         self.channels = AgentChannels(self.discovery, self.controllers_identity)
-        self.calls = Calls(self.seen, shielded=False)
+        router = AgentRouter(AgentApi(self.channels))
+        self.calls = CallTracker(self.seen, shielded=False)
         self.server = Server(
             f"unix://{self.directory}/csi.sock",
             [
-                Identity("csi.tidemark.dev", self.discovery.known),
-                ForwardingController(self.channels, Placement(self.discovery, self.claim)),
-                RoutedGroups(self.channels),
-                RoutedTidemark(self.channels),
+                Identity("csi.tidemark.dev", self.discovery.has_synced),
+                ForwardingController(self.channels, router, Placement(self.discovery, self.claim)),
+                ForwardingGroupController(self.channels, router),
+                ForwardingTidemark(self.channels, router),
             ],
             [self.calls],
         )

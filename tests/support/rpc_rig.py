@@ -21,7 +21,7 @@ from csi_driver.rpc.agent.group_controller import GroupController
 from csi_driver.rpc.agent.identity import Identity
 from csi_driver.rpc.agent.node import Node
 from csi_driver.rpc.agent.tidemark import Tidemark
-from csi_driver.rpc.interceptors import Calls
+from csi_driver.rpc.interceptors import CallTracker
 from csi_driver.rpc.server import Server
 from csi_driver.service.build import build_services
 from csi_driver.service.pools import Pool, Pools
@@ -55,7 +55,7 @@ class Recorder:
         assert seconds >= 0
         self.calls.append((method, code))
 
-    def late(self, method: str, code: str, seconds: float) -> None:
+    def after_cancel(self, method: str, code: str, seconds: float) -> None:
         assert seconds >= 0
         self.lates.append((method, code))
 
@@ -89,7 +89,7 @@ class Rig:
         self.volumes, self.snapshots = services.volumes, services.snapshots
         self.nodes, self.trees = services.node_volumes, services.lineage
         self.ready: Any = lambda: True
-        self.calls = Calls(observer or self.seen)
+        self.calls = CallTracker(observer or self.seen)
         self.servicers: list[object] = [
             Identity("csi.tidemark.dev", lambda: bool(self.ready())),
             Controller(self.volumes, self.snapshots),

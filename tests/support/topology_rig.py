@@ -11,20 +11,20 @@ from csi_driver.kube.informers import InformerFactory
 from csi_driver.kube.resources import NODES, PODS, PVCS, PVS, STORAGE_CLASSES
 from csi_driver.operator.agents.discovery import trim_node, trim_pv
 from csi_driver.operator.topology.controller import Informers, TopologyController, trim_pvc, trim_unscheduled_pod
-from csi_driver.service.agent_capacity import Rooms as RoomsPort
+from csi_driver.service.agents import AgentCapacity
 from support.fake_api import FakeApi, Object
 from support.sizes import GIB
 from support.topology_objects import DRIVER, Objects
 
 
-class Rooms:
+class Capacities:
     """Agents that answer what a test says."""
 
     def __init__(self) -> None:
         self.left: dict[str, int | None] = {}
         self.asked: list[tuple[str, str, dict[str, str]]] = []
 
-    async def room(self, owner: str, pool: str, parameters: Mapping[str, str]) -> int:
+    async def available_capacity(self, owner: str, pool: str, parameters: Mapping[str, str]) -> int:
         self.asked.append((owner, pool, dict(parameters)))
         left = self.left.get(owner, 100 * GIB)
         if left is None:
@@ -35,10 +35,10 @@ class Rooms:
 class TopologyRig(Objects):
     """The controller, on a clock that a test moves."""
 
-    def __init__(self, fake: FakeApi, agents: RoomsPort | None = None) -> None:
+    def __init__(self, fake: FakeApi, agents: AgentCapacity | None = None) -> None:
         super().__init__(fake)
-        self.rooms = Rooms()
-        self._agents = agents or self.rooms
+        self.capacities = Capacities()
+        self._agents = agents or self.capacities
         self.seen: list[tuple[str, str, str]] = []
         self.time = 1000.0
         self.now = datetime(2026, 1, 2, tzinfo=UTC)

@@ -106,7 +106,7 @@ class ClusterDiscovery:
             informer.subscribe(self._on_change)
         self._pvs.subscribe(self._on_pv_change)
 
-    def place(self, owner: str) -> AgentEndpoint | None:
+    def endpoint(self, owner: str) -> AgentEndpoint | None:
         """Return the endpoint of an owner, or None if the cluster has no such node."""
         return self.cluster().endpoint(owner)
 
@@ -115,7 +115,7 @@ class ClusterDiscovery:
         self.cluster()
         return self._owners
 
-    def known(self) -> bool:
+    def has_synced(self) -> bool:
         """Return whether all kinds have been read at least once."""
         return not self.unread()
 
@@ -123,10 +123,10 @@ class ClusterDiscovery:
         """Return the kinds that have not been read yet."""
         return [str(informer.kind) for informer in self._informers if not informer.has_synced]
 
-    def forgotten(self, owner: str) -> bool:
+    def is_decommissioned(self, owner: str) -> bool:
         """Return whether the node is decommissioned and has not come back."""
         # The ConfigMap may be read before the pods: an agent that came back would be missed.
-        return self.known() and self.cluster().is_decommissioned(owner)
+        return self.has_synced() and self.cluster().is_decommissioned(owner)
 
     def cluster(self) -> Cluster:
         """Return all that is known now."""

@@ -8,7 +8,7 @@ import structlog
 
 from csi_driver.domain.capacity import human
 from csi_driver.kube.events import Events
-from csi_driver.service.fullness import FullPool, FullPools
+from csi_driver.service.agents import FullPool, FullPoolLister
 
 PERIOD_SECONDS = 30.0
 REPEAT_SECONDS = 3000.0
@@ -20,8 +20,8 @@ log = structlog.get_logger()
 class FullPoolEvents:
     """Checks every half minute. A new leader emits again, and the same message is one event."""
 
-    def __init__(self, pools: FullPools, events: Events, clock: Callable[[], float] = time.monotonic) -> None:
-        self._pools = pools
+    def __init__(self, agents: FullPoolLister, events: Events, clock: Callable[[], float] = time.monotonic) -> None:
+        self._agents = agents
         self._events = events
         self._clock = clock
         self._emitted: dict[tuple[str, str], tuple[float, bool]] = {}
@@ -35,7 +35,7 @@ class FullPoolEvents:
 
     async def reconcile(self) -> None:
         """Emit an event for each pool that has become full, or is still full after almost an hour."""
-        answers = await self._pools.full()
+        answers = await self._agents.full_pools()
         full = {(pool.owner, pool.name): pool for pools in answers.values() for pool in pools}
         # The pools of an agent that does not answer may still be full.
         self._emitted = {key: last for key, last in self._emitted.items() if key in full or key[0] not in answers}

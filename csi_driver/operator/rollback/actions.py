@@ -8,7 +8,8 @@ from csi_driver.domain.errors import DriverError
 from csi_driver.operator.rollback.completed import CompletionRecord
 from csi_driver.operator.rollback.references import ResolvedReferences, UnresolvedReference
 from csi_driver.operator.rollback.resource import Phase, RollbackSpec, RollbackStatus
-from csi_driver.service.disks import Disk, Wanted
+from csi_driver.service.agents import VolumeDescription
+from csi_driver.service.rollbacks import RollbackRequest
 
 Object = Mapping[str, Any]
 
@@ -29,7 +30,7 @@ class ObservedRollback:
     driver: str
     target: ResolvedReferences | UnresolvedReference
     completed: Mapping[str, CompletionRecord] | UnresolvedReference
-    volume: Disk | DriverError
+    volume: VolumeDescription | DriverError
     pv: Object | None = None
     pods: Collection[Object] = ()
     classes: Collection[Object] = ()
@@ -77,7 +78,7 @@ class CreateSafetySnapshot:
 class RollBack:
     """Ask the agent to exchange the content."""
 
-    request: Wanted
+    request: RollbackRequest
 
 
 @dataclass(frozen=True, slots=True)

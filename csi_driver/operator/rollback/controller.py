@@ -11,7 +11,7 @@ from csi_driver.kube.informer import Informer
 from csi_driver.kube.workqueue import WorkQueue
 from csi_driver.operator.rollback.reconciler import Key, RollbackReconciler
 from csi_driver.operator.rollback.resource import Phase, parse_status, unfinished
-from csi_driver.service.disks import Disks
+from csi_driver.service.agents import RollbackAgents
 
 CONCURRENCY = 64
 """Reconciliations at the same time: each is ten calls. Those of volumes on a node that does not answer wait for seconds each, and
@@ -30,14 +30,14 @@ class RollbackController:
     def __init__(
         self,
         api: Api,
-        disks: Disks,
+        agents: RollbackAgents,
         informer: Informer,
         events: Events,
         driver: str,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._informer = informer
-        self._reconciler = RollbackReconciler(api, disks, events, driver, now)
+        self._reconciler = RollbackReconciler(api, agents, events, driver, now)
         self._queue: WorkQueue[Key] = WorkQueue("rollback", CONCURRENCY, FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
 
     def phases(self) -> dict[str, int]:

@@ -14,7 +14,8 @@ from csi_driver.operator.rollback.completed import COMPLETED_ANNOTATION, record_
 from csi_driver.operator.rollback.resource import FINALIZER, Phase, format_time
 from csi_driver.operator.rollback.safety_snapshots import safety_snapshot
 from csi_driver.operator.rollback.status import build_status
-from csi_driver.service.disks import Disks, Wanted
+from csi_driver.service.agents import RollbackAgents
+from csi_driver.service.rollbacks import RollbackRequest
 
 LEFT_ALONE_SECONDS = 60.0
 """Between two observations of what another version is at work on."""
@@ -33,9 +34,9 @@ class PermanentError(Exception):
 class ActionExecutor:
     """Executes one action at a time. Every one may be repeated."""
 
-    def __init__(self, api: Api, disks: Disks, events: Events) -> None:
+    def __init__(self, api: Api, agents: RollbackAgents, events: Events) -> None:
         self._api = api
-        self._disks = disks
+        self._agents = agents
         self._events = events
 
     async def execute(self, action: Action, observed: ObservedRollback, rollback: Object) -> float:
@@ -48,7 +49,7 @@ class ActionExecutor:
             case actions.AddFinalizer():
                 await self._set_finalizers(rollback, [*_finalizers(rollback), FINALIZER])
             case actions.Hold(volume_id):
-                await self._disks.hold(volume_id, spec.holder)
+                await self._agents.hold(volume_id, spec.holder)
             case actions.CreateSafetySnapshot(volume_id, class_name, number):
                 await self._create(observed, rollback, safety_snapshot(spec, volume_id, class_name, number))
             case actions.RollBack(request):
@@ -122,9 +123,9 @@ class ActionExecutor:
             message = f"created VolumeSnapshot {name} of the content before the rollback"
             await self._events.emit(rollback, "Normal", "SafetySnapshotCreated", message)
 
-    async def _roll_back(self, request: Wanted) -> None:
+    async def _roll_back(self, request: RollbackRequest) -> None:
         try:
-            await self._disks.roll_back(request)
+            await self._agents.roll_back(request)
         except (Busy, Unavailable, Precondition):
             raise
         except DriverError as error:
@@ -139,7 +140,7 @@ class ActionExecutor:
 
     async def _release(self, volume_id: str, holder: str) -> None:
         try:
-            await self._disks.release(volume_id, holder)
+            await self._agents.release(volume_id, holder)
         except NotFound:
             return
 

@@ -26,7 +26,7 @@ from csi_driver.operator.rollback.resource import (
 )
 from csi_driver.operator.rollback.safety_snapshots import SAFETY_LABEL, snapshots_of_rollback
 from csi_driver.operator.schedule.objects import restore_source
-from csi_driver.service.disks import Disk, Disks
+from csi_driver.service.agents import RollbackAgents, VolumeDescription
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class ProcessState:
 
 
 async def observe(
-    api: Api, disks: Disks, rollback: Object, driver: str, now: float, process: ProcessState
+    api: Api, agents: RollbackAgents, rollback: Object, driver: str, now: float, process: ProcessState
 ) -> ObservedRollback:
     """Read everything that the next action depends on. Raises the errors of the API; those of the agent are values.
 
@@ -52,8 +52,8 @@ async def observe(
     target = resolve(spec, objects, driver)
     pv, completed = await _pv(api, spec, status, objects, driver)
     safety_snapshots = await api.list_served(SNAPSHOTS, spec.namespace, SAFETY_LABEL)
-    volume = await _volume(disks, status, target)
-    held = isinstance(volume, Disk) and volume.held is not None and volume.held.holder == spec.holder
+    volume = await _volume(agents, status, target)
+    held = isinstance(volume, VolumeDescription) and volume.hold is not None and volume.hold.holder == spec.holder
     waits = isinstance(target, ResolvedReferences) and not held
     pods = pods_using(await api.list_served(PODS, spec.namespace), spec.pvc) if waits else []
     cleanup = status.phase is Phase.COMPLETED and status.has_finalizer
@@ -112,8 +112,8 @@ def _completed(pv: Object | None) -> dict[str, CompletionRecord] | UnresolvedRef
 
 
 async def _volume(
-    disks: Disks, status: RollbackStatus, target: ResolvedReferences | UnresolvedReference
-) -> Disk | DriverError:
+    agents: RollbackAgents, status: RollbackStatus, target: ResolvedReferences | UnresolvedReference
+) -> VolumeDescription | DriverError:
     """Ask the agent for the volume that may be held, else for the target; return the error if it cannot tell."""
     volume_id = status.volume_id if status.has_finalizer else ""
     if not volume_id:
@@ -121,7 +121,7 @@ async def _volume(
             return NotFound(target.message)
         volume_id = target.volume_id
     try:
-        return await disks.look(volume_id)
+        return await agents.describe_volume(volume_id)
     except DriverError as error:
         return error
 

@@ -39,7 +39,8 @@ from csi_driver.operator.rollback.safety_snapshots import (
     number_of,
     snapshots_of_rollback,
 )
-from csi_driver.service.disks import Disk, Wanted
+from csi_driver.service.agents import VolumeDescription
+from csi_driver.service.rollbacks import RollbackRequest
 
 EXPIRY_SECONDS = 330.0
 """After this a hold that nobody renewed has expired: five minutes, and half a minute for clocks that differ."""
@@ -64,7 +65,7 @@ def next_action(observed: ObservedRollback) -> Action:
         )
     if status.phase is not None and status.phase.final:
         return _finalize(observed)
-    record = observed.volume.back(spec.uid) if isinstance(observed.volume, Disk) else None
+    record = observed.volume.completed_rollback(spec.uid) if isinstance(observed.volume, VolumeDescription) else None
     if record is not None:
         return _finish(observed, record.at / 1e9)
     if status.deleted_at and status.phase is not Phase.ROLLING:
@@ -110,7 +111,7 @@ def _advance(observed: ObservedRollback) -> Action:
         return _fail(observed, "ClaimRebound", f"PVC {spec.pvc_key} is now bound to a different volume")
     if isinstance(volume, NotFound):
         return _fail(observed, "VolumeLost", f"volume of PVC {spec.pvc_key}: {volume}")
-    if not isinstance(volume, Disk):
+    if not isinstance(volume, VolumeDescription):
         reason = "AgentUnreachable" if isinstance(volume, Unavailable) else "AgentNotReady"
         return _stay(observed, reason, str(volume), 3.0)
     if target.snapshot_id not in volume.snapshots:
@@ -138,7 +139,7 @@ def _stay(
     return UpdateStatus(observed.status.phase or Phase.PENDING, reason, message, seconds)
 
 
-def _hold(observed: ObservedRollback, target: ResolvedReferences, volume: Disk) -> Action:
+def _hold(observed: ObservedRollback, target: ResolvedReferences, volume: VolumeDescription) -> Action:
     """Wait until nothing uses the volume, and hold it."""
     spec, status = observed.spec, observed.status
     mine = _holds(observed, volume)
@@ -154,8 +155,8 @@ def _hold(observed: ObservedRollback, target: ResolvedReferences, volume: Disk) 
     if volume.used_by:
         users = ", ".join(volume.used_by)
         return _waiting("VolumeInUse", f"the volume of PVC {spec.pvc_key} is still in use at {users}", target)
-    if volume.held is not None and not mine:
-        message = f"the volume is held by {volume.held.holder}; waiting for its release"
+    if volume.hold is not None and not mine:
+        message = f"the volume is held by {volume.hold.holder}; waiting for its release"
         return _waiting("VolumeHeld", message, target)
     if mine:
         return _when_locked(observed, target, safety, class_name)
@@ -181,7 +182,11 @@ def _when_locked(
         message = f"rolling the volume back to VolumeSnapshot {spec.snapshot}"
         return UpdateStatus(Phase.ROLLING, "RollingBack", message, target=target, safety_snapshot=name)
     handle = (observed.safety_handles or {})[name] if name else ""
-    return RollBack(Wanted(target.volume_id, target.snapshot_id, spec.uid, spec.holder, handle))
+    return RollBack(
+        RollbackRequest(
+            target.volume_id, target.snapshot_id, spec.uid, spec.holder, skip_safety=not handle, safety=handle
+        )
+    )
 
 
 def _create_safety_snapshot(observed: ObservedRollback, target: ResolvedReferences, class_name: str) -> Action:
@@ -201,14 +206,14 @@ def _create_safety_snapshot(observed: ObservedRollback, target: ResolvedReferenc
     return UpdateStatus(Phase.SAFETY, "CreatingSafetySnapshot", message, 0.5, target, name)
 
 
-def _valid_safety_snapshot(observed: ObservedRollback, volume: Disk) -> Object | None:
+def _valid_safety_snapshot(observed: ObservedRollback, volume: VolumeDescription) -> Object | None:
     """Return the safety snapshot that misses nothing: ready, of this volume, taken under the hold that stands."""
-    assert volume.held is not None
+    assert volume.hold is not None
     for snapshot in reversed(snapshots_of_rollback(observed.spec, observed.safety_snapshots)):
         if _ready(snapshot) and not snapshot["metadata"].get("deletionTimestamp"):
             handle = (observed.safety_handles or {}).get(snapshot["metadata"]["name"], "")
             taken_at = volume.snapshots.get(handle)
-            return snapshot if taken_at is not None and taken_at >= volume.held.since else None
+            return snapshot if taken_at is not None and taken_at >= volume.hold.since else None
     return None
 
 
@@ -216,8 +221,8 @@ def _ready(snapshot: Object) -> bool:
     return bool((snapshot.get("status") or {}).get("readyToUse"))
 
 
-def _holds(observed: ObservedRollback, volume: Disk) -> bool:
-    return volume.held is not None and volume.held.holder == observed.spec.holder
+def _holds(observed: ObservedRollback, volume: VolumeDescription) -> bool:
+    return volume.hold is not None and volume.hold.holder == observed.spec.holder
 
 
 def _waiting(reason: str, message: str, target: ResolvedReferences) -> UpdateStatus:
@@ -237,7 +242,7 @@ def _already_completed(observed: ObservedRollback, record: CompletionRecord) -> 
 def _finish(observed: ObservedRollback, at: float) -> Action:
     """The content was exchanged: do what remains before the phase may be Completed."""
     spec = observed.spec
-    assert isinstance(observed.volume, Disk)
+    assert isinstance(observed.volume, VolumeDescription)
     if isinstance(observed.completed, UnresolvedReference):
         phase = observed.status.phase or Phase.ROLLING
         return UpdateStatus(phase, observed.completed.reason, observed.completed.message, SHORTEST_WAIT_SECONDS)
@@ -266,7 +271,7 @@ def _fail(observed: ObservedRollback, reason: str, message: str) -> Action:
     update = UpdateStatus(
         Phase.FAILED, reason, f"{message}. The volume was not changed; create another VolumeRollback to try again"
     )
-    if isinstance(volume, Disk):
+    if isinstance(volume, VolumeDescription):
         return Release(volume.id) if _holds(observed, volume) else update
     if status.rolling_back_at:
         message = f"{message}; checking the outcome with the agent: {volume}"
@@ -295,7 +300,7 @@ def _release_and_finish(observed: ObservedRollback, since: float, cleanup: Clean
     volume, status = observed.volume, observed.status
     if not status.has_finalizer:
         return Finished()
-    if isinstance(volume, Disk):
+    if isinstance(volume, VolumeDescription):
         return Release(volume.id) if _holds(observed, volume) else cleanup
     if isinstance(volume, NotFound) or observed.now >= since + EXPIRY_SECONDS:
         return cleanup

@@ -22,7 +22,7 @@ from csi_driver.operator.rollback.executor import ActionExecutor, PermanentError
 from csi_driver.operator.rollback.observe import ProcessState, observe
 from csi_driver.operator.rollback.planner import next_action
 from csi_driver.operator.rollback.resource import Phase
-from csi_driver.service.disks import Disks
+from csi_driver.service.agents import RollbackAgents
 
 Key = tuple[str, str]
 """Namespace and name."""
@@ -57,19 +57,19 @@ class RollbackReconciler:
     def __init__(
         self,
         api: Api,
-        disks: Disks,
+        agents: RollbackAgents,
         events: Events,
         driver: str,
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._api = api
-        self._disks = disks
+        self._agents = agents
         self._events = events
         self._driver = driver
         self._now = now
         self._clock = clock
-        self._executor = ActionExecutor(api, disks, events)
+        self._executor = ActionExecutor(api, agents, events)
         self._memories: dict[Key, _Memory] = {}
 
     async def reconcile(self, key: Key) -> Result:
@@ -104,7 +104,7 @@ class RollbackReconciler:
     async def _reconcile(self, rollback: Object, memory: _Memory) -> float | None:
         """Take one action; return the seconds until the next, or None where nothing is left to do."""
         state = ProcessState(self._clock() - memory.renewed, memory.rejection)
-        observed = await observe(self._api, self._disks, rollback, self._driver, self._now(), state)
+        observed = await observe(self._api, self._agents, rollback, self._driver, self._now(), state)
         action = next_action(observed)
         if isinstance(action, Finished):
             return None

@@ -33,7 +33,7 @@ from csi_driver.operator.topology.planner import (
 )
 from csi_driver.operator.topology.scheduling_events import NodeBoundClaim, UnscheduledPod, events_for
 from csi_driver.operator.trim import trim_metadata
-from csi_driver.service.agent_capacity import Rooms
+from csi_driver.service.agents import AgentCapacity
 
 PERIOD_SECONDS = 2.0
 """Between two reconciliations of all pending PVCs and pods."""
@@ -81,7 +81,7 @@ class TopologyController:
         self,
         api: Api,
         informers: Informers,
-        capacities: Rooms,
+        capacities: AgentCapacity,
         events: EventRecorder,
         driver: str,
         clock: Callable[[], float] = time.monotonic,
@@ -183,7 +183,7 @@ class TopologyController:
 
     async def _query_agent(self, location: SourceLocation, parameters: dict[str, str]) -> int | AgentUnreachable:
         try:
-            return await self._capacities.room(location.owner, location.pool, parameters)
+            return await self._capacities.available_capacity(location.owner, location.pool, parameters)
         except Unavailable:
             return AgentUnreachable()
 

@@ -37,7 +37,7 @@ stays below; a pool with more gives a token even to a caller that set no limit, 
 
 
 class Controller(NotOffered):
-    """Translates; every decision is the services'."""
+    """Converts messages; the services decide."""
 
     def __init__(self, volumes: Volumes, snapshots: Snapshots) -> None:
         self._volumes = volumes
@@ -46,7 +46,7 @@ class Controller(NotOffered):
     async def CreateVolume(
         self, request: csi_pb2.CreateVolumeRequest, _context: _Context
     ) -> csi_pb2.CreateVolumeResponse:
-        """Make a volume, or answer with the one that the same request made."""
+        """Create a volume, or answer with the one that the same request created."""
         required(request.name, "the volume's name")
         if request.mutable_parameters:
             raise InvalidRequest(
@@ -55,7 +55,7 @@ class Controller(NotOffered):
             )
         capabilities = convert.capabilities(request.volume_capabilities)
         parameters, labels = split_labels(request.parameters, "parameters")
-        wish = VolumeRequest(
+        volume_request = VolumeRequest(
             name=request.name,
             range=convert.size_range(request.capacity_range),
             capabilities=capabilities,
@@ -63,20 +63,20 @@ class Controller(NotOffered):
             labels=labels,
             source=convert.source(request),
         )
-        made = await self._volumes.create(wish, convert.owners(request.accessibility_requirements))
-        return csi_pb2.CreateVolumeResponse(volume=convert.volume(made))
+        volume = await self._volumes.create(volume_request, convert.owners(request.accessibility_requirements))
+        return csi_pb2.CreateVolumeResponse(volume=convert.volume(volume))
 
     async def DeleteVolume(
         self, request: csi_pb2.DeleteVolumeRequest, _context: _Context
     ) -> csi_pb2.DeleteVolumeResponse:
-        """Delete a volume; unknown is fine."""
+        """Delete a volume; an unknown one is deleted already."""
         await self._volumes.delete(required(request.volume_id, "volume_id"))
         return csi_pb2.DeleteVolumeResponse()
 
     async def ValidateVolumeCapabilities(
         self, request: csi_pb2.ValidateVolumeCapabilitiesRequest, _context: _Context
     ) -> csi_pb2.ValidateVolumeCapabilitiesResponse:
-        """Confirm what was asked as a whole, or say why not; only a malformed question is an error."""
+        """Confirm all that was asked, or say why not; only a malformed request is an error."""
         required(request.volume_id, "volume_id")
         reason = ""
         try:
@@ -99,7 +99,7 @@ class Controller(NotOffered):
         )
 
     async def ListVolumes(self, request: csi_pb2.ListVolumesRequest, _context: _Context) -> csi_pb2.ListVolumesResponse:
-        """One page."""
+        """Return one page."""
         items, token = self._volumes.list(_page_size(request.max_entries), request.starting_token)
         entries = [csi_pb2.ListVolumesResponse.Entry(volume=convert.volume(item)) for item in items]
         return csi_pb2.ListVolumesResponse(entries=entries, next_token=token)
@@ -107,36 +107,36 @@ class Controller(NotOffered):
     async def ControllerGetVolume(
         self, request: csi_pb2.ControllerGetVolumeRequest, _context: _Context
     ) -> csi_pb2.ControllerGetVolumeResponse:
-        """One volume, as ListVolumes shows it."""
+        """Return one volume, as ListVolumes does."""
         item = self._volumes.get(required(request.volume_id, "volume_id"))
         status = csi_pb2.ControllerGetVolumeResponse.VolumeStatus()
         return csi_pb2.ControllerGetVolumeResponse(volume=convert.volume(item), status=status)
 
     async def GetCapacity(self, request: csi_pb2.GetCapacityRequest, _context: _Context) -> csi_pb2.GetCapacityResponse:
-        """Room for new volumes of this kind at this place; 0 where such volumes cannot be."""
+        """Return the capacity for new volumes of this kind at this topology; 0 if there can be none."""
         try:
             capabilities = convert.capacity_capabilities(request.volume_capabilities)
         except UnsupportedCapability:
             return csi_pb2.GetCapacityResponse(maximum_volume_size=Int64Value(value=0))
-        place = convert.owner(request.accessible_topology) if request.accessible_topology.segments else None
-        room, largest, least = self._volumes.capacity(request.parameters, capabilities, place)
+        owner = convert.owner(request.accessible_topology) if request.accessible_topology.segments else None
+        available, largest, smallest = self._volumes.capacity(request.parameters, capabilities, owner)
         return csi_pb2.GetCapacityResponse(
-            available_capacity=room,
+            available_capacity=available,
             maximum_volume_size=Int64Value(value=largest),
-            minimum_volume_size=Int64Value(value=least),
+            minimum_volume_size=Int64Value(value=smallest),
         )
 
     async def ControllerGetCapabilities(
         self, _request: csi_pb2.ControllerGetCapabilitiesRequest, _context: _Context
     ) -> csi_pb2.ControllerGetCapabilitiesResponse:
-        """What is served below."""
-        found = [csi_pb2.ControllerServiceCapability(rpc=_Rpc(type=kind)) for kind in CAPABILITIES]
-        return csi_pb2.ControllerGetCapabilitiesResponse(capabilities=found)
+        """Return what is served below."""
+        capabilities = [csi_pb2.ControllerServiceCapability(rpc=_Rpc(type=kind)) for kind in CAPABILITIES]
+        return csi_pb2.ControllerGetCapabilitiesResponse(capabilities=capabilities)
 
     async def CreateSnapshot(
         self, request: csi_pb2.CreateSnapshotRequest, _context: _Context
     ) -> csi_pb2.CreateSnapshotResponse:
-        """Cut a volume, or answer with the cut that the same request made."""
+        """Take a snapshot of a volume, or answer with the one that the same request took."""
         required(request.name, "the snapshot's name")
         required(request.source_volume_id, "source_volume_id")
         if request.HasField("accessibility_requirements"):
@@ -144,20 +144,21 @@ class Controller(NotOffered):
                 "accessibility_requirements are refused: a snapshot is where its volume is, and this driver does not "
                 "have SNAPSHOT_ACCESSIBILITY_CONSTRAINTS; leave them out"
             )
-        wish = SnapshotRequest(request.name, request.source_volume_id, request.parameters)
-        return csi_pb2.CreateSnapshotResponse(snapshot=convert.snapshot(await self._snapshots.create(wish)))
+        snapshot_request = SnapshotRequest(request.name, request.source_volume_id, request.parameters)
+        snapshot = await self._snapshots.create(snapshot_request)
+        return csi_pb2.CreateSnapshotResponse(snapshot=convert.snapshot(snapshot))
 
     async def DeleteSnapshot(
         self, request: csi_pb2.DeleteSnapshotRequest, _context: _Context
     ) -> csi_pb2.DeleteSnapshotResponse:
-        """Delete a snapshot; unknown is fine."""
+        """Delete a snapshot; an unknown one is deleted already."""
         await self._snapshots.delete(required(request.snapshot_id, "snapshot_id"))
         return csi_pb2.DeleteSnapshotResponse()
 
     async def ListSnapshots(
         self, request: csi_pb2.ListSnapshotsRequest, _context: _Context
     ) -> csi_pb2.ListSnapshotsResponse:
-        """One page of those that match; group members are among them."""
+        """Return one page of those that match; group members are among them."""
         items, token = self._snapshots.list(
             _page_size(request.max_entries), request.starting_token, request.snapshot_id, request.source_volume_id
         )
@@ -165,7 +166,7 @@ class Controller(NotOffered):
         return csi_pb2.ListSnapshotsResponse(entries=entries, next_token=token)
 
     async def GetSnapshot(self, request: csi_pb2.GetSnapshotRequest, _context: _Context) -> csi_pb2.GetSnapshotResponse:
-        """One snapshot."""
+        """Return one snapshot."""
         item = self._snapshots.get(required(request.snapshot_id, "snapshot_id"))
         return csi_pb2.GetSnapshotResponse(snapshot=convert.snapshot(item))
 
@@ -185,5 +186,5 @@ class Controller(NotOffered):
 
 
 def _page_size(asked: int) -> int:
-    """What was asked, but never more than one message may hold; a negative value is the service's to refuse."""
+    """Return the size asked for, but never more than one message may hold; the service refuses a negative value."""
     return min(asked or MAX_PAGE, MAX_PAGE)

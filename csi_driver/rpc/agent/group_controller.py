@@ -14,7 +14,7 @@ _Rpc = csi_pb2.GroupControllerServiceCapability.RPC
 
 
 class GroupController(csi_pb2_grpc.GroupControllerServicer):
-    """Translates; every decision is the service's."""
+    """Converts messages; the service decides."""
 
     def __init__(self, groups: GroupSnapshots) -> None:
         self._groups = groups
@@ -22,25 +22,25 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
     async def GroupControllerGetCapabilities(
         self, _request: csi_pb2.GroupControllerGetCapabilitiesRequest, _context: _Context
     ) -> csi_pb2.GroupControllerGetCapabilitiesResponse:
-        """All three calls."""
+        """Return the one that stands for all three calls."""
         rpc = _Rpc(type=_Rpc.CREATE_DELETE_GET_VOLUME_GROUP_SNAPSHOT)
-        found = [csi_pb2.GroupControllerServiceCapability(rpc=rpc)]
-        return csi_pb2.GroupControllerGetCapabilitiesResponse(capabilities=found)
+        capabilities = [csi_pb2.GroupControllerServiceCapability(rpc=rpc)]
+        return csi_pb2.GroupControllerGetCapabilitiesResponse(capabilities=capabilities)
 
     async def CreateVolumeGroupSnapshot(
         self, request: csi_pb2.CreateVolumeGroupSnapshotRequest, _context: _Context
     ) -> csi_pb2.CreateVolumeGroupSnapshotResponse:
-        """Cut all, or answer with the group that the same request made."""
+        """Take the snapshots, or answer with the group that the same request made."""
         required(request.name, "the group snapshot's name")
         for source_id in request.source_volume_ids:
             required(source_id, "one of source_volume_ids")
-        made = await self._groups.create(request.name, list(request.source_volume_ids), request.parameters)
-        return csi_pb2.CreateVolumeGroupSnapshotResponse(group_snapshot=convert.group(made))
+        group = await self._groups.create(request.name, list(request.source_volume_ids), request.parameters)
+        return csi_pb2.CreateVolumeGroupSnapshotResponse(group_snapshot=convert.group(group))
 
     async def DeleteVolumeGroupSnapshot(
         self, request: csi_pb2.DeleteVolumeGroupSnapshotRequest, _context: _Context
     ) -> csi_pb2.DeleteVolumeGroupSnapshotResponse:
-        """Delete the group with its members; unknown is fine."""
+        """Delete the group with its members; an unknown one is deleted already."""
         group_id = required(request.group_snapshot_id, "group_snapshot_id")
         await self._groups.delete(group_id, list(request.snapshot_ids))
         return csi_pb2.DeleteVolumeGroupSnapshotResponse()
@@ -48,7 +48,7 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
     async def GetVolumeGroupSnapshot(
         self, request: csi_pb2.GetVolumeGroupSnapshotRequest, _context: _Context
     ) -> csi_pb2.GetVolumeGroupSnapshotResponse:
-        """One group; existence comes before the list of members."""
+        """Return one group; an unknown one is refused before a wrong list of members."""
         group_id = required(request.group_snapshot_id, "group_snapshot_id")
-        found = self._groups.get(group_id, list(request.snapshot_ids))
-        return csi_pb2.GetVolumeGroupSnapshotResponse(group_snapshot=convert.group(found))
+        group = self._groups.get(group_id, list(request.snapshot_ids))
+        return csi_pb2.GetVolumeGroupSnapshotResponse(group_snapshot=convert.group(group))

@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import grpc
+import structlog
 from google.protobuf.wrappers_pb2 import BoolValue
 
 from csi_driver import __version__
 from csi_driver._pb import csi_pb2, csi_pb2_grpc
 from csi_driver.domain.errors import DriverError, Precondition
+from csi_driver.rpc import tls
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Service = csi_pb2.PluginCapability.Service
@@ -21,11 +23,25 @@ SERVICES = (
 )
 """Those of CSI 1.12 only: csi-sanity 5.5.0 and older sidecars fail on a number that they do not know."""
 
+CERTIFICATES = "tidemark.dev/certificates"
+"""Key in the manifest of GetPluginInfo on an agent's TLS listener: the fingerprint of what the next handshake uses."""
+
+log = structlog.get_logger()
+
+
+def certificate_manifest(identity: tls.TlsDirectory) -> Mapping[str, str]:
+    """Return what an agent reports of its certificates; empty if the files are invalid, so that a rotation keeps waiting."""
+    try:
+        return {CERTIFICATES: identity.fingerprint()}
+    except Precondition as error:
+        log.error("certificates are not used", why=str(error))
+        return {}
+
 
 class Identity(csi_pb2_grpc.IdentityServicer):
     """`ready` says whether start-up is over and raises a DriverError where something is missing; it must not wait.
 
-    `manifest` gives what GetPluginInfo tells besides: peers.py reads the certificates that an agent uses there.
+    `manifest` returns what GetPluginInfo reports besides, such as the certificates that an agent uses.
     """
 
     def __init__(self, name: str, ready: Callable[[], bool], manifest: Callable[[], Mapping[str, str]] = dict) -> None:

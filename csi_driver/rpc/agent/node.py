@@ -27,9 +27,9 @@ HEALTH_CAPABILITIES = (_Rpc.GET_VOLUME_HEALTH, conditions.VOLUME_CONDITION)
 
 
 class Node(csi_pb2_grpc.NodeServicer):
-    """Translates; every decision is the service's. Contexts and secrets of the requests are not looked at.
+    """Converts messages; the service decides. Contexts and secrets of the requests are not read.
 
-    `volume_health`: announce that the health of volumes is told.
+    `volume_health`: announce that the health of volumes is reported.
     """
 
     def __init__(self, nodes: NodeVolumes, owner: str, volume_health: bool = False) -> None:
@@ -49,7 +49,7 @@ class Node(csi_pb2_grpc.NodeServicer):
     async def NodeUnstageVolume(
         self, request: csi_pb2.NodeUnstageVolumeRequest, _context: _Context
     ) -> csi_pb2.NodeUnstageVolumeResponse:
-        """The way back from stage."""
+        """Undo the stage."""
         volume_id = required(request.volume_id, "volume_id")
         await self._nodes.unstage(volume_id, required(request.staging_target_path, "staging_target_path"))
         return csi_pb2.NodeUnstageVolumeResponse()
@@ -57,7 +57,7 @@ class Node(csi_pb2_grpc.NodeServicer):
     async def NodePublishVolume(
         self, request: csi_pb2.NodePublishVolumeRequest, _context: _Context
     ) -> csi_pb2.NodePublishVolumeResponse:
-        """Show a staged volume to one workload."""
+        """Mount a staged volume for one workload."""
         volume_id = required(request.volume_id, "volume_id")
         target = required(request.target_path, "target_path")
         capability = convert.one_capability(request)
@@ -98,24 +98,24 @@ class Node(csi_pb2_grpc.NodeServicer):
     async def NodeGetCapabilities(
         self, _request: csi_pb2.NodeGetCapabilitiesRequest, _context: _Context
     ) -> csi_pb2.NodeGetCapabilitiesResponse:
-        """What is served here."""
-        found = [csi_pb2.NodeServiceCapability(rpc=_Rpc(type=kind)) for kind in self._capabilities]
-        return csi_pb2.NodeGetCapabilitiesResponse(capabilities=found)
+        """Return what is served here."""
+        capabilities = [csi_pb2.NodeServiceCapability(rpc=_Rpc(type=kind)) for kind in self._capabilities]
+        return csi_pb2.NodeGetCapabilitiesResponse(capabilities=capabilities)
 
     async def NodeGetInfo(
         self, _request: csi_pb2.NodeGetInfoRequest, _context: _Context
     ) -> csi_pb2.NodeGetInfoResponse:
-        """The node's owner is its id and its place: what a volume's id begins with is where its pods must run."""
-        place = convert.topology(self._owner)
-        return csi_pb2.NodeGetInfoResponse(node_id=self._owner, accessible_topology=place)
+        """Return the node's owner, as its id and its topology: the first part of a volume's id is where its pods must run."""
+        topology = convert.topology(self._owner)
+        return csi_pb2.NodeGetInfoResponse(node_id=self._owner, accessible_topology=topology)
 
     async def NodeGetVolumeHealth(
         self, request: csi_pb2.NodeGetVolumeHealthRequest, _context: _Context
     ) -> csi_pb2.NodeGetVolumeHealthResponse:
-        """What is wrong with a volume, staged or not."""
+        """Return what is wrong with a volume, staged or not."""
         volume_id = required(request.volume_id, "volume_id")
-        found = conditions.health(volume_id, await self._nodes.trouble(volume_id))
-        return csi_pb2.NodeGetVolumeHealthResponse(volume_health=found)
+        volume_health = conditions.health(volume_id, await self._nodes.trouble(volume_id))
+        return csi_pb2.NodeGetVolumeHealthResponse(volume_health=volume_health)
 
     async def NodeGetStorageHealth(
         self, _request: csi_pb2.NodeGetStorageHealthRequest, _context: _Context

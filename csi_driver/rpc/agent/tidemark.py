@@ -1,4 +1,4 @@
-"""tidemark.v1: rollback, and a look into the pools."""
+"""tidemark.v1: rollback, and views of the pools."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from csi_driver.domain.model import GroupSnapshot, Snapshot, Volume
 from csi_driver.rpc import convert
 from csi_driver.rpc.convert import required
 from csi_driver.service.fullness import Fullness, has_run_full
-from csi_driver.service.lineage import Lineage, Node
+from csi_driver.service.lineage import Lineage, LineageNode
 from csi_driver.service.pools import Pool
 from csi_driver.service.rollbacks import RollbackRequest, Rollbacks
 
@@ -20,15 +20,15 @@ _KINDS = {"volume": _Node.VOLUME, "snapshot": _Node.SNAPSHOT, "group": _Node.GRO
 
 
 class Tidemark(tidemark_pb2_grpc.TidemarkServicer):
-    """Translates; every decision is the services'."""
+    """Converts messages; the services decide."""
 
-    def __init__(self, rollbacks: Rollbacks, trees: Lineage, fullness: Fullness | None = None) -> None:
+    def __init__(self, rollbacks: Rollbacks, lineage: Lineage, fullness: Fullness | None = None) -> None:
         self._rollbacks = rollbacks
-        self._trees = trees
+        self._lineage = lineage
         self._fullness = fullness
 
     async def Hold(self, request: tidemark_pb2.HoldRequest, _context: _Context) -> tidemark_pb2.HoldResponse:
-        """Keep a volume out of use, or renew that."""
+        """Keep a volume out of use, or renew the hold."""
         hold = await self._rollbacks.hold(required(request.volume_id, "volume_id"), required(request.holder, "holder"))
         return tidemark_pb2.HoldResponse(expires=convert.timestamp(hold.expires))
 
@@ -40,8 +40,8 @@ class Tidemark(tidemark_pb2_grpc.TidemarkServicer):
     async def Rollback(
         self, request: tidemark_pb2.RollbackRequest, _context: _Context
     ) -> tidemark_pb2.RollbackResponse:
-        """Take a volume back to one of its own snapshots."""
-        wish = RollbackRequest(
+        """Roll a volume back to one of its own snapshots."""
+        rollback = RollbackRequest(
             volume_id=required(request.volume_id, "volume_id"),
             snapshot_id=required(request.snapshot_id, "snapshot_id"),
             name=required(request.name, "the rollback's name"),
@@ -49,24 +49,36 @@ class Tidemark(tidemark_pb2_grpc.TidemarkServicer):
             skip_safety=request.skip_safety_snapshot,
             safety=request.safety_snapshot_id,
         )
-        rolled, before = await self._rollbacks.roll_back(wish)
+        completed, already_done = await self._rollbacks.roll_back(rollback)
         return tidemark_pb2.RollbackResponse(
-            rolled_back_at=convert.timestamp(rolled.at), safety_snapshot_id=rolled.safety, already_done=before
+            rolled_back_at=convert.timestamp(completed.at),
+            safety_snapshot_id=completed.safety,
+            already_done=already_done,
         )
 
     async def GetTree(self, request: tidemark_pb2.GetTreeRequest, _context: _Context) -> tidemark_pb2.GetTreeResponse:
-        """All that lies in the pools, with what came from what."""
-        nodes = await self._trees.tree(request.pool, request.volume_id, request.with_usage)
+        """Return all objects of the pools, with what was made from what."""
+        nodes = await self._lineage.tree(request.pool, request.volume_id, request.with_usage)
         return tidemark_pb2.GetTreeResponse(nodes=[self._node(node) for node in nodes])
+
+    async def DescribeVolume(
+        self, request: tidemark_pb2.DescribeVolumeRequest, _context: _Context
+    ) -> tidemark_pb2.DescribeVolumeResponse:
+        """Return one volume with its snapshots."""
+        node, snapshots = await self._lineage.describe(required(request.volume_id, "volume_id"))
+        response = tidemark_pb2.DescribeVolumeResponse(volume=self._node(node))
+        for snapshot in snapshots:
+            response.snapshots.add(id=str(snapshot.id), created=convert.timestamp(snapshot.created))
+        return response
 
     async def ListPools(
         self, _request: tidemark_pb2.ListPoolsRequest, _context: _Context
     ) -> tidemark_pb2.ListPoolsResponse:
-        """The pools and their sums."""
-        pools = sorted(self._trees.pools(), key=lambda entry: (entry[0].backend.identity.owner, entry[0].name))
-        return tidemark_pb2.ListPoolsResponse(pools=[self._told(pool, account) for pool, account in pools])
+        """Return the pools and their capacity."""
+        pools = sorted(self._lineage.pools(), key=lambda entry: (entry[0].backend.identity.owner, entry[0].name))
+        return tidemark_pb2.ListPoolsResponse(pools=[self._pool(pool, account) for pool, account in pools])
 
-    def _told(self, pool: Pool, account: CapacityReport) -> tidemark_pb2.Pool:
+    def _pool(self, pool: Pool, account: CapacityReport) -> tidemark_pb2.Pool:
         message = _pool(pool, account)
         if self._fullness is not None and (account.below_reserve or message.full):
             for freed in self._fullness.would_free(pool):
@@ -74,7 +86,7 @@ class Tidemark(tidemark_pb2_grpc.TidemarkServicer):
                 message.would_free.add(id=freed.id, name=freed.name, kind=kind, exclusive_bytes=freed.exclusive)
         return message
 
-    def _node(self, node: Node) -> tidemark_pb2.TreeNode:
+    def _node(self, node: LineageNode) -> tidemark_pb2.TreeNode:
         item = node.item
         message = _Node(
             id=str(item.id),
@@ -107,16 +119,16 @@ class Tidemark(tidemark_pb2_grpc.TidemarkServicer):
         return message
 
     def _add_rollbacks(self, message: tidemark_pb2.TreeNode, volume: Volume) -> None:
-        if volume.hold is not None and self._trees.holder(volume):
+        if volume.hold is not None and self._lineage.holder(volume):
             message.hold.holder = volume.hold.holder
             message.hold.expires.CopyFrom(convert.timestamp(volume.hold.expires))
             message.hold.since.CopyFrom(convert.timestamp(volume.hold.since))
-        for rolled in volume.rollbacks:
+        for rollback in volume.rollbacks:
             message.rollbacks.add(
-                name=rolled.name,
-                snapshot_id=rolled.snapshot,
-                at=convert.timestamp(rolled.at),
-                safety_snapshot_id=rolled.safety,
+                name=rollback.name,
+                snapshot_id=rollback.snapshot,
+                at=convert.timestamp(rollback.at),
+                safety_snapshot_id=rollback.safety,
             )
 
 

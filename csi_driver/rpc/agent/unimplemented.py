@@ -11,7 +11,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class NotOffered(csi_pb2_grpc.ControllerServicer):
-    """UNIMPLEMENTED, with the reason; the other calls are the subclass's."""
+    """Answers UNIMPLEMENTED with the reason; a subclass has the other calls."""
 
     async def ControllerPublishVolume(
         self, _request: csi_pb2.ControllerPublishVolumeRequest, _context: _Context

@@ -1,6 +1,6 @@
-"""Channels from the controller to the agents: kept, re-used, found dead within seconds, replaced when certificates are.
+"""Channels from the controller to the agents: kept, re-used, found dead within seconds, replaced with their certificates.
 
-Reachability decides what a caller is told: nothing here waits for an agent to come back.
+Nothing here waits for an agent to come back: an agent that is not reachable is reported as such at once.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from csi_driver.rpc.errors import is_unknown_call
 from csi_driver.service.discovery import Discovery
 
 CONNECT_SECONDS = 2.0
-"""For a connection to stand: an agent that is there answers in milliseconds, and the sidecars retry by themselves."""
+"""For a connection: an agent that is up answers in milliseconds, and the sidecars retry by themselves."""
 
 _OPTIONS = (
     # An agent is a pod of this cluster. With `https_proxy` in the environment gRPC would have a proxy connect to it.
@@ -43,7 +43,7 @@ _OPTIONS = (
 
 @dataclass(slots=True)
 class _Channel:
-    """A channel, what it was made with, and how many calls have it in hand."""
+    """A channel, what it was made with, and how many calls use it."""
 
     address: str
     material: tls.TlsFiles
@@ -57,18 +57,18 @@ class AgentChannels:
     def __init__(self, discovery: Discovery, identity: tls.TlsDirectory) -> None:
         self.discovery = discovery
         self._latest = tls.ReloadingTlsFiles(identity)
-        self._links: dict[str, _Channel] = {}
+        self._channels: dict[str, _Channel] = {}
         self._replaced: list[_Channel] = []
 
     async def call(self, owner: str, method: str, request: Any, answer: type[Any], timeout: float | None) -> Any:
-        """One call, `package.Service/Method`, to the agent of `owner`; its refusals come as grpc.aio.AioRpcError.
+        """Make one call, `package.Service/Method`, to the agent of `owner`; it refuses by grpc.aio.AioRpcError.
 
-        Raises Unavailable where the agent cannot be reached: who it is, and what was tried; OtherVersion where it does not
-        have the call. `timeout` in seconds is the caller's own deadline; when the caller goes away, the call to the agent is
+        Raises Unavailable if the agent cannot be reached, naming it and what was tried; OtherVersion if it does not have the
+        call. `timeout` in seconds is the caller's own deadline; when the caller goes away, the call to the agent is
         cancelled with it.
         """
-        link = self._link(owner)
-        # A channel that is closed takes no call, so one that is replaced is closed by the last call that has it in hand.
+        link = self._channel_to(owner)
+        # A closed channel takes no call, so the last call that uses a replaced channel closes it.
         link.calls += 1
         try:
             await self._connect(owner, link)
@@ -92,20 +92,20 @@ class AgentChannels:
             await self._close_unused()
 
     async def close_removed(self) -> None:
-        """Close the channels to nodes that the cluster does not have any more: each would try to connect for ever."""
-        if self.discovery.known():
-            for owner in [one for one in self._links if self.discovery.place(one) is None]:
-                self._replaced.append(self._links.pop(owner))
+        """Close the channels to nodes that the cluster no longer has: each would try to connect for ever."""
+        if self.discovery.has_synced():
+            for owner in [owner for owner in self._channels if self.discovery.endpoint(owner) is None]:
+                self._replaced.append(self._channels.pop(owner))
         await self._close_unused()
 
     async def close(self) -> None:
         """Drop all channels, with the calls on them."""
-        links, self._links, self._replaced = [*self._links.values(), *self._replaced], {}, []
-        await asyncio.gather(*(link.channel.close() for link in links), return_exceptions=True)
+        channels, self._channels, self._replaced = [*self._channels.values(), *self._replaced], {}, []
+        await asyncio.gather(*(link.channel.close() for link in channels), return_exceptions=True)
 
     async def _close_unused(self) -> None:
         unused = [link for link in self._replaced if not link.calls]
-        # Taken off the list before the first wait: others come by here meanwhile.
+        # Removed from the list before the first wait: other calls end here meanwhile.
         self._replaced = [link for link in self._replaced if link.calls]
         for link in unused:
             await link.channel.close()
@@ -121,27 +121,27 @@ class AgentChannels:
                 "pod; the call succeeds by itself when they are back"
             ) from None
 
-    def _link(self, owner: str) -> _Channel:
-        place = self.discovery.place(owner)
-        if place is None or not place.address:
+    def _channel_to(self, owner: str) -> _Channel:
+        endpoint = self.discovery.endpoint(owner)
+        if endpoint is None or not endpoint.address:
             raise Unavailable(
-                f"no agent is known for node {owner}: look whether that node exists and runs the agent's pod"
-                + ("" if self.discovery.known() else " (this controller has not read the list of agents yet)")
+                f"no agent is known for node {owner}: check that the node exists and runs the agent's pod"
+                + ("" if self.discovery.has_synced() else " (this controller has not read the list of agents yet)")
             )
-        link = self._links.get(owner)
+        link = self._channels.get(owner)
         material = self._latest()
-        if link is not None and (link.address, link.material) == (place.address, material):
+        if link is not None and (link.address, link.material) == (endpoint.address, material):
             return link
         if link is not None:
-            # Calls on the old one go on to their end: a rotation of certificates drops none.
+            # Calls on the old channel go on to their end: a rotation of certificates drops none.
             self._replaced.append(link)
-        channel = grpc.aio.secure_channel(place.address, tls.channel_credentials(material), options=_OPTIONS)
-        self._links[owner] = link = _Channel(place.address, material, channel)
+        channel = grpc.aio.secure_channel(endpoint.address, tls.channel_credentials(material), options=_OPTIONS)
+        self._channels[owner] = link = _Channel(endpoint.address, material, channel)
         return link
 
 
 async def _version(link: _Channel) -> str:
-    """The version that an agent tells, which every one does; for a message."""
+    """Return the version that an agent reports, for a message."""
     ask = link.channel.unary_unary(
         "/csi.v1.Identity/GetPluginInfo",
         request_serializer=csi_pb2.GetPluginInfoRequest.SerializeToString,

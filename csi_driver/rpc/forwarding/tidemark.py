@@ -1,64 +1,52 @@
-"""tidemark.v1 at the controller: by id to the owner, and the views put together from all agents."""
-
-from typing import Any
+"""tidemark.v1 over all agents."""
 
 import grpc
 
 from csi_driver._pb import tidemark_pb2, tidemark_pb2_grpc
-from csi_driver.domain.routing import known_owner
-from csi_driver.rpc.convert import required
-from csi_driver.rpc.forwarding.controller import Forwarder
-
-_Context = grpc.aio.ServicerContext[Any, Any]
+from csi_driver.domain.routing import known_pool
+from csi_driver.rpc.forwarding.forwarder import Context, Forwarder, by_id, deletion_by_id
+from csi_driver.service.agent_routing import Purpose
 
 
-class RoutedTidemark(Forwarder, tidemark_pb2_grpc.TidemarkServicer):
-    """One silent agent makes a view UNAVAILABLE and names it: never a shorter one."""
+class ForwardingTidemark(Forwarder, tidemark_pb2_grpc.TidemarkServicer):
+    """Forwards by id, and puts the views together. A view is UNAVAILABLE if an agent does not answer, and names the node."""
 
-    async def Hold(self, request: tidemark_pb2.HoldRequest, context: _Context) -> tidemark_pb2.HoldResponse:
-        """By id."""
-        owner = known_owner(required(request.volume_id, "volume_id"), "volume")
-        return await self._to(owner, "tidemark.v1.Tidemark/Hold", request, tidemark_pb2.HoldResponse, context)
+    service = "tidemark.v1.Tidemark"
 
-    async def Release(self, request: tidemark_pb2.ReleaseRequest, context: _Context) -> tidemark_pb2.ReleaseResponse:
-        """By id; what nobody can have is released."""
-        volume_id = required(request.volume_id, "volume_id")
-        kind = tidemark_pb2.ReleaseResponse
-        return await self._delete(volume_id, "tidemark.v1.Tidemark/Release", request, kind, context)
+    Hold = by_id("volume", "volume_id", tidemark_pb2.HoldResponse, Purpose.NODE)
+    # A hold on a volume that no agent can have, or that is gone with its node, is released.
+    Release = deletion_by_id("volume_id", tidemark_pb2.ReleaseResponse)
+    Rollback = by_id("volume", "volume_id", tidemark_pb2.RollbackResponse, Purpose.NODE)
+    DescribeVolume = by_id("volume", "volume_id", tidemark_pb2.DescribeVolumeResponse, Purpose.NODE)
 
-    async def Rollback(self, request: tidemark_pb2.RollbackRequest, context: _Context) -> tidemark_pb2.RollbackResponse:
-        """By id."""
-        owner = known_owner(required(request.volume_id, "volume_id"), "volume")
-        return await self._to(owner, "tidemark.v1.Tidemark/Rollback", request, tidemark_pb2.RollbackResponse, context)
-
-    async def GetTree(self, request: tidemark_pb2.GetTreeRequest, context: _Context) -> tidemark_pb2.GetTreeResponse:
-        """Of one volume from its agent; else from all. A pool need not be on every node, but must be on one."""
-        method, kind = "tidemark.v1.Tidemark/GetTree", tidemark_pb2.GetTreeResponse
+    async def GetTree(self, request: tidemark_pb2.GetTreeRequest, context: Context) -> tidemark_pb2.GetTreeResponse:
+        """Forward by the volume's id; else ask all agents. A pool need not be on every node, but must be on one."""
+        answer = tidemark_pb2.GetTreeResponse
         if request.volume_id:
-            owner = known_owner(request.volume_id, "volume")
-            return await self._to(owner, method, request, kind, context)
-        answer, missing = kind(), []
-        owners = sorted(self._everyone())
+            pool = known_pool(request.volume_id, "volume")
+            owner = await self.router.agent_for(pool, Purpose.NODE, request.volume_id)
+            return await self.forward(owner, "GetTree", request, answer, context)
+        tree, unknown_pool = answer(), []
+        owners = sorted(self.owners())
         for owner in owners:
             try:
-                part = await self._to(owner, method, request, kind, context)
+                part = await self.forward(owner, "GetTree", request, answer, context)
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.NOT_FOUND:
                     raise
-                missing.append(error)
+                unknown_pool.append(error)
             else:
-                answer.nodes.extend(part.nodes)
-        if owners and len(missing) == len(owners):
-            raise missing[0]
-        return answer
+                tree.nodes.extend(part.nodes)
+        if owners and len(unknown_pool) == len(owners):
+            raise unknown_pool[0]
+        return tree
 
     async def ListPools(
-        self, request: tidemark_pb2.ListPoolsRequest, context: _Context
+        self, request: tidemark_pb2.ListPoolsRequest, context: Context
     ) -> tidemark_pb2.ListPoolsResponse:
-        """From all."""
-        answer = tidemark_pb2.ListPoolsResponse()
-        for owner in sorted(self._everyone()):
-            kind = tidemark_pb2.ListPoolsResponse
-            part = await self._to(owner, "tidemark.v1.Tidemark/ListPools", request, kind, context)
-            answer.pools.extend(part.pools)
-        return answer
+        """Ask all agents."""
+        pools = tidemark_pb2.ListPoolsResponse()
+        for owner in sorted(self.owners()):
+            part = await self.forward(owner, "ListPools", request, tidemark_pb2.ListPoolsResponse, context)
+            pools.pools.extend(part.pools)
+        return pools
