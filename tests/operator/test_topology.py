@@ -31,9 +31,9 @@ async def test_a_claim_that_the_webhook_missed_is_led(leading: TopologyRig) -> N
     leading.put(claim("e"))
     await leading.reconcile()
     assert [leading.selected(name) for name in ("r", "c", "e")] == ["n-2", "n-1", None]
-    assert sorted(leading.rooms.asked) == [("n-1", "default", {"fs": "xfs"}), ("n-2", "default", {"fs": "xfs"})]
+    assert sorted(leading.capacities.asked) == [("n-1", "default", {"fs": "xfs"}), ("n-2", "default", {"fs": "xfs"})]
     await leading.reconcile()
-    assert len(leading.rooms.asked) == 2, "what is led is not asked for again"
+    assert len(leading.capacities.asked) == 2, "what is led is not asked for again"
 
 
 async def test_claims_of_others_are_left_alone(leading: TopologyRig) -> None:
@@ -103,7 +103,7 @@ async def test_a_pin_that_was_taken_away_comes_back_with_the_room(leading: Topol
     assert leading.selected("r") is None
     assert leading.reasons("PersistentVolumeClaim r") == ["SourceNodeFull"]
     assert "a capacity of 1073741824 bytes for 2147483648 requested" in leading.seen[0][2]
-    leading.rooms.left["n-1"] = 2 * GIB
+    leading.capacities.left["n-1"] = 2 * GIB
     await leading.reconcile()
     assert leading.selected("r") == "n-1"
 
@@ -114,9 +114,9 @@ async def test_a_pin_that_was_taken_away_comes_back_with_the_agent(leading: Topo
     for number in range(20):
         leading.put(claim(f"r-{number}", snapshot="s"))
     await leading.reconcile()
-    assert len(leading.rooms.asked) == 1, "a silent agent is asked once for all"
+    assert len(leading.capacities.asked) == 1, "a silent agent is asked once for all"
     assert leading.reasons("PersistentVolumeClaim r-7") == ["SourceAgentUnreachable"]
-    leading.rooms.left["n-1"] = 100 * GIB
+    leading.capacities.left["n-1"] = 100 * GIB
     await leading.reconcile()
     assert {leading.selected(f"r-{number}") for number in range(20)} == {"n-1"}
 
@@ -131,7 +131,7 @@ async def test_the_node_of_the_source_is_down(leading: TopologyRig) -> None:
         await leading.reconcile()
     for name in "rp":
         assert leading.reasons(f"PersistentVolumeClaim {name}") == ["SourceNodeNotReady"]
-    assert leading.rooms.asked == []
+    assert leading.capacities.asked == []
     await leading.reconcile(300)
     assert leading.reasons("PersistentVolumeClaim r") == ["SourceNodeNotReady"] * 2
     leading.node("n-1")

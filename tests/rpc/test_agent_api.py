@@ -6,8 +6,8 @@ from typing import Any
 
 import grpc
 import pytest
-from cluster_rig import AgentOnTls, Cluster
-from rpc_rig import create_volume, from_snapshot, places
+from support.cluster_rig import AgentOnTls, Cluster
+from support.rpc_rig import create_volume, from_snapshot, places
 
 from csi_driver._pb import csi_pb2 as C
 from csi_driver.domain.errors import Busy, InvalidRequest, NotFound, Precondition, Unavailable

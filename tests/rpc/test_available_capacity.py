@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from cluster_rig import Cluster
-from rpc_rig import GIB
+from support.cluster_rig import Cluster
+from support.rpc_rig import GIB
 from test_router import volume
 
 from csi_driver.domain.errors import Unavailable

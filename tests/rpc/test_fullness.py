@@ -25,9 +25,9 @@ async def test_full_pools_of_a_cluster(cluster: Cluster, monkeypatch: pytest.Mon
     os.pwrite(fd, os.urandom(MIB), 0)
     os.close(fd)
     monkeypatch.setattr(agent.backend, "space", lambda: Space(64 * GIB, MIB))
-    assert (await port.full())["n-1"] == [FullPool("n-1", "default", 64 * GIB, MIB)], "not counted yet"
+    assert (await port.full_pools())["n-1"] == [FullPool("n-1", "default", 64 * GIB, MIB)], "not counted yet"
     await agent.fullness.check(agent.pool)
-    assert await port.full() == {
+    assert await port.full_pools() == {
         "n-1": [FullPool("n-1", "default", 64 * GIB, MIB, ("volume v (1 MiB)",))],
         "n-10": [],
     }

@@ -18,7 +18,7 @@ from test_router import refused, volume
 from csi_driver._pb import csi_pb2 as C
 from csi_driver.kube.client import Object
 from csi_driver.kube.resources import PODS, SECRETS
-from csi_driver.kube.tls_secret import HOLDS, TlsSecretFiles, loaded_by_pods
+from csi_driver.kube.tls_secret import LOADED_PREFIX, TlsSecretFiles, loaded_by_pods
 from csi_driver.operator.certificates.controller import Certificates, CertificateSpec
 from csi_driver.rpc import tls
 from csi_driver.rpc.clients.agent_api import AgentApi
@@ -172,5 +172,7 @@ async def test_a_rotation_waits_for_a_replica_that_has_not_loaded_its_files(trus
     assert (await trusted.keeper.settle()).waiting == ("n-10", "n-2", "pod-1"), "the next phase has begun"
     told = trusted.fake.get(SECRETS, "controller-tls", NAMESPACE)
     assert told is not None
-    assert not [key for key in told["metadata"]["annotations"] if key.startswith(HOLDS)], "what was told is out of date"
+    assert not [key for key in told["metadata"]["annotations"] if key.startswith(LOADED_PREFIX)], (
+        "what was told is out of date"
+    )
     await second.refresh()

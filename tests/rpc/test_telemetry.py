@@ -44,7 +44,7 @@ def test_calls_and_cuts() -> None:
     telemetry = AgentMetrics()
     telemetry.call("csi.v1.Controller/CreateVolume", "OK", 0.2)
     telemetry.call("csi.v1.Controller/CreateVolume", "OK", 0.3)
-    telemetry.late("csi.v1.Controller/CreateVolume", "ABORTED", 3.0)
+    telemetry.after_cancel("csi.v1.Controller/CreateVolume", "ABORTED", 3.0)
     telemetry.snapshot_taken("p", SnapshotTimings(frozen=0.01, cloned=0.005))
     telemetry.snapshot_taken("p", SnapshotTimings(cloned=0.002))
     found = samples(telemetry)
