@@ -1,6 +1,7 @@
 """The fork server and the agent's side of it, with real children; what cannot be killed sleeps in a really frozen ext4."""
 
 import asyncio
+import errno
 import fcntl
 import gc
 import json
@@ -120,6 +121,7 @@ async def test_commands_give_output_or_a_typed_error(children: HelperPool, tmp_p
     large = tmp_path / "large"
     large.write_text("0123456789abcde\n" * (1 << 17))
     assert len(await children.run("command", 20, argv=["cat", str(large)], seconds=10)) == 2 << 20
+    assert await children.run("command", 10, argv=["cat"], seconds=5) == "", "its input is empty"
     error = await fails(children.run("command", 10, argv=["cat", "/does/not/exist"], seconds=5))
     assert (error.type, error.details["rc"]) == ("CommandError", 1)
 
@@ -132,6 +134,65 @@ async def test_past_its_deadline_a_job_is_killed_with_all_that_it_started(childr
     await asyncio.wait_for(caught.value.gone.wait(), 30)
     assert not offspring(children.server_pid)
     assert (children.stuck, children.written_off_total) == (0, 0)
+
+
+async def test_past_its_own_deadline_a_command_is_killed_with_all_that_it_started(
+    children: HelperPool, tmp_path: Path
+) -> None:
+    script = f"sleep 900 & echo $! > {tmp_path}/pid; echo begun; echo why >&2; wait"
+    error = await fails(children.run("command", 60, argv=["sh", "-c", script], seconds=HANG))
+    assert (error.type, error.errno, error.details["rc"]) == ("CommandError", errno.ETIMEDOUT, None)
+    assert (error.details["out"], error.details["err"]) == ("begun\n", "why\n")
+    await asyncio.wait_for(error.gone.wait(), 30)
+    # What a shell starts in the background has no part in its input, so it may die a moment later.
+    await until(lambda: not alive(int((tmp_path / "pid").read_text())))
+
+
+async def test_a_helper_that_dies_takes_its_command_along(children: HelperPool) -> None:
+    job = asyncio.create_task(children.run("command", 60, argv=["sh", "-c", "sleep 900 & wait"], seconds=50))
+    await until(lambda: len(offspring(children.server_pid)) == 3)
+    (helper,) = (pid for pid in offspring(children.server_pid) if parent(pid) == children.server_pid)
+    commands = offspring(helper)
+    os.kill(helper, signal.SIGKILL)
+    error = await fails(job)
+    assert (error.type, error.gone.is_set()) == ("Crashed", True)
+    assert not any(alive(pid) for pid in commands), "the job counted as gone before they were"
+
+
+@needs_root
+async def test_a_command_that_outlives_its_helper_is_waited_for(children: HelperPool, frozen: Path) -> None:
+    """Whether the fork server lives, or dies meanwhile: who asks learns of the end of all, not of the helper's alone."""
+    argv = ["touch", str(frozen / "x")]
+    jobs = [asyncio.create_task(children.run("command", 60, argv=argv, seconds=50)) for _ in range(2)]
+    await until(lambda: len([pid for pid in offspring(children.server_pid) if waits(pid)]) == 2)
+    first, second = (pid for pid in offspring(children.server_pid) if parent(pid) == children.server_pid)
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: not alive(first))
+    lost = [*children._runs.values()]
+    os.kill(children.server_pid, signal.SIGKILL)
+    await until(lambda: not alive(second))
+    await asyncio.sleep(1)
+    assert not any(job.gone.is_set() for job in lost)
+    thaw(frozen)
+    await asyncio.gather(*(asyncio.wait_for(job.gone.wait(), 30) for job in lost))
+    for task in jobs:
+        assert (await fails(task)).gone.is_set()
+
+
+async def test_a_daemon_of_a_command_is_left_alone(children: HelperPool, tmp_path: Path) -> None:
+    """Such as what LVM starts: no job waits for it, and none that fails later kills it."""
+    daemon = f"echo $$ > {tmp_path}/pid; exec sleep 900 </dev/null >/dev/null 2>&1"
+    script = f"setsid sh -c '{daemon}' </dev/null >/dev/null 2>&1 & until [ -s {tmp_path}/pid ]; do sleep 0.01; done"
+    await children.run("command", 30, argv=["sh", "-c", script], seconds=20)
+    pid = int((tmp_path / "pid").read_text())
+    try:
+        await until(lambda: not children._runs)
+        await fails(children.run("command", 30, argv=["false"], seconds=20))
+        with pytest.raises(JobStuck):
+            await children.run("ping", 0.2, pause=60)
+        assert alive(pid)
+    finally:
+        os.kill(pid, signal.SIGKILL)
 
 
 async def test_a_child_that_dies_is_an_error_at_once(children: HelperPool) -> None:
@@ -272,6 +333,17 @@ async def test_a_dead_fork_server_is_replaced(children: HelperPool, caplog: pyte
     assert "fork server" in caplog.text
     await until(lambda: open_files() <= before)
     await until(lambda: not any(alive(pid) for pid in lost))
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def waits(pid: int) -> bool:
+    """Whether the process sleeps in the kernel where nothing can kill it."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "D"
+    return False
 
 
 def alive(pid: int) -> bool:

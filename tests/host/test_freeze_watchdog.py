@@ -84,7 +84,11 @@ async def test_a_freeze_that_the_watchdog_gave_up_is_told_from_one_that_it_undid
     (run,) = children._runs.values()
     children._on_message(children._server, {"gone": run.number, "status": 1, "thawed": False})  # type: ignore[arg-type]
     error = await fails(task)
-    assert (error.type, error.gone.is_set(), error.gone.frozen) == ("StillFrozen", True, True)
+    assert (error.type, error.gone.is_set(), error.gone.frozen) == ("StillFrozen", False, True)
+    (child,) = offspring(children.server_pid)
+    os.kill(child, signal.SIGKILL)  # what was said of it becomes true
+    await asyncio.wait_for(error.gone.wait(), 30)
+    assert error.gone.frozen
 
 
 async def test_stop_thaws_a_running_cut(pool: Pool) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import csi_driver
 from csi_driver.host.helper.job import Job, JobFailed, JobStuck, Process, Server
-from csi_driver.host.helper.server import MAX_MESSAGE, descendants
+from csi_driver.host.helper.server import MAX_MESSAGE
 
 __all__ = ["HelperPool", "JobFailed", "JobStuck"]
 
@@ -188,13 +188,9 @@ class HelperPool:
 
     def _kill_orphan(self, run: Job) -> None:
         self._read(run)
-        if run.open and run.pid:  # open: the child is alive, so the number is its own
-            below = descendants(run.pid)  # a command has a session of its own
+        if run.open and run.pid:  # open: somebody of its group is alive, so the number is still its own
             with suppress(OSError):
                 os.killpg(run.pid, signal.SIGKILL)
-            for pid in below:
-                with suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
 
     def _orphan_gone(self, run: Job) -> None:
         """Nobody works on an orphan any more. A cut that died inside its freeze has no watchdog left: thaw it from here."""
@@ -278,12 +274,12 @@ class HelperPool:
                 run.fail("ForkFailed", message["message"], message["errno"] or 0)
                 self._end(run)
         elif run := self._runs.get(message["gone"]):
-            self._read(run)  # all that the child said is here by now
-            status = message["status"]
+            run.ending = _ending(message["status"])
             if not message["thawed"]:
-                run.leave_frozen(f"a file system may still be frozen after the cut's end ({_ending(status)})")
-            run.fail("Crashed", f"the child ended without an answer ({_ending(status)})")
-            self._end(run)
+                run.leave_frozen(f"a file system may still be frozen after the cut's end ({run.ending})")
+            self._read(run)  # all that the child said is here by now
+            if not run.open:
+                self._end(run)
 
     def _send(self, server: Server, message: bytes, channel: socket.socket | None = None) -> None:
         """Send, or keep for later, a message with a descriptor, which is closed here in any case."""
@@ -436,7 +432,9 @@ class HelperPool:
             if not data:
                 run.open = False
                 asyncio.get_running_loop().remove_reader(run.channel.fileno())
-                if run.orphan:
+                if run.ending:
+                    self._end(run)
+                elif run.orphan:
                     self._orphan_gone(run)
                 return
             run.buffer += data
@@ -459,7 +457,7 @@ class HelperPool:
             run.open = False
         run.channel.close()
         self._free_slot(run)
-        run.fail("Crashed", "the job ended without an answer")
+        run.fail("Crashed", f"the child ended without an answer ({run.ending})")
         if gone:
             run.gone.set()
 

@@ -61,6 +61,7 @@ class Job:
         self.taken = False  # the server has it: a child may exist
         self.pid = 0
         self.open = True  # somebody holds the other end of the channel
+        self.ending = ""  # how its child ended, once that is reaped; a tool or a cloner of it may live on
         self.orphan = False  # its fork server has died
         self.killed = False
         self.written_off = False

@@ -6,10 +6,12 @@ hangs forever would hold an inherited lock forever). It has one thread and waits
 Protocol, JSON over a SOCK_SEQPACKET pair whose other end is the agent's (children.py):
   agent to server   {"id", "job", "args"} with one descriptor, the job's socket; {"kill": id}
   server to agent   {"hello": pid}; {"log": text}; {"taken": id}: a child may exist from now on; {"id", "pid"}: it does;
-                    {"gone": id, "status", "thawed"}: the child and all it started are reaped, and every freeze of it
-                    undone (`thawed` false: given up); {"refused": id, "errno", "message"}: no child could be made
+                    {"gone": id, "status", "thawed"}: the child is reaped, its process group killed where it failed, and
+                    every freeze of it undone (`thawed` false: given up);
+                    {"refused": id, "errno", "message"}: no child could be made
   job's socket      one line of JSON from the child: {"ok": result} or {"error": {"type", "errno", "message", "details"}}.
-                    It is open exactly as long as somebody lives who works on the job.
+                    It is open exactly as long as somebody lives who works on the job: the child, a cloner, a tool. What
+                    does not die when its group is killed (it sleeps in the kernel) is seen by that, whoever reaps it.
 
 As the watchdog of freezes it thaws what a `cut` left frozen: when its child ends with another status than 0, when it is
 killed, when it is late by more than LATE seconds, and when the agent goes away. A thaw is a fresh child, which may itself hang.
@@ -18,7 +20,6 @@ the announcements and the next agent's sweep are left.
 """
 
 import _socket as socket  # the C half alone: `socket` brings selectors and enumerations, 0.5 MiB
-import ctypes
 import errno
 import fcntl
 import gc
@@ -33,7 +34,7 @@ import time
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from csi_driver.host import syscalls
+from csi_driver.host import commands, syscalls
 from csi_driver.host.freeze import state as freeze_state
 from csi_driver.host.freeze import thaw
 from csi_driver.host.helper import job_table
@@ -50,9 +51,9 @@ _THAW_PAUSE = 0.5
 _LAST_WAIT = 60.0
 """Seconds that the server stays for thaws that hang when the agent is gone."""
 _LAST_KILL_WAIT = 2.0
-"""Seconds that it stays for other jobs to die, and for what they leave behind to be killed."""
+"""Seconds that it stays for other jobs to die."""
 
-_PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
+_PR_SET_NAME = 15
 
 
 class _Job:
@@ -65,8 +66,6 @@ class _Job:
         self.pid = 0
         self.status: int | None = None
         self.killed = self.late = False
-        self.descendants: set[int] = set()  # as seen when it was killed
-        self.orphans = 0  # processes that its child left behind, not ended yet
         self.thaws = 0  # children that thaw for it now
         self.tries = 0
         self.again = 0.0  # when to try the next thaw
@@ -86,7 +85,7 @@ class Server:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._jobs: dict[int, _Job] = {}
-        self._children: dict[int, tuple[_Job, str]] = {}  # pid: job, and what the child is to it: work, thaw, orphan
+        self._children: dict[int, tuple[_Job, str]] = {}  # pid: job, and what the child is to it: work, thaw
         self._outbox: list[bytes] = []
         self._orphaned = 0.0  # since when the agent is gone
         self._wake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -207,7 +206,9 @@ class Server:
         status = 1
         try:
             self._leave()
-            if _work(job, socket.socket(fileno=fd)):
+            channel = socket.socket(fileno=fd)
+            commands.hold_open(channel)
+            if _work(job, channel):
                 status = 0
         finally:
             os._exit(status)
@@ -217,7 +218,6 @@ class Server:
         if job is None or job.status is not None:
             return
         job.killed = True
-        job.descendants |= descendants(job.pid)
         _kill_group(job.pid)
         if job.frozen(freeze_state.FREEZING, freeze_state.FROZEN):
             self._thaw(job)
@@ -254,28 +254,13 @@ class Server:
             known = self._children.pop(ended.si_pid, None)
             failed = ended.si_code != os.CLD_EXITED or ended.si_status != 0
             if known and (failed or known[0].killed):
-                _kill_group(ended.si_pid)  # the cloner of a cut
-                self._take_orphans(known[0], ended.si_pid)
+                _kill_group(ended.si_pid)  # a tool of a helper, the cloner of a cut
             os.waitpid(ended.si_pid, 0)
             if known:
                 self._ended(*known, -ended.si_status if ended.si_code != os.CLD_EXITED else ended.si_status)
 
-    def _take_orphans(self, job: _Job, dead: int) -> None:
-        """Kill what a dead child left behind (a command has a session of its own); the job is not gone before they are."""
-        for pid in _children(os.getpid()):
-            if pid == dead or pid in self._children:
-                continue
-            owner = next((other for other in self._jobs.values() if pid in other.descendants), job)
-            owner.orphans += 1
-            owner.descendants |= descendants(pid)
-            self._children[pid] = (owner, "orphan")
-            with suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-
     def _ended(self, job: _Job, role: str, status: int) -> None:
-        if role == "orphan":
-            job.orphans -= 1
-        elif role == "thaw":
+        if role == "thaw":
             job.thaws -= 1
             if job.status is not None:
                 job.thawed = status == 0
@@ -288,7 +273,7 @@ class Server:
                 # A FIFREEZE under way at the kill has come back by now: only this thaw is the final one.
                 self._report(f"a cut ended inside its freeze ({_ending(status)}): thawing {_points(job)}")
                 self._thaw(job)
-        if job.status is None or job.orphans or job.thaws or job.again:
+        if job.status is None or job.thaws or job.again:
             return
         thawed = job.status == 0 or job.thawed or not job.frozen(freeze_state.FREEZING, freeze_state.FROZEN)
         if not thawed:
@@ -371,35 +356,6 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def _children(pid: int) -> list[int]:
-    """Name the processes whose parent is `pid`, as far as can be told."""
-    found: list[int] = []
-    with suppress(OSError):
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as file:
-                found += map(int, file.read().split())
-        return found
-    if os.path.exists("/proc/thread-self/children") or not os.path.exists(f"/proc/{pid}"):
-        return found
-    for entry in os.listdir("/proc"):  # a kernel without CONFIG_PROC_CHILDREN
-        with suppress(OSError, ValueError):
-            number = int(entry)
-            with open(f"/proc/{number}/stat", "rb") as stat:
-                if int(stat.read().rpartition(b")")[2].split()[1]) == pid:
-                    found.append(number)
-    return found
-
-
-def descendants(pid: int) -> set[int]:
-    """Name the processes below `pid`, as far as can be told."""
-    found: set[int] = set()
-    level = [pid]
-    while level:
-        level = [child for parent in level for child in _children(parent) if child not in found]
-        found.update(level)
-    return found
-
-
 def _ending(status: int) -> str:
     return f"signal {-status}" if status < 0 else f"status {status}"
 
@@ -420,8 +376,6 @@ def _log(text: str) -> None:
 def main(fd: int) -> None:
     """Serve the agent at the other end of the socket `fd`; returns when it is gone and everything is thawed."""
     fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
-    # Orphans (a cloner whose cut was killed) become ours and are reaped here, not by an agent that may be pid 1.
-    syscalls.call("PR_SET_CHILD_SUBREAPER", "prctl", _PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1))
     syscalls.call("PR_SET_NAME", "prctl", _PR_SET_NAME, b"tidemark-fork")
     gc.collect()
     gc.freeze()  # the children share these pages
