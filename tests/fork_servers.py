@@ -60,7 +60,7 @@ class Forked:
 
 
 def begin(control: socket.socket) -> Forked:
-    """For `Children(begin=...)`: a fork server that is forked from one process for all tests of this one."""
+    """For `HelperPool(begin=...)`: a fork server that is forked from one process for all tests of this one."""
     orders = _loaded()
     orders.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", control.fileno()))])
     return Forked(int(orders.recv(16)))
@@ -85,7 +85,7 @@ def _loaded() -> socket.socket:
 
 
 def begin_as_child(control: socket.socket) -> Forked:
-    """For `Children(begin=...)` in a process of one thread that has loaded it all, and waits for whatever it leaves behind."""
+    """For `HelperPool(begin=...)` in a process of one thread that has loaded it all, and waits for whatever it leaves behind."""
     pid = os.fork()
     if not pid:
         try:

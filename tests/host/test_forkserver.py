@@ -133,7 +133,7 @@ async def test_past_its_deadline_a_job_is_killed_with_all_that_it_started(childr
     assert time.monotonic() - begun < 90
     await asyncio.wait_for(caught.value.gone.wait(), 30)
     assert not offspring(children.server_pid)
-    assert (children.stuck, children.written_off_total) == (0, 0)
+    assert (children.stuck, children.abandoned_total) == (0, 0)
 
 
 async def test_past_its_own_deadline_a_command_is_killed_with_all_that_it_started(
@@ -168,7 +168,7 @@ async def test_a_command_that_outlives_its_helper_is_waited_for(children: Helper
     first, second = (pid for pid in offspring(children.server_pid) if parent(pid) == children.server_pid)
     os.kill(first, signal.SIGKILL)
     await until(lambda: not alive(first))
-    lost = [*children._runs.values()]
+    lost = [*children._jobs.values()]
     os.kill(children.server_pid, signal.SIGKILL)
     await until(lambda: not alive(second))
     await asyncio.sleep(1)
@@ -186,7 +186,7 @@ async def test_a_daemon_of_a_command_is_left_alone(children: HelperPool, tmp_pat
     await children.run("command", 30, argv=["sh", "-c", script], seconds=20)
     pid = int((tmp_path / "pid").read_text())
     try:
-        await until(lambda: not children._runs)
+        await until(lambda: not children._jobs)
         await fails(children.run("command", 30, argv=["false"], seconds=20))
         with pytest.raises(JobStuck):
             await children.run("ping", 0.2, pause=60)
@@ -213,13 +213,13 @@ async def test_what_cannot_be_killed_is_written_off_and_others_go_on(children: H
     stuck = caught.value
     assert not stuck.gone.is_set()
     assert "hangs" in str(stuck)
-    assert (children.stuck, children.written_off_total) == (1, 1)
+    assert (children.stuck, children.abandoned_total) == (1, 1)
     assert (await children.run("ping", 5))["pid"]
     await asyncio.sleep(1)
     assert not stuck.gone.is_set(), "the command that the job left behind lives on"
     thaw(frozen)
     await asyncio.wait_for(stuck.gone.wait(), 30)
-    assert (children.stuck, children.written_off_total) == (0, 1)
+    assert (children.stuck, children.abandoned_total) == (0, 1)
     assert not offspring(children.server_pid)
 
 
@@ -294,7 +294,7 @@ async def test_cancelled_jobs_leave_no_descriptor_and_no_process(children: Helpe
     assert children.stuck == 0
     await asyncio.gather(*(children.run("ping", 5) for _ in range(64)))  # all places are free again
     await ended(children)
-    assert children.written_off_total == 0
+    assert children.abandoned_total == 0
 
 
 @hasty

@@ -243,7 +243,7 @@ async def test_many_cuts_leave_nothing(
     await until(  # the last one's end is told to us after its child is reaped
         lambda: (len(os.listdir("/proc/self/fd")), len(os.listdir(f"/proc/{children.server_pid}/fd"))) == before
     )
-    assert (children.stuck, children.written_off_total) == (0, 0)
+    assert (children.stuck, children.abandoned_total) == (0, 0)
     facts = {"frozen_ms_p50": sorted(frozen)[15], "frozen_ms_max": max(frozen), "cut_ms_p50": sorted(whole)[15]}
     record_property("cuts", json.dumps(facts))
     print(facts)
