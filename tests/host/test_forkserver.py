@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 from freeze_rig import ended, until
 
+import csi_driver
 from csi_driver.backends.volume_helpers import translate
 from csi_driver.domain import errors
 from csi_driver.host.block import loop
@@ -207,7 +209,7 @@ async def test_a_child_that_dies_is_an_error_at_once(children: HelperPool) -> No
 
 @needs_root
 @hasty
-async def test_what_cannot_be_killed_is_written_off_and_others_go_on(children: HelperPool, frozen: Path) -> None:
+async def test_what_cannot_be_killed_is_abandoned_and_others_go_on(children: HelperPool, frozen: Path) -> None:
     with pytest.raises(JobStuck) as caught:  # an answer, while it hangs for ever
         await children.run("command", HANG, argv=["touch", str(frozen / "x")], seconds=900)
     stuck = caught.value
@@ -418,3 +420,44 @@ async def test_latency_and_memory_for_the_record(
     record_property("forkserver", json.dumps(facts))
     print(facts)
     assert int(rss) < 24 << 10
+
+
+AGENT_AS_PROCESS_ONE = """
+import asyncio, os
+from pathlib import Path
+from csi_driver.host.helper.client import HelperPool, JobStuck
+from csi_driver.host.pid1 import run_as_child_of_pid1
+
+async def main():
+    children = HelperPool(grace=20)
+    await children.start()
+    for job in range(3):
+        try:
+            await children.run("command", 1, argv=["sh", "-c", "sleep 900 & wait"], seconds=900)
+        except JobStuck as error:
+            assert error.gone.is_set()
+    await children.stop()
+    for attempt in range(1000):
+        left = [pid for pid in os.listdir("/proc") if pid.isdecimal() and int(pid) not in (1, os.getpid())]
+        if not left:
+            break
+        await asyncio.sleep(0.01)
+    print("left:", *left)
+
+run_as_child_of_pid1()
+asyncio.run(main())
+"""
+
+
+@needs_root
+def test_process_one_reaps_what_killed_helpers_leave() -> None:
+    """In a container nobody else does: neither the agent nor its fork server is their parent."""
+    done = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-c", AGENT_AS_PROCESS_ONE],
+        env=os.environ | {"PYTHONPATH": str(Path(csi_driver.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "left:"), done.stderr

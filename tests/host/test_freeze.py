@@ -187,7 +187,7 @@ async def test_a_thaw_by_somebody_else_is_noticed(children: HelperPool, pool: Po
     disk.takes_writes()
 
 
-@pytest.mark.parametrize("children", [0.5], indirect=True)  # what hangs is to be written off, and soon
+@pytest.mark.parametrize("children", [0.5], indirect=True)  # what hangs is to be abandoned, and soon
 @pytest.mark.parametrize("fs", ["xfs", "ext4"])
 async def test_a_freeze_that_hangs_is_answered_in_time_and_undone_when_it_returns(
     children: HelperPool, pool: Pool, tmp_path: Path, fs: str
