@@ -15,21 +15,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from csi_driver.host.helper import messages
 from csi_driver.host.helper.job import Job, JobFailed, JobStuck
-from csi_driver.host.helper.messages import (
-    MAX_MESSAGE,
-    HelperExited,
-    JobRefused,
-    JobStarted,
-    JobTaken,
-    KillJob,
-    LogLine,
-    Message,
-    RunJob,
-    ServerReady,
-    describe_status,
-    encode,
-)
+from csi_driver.host.helper.messages import MAX_MESSAGE, Message
 from csi_driver.host.helper.process import Process, ServerProcess, begin
 from csi_driver.host.helper.supervisor import Supervisor
 
@@ -105,24 +93,24 @@ class HelperPool:
 
     def _on_message(self, server: ServerProcess, message: Message) -> None:
         match message:
-            case ServerReady():
+            case messages.ServerReady():
                 server.ready.set()
-            case LogLine(text):
+            case messages.LogLine(text):
                 _LOG.error("%s", text)
-            case JobTaken(number):
+            case messages.JobTaken(number):
                 if job := self._jobs.get(number):
                     job.taken = True
-            case JobStarted(number, pid):
+            case messages.JobStarted(number, pid):
                 if job := self._jobs.get(number):
                     job.pid = pid
                 self._supervisor.note_success()
-            case JobRefused(number, code, text):
+            case messages.JobRefused(number, code, text):
                 if job := self._jobs.get(number):
                     job.fail("ForkFailed", text, code)
                     self._forget(job)
-            case HelperExited(number, status, thawed):
+            case messages.HelperExited(number, status, thawed):
                 if job := self._jobs.get(number):
-                    job.ending = describe_status(status)
+                    job.ending = messages.describe_status(status)
                     if not thawed:
                         job.leave_frozen(f"a file system may still be frozen after the cut's end ({job.ending})")
                     job.read()  # all that the child said is here by now
@@ -224,8 +212,7 @@ class HelperPool:
         if not job.answer.done() or (job.killed and job.answer.result().failure_type in ("Crashed", "ServerDied")):
             raise JobStuck(name, timeout, job.gone)
         answer = job.answer.result()
-        if answer.failure:
-            failure = answer.failure
+        if failure := answer.failure:
             raise JobFailed(name, failure.errno, failure.message, failure.type, failure.details, job.gone)
         return answer.result
 
@@ -251,7 +238,7 @@ class HelperPool:
         server = self._supervisor.server
         if server is None:
             raise JobFailed(name, errno.ESRCH, "the fork server is gone", "NoServer")
-        packet = encode(RunJob(self._next, name, args))
+        packet = messages.encode(messages.RunJob(self._next, name, args))
         if len(packet) > MAX_MESSAGE:
             raise JobFailed(name, errno.E2BIG, "too many arguments for one job", "TooLarge")
         try:
@@ -276,7 +263,7 @@ class HelperPool:
                 if server.take_back(job.number):
                     self._forget(job)
                 else:
-                    server.send(encode(KillJob(job.number)), job.number)
+                    server.send(messages.encode(messages.KillJob(job.number)), job.number)
             with suppress(TimeoutError):
                 await asyncio.wait_for(job.gone.wait(), self._grace)
         finally:

@@ -26,22 +26,9 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from csi_driver.host import syscalls
+from csi_driver.host.helper import messages
 from csi_driver.host.helper.child import LATE_SECONDS, RunningJob, log_to_stderr, run_job, run_thaw
-from csi_driver.host.helper.messages import (
-    MAX_MESSAGE,
-    HelperExited,
-    JobRefused,
-    JobStarted,
-    JobTaken,
-    KillJob,
-    LogLine,
-    Message,
-    RunJob,
-    ServerReady,
-    decode,
-    describe_status,
-    encode,
-)
+from csi_driver.host.helper.messages import MAX_MESSAGE, Message
 
 _TICK = 0.25
 _MAX_THAW_ATTEMPTS = 5
@@ -73,7 +60,7 @@ class Server:
 
     def run(self) -> None:
         """Serve until the agent is gone and all is thawed."""
-        self._send(ServerReady(os.getpid()))
+        self._send(messages.ServerReady(os.getpid()))
         poller = select.poll()
         poller.register(self._wake, select.POLLIN)
         while not self._agent_gone_at or self._has_work_left():
@@ -95,7 +82,7 @@ class Server:
 
     def _send(self, message: Message) -> None:
         if not self._agent_gone_at:
-            self._outbox.append(encode(message))
+            self._outbox.append(messages.encode(message))
             self._flush()
 
     def _flush(self) -> None:
@@ -113,7 +100,7 @@ class Server:
         if self._agent_gone_at:
             log_to_stderr(text)
         else:
-            self._send(LogLine(text))
+            self._send(messages.LogLine(text))
 
     def _receive(self) -> bool:
         """Take one message. False: the agent is gone."""
@@ -131,12 +118,12 @@ class Server:
         try:
             if not packet:
                 return False
-            message = decode(packet)
-            if isinstance(message, KillJob):
+            message = messages.decode(packet)
+            if isinstance(message, messages.KillJob):
                 self._kill(self._jobs.get(message.number))
-            elif isinstance(message, RunJob) and not fds:  # this process can have no more descriptors
-                self._send(JobRefused(message.number, errno.EMFILE, "no descriptor for the job"))
-            elif isinstance(message, RunJob):
+            elif isinstance(message, messages.RunJob) and not fds:  # this process can have no more descriptors
+                self._send(messages.JobRefused(message.number, errno.EMFILE, "no descriptor for the job"))
+            elif isinstance(message, messages.RunJob):
                 self._start(message, fds[0])
         except ValueError as error:
             self._log(str(error))
@@ -147,16 +134,16 @@ class Server:
 
     # ---- children
 
-    def _start(self, request: RunJob, fd: int) -> None:
-        self._send(JobTaken(request.number))
+    def _start(self, request: messages.RunJob, fd: int) -> None:
+        self._send(messages.JobTaken(request.number))
         try:
             job = RunningJob(request)
             job.pid = self._fork(job, False, lambda: run_job(job, socket.socket(fileno=fd)))
         except OSError as error:
-            self._send(JobRefused(request.number, error.errno or 0, f"no process for the job: {error}"))
+            self._send(messages.JobRefused(request.number, error.errno or 0, f"no process for the job: {error}"))
             return
         self._jobs[job.number] = job
-        self._send(JobStarted(job.number, job.pid))
+        self._send(messages.JobStarted(job.number, job.pid))
 
     def _fork(self, job: RunningJob, thaws: bool, work: Callable[[], bool]) -> int:
         """Fork a child that does `work` and ends with status 0 if that returns True. Raises OSError."""
@@ -233,7 +220,7 @@ class Server:
         job.thaw_attempts = 0
         if status != 0 and job.may_be_frozen():
             # A FIFREEZE that was under way at the kill has returned by now: only this thaw is final.
-            self._log(f"a cut ended inside its freeze ({describe_status(status)}): thawing {job.points}")
+            self._log(f"a cut ended inside its freeze ({messages.describe_status(status)}): thawing {job.points}")
             self._thaw(job)
         self._finish(job)
 
@@ -245,7 +232,7 @@ class Server:
         if not thawed:
             self._log(f"thaw given up: {job.points} may still be frozen")
         del self._jobs[job.number]
-        self._send(HelperExited(job.number, job.status, thawed))
+        self._send(messages.HelperExited(job.number, job.status, thawed))
 
     def _watch_freezes(self) -> None:
         now = time.monotonic()
