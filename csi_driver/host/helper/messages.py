@@ -92,7 +92,7 @@ def decode(packet: bytes) -> Message:
     try:
         name, *values = json.loads(packet)
         message: Message = _TYPES[name](*values)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"not a message: {packet[:80]!r}") from error
     return message
 
@@ -130,7 +130,7 @@ def decode_answer(line: bytes | bytearray) -> Answer:
     try:
         answer = json.loads(line)
         return Answer(failure=Failure(**answer["error"])) if "error" in answer else Answer(answer["ok"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"not an answer: {bytes(line[:80])!r}") from error
 
 
