@@ -1,4 +1,4 @@
-"""What a container may keep a pool in: mounts of its host. Everything else goes with the container or the pod."""
+"""Where a container may keep a pool: on mounts of its host. All else is lost with the container or the pod."""
 
 import os
 
@@ -11,35 +11,35 @@ _EMPTY_DIR = "/volumes/kubernetes.io~empty-dir/"
 
 
 def non_persistent_reason(path: str | os.PathLike[str]) -> str:
-    """Why what is written at `path` would go with this container or its pod, and what to do; empty: it would not.
+    """Return why data at `path` would be lost with this container or its pod, and what to do; empty if it would not.
 
-    `path` may be missing: then its directory counts. Raises OSError.
+    If `path` does not exist, its directory counts. Raises OSError.
     """
     mount = mountinfo.holding(_existing(path))
     if mount.fs_type in _LAYERS or mount.point == "/":
-        what = "lies in the container's own layer, which goes with the container"
+        cause = "is in the container's own layer, which is deleted with the container"
     elif mount.fs_type in _MEMORY:
-        what = "lies in memory, which goes with the pod or the node's power"
+        cause = "is in memory, which is lost with the pod or the node's power"
     elif _EMPTY_DIR in mount.root + "/":
-        what = "is an emptyDir, which goes with the pod"
+        cause = "is in an emptyDir, which is deleted with the pod"
     else:
         return ""
-    return f"{os.fspath(path)} {what}: mount a directory of the host there (hostPath)"
+    return f"{os.fspath(path)} {cause}; mount a directory of the host there (hostPath)"
 
 
 def not_propagated_reason(path: str | os.PathLike[str]) -> str:
-    """Why what is mounted at `path` would be seen by no pod, and what to do; empty: it would be seen. Raises OSError."""
+    """Return why no pod would see a mount at `path`, and what to do; empty if pods would see it. Raises OSError."""
     mount = mountinfo.holding(_existing(path))
     if mount.shared:
         return ""
     return (
-        f"{os.fspath(path)} lies in {mount.point}, which is not shared with the host: nobody else sees what is mounted "
-        "there; mount that directory into this container with mountPropagation Bidirectional"
+        f"{os.fspath(path)} is in {mount.point}, which is not shared with the host, so pods do not see mounts there; "
+        "mount that directory into this container with mountPropagation Bidirectional"
     )
 
 
 def _existing(path: str | os.PathLike[str]) -> str:
-    found = os.path.abspath(path)
-    while not os.path.lexists(found):
-        found = os.path.dirname(found)
-    return found
+    directory = os.path.abspath(path)
+    while not os.path.lexists(directory):
+        directory = os.path.dirname(directory)
+    return directory

@@ -1,6 +1,6 @@
-"""Calls that Python 3.11 has no words for, by ctypes.
+"""System calls that Python 3.11 does not offer, by ctypes.
 
-A ctypes call gives up the interpreter's lock for its whole length. `fcntl.ioctl` does not where its mutable buffer is
+A ctypes call releases the interpreter's lock for its whole length. `fcntl.ioctl` does not if its mutable buffer is
 larger than 1,024 bytes (measured: the lock held for 0.66 s during a FIEMAP), so no ioctl with a large buffer may use
 it.
 """
@@ -29,9 +29,9 @@ _LIBC.syscall.restype = ctypes.c_long
 
 
 def call(what: str, function: str, *arguments: object) -> int:
-    """Call libc's `function`. Repeats after EINTR, which is safe for every function listed above.
+    """Call libc's `function`, again after EINTR, which is safe for every function listed above.
 
-    Raises OSError with the errno and `what`, which says what was tried in words that a user can read.
+    Raises OSError with the errno and `what`, which tells a user what was tried.
     """
     while True:
         result = int(getattr(_LIBC, function)(*arguments))

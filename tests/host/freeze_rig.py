@@ -42,9 +42,9 @@ def sh(*argv: str | Path, check: bool = True) -> str:
 
 async def ended(children: HelperPool) -> None:
     """Once it returns, all that was run before is over, and both sides have closed what was open for it."""
-    await until(lambda: not children._runs)
+    await until(lambda: not children._jobs)
     await children.run("ping", 30)  # the server closes its part after it has told the end, and before it takes a job
-    await until(lambda: not children._runs)
+    await until(lambda: not children._jobs)
 
 
 def freeze_mount(point: Path) -> None:

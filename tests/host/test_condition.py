@@ -109,8 +109,8 @@ def stand_in(place: Path, script: str) -> str:
 
 
 def ended(directory: Path) -> fsck.Outcome:
-    wait_until(lambda: fsck.look(str(directory)).result != "running")
-    return fsck.look(str(directory))
+    wait_until(lambda: fsck.outcome(str(directory)).result != "running")
+    return fsck.outcome(str(directory))
 
 
 def said(directory: Path) -> str:
@@ -131,7 +131,7 @@ def test_errors_are_mended(ext4: Path, directory: Path) -> None:
     fsck.start(str(directory), str(ext4))
     outcome = ended(directory)
     assert outcome.result == "mended"
-    assert str(ext4) not in outcome.said, "who reads it knows which one it is about"
+    assert str(ext4) not in outcome.message, "who reads it knows which one it is about"
     assert condition.complaint(ext4, is_ext4=True) == ""
     assert (directory / fsck.LOG).exists()
 
@@ -141,7 +141,7 @@ def test_what_it_cannot_mend(ext4: Path, directory: Path) -> None:
     fsck.start(str(directory), str(ext4))
     outcome = ended(directory)
     assert outcome.result == "damaged"
-    assert "UNEXPECTED INCONSISTENCY" in outcome.said
+    assert "UNEXPECTED INCONSISTENCY" in outcome.message
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_only_its_last_words_are_kept(tmp_path: Path, directory: Path, monkeypat
     script = 'for n in $(seq 1000); do echo "$3: line $n"; done; echo "$3: the end"; exit 4'
     monkeypatch.setattr(fsck, "_BOOTSTRAP", stand_in(tmp_path, script))
     fsck.start(str(directory), "/some/image")
-    words = ended(directory).said
+    words = ended(directory).message
     assert words.startswith("...")
     assert words.endswith("line 1000 the end")
     assert len(words) <= 300
@@ -184,7 +184,7 @@ def test_one_at_a_time(tmp_path: Path, directory: Path, monkeypatch: pytest.Monk
     go = tmp_path / "go"
     monkeypatch.setattr(fsck, "_BOOTSTRAP", stand_in(tmp_path, f"until [ -e {go} ]; do sleep 0.02; done"))
     fsck.start(str(directory), "/nowhere")
-    assert fsck.look(str(directory)).result == "running"
+    assert fsck.outcome(str(directory)).result == "running"
     with pytest.raises(Busy):
         fsck.start(str(directory), "/nowhere")
     go.touch()
@@ -214,10 +214,10 @@ def test_it_outlasts_whoever_started_it(
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL):
         os.killpg(agent.pid, number)
     agent.wait(20)
-    assert fsck.look(str(directory)).result == "running"
+    assert fsck.outcome(str(directory)).result == "running"
     go.touch()
     outcome = ended(directory)
-    assert (outcome.result, outcome.said) == ("mended", "begun")
+    assert (outcome.result, outcome.message) == ("mended", "begun")
 
 
 def test_a_killed_runner_does_not_make_its_work_look_ended(
@@ -230,6 +230,6 @@ def test_a_killed_runner_does_not_make_its_work_look_ended(
     runner = next(process for process in fsck._started if process.poll() is None)
     runner.kill()
     runner.wait(20)
-    assert fsck.look(str(directory)).result == "running"
+    assert fsck.outcome(str(directory)).result == "running"
     go.touch()
     assert ended(directory).result == "interrupted", "nobody noted how it ended"

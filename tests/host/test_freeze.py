@@ -175,7 +175,7 @@ async def test_a_thaw_by_somebody_else_is_noticed(children: HelperPool, pool: Po
     disk.takes_writes()
 
 
-@pytest.mark.parametrize("children", [0.5], indirect=True)  # what hangs is to be written off, and soon
+@pytest.mark.parametrize("children", [0.5], indirect=True)  # what hangs is to be abandoned, and soon
 @pytest.mark.parametrize("fs", ["xfs", "ext4"])
 async def test_a_freeze_that_hangs_is_answered_in_time_and_undone_when_it_returns(
     children: HelperPool, pool: Pool, tmp_path: Path, fs: str
@@ -231,7 +231,7 @@ async def test_many_cuts_leave_nothing(
     await until(  # the last one's end is told to us after its child is reaped
         lambda: (len(os.listdir("/proc/self/fd")), len(os.listdir(f"/proc/{children.server_pid}/fd"))) == before
     )
-    assert (children.stuck, children.written_off_total) == (0, 0)
+    assert (children.stuck, children.abandoned_total) == (0, 0)
     facts = {"frozen_ms_p50": sorted(frozen)[15], "frozen_ms_max": max(frozen), "cut_ms_p50": sorted(whole)[15]}
     record_property("cuts", json.dumps(facts))
     print(facts)

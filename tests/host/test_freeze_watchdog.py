@@ -34,6 +34,7 @@ import csi_driver
 from csi_driver.host.freeze import journal
 from csi_driver.host.freeze.state import FIFREEZE
 from csi_driver.host.helper.client import HelperPool, JobStuck
+from csi_driver.host.helper.messages import HelperExited
 
 pytestmark = [
     pytest.mark.root,
@@ -79,11 +80,15 @@ async def test_a_cut_past_the_agents_own_deadline_is_thawed(children: HelperPool
 async def test_a_freeze_that_the_watchdog_gave_up_is_told_from_one_that_it_undid(children: HelperPool) -> None:
     """Whatever the job has answered before: what it froze must stay announced."""
     task = asyncio.create_task(children.run("ping", 30, pause=30))
-    await until(lambda: children._runs)
-    (run,) = children._runs.values()
-    children._on_message(children._server, {"gone": run.number, "status": 1, "thawed": False})  # type: ignore[arg-type]
+    await until(lambda: children._jobs)
+    (run,) = children._jobs.values()
+    children._on_message(children._supervisor.server, HelperExited(run.number, 1, thawed=False))  # type: ignore[arg-type]
     error = await fails(task)
-    assert (error.type, error.gone.is_set(), error.gone.frozen) == ("StillFrozen", True, True)
+    assert (error.type, error.gone.is_set(), error.gone.frozen) == ("StillFrozen", False, True)
+    (child,) = offspring(children.server_pid)
+    os.kill(child, signal.SIGKILL)  # what was said of it becomes true
+    await asyncio.wait_for(error.gone.wait(), 30)
+    assert error.gone.frozen
 
 
 async def test_stop_thaws_a_running_cut(pool: Pool) -> None:

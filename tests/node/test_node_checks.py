@@ -53,7 +53,7 @@ def kept(rig: Rig) -> list[Path]:
 
 
 def at_work(rig: Rig) -> bool:
-    return any(fsck.look(str(place)).result == "running" for place in rig.layout.checks.iterdir())
+    return any(fsck.outcome(str(place)).result == "running" for place in rig.layout.checks.iterdir())
 
 
 Fake = Callable[[str], None]

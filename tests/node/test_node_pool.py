@@ -248,10 +248,10 @@ async def main():
     await backend.open()
     hanging = asyncio.create_task(children.run("ping", 600, pause=600))
     child = await children.run("ping", 10)
-    while len(children._runs) > 1 or not all(run.pid for run in children._runs.values()):
+    while len(children._jobs) > 1 or not all(run.pid for run in children._jobs.values()):
         await asyncio.sleep(0.01)
     print("ready", flush=True)
-    print(children.server_pid, *[run.pid for run in children._runs.values()], flush=True)
+    print(children.server_pid, *[run.pid for run in children._jobs.values()], flush=True)
     await asyncio.sleep(600)
 
 asyncio.run(main())

@@ -90,7 +90,7 @@ async def test_refusals_keep_their_meaning(cluster: Cluster, agents: AgentApi) -
     with pytest.raises(InvalidRequest, match="create a new volume from it instead"):
         await agents.roll_back(RollbackRequest(made, foreign, "r", "me", skip_safety=True))
     await agents.release(made, "me")
-    with pytest.raises(Precondition, match="has lapsed"):
+    with pytest.raises(Precondition, match="has expired"):
         await agents.roll_back(RollbackRequest(made, own, "r", "me", skip_safety=True))
     agent = cluster.agents["n-1"]
     agent.context.pools.locks.patience = 0.0

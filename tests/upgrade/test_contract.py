@@ -227,12 +227,12 @@ async def test_a_check_is_noted_as_it_was(tmp_path: Path, monkeypatch: pytest.Mo
     assert began.kept == f"{layout.kept.name}/{kept}"
     assert checks._KEPT.fullmatch(kept)
     (place,) = layout.checks.iterdir()
-    while fsck.look(str(place)).result == "running":
+    while fsck.outcome(str(place)).result == "running":
         await asyncio.sleep(0.01)
     assert sorted(entry.name for entry in place.iterdir()) == sorted(known["files"])
 
     _has_the_keys(place / "job.json", known["job.json"], lambda: checks._read(place) is not None)
-    _has_the_keys(place / "status.json", known["status.json"], lambda: fsck.look(str(place)).result != "interrupted")
+    _has_the_keys(place / "status.json", known["status.json"], lambda: fsck.outcome(str(place)).result != "interrupted")
 
 
 def _has_the_keys(path: Path, known: dict[str, list[str]], is_read: Callable[[], bool]) -> None:

@@ -58,7 +58,7 @@ class ReflinkBackend:
         self._devices = LoopDevices(self.layout, children)
         self._kernel = BlockDeviceAccess(self._devices, seen_outside=options.in_container)
         self.access: VolumeAccess = self._kernel
-        self._cutter = Snapshotter(self.layout, self._devices, children, options.freeze_deadline, self._in_thread)
+        self._cutter = Snapshotter(self.layout, self._devices, options.freeze_deadline, self._in_thread)
         self._checks = ReflinkChecks(self.layout, self.image, _take_size, self._in_thread, self._empty_trash)
         self.checks: Checks = self._checks
         self.identity = PoolIdentity(options.name, options.owner, "", "reflink", options.path)

@@ -125,7 +125,7 @@ class ReflinkChecks:
         # Where not even a copy of the superblock was found, there will be none next time.
         hopeless = outcome.result == "failed" and job.why == condition.LOST
         kept = f"{self._layout.kept.name}/{job.kept}"
-        return Check(job.why, job.started, kept, "damaged" if hopeless else outcome.result, outcome.said)
+        return Check(job.why, job.started, kept, "damaged" if hopeless else outcome.result, outcome.message)
 
     def _standing(self, volume: Volume) -> tuple[_Job, fsck.Outcome] | None:
         """A volume's check, if there is one that may still be of use; what is left of any other is cleared away."""
@@ -139,12 +139,12 @@ class ReflinkChecks:
         if job is None or job.boot != journal.boot_id():
             self._discard(place)
             return None
-        outcome = fsck.look(str(place))
+        outcome = fsck.outcome(str(place))
         if outcome.result == "interrupted":
             _LOG.warning(
                 "the check of %s was ended in the middle (%s), which harmed nothing: the next stage begins it anew",
                 volume.id,
-                outcome.said,
+                outcome.message,
             )
             self._discard(place)
             return None

@@ -22,7 +22,7 @@ from csi_driver.domain.model import Trouble, Volume
 from csi_driver.host.freeze import journal
 from csi_driver.host.freeze import state as freeze_state
 from csi_driver.host.fs import extents, files, mountinfo
-from csi_driver.host.helper.client import HelperPool, JobFailed, JobStuck
+from csi_driver.host.helper.client import JobFailed, JobStuck
 from csi_driver.host.helper.job import JobEnded
 
 _SYNC_SECONDS = 30.0
@@ -68,13 +68,11 @@ class Snapshotter:
         self,
         layout: Layout,
         devices: LoopDevices,
-        children: HelperPool,
         deadline: float,
         in_thread: Callable[..., Awaitable[Any]],
     ) -> None:
         self._layout = layout
         self._devices = devices
-        self._children = children
         self._deadline = deadline
         self._in_thread = in_thread
         self._unended: dict[str, JobEnded] = {}
@@ -170,14 +168,15 @@ class Snapshotter:
     async def _frozen(self, clones: Sequence[ImageClone], mounts: list[dict[str, object]]) -> SnapshotResult:
         # Of this cut alone: what an earlier one announced and may have left frozen must outlast it.
         key = f"{clones[0].volume.id.hash}-{secrets.token_hex(4)}"
-        for clone in clones:
-            self._devices.jobs.refuse_hanging(clone.volume)
+        volumes = [clone.volume for clone in clones]
+        self._devices.jobs.refuse_hanging(*volumes)
         # Announced durably before it is made: the kernel does not tell whether a file system is frozen.
         try:
             await self._announce(key, mounts)
             self._layout.crash_point("freeze announced")
             result = await finish_despite_cancel(
-                self._children.run(
+                self._devices.jobs.run(
+                    volumes,
                     "cut",
                     _SYNC_SECONDS + self._deadline + _SPARE,
                     mounts=mounts,
@@ -189,17 +188,19 @@ class Snapshotter:
         except asyncio.CancelledError:
             await self._withdraw(key)
             raise
-        except (JobFailed, JobStuck) as error:
-            for clone in clones:
-                await self._devices.jobs.remember(clone.volume, "cut", error.gone)
-            if not error.gone.is_set():
-                self._unended[key] = error.gone
-                end = asyncio.create_task(self._end(key, error.gone), name=f"end of the cut {key}")
+        except DriverError as error:
+            failure = error.__cause__
+            if not isinstance(failure, JobFailed | JobStuck):
+                await self._withdraw(key)  # refused before it was begun
+                raise
+            if not failure.gone.is_set():
+                self._unended[key] = failure.gone
+                end = asyncio.create_task(self._end(key, failure.gone), name=f"end of the cut {key}")
                 self._ends.add(end)
                 end.add_done_callback(self._ends.discard)
-            elif not error.gone.frozen:
+            elif not failure.gone.frozen:
                 await self._withdraw(key)
-            raise await self._refusal(clones, error) from error
+            raise await self._refusal(clones, failure) from failure
         self._layout.crash_point("thawed")
         await self._withdraw(key)
         return SnapshotResult(
@@ -282,12 +283,13 @@ class Snapshotter:
         for key, found in (await self._in_thread(journal.announced, str(self._layout.freezes))).items():
             try:
                 mounts = self._of_this_boot(key, found)
-                if mounts:
-                    await self._children.run("thaw", SLOW, mounts=mounts)
             except Precondition as error:
                 refused = error
                 continue
-            except (JobFailed, JobStuck):
+            try:
+                if mounts:
+                    await self._devices.jobs.run(None, "thaw", SLOW, mounts=mounts)
+            except DriverError:
                 # It stays announced, and its volume answers for itself; the others are served.
                 continue
             await self._withdraw(key)

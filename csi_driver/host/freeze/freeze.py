@@ -7,9 +7,7 @@ only that: a file system that somebody else froze is never thawed by us.
 
 import errno
 import fcntl
-import mmap
 import os
-import struct
 import sys
 import threading
 import time
@@ -24,10 +22,10 @@ from csi_driver.host.freeze.state import (
     FROZEN,
     MAX_MOUNTS,
     REFUSED,
-    SINCE,
     THAWED,
     UNTOUCHED,
     FreezeError,
+    FreezePage,
     describe_error,
     numbers,
     open_mount,
@@ -44,7 +42,7 @@ Answer = Callable[[dict[str, object]], None]
 class _Freezes:
     """The freezes of one cut, each made and undone by a thread that may hang in the kernel without holding up the others."""
 
-    def __init__(self, mounts: Sequence[dict[str, object]], fds: Sequence[int], states: mmap.mmap) -> None:
+    def __init__(self, mounts: Sequence[dict[str, object]], fds: Sequence[int], states: FreezePage) -> None:
         self._mounts, self._fds, self._states = mounts, fds, states
         self._changed = threading.Condition()
         self._abandoned = False
@@ -157,7 +155,7 @@ def cut(
     sync_timeout: float = 30.0,
     test_pause: float = 0.0,
     *,
-    states: mmap.mmap,
+    states: FreezePage,
     answer: Answer,
 ) -> None:
     """Clone image files while the file systems on them are frozen. Returns only when nothing that it froze is frozen.
@@ -191,7 +189,7 @@ def cut(
     except Exception as error:
         answer({"error": describe_error(error)})
         return
-    struct.pack_into("d", states, SINCE, time.monotonic())
+    states.frozen_since = time.monotonic()
     _cut(_Freezes(mounts, fds, states), cloner, deadline, answer)
 
 

@@ -1,7 +1,9 @@
 """What freezing and thawing share: the identity of a mount, the page that tells the watchdog what is frozen, one error."""
 
+import ctypes
 import errno
 import os
+from collections.abc import Collection
 
 from csi_driver.host import syscalls
 from csi_driver.host.fs import mountinfo
@@ -14,10 +16,32 @@ FITHAW = 0xC0045878
 # a kill within those microseconds, against a file system that nobody would thaw).
 UNTOUCHED, FREEZING, FROZEN, THAWED, REFUSED = range(5)
 MAX_MOUNTS = 4000
-"""Mounts in one cut: the shared page is 4,096 bytes, and its end holds the time of the freeze."""
-SINCE = 4088
-"""Offset in the shared page of the time of the freeze (CLOCK_MONOTONIC seconds, a native double; 0: not yet)."""
-STATES_BYTES = 4096
+"""Mounts in one cut."""
+
+
+class FreezePage(ctypes.Structure):
+    """The page that a cut shares with its watchdog: the state of each mount by its index, and since when all are frozen."""
+
+    _fields_ = (("_states", ctypes.c_uint8 * MAX_MOUNTS), ("_frozen_since", ctypes.c_double))
+
+    def __getitem__(self, index: int) -> int:
+        return int(self._states[index])
+
+    def __setitem__(self, index: int, state: int) -> None:
+        self._states[index] = state
+
+    @property
+    def frozen_since(self) -> float:
+        """When the freeze began (CLOCK_MONOTONIC, seconds); 0: not yet."""
+        return float(self._frozen_since)
+
+    @frozen_since.setter
+    def frozen_since(self, seconds: float) -> None:
+        self._frozen_since = seconds
+
+    def any(self, count: int, states: Collection[int]) -> bool:
+        """Return whether one of the first `count` mounts is in one of these states."""
+        return any(self._states[index] in states for index in range(min(count, MAX_MOUNTS)))
 
 
 class FreezeError(Exception):

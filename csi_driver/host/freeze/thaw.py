@@ -2,14 +2,23 @@
 
 import errno
 import fcntl
-import mmap
 import os
 import struct
 import threading
 from collections.abc import Sequence
 
 from csi_driver.host import syscalls
-from csi_driver.host.freeze.state import FITHAW, FREEZING, FROZEN, THAWED, FreezeError, living, numbers, open_mount
+from csi_driver.host.freeze.state import (
+    FITHAW,
+    FREEZING,
+    FROZEN,
+    THAWED,
+    FreezeError,
+    FreezePage,
+    living,
+    numbers,
+    open_mount,
+)
 
 _LOOP_GET_STATUS64 = 0x4C05
 _LOOP_MAJOR = 7
@@ -18,7 +27,7 @@ _CLONE_NEWNS = 0x00020000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_SLAVE = 1, 2, 4, 8, 0x4000, 1 << 19
 
 
-def thaw(mounts: Sequence[dict[str, object]], *, states: mmap.mmap | None = None) -> dict[str, object]:
+def thaw(mounts: Sequence[dict[str, object]], *, states: FreezePage | None = None) -> dict[str, object]:
     """Thaw file systems wherever they are mounted by now, also where no mount is left. Returns {"thawed": [bool, ...]}.
 
     `mounts`: as for `cut`, or the facts of announcements (without looking at their boot id: that is the sweep's work).

@@ -1,10 +1,10 @@
-"""e2fsck, detached from the agent's life: it goes on when the agent ends, and whoever comes later finds it by the lock it holds.
+"""e2fsck, detached from the agent: it continues when the agent ends, and the next agent finds it by the lock that it holds.
 
-It is given a copy of the image. So whatever ends it in the middle after all (a container takes all its processes with it, and so
-does a power cut) costs the time that it took, and harms nothing: killed on the volume itself, it would leave what no check
-mends. A small runner waits for it and notes how it ended.
+It works on a copy of the image. A container takes all its processes with it, and so does a power cut: that costs the time of
+the check and harms nothing. Killed on the volume itself, e2fsck would leave damage that no check repairs. A small runner in a
+session of its own, started by the agent and not by a helper, waits for e2fsck and notes how it ended.
 
-In the directory of a check: `lock`, held by the runner and by e2fsck as long as one of them lives; `e2fsck.log`, what it says;
+In the directory of a check: `lock`, held by the runner and by e2fsck as long as one of them lives; `e2fsck.log`, its output;
 `status.json`, written durably after its end.
 """
 
@@ -27,10 +27,10 @@ from csi_driver.host.fs import files
 LOG = "e2fsck.log"
 _LOCK, _STATUS = "lock", "status.json"
 _READ = 1 << 20
-_SAID = 300
-"""Characters of what e2fsck said that go into a record and into messages: its last ones say how it ended."""
+_MESSAGE_LENGTH = 300
+"""Characters of e2fsck's output that go into a record and into messages: the last ones say how it ended."""
 
-_MENDED, _BEYOND, _FAILED, _CANCELLED = 1 | 2, 4, 8, 32
+_CORRECTED, _LEFT, _FAILED, _CANCELLED = 1 | 2, 4, 8, 32
 """Bits of e2fsck's exit status: errors corrected; errors left; it could not work; ended by its user."""
 
 _BOOTSTRAP = (
@@ -44,16 +44,16 @@ _starting = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a check stands. interrupted: it was ended in the middle; failed: it could not do its work, and `said` tells why."""
+    """The state of a check. interrupted: it was ended in the middle; failed: it could not work, and `message` says why."""
 
     result: Literal["running", "interrupted", "mended", "damaged", "failed"]
-    said: str = ""
+    message: str = ""
 
 
 def start(directory: str, image: str) -> None:
-    """Check and mend the ext4 in the file `image`, whose check has this directory. Returns once it is begun.
+    """Start to check and repair the ext4 in the file `image`, in this directory.
 
-    Raises Busy where one is at work there, OSError.
+    Raises Busy if a check is running there, OSError.
     """
     lock = files.lock_pool(os.path.join(directory, _LOCK))
     try:
@@ -73,9 +73,9 @@ def start(directory: str, image: str) -> None:
         _started.append(process)
 
 
-def look(directory: str) -> Outcome:
-    """How the check of this directory stands. Raises OSError."""
-    with _starting:  # those that have ended are reaped
+def outcome(directory: str) -> Outcome:
+    """Return the state of the check in this directory. Raises OSError."""
+    with _starting:  # reap those that have ended
         _started[:] = [process for process in _started if process.poll() is None]
     # The lock first: what is noted after it was found free is final.
     try:
@@ -84,20 +84,20 @@ def look(directory: str) -> Outcome:
         return Outcome("running")
     os.close(lock)
     try:
-        noted = json.loads(files.read_small(os.path.join(directory, _STATUS)))
-        status, said = int(noted["status"]), str(noted["said"])
+        record = json.loads(files.read_small(os.path.join(directory, _STATUS)))
+        status, message = int(record["status"]), str(record["said"])
     except (FileNotFoundError, KeyError, TypeError, ValueError):
-        return Outcome("interrupted", "it and its runner were killed")
+        return Outcome("interrupted", "e2fsck and its runner were killed")
     result = _result(status)
-    return Outcome(result, f"exit status {status}" if result == "interrupted" else said)
+    return Outcome(result, f"exit status {status}" if result == "interrupted" else message)
 
 
 def _result(status: int) -> Literal["interrupted", "mended", "damaged", "failed"]:
     if status < 0 or status & _CANCELLED:
         return "interrupted"
-    if status & _BEYOND:
+    if status & _LEFT:
         return "damaged"
-    return "failed" if status & ~_MENDED else "mended"
+    return "failed" if status & ~_CORRECTED else "mended"
 
 
 def main(directory: str, image: str, lock: int) -> None:
@@ -108,7 +108,7 @@ def main(directory: str, image: str, lock: int) -> None:
     path = os.path.join(directory, LOG)
     try:
         with open(path, "wb") as log:
-            # Forced: without -f it goes by one bit of the superblock, and leaves the kernel's count of errors as it is.
+            # Without -f it trusts one bit of the superblock, and leaves the kernel's count of errors as it is.
             process = subprocess.Popen(
                 (commands.resolve("e2fsck") or "e2fsck", "-f", "-p", image),
                 stdin=subprocess.DEVNULL,
@@ -116,21 +116,21 @@ def main(directory: str, image: str, lock: int) -> None:
                 stderr=log,
                 cwd="/",
                 env=commands.ENVIRONMENT,
-                pass_fds=(lock,),  # whoever kills the runner does not make its work look ended
+                pass_fds=(lock,),  # if the runner is killed, its work does not look ended
             )
             status = process.wait()
         with open(path, "rb") as log:
             text = log.read(_READ).decode(errors="replace")
-        said = _told(text, image)
-        if status > _MENDED and any(os.strerror(code) in text for code in (errno.ENOSPC, errno.EIO)):
-            status = _FAILED  # of the pool below, whatever e2fsck takes it for
+        message = _last_words(text, image)
+        if status > _CORRECTED and any(os.strerror(code) in text for code in (errno.ENOSPC, errno.EIO)):
+            status = _FAILED  # an error of the pool below, whatever e2fsck makes of it
     except OSError as error:
-        status, said = _FAILED, f"e2fsck does not run: {error}"
-    with suppress(OSError):  # given up meanwhile, with its directory
-        files.write_durably(os.path.join(directory, _STATUS), json.dumps({"status": status, "said": said}).encode())
+        status, message = _FAILED, f"e2fsck does not run: {error}"
+    with suppress(OSError):  # the check was dropped meanwhile, with its directory
+        files.write_durably(os.path.join(directory, _STATUS), json.dumps({"status": status, "said": message}).encode())
 
 
-def _told(text: str, image: str) -> str:
-    """The end of what e2fsck said, in one line, without the image's name before each."""
-    said = " ".join(text.replace(f"{image}: ", "").split())
-    return said if len(said) <= _SAID else "..." + said[-(_SAID - 3) :]
+def _last_words(text: str, image: str) -> str:
+    """Return the end of e2fsck's output as one line, without the image's name."""
+    message = " ".join(text.replace(f"{image}: ", "").split())
+    return message if len(message) <= _MESSAGE_LENGTH else "..." + message[-(_MESSAGE_LENGTH - 3) :]

@@ -1,63 +1,42 @@
 """The agent's side of the fork server: jobs that may hang, awaited with a deadline that holds.
 
-Whatever a job's child does, `Children.run` answers by its deadline: a child that cannot be killed (it sleeps in the kernel)
-is written off and counted, and is forgotten when it ends after all. No thread is used; every wait is the event loop's.
+Whatever a job's child does, `HelperPool.run` answers by its deadline: a child that cannot be killed (it sleeps in the kernel)
+is abandoned and counted, and is forgotten when it ends after all. No thread is used; every wait is the event loop's.
 """
 
 import asyncio
 import errno
-import json
 import logging
 import os
 import signal
 import socket
-import struct
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-import csi_driver
-from csi_driver.host.helper.job import Job, JobFailed, JobStuck, Process, Server
-from csi_driver.host.helper.server import MAX_MESSAGE, descendants
+from csi_driver.host.helper import messages
+from csi_driver.host.helper.job import Job, JobFailed, JobStuck
+from csi_driver.host.helper.messages import MAX_MESSAGE, Message
+from csi_driver.host.helper.process import Process, ServerProcess, begin
+from csi_driver.host.helper.supervisor import Supervisor
 
 __all__ = ["HelperPool", "JobFailed", "JobStuck"]
 
 _LOG = logging.getLogger(__name__)
 
-_START_TIMEOUT = 10.0
 _GRACE = 0.5
 _THAW_TIMEOUT = 30.0
-_MAX_ANSWER = 16 << 20
-_RESTART_PAUSES = (0.0, 0.1, 0.5, 2.0, 5.0)
-
-_BOOTSTRAP = (
-    "import sys; sys.path.append(sys.argv[1]); from csi_driver.host.helper.server import main; main(int(sys.argv[2]))"
-)
-
-
-def begin(control: socket.socket) -> Process:
-    """Start a fork server that serves the other end of `control`. Raises OSError."""
-    # Where this package lies, installed or checked out; -I -S: nothing of the environment or of site is loaded.
-    root = os.path.dirname(os.path.dirname(os.path.abspath(csi_driver.__file__)))
-    return subprocess.Popen(  # returns at exec, and must not inherit what comes later
-        [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, root, str(control.fileno())],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        close_fds=True,
-        pass_fds=(control.fileno(),),
-        start_new_session=True,  # a terminal's or a supervisor's signals are for the agent
-    )
+_UNTHAWED = ("Deadline", "StillFrozen", "ThawFailed")
+"""What a cut answers that may have left something frozen."""
 
 
 class HelperPool:
-    """Runs jobs (see jobs.py) in children of a fork server.
+    """Runs jobs (see job_table.py) in children of a fork server.
 
     Start it before gRPC is imported and before the pool is locked, in the event loop that will use it. `limit`: jobs at work
-    at a time, others wait; `stuck_limit`: jobs written off and still alive beside those, above which new ones are refused.
-    `grace`: seconds for a killed child to die before it is written off. `begin`: what starts the server.
+    at a time, others wait; `stuck_limit`: abandoned jobs that still live beside those, above which new ones are refused.
+    `grace`: seconds for a killed child to die before it is abandoned. `begin`: what starts the server.
     """
 
     def __init__(
@@ -67,406 +46,248 @@ class HelperPool:
         grace: float = _GRACE,
         begin: Callable[[socket.socket], Process] = begin,
     ) -> None:
-        self._begin = begin
+        self._supervisor = Supervisor(begin, self._on_message, self._on_server_death, self._on_too_large)
         self._stuck_limit, self._grace = stuck_limit, grace
         self._slots = asyncio.Semaphore(limit)
-        self._runs: dict[int, Job] = {}
+        self._jobs: dict[int, Job] = {}
         self._next = 1
-        self._server: Server | None = None
-        self._ready = asyncio.Event()
-        self._stopping = False
-        self._restart: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._failures = 0
-        self.written_off_total = 0
-        """Jobs written off since the start."""
+        self.abandoned_total = 0
+        """Jobs abandoned since the start."""
 
     @property
     def stuck(self) -> int:
-        """Jobs written off whose child is still alive."""
-        return sum(1 for run in self._runs.values() if run.written_off)
+        """Abandoned jobs that still have a living process."""
+        return sum(1 for job in self._jobs.values() if job.abandoned)
 
     @property
     def stuck_jobs(self) -> list[str]:
         """The same in words, oldest first: name and age."""
         now = time.monotonic()
-        return [f"{run.name} ({now - run.started:.0f} s)" for run in self._runs.values() if run.written_off]
+        return [f"{job.name} ({now - job.started:.0f} s)" for job in self._jobs.values() if job.abandoned]
 
     @property
     def server_pid(self) -> int:
         """The fork server's pid, 0 while there is none."""
-        return self._server.process.pid if self._server and not self._server.dead else 0
-
-    # ---- life of the fork server
+        return self._supervisor.server.process.pid if self._supervisor.server else 0
 
     async def start(self) -> None:
-        """Start the fork server. Raises OSError, or TimeoutError where it does not come up within 10 seconds."""
-        self._stopping = False
-        await self._launch()
-
-    async def _launch(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            ours.setblocking(False)
-            try:
-                process = self._begin(theirs)
-            except BaseException:
-                ours.close()
-                raise
-        server = Server(process, ours)
-        loop = asyncio.get_running_loop()
-        loop.add_reader(ours.fileno(), self._on_control, server)
-        loop.add_reader(server.pidfd, self._on_exit, server)
-        self._server = server
-        try:
-            await asyncio.wait_for(server.hello.wait(), _START_TIMEOUT)
-            if server.dead:
-                raise OSError(errno.ECHILD, "the fork server died at its start")
-        except BaseException:
-            server.process.kill()
-            self._on_server_exit(server, restart=False)
-            raise
-        server.up = True
-        self._ready.set()
-
-    def _on_exit(self, server: Server) -> None:
-        server.process.poll()
-        asyncio.get_running_loop().remove_reader(server.pidfd)
-        os.close(server.pidfd)
-        server.exited.set()
-        self._on_server_exit(server, restart=server.up and not self._stopping)
-
-    def _on_server_exit(self, server: Server, *, restart: bool) -> None:
-        """The control socket of this server is of no more use."""
-        if server.dead:
-            return
-        if restart:
-            self._on_control(server)  # what it still said counts
-            if server.dead:
-                return
-        server.dead = True
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(server.control.fileno())
-        loop.remove_writer(server.control.fileno())
-        server.control.close()
-        server.hello.set()
-        for _, channel in server.outbox:
-            if channel:
-                channel.close()
-        server.outbox.clear()
-        self._ready.clear()
-        if restart:
-            _LOG.error("the fork server (pid %d) died; starting another one", server.process.pid)
-            self._restart = asyncio.create_task(self._relaunch(), name="fork server restart")
-            for run in list(self._runs.values()):
-                if not run.orphan:
-                    self._orphaned(run)
-
-    async def _relaunch(self) -> None:
-        while not self._stopping:
-            await asyncio.sleep(_RESTART_PAUSES[min(self._failures, len(_RESTART_PAUSES) - 1)])
-            self._failures += 1
-            try:
-                await self._launch()
-            except (OSError, TimeoutError) as error:
-                _LOG.error("the fork server does not start: %s", error)
-            else:
-                return
-
-    def _orphaned(self, run: Job) -> None:
-        """The server of a job has died. Its child lives on, as long as the job's socket is open.
-
-        A cut goes on to its end: it thaws by itself, and nobody else would know when. Anything else is killed.
-        """
-        self._read(run)  # an answer that was given counts
-        run.orphan = True
-        if run.name != "cut":
-            run.fail("ServerDied", "the fork server died while the job was running", errno.ECHILD)
-            self._kill_orphan(run)
-        if not run.open:
-            self._orphan_gone(run)
-
-    def _kill_orphan(self, run: Job) -> None:
-        self._read(run)
-        if run.open and run.pid:  # open: the child is alive, so the number is its own
-            below = descendants(run.pid)  # a command has a session of its own
-            with suppress(OSError):
-                os.killpg(run.pid, signal.SIGKILL)
-            for pid in below:
-                with suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
-
-    def _orphan_gone(self, run: Job) -> None:
-        """Nobody works on an orphan any more. A cut that died inside its freeze has no watchdog left: thaw it from here."""
-        if self._stopping:
-            return
-        left = not run.answer.done() or _error_type(run.answer.result()) in ("Deadline", "StillFrozen", "ThawFailed")
-        if not run.taken:
-            run.fail("ServerDied", "the fork server died before it took the job", errno.ECHILD)
-            self._end(run)
-        elif run.name == "cut" and left:
-            task = asyncio.create_task(self._thaw_orphan(run), name="thaw after the fork server's death")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        else:
-            self._end(run)
-
-    async def _thaw_orphan(self, run: Job) -> None:
-        try:
-            await self.run("thaw", _THAW_TIMEOUT, mounts=run.args["mounts"])
-        except (JobFailed, JobStuck) as error:
-            _LOG.error("a cut died with its watchdog, and its file systems may be frozen: %s", error)
-            run.leave_frozen(f"the cut died with its watchdog: {error}")
-        self._end(run)
+        """Start the fork server. Raises OSError, or TimeoutError if it does not come up within 10 seconds."""
+        await self._supervisor.start()
 
     async def stop(self) -> None:
         """Stop the fork server, and wait up to 10 seconds until it is gone. Running jobs are killed, running cuts thawed."""
-        self._stopping = True
-        if self._restart:
-            self._restart.cancel()
-            await asyncio.wait({self._restart})
-            self._restart = None
-        for run in self._runs.values():
-            run.fail("Stopped", "the agent is stopping", errno.ECANCELED)
-        server = self._server
-        if server:
-            self._on_server_exit(server, restart=False)  # its end of the socket reads EOF: that is the order to end
-            with suppress(TimeoutError):
-                await asyncio.wait_for(server.exited.wait(), 10.0)
-            if not server.exited.is_set():
-                _LOG.error("the fork server (pid %d) stays, for a thaw that hangs", server.process.pid)
-        for run in list(self._runs.values()):
-            # The server ends when all is thawed; of an orphan, or where the server stays, nobody knows.
-            self._end(run, gone=server is not None and server.exited.is_set() and not run.orphan)
+        self._supervisor.stopping = True
+        for job in self._jobs.values():
+            job.fail("Stopped", "the agent is stopping", errno.ECANCELED)
+        exited = await self._supervisor.stop()
+        for job in list(self._jobs.values()):
+            # The server ends when all is thawed; of an orphan, or if the server stays, nobody knows.
+            self._forget(job, gone=exited and not job.orphan)
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        self._server = None
 
-    # ---- messages
+    # ---- what comes from the server and from the jobs
 
-    def _on_control(self, server: Server) -> None:
-        while not server.dead:
-            try:
-                data = server.control.recv(65536)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data:
-                if not server.exited.is_set():
-                    server.process.kill()  # it is dying, or of no use; its exit is noticed through the pidfd
-                    asyncio.get_running_loop().remove_reader(server.control.fileno())
-                return
-            self._on_message(server, json.loads(data))
+    def _on_message(self, server: ServerProcess, message: Message) -> None:
+        match message:
+            case messages.ServerReady():
+                server.ready.set()
+            case messages.LogLine(text):
+                _LOG.error("%s", text)
+            case messages.JobTaken(number):
+                if job := self._jobs.get(number):
+                    job.taken = True
+            case messages.JobStarted(number, pid):
+                if job := self._jobs.get(number):
+                    job.pid = pid
+                self._supervisor.note_success()
+            case messages.JobRefused(number, code, text):
+                if job := self._jobs.get(number):
+                    job.fail("ForkFailed", text, code)
+                    self._forget(job)
+            case messages.HelperExited(number, status, thawed):
+                if job := self._jobs.get(number):
+                    job.ending = messages.describe_status(status)
+                    if not thawed:
+                        job.leave_frozen(f"a file system may still be frozen after the cut's end ({job.ending})")
+                    job.read()  # all that the child said is here by now
+                    if not job.open:
+                        self._forget(job)
 
-    def _on_message(self, server: Server, message: dict[str, Any]) -> None:
-        if "hello" in message:
-            server.hello.set()
-        elif "log" in message:
-            _LOG.error("%s", message["log"])
-        elif "taken" in message:
-            if run := self._runs.get(message["taken"]):
-                run.taken = True
-        elif "pid" in message:
-            if run := self._runs.get(message["id"]):
-                run.pid = message["pid"]
-            self._failures = 0
-        elif "refused" in message:
-            if run := self._runs.get(message["refused"]):
-                run.fail("ForkFailed", message["message"], message["errno"] or 0)
-                self._end(run)
-        elif run := self._runs.get(message["gone"]):
-            self._read(run)  # all that the child said is here by now
-            status = message["status"]
-            if not message["thawed"]:
-                run.leave_frozen(f"a file system may still be frozen after the cut's end ({_ending(status)})")
-            run.fail("Crashed", f"the child ended without an answer ({_ending(status)})")
-            self._end(run)
+    def _on_too_large(self, number: int) -> None:
+        if job := self._jobs.get(number):
+            job.fail("TooLarge", "the kernel takes no messages of this size", errno.EMSGSIZE)
+            self._forget(job)
 
-    def _send(self, server: Server, message: bytes, channel: socket.socket | None = None) -> None:
-        """Send, or keep for later, a message with a descriptor, which is closed here in any case."""
-        server.outbox.append((message, channel))
-        self._flush(server)
+    def _on_eof(self, job: Job) -> None:
+        """No process works on a job any longer."""
+        if job.ending:
+            self._forget(job)
+        elif job.orphan:
+            self._on_orphan_gone(job)
 
-    def _flush(self, server: Server) -> None:
-        loop = asyncio.get_running_loop()
-        while server.outbox:
-            data, channel = server.outbox[0]
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", channel.fileno()))] if channel else []
-            try:
-                server.control.sendmsg([data], rights, socket.MSG_NOSIGNAL)
-            except BlockingIOError:
-                loop.add_writer(server.control.fileno(), self._flush, server)
-                return
-            except OSError as error:
-                if error.errno != errno.EMSGSIZE:
-                    return  # it is dying; `_lose` clears the rest
-                if run := self._runs.get(json.loads(data).get("id")):
-                    run.fail("TooLarge", "the kernel takes no messages of this size", errno.EMSGSIZE)
-                    self._end(run)
-            server.outbox.popleft()
-            if channel:
-                channel.close()
-        loop.remove_writer(server.control.fileno())
+    # ---- jobs whose server has died
+
+    def _on_server_death(self) -> None:
+        for job in list(self._jobs.values()):
+            if not job.orphan:
+                self._on_orphaned(job)
+
+    def _on_orphaned(self, job: Job) -> None:
+        """The server of a job has died. Its processes live on, as long as the job's socket is open.
+
+        A cut goes on to its end: it thaws by itself, and nobody else would know when. Anything else is killed.
+        """
+        job.read()  # an answer that has come counts
+        if job.number not in self._jobs:
+            return
+        job.orphan = True
+        if job.name != "cut":
+            job.fail("ServerDied", "the fork server died while the job was running", errno.ECHILD)
+            self._kill_orphan(job)
+        if not job.open:
+            self._on_orphan_gone(job)
+
+    def _kill_orphan(self, job: Job) -> None:
+        job.read()
+        if job.open and job.pid:  # open: a process of its group lives, so the number is still its own
+            with suppress(OSError):
+                os.killpg(job.pid, signal.SIGKILL)
+
+    def _on_orphan_gone(self, job: Job) -> None:
+        """Thaw from here what a cut left frozen that died inside its freeze: it has no watchdog any longer."""
+        if self._supervisor.stopping:
+            return
+        if not job.taken:
+            job.fail("ServerDied", "the fork server died before it took the job", errno.ECHILD)
+            self._forget(job)
+        elif job.name == "cut" and (not job.answer.done() or job.answer.result().failure_type in _UNTHAWED):
+            task = asyncio.create_task(self._thaw_orphan(job), name="thaw after the fork server's death")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            self._forget(job)
+
+    async def _thaw_orphan(self, job: Job) -> None:
+        try:
+            await self.run("thaw", _THAW_TIMEOUT, mounts=job.args["mounts"])
+        except (JobFailed, JobStuck) as error:
+            _LOG.error("a cut died with its watchdog, and its file systems may be frozen: %s", error)
+            job.leave_frozen(f"the cut died with its watchdog: {error}")
+        self._forget(job)
 
     # ---- jobs
 
-    async def run(self, job: str, timeout: float, **args: Any) -> Any:
-        """Run a job of jobs.TABLE and return its result (JSON). `timeout`: seconds for the job, and as many for its turn to come.
+    async def run(self, name: str, timeout: float, **args: Any) -> Any:
+        """Run a job of job_table.TABLE and return its result (JSON). `timeout`: seconds for it, and as many for its turn.
 
-        Raises JobFailed for an error inside the job, and JobStuck past its deadline: its processes are killed, and where
-        they do not die within the grace they are written off. A cancelled call kills its job, waits for its end as
-        long, and lets nothing leak. A cut that is killed is thawed by the watchdog before it counts as gone. Thaws have no
+        Raises JobFailed for an error inside the job, and JobStuck past its deadline: its processes are killed, and if
+        they do not die within the grace they are abandoned. A cancelled call kills its job, waits for its end as
+        long, and leaks nothing. A cut that is killed is thawed by the watchdog before it counts as gone. Thaws have no
         limit of number: they must always be possible.
         """
-        thaw = job.startswith("thaw")
-        if not thaw:
-            await self._take_slot(job, timeout)
+        limited = not name.startswith("thaw")
+        if limited:
+            await self._take_slot(name, timeout)
         try:
-            run = await self._submit(job, timeout, args, holds_slot=not thaw)
+            job = await self._submit(name, timeout, args, holds_slot=limited)
         except BaseException:
-            if not thaw:
+            if limited:
                 self._slots.release()
             raise
         try:
-            await asyncio.wait({run.answer}, timeout=timeout)
-            if not run.answer.done():
-                await self._kill_run(run)
+            await asyncio.wait({job.answer}, timeout=timeout)
+            if not job.answer.done():
+                await self._kill(job)
         except asyncio.CancelledError:
-            await self._kill_run(run)
+            await self._kill(job)
             raise
         finally:
-            if not run.gone.is_set():
+            if not job.gone.is_set():
                 # Answered and not gone yet: usually a matter of microseconds.
-                asyncio.get_running_loop().call_later(self._grace, self._on_grace_expired, run)
-        if not run.answer.done() or (run.killed and _error_type(run.answer.result()) in ("Crashed", "ServerDied")):
-            raise JobStuck(job, timeout, run.gone)
-        message = run.answer.result()
-        if "error" in message:
-            error = message["error"]
-            raise JobFailed(job, error["errno"], error["message"], error["type"], error["details"], run.gone)
-        return message["ok"]
+                asyncio.get_running_loop().call_later(self._grace, self._on_grace_expired, job)
+        if not job.answer.done() or (job.killed and job.answer.result().failure_type in ("Crashed", "ServerDied")):
+            raise JobStuck(name, timeout, job.gone)
+        answer = job.answer.result()
+        if failure := answer.failure:
+            raise JobFailed(name, failure.errno, failure.message, failure.type, failure.details, job.gone)
+        return answer.result
 
-    async def _take_slot(self, job: str, timeout: float) -> None:
+    async def _take_slot(self, name: str, timeout: float) -> None:
         stuck = self.stuck_jobs
         if len(stuck) > self._stuck_limit:
-            message = f"{len(stuck)} jobs hang in the kernel, and no more are started: {', '.join(stuck)}"
-            raise JobFailed(job, errno.EAGAIN, message, "TooManyStuck")
+            message = f"{len(stuck)} helper processes hang in the kernel, so no more are started: {', '.join(stuck)}"
+            raise JobFailed(name, errno.EAGAIN, message, "TooManyStuck")
         try:
             async with asyncio.timeout(timeout):
                 await self._slots.acquire()
         except TimeoutError:
-            message = f"no free place among the running jobs within {timeout:g} s"
-            raise JobFailed(job, errno.EAGAIN, message, "Busy") from None
+            raise JobFailed(name, errno.EAGAIN, f"all helper slots were busy for {timeout:g} s", "Busy") from None
 
-    async def _submit(self, job: str, timeout: float, args: dict[str, Any], *, holds_slot: bool) -> Job:
-        if self._stopping or (self._server is None and self._restart is None):
-            raise JobFailed(job, errno.ESRCH, "the fork server is not running", "Stopped")
+    async def _submit(self, name: str, timeout: float, args: dict[str, Any], *, holds_slot: bool) -> Job:
+        if not self._supervisor.running:
+            raise JobFailed(name, errno.ESRCH, "the fork server is not running", "Stopped")
         try:
             async with asyncio.timeout(timeout):
-                await self._ready.wait()
+                await self._supervisor.wait_ready()
         except TimeoutError:
-            raise JobFailed(job, errno.ESRCH, "the fork server does not start", "NoServer") from None
-        server = self._server
-        if server is None or server.dead:
-            raise JobFailed(job, errno.ESRCH, "the fork server is gone", "NoServer")
-        message = json.dumps({"id": self._next, "job": job, "args": args}).encode()
-        if len(message) > MAX_MESSAGE:
-            raise JobFailed(job, errno.E2BIG, "too many arguments for one job", "TooLarge")
+            raise JobFailed(name, errno.ESRCH, "the fork server does not start", "NoServer") from None
+        server = self._supervisor.server
+        if server is None:
+            raise JobFailed(name, errno.ESRCH, "the fork server is gone", "NoServer")
+        packet = messages.encode(messages.RunJob(self._next, name, args))
+        if len(packet) > MAX_MESSAGE:
+            raise JobFailed(name, errno.E2BIG, "too many arguments for one job", "TooLarge")
         try:
             ours, theirs = socket.socketpair()
         except OSError as error:
-            raise JobFailed(job, error.errno or 0, str(error), "ForkFailed") from error
+            raise JobFailed(name, error.errno or 0, str(error), "ForkFailed") from error
         ours.setblocking(False)
-        run = Job(self._next, job, args, ours)
-        run.holds_slot = holds_slot
+        job = Job(self._next, name, args, ours, self._on_eof)
+        job.holds_slot = holds_slot
         self._next += 1
-        self._runs[run.number] = run
-        asyncio.get_running_loop().add_reader(ours.fileno(), self._read, run)
-        self._send(server, message, theirs)
-        return run
+        self._jobs[job.number] = job
+        server.send(packet, job.number, theirs)
+        return job
 
-    async def _kill_run(self, run: Job) -> None:
-        """Kill a job and wait a moment for its end; what does not end is written off."""
-        run.killed = True
+    async def _kill(self, job: Job) -> None:
+        """Kill a job and wait a moment for its end; abandon it if it does not end."""
+        job.killed = True
         try:
-            if run.orphan:
-                self._kill_orphan(run)
-            elif self._server and not run.gone.is_set() and not self._unsend(self._server, run):
-                self._send(self._server, json.dumps({"kill": run.number}).encode())
+            if job.orphan:
+                self._kill_orphan(job)
+            elif (server := self._supervisor.server) and not job.gone.is_set():
+                if server.take_back(job.number):
+                    self._forget(job)
+                else:
+                    server.send(messages.encode(messages.KillJob(job.number)), job.number)
             with suppress(TimeoutError):
-                await asyncio.wait_for(run.gone.wait(), self._grace)
+                await asyncio.wait_for(job.gone.wait(), self._grace)
         finally:
-            self._on_grace_expired(run)
+            self._on_grace_expired(job)
 
-    def _unsend(self, server: Server, run: Job) -> bool:
-        """Take a request back that the server has not received yet."""
-        for index, (data, channel) in enumerate(server.outbox):
-            if channel and json.loads(data)["id"] == run.number:
-                channel.close()
-                del server.outbox[index]
-                self._end(run)
-                return True
-        return False
-
-    def _on_grace_expired(self, run: Job) -> None:
-        if run.gone.is_set() or run.written_off:
+    def _on_grace_expired(self, job: Job) -> None:
+        if job.gone.is_set() or job.abandoned:
             return
-        run.written_off = True
-        self.written_off_total += 1
-        self._free_slot(run)
-        _LOG.warning("written off: %s (pid %d) does not end", run.name, run.pid)
+        job.abandoned = True
+        self.abandoned_total += 1
+        self._free_slot(job)
+        _LOG.warning("helper process abandoned: %s (pid %d) does not end", job.name, job.pid)
 
-    def _free_slot(self, run: Job) -> None:
-        if run.holds_slot:
-            run.holds_slot = False
+    def _free_slot(self, job: Job) -> None:
+        if job.holds_slot:
+            job.holds_slot = False
             self._slots.release()
 
-    def _read(self, run: Job) -> None:
-        """Take what the job's socket has."""
-        while run.open:
-            try:
-                data = run.channel.recv(65536)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data:
-                run.open = False
-                asyncio.get_running_loop().remove_reader(run.channel.fileno())
-                if run.orphan:
-                    self._orphan_gone(run)
-                return
-            run.buffer += data
-            if data.endswith(b"\n"):
-                try:
-                    run.resolve(json.loads(run.buffer))
-                except ValueError as error:
-                    run.fail("Crashed", f"not an answer: {error}")
-                run.buffer.clear()
-            elif len(run.buffer) > _MAX_ANSWER:
-                run.fail("TooLarge", f"an answer of more than {_MAX_ANSWER} bytes", errno.E2BIG)
-                run.buffer.clear()
-
-    def _end(self, run: Job, *, gone: bool = True) -> None:
-        """Forget a job. `gone`: it has no process any more, and what it froze is thawed or given up."""
-        if self._runs.pop(run.number, None) is None:
+    def _forget(self, job: Job, *, gone: bool = True) -> None:
+        """Forget a job. `gone`: it has no process any longer, and what it froze is thawed or given up."""
+        if self._jobs.pop(job.number, None) is None:
             return
-        if run.open:
-            asyncio.get_running_loop().remove_reader(run.channel.fileno())
-            run.open = False
-        run.channel.close()
-        self._free_slot(run)
-        run.fail("Crashed", "the job ended without an answer")
+        job.close()
+        self._free_slot(job)
+        job.fail("Crashed", f"the child ended without an answer ({job.ending})")
         if gone:
-            run.gone.set()
-
-
-def _error_type(message: dict[str, Any]) -> str:
-    return str(message["error"]["type"]) if "error" in message else ""
-
-
-def _ending(status: int) -> str:
-    return f"signal {-status}" if status < 0 else f"status {status}"
+            job.gone.set()

@@ -1,18 +1,23 @@
-"""One job from its sending until its child is gone, one life of the fork server, and what can be told of a job's end."""
+"""One job as the agent sees it, from its sending until its child is gone, and the errors that it can end with."""
 
 import asyncio
-import os
+import errno
 import socket
 import time
-from collections import deque
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
+
+from csi_driver.host.helper.messages import Answer, Failure, decode_answer
+
+_MAX_ANSWER = 16 << 20
+"""Bytes of one answer."""
 
 
 class JobEnded(asyncio.Event):
-    """Set once no process works on a job any more, and every freeze of it is undone or given up."""
+    """Set once no process works on a job any longer, and every freeze of it is undone or given up."""
 
     frozen = False
-    """Whether a freeze was given up: its file system may be frozen still, and nobody tries any more."""
+    """Whether a freeze was given up: its file system may still be frozen, and nobody tries to thaw it any longer."""
 
 
 class JobFailed(Exception):
@@ -52,59 +57,74 @@ class JobStuck(Exception):
 
 
 class Job:
-    """One job from its sending until its child is gone."""
+    """One job from its sending until its child is gone. `on_eof`: nobody works on it any more who could answer."""
 
-    def __init__(self, number: int, name: str, args: dict[str, Any], channel: socket.socket) -> None:
-        self.number, self.name, self.args, self.channel = number, name, args, channel
-        self.buffer = bytearray()
+    def __init__(
+        self, number: int, name: str, args: dict[str, Any], channel: socket.socket, on_eof: Callable[["Job"], None]
+    ) -> None:
+        self.number, self.name, self.args = number, name, args
         self.started = time.monotonic()
         self.taken = False  # the server has it: a child may exist
         self.pid = 0
-        self.open = True  # somebody holds the other end of the channel
+        self.open = True  # a process lives that has the other end of the channel
+        self.ending = ""  # how its child ended, once that is reaped; a tool or a cloner of it may live on
         self.orphan = False  # its fork server has died
         self.killed = False
-        self.written_off = False
+        self.abandoned = False
         self.holds_slot = True
-        self.answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self.gone = JobEnded()
+        self._channel, self._on_eof = channel, on_eof
+        self._buffer = bytearray()
+        asyncio.get_running_loop().add_reader(channel.fileno(), self.read)
 
-    def resolve(self, message: dict[str, Any]) -> None:
-        """Take the first answer; later ones are not heard."""
+    def resolve(self, answer: Answer) -> None:
+        """Take the first answer; later ones are ignored."""
         if not self.answer.done():
-            self.answer.set_result(message)
+            self.answer.set_result(answer)
 
     def fail(self, type_: str, message: str, code: int = 0) -> None:
         """Answer with an error of this side's own."""
-        self.resolve({"error": {"type": type_, "errno": code, "message": message, "details": {}}})
+        self.resolve(Answer(failure=Failure(type_, code, message, {})))
 
     def leave_frozen(self, message: str) -> None:
         """Note that a freeze of this job was given up, whatever it has answered."""
         self.gone.frozen = True
         self.fail("StillFrozen", message)
 
+    def read(self) -> None:
+        """Take what the channel has."""
+        while self.open:
+            try:
+                data = self._channel.recv(65536)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._stop_reading()
+                self._on_eof(self)
+                return
+            self._buffer += data
+            if data.endswith(b"\n"):
+                try:
+                    self.resolve(decode_answer(self._buffer))
+                except ValueError as error:
+                    self.fail("Crashed", str(error))
+                self._buffer.clear()
+            elif len(self._buffer) > _MAX_ANSWER:
+                self.fail("TooLarge", f"an answer of more than {_MAX_ANSWER} bytes", errno.E2BIG)
+                self._buffer.clear()
 
-class Process(Protocol):
-    """The fork server's process, as `subprocess.Popen` has it."""
+    def close(self) -> None:
+        """Close the channel."""
+        if self.open:
+            self._stop_reading()
+        self._channel.close()
 
-    pid: int
-
-    def kill(self) -> None:
-        """Kill it, if it lives."""
-
-    def poll(self) -> int | None:
-        """Reap it if it has ended. Returns its status, None while it lives."""
-
-
-class Server:
-    """One life of the fork server."""
-
-    def __init__(self, process: Process, control: socket.socket) -> None:
-        self.process, self.control = process, control
-        self.outbox: deque[tuple[bytes, socket.socket | None]] = deque()
-        self.hello = asyncio.Event()
-        self.exited = asyncio.Event()
-        self.up = self.dead = False
-        self.pidfd = os.pidfd_open(process.pid)
+    def _stop_reading(self) -> None:
+        self.open = False
+        asyncio.get_running_loop().remove_reader(self._channel.fileno())
 
 
 def _set_event() -> JobEnded:

@@ -1,6 +1,6 @@
-"""What children of the fork server can do: everything that may hang in the kernel. Arguments and results are plain JSON.
+"""The jobs of helper processes: everything that may hang in the kernel. Arguments and results are plain JSON.
 
-The modules that do the work are loaded by the fork server once: loading them in each child would take 29 ms, and takes 3 MiB.
+The fork server loads the modules that do the work once: that takes 3 MiB; loading them in each child would take 29 ms.
 """
 
 import os
@@ -18,7 +18,7 @@ Job = Callable[..., Any]
 
 
 def ping(pause: float = 0.0) -> dict[str, int]:
-    """Do nothing, after `pause` seconds (fault injection: a job that takes long); tells the child's pid."""
+    """Do nothing for `pause` seconds (fault injection: a job that takes long). Returns the child's pid."""
     if pause:
         time.sleep(pause)
     return {"pid": os.getpid()}
@@ -30,7 +30,7 @@ def sync(point: str, major: int, minor: int) -> None:
 
 
 def sync_device(device: str) -> None:
-    """Write back a block device node: what was written through it is in its image afterwards. Raises OSError."""
+    """Write back a block device node, so that all writes through it are in its image. Raises OSError."""
     fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -39,9 +39,9 @@ def sync_device(device: str) -> None:
 
 
 def statvfs(point: str, major: int | None = None, minor: int | None = None) -> dict[str, int]:
-    """Tell the space of the file system at `point` (fields of statvfs(3)); with a device number only if it is that one's.
+    """Return the space of the file system at `point` (fields of statvfs(3)); with a device number only if it is that device's.
 
-    `shut_down`: 1 where it refuses an open as one that was shut down; never without a number. Raises OSError; FreezeError
+    `shut_down`: 1 if it refuses an open as one that was shut down; never without a number. Raises OSError; FreezeError
     NotOurs.
     """
     shut_down = 0
@@ -75,7 +75,7 @@ def statvfs(point: str, major: int | None = None, minor: int | None = None) -> d
 
 
 def command(argv: Sequence[str], seconds: float) -> str:
-    """Run a command and give its standard output; `seconds`: its deadline, before the job's own. Raises CommandError."""
+    """Run a command and return its standard output; `seconds`: its deadline, before the job's own. Raises CommandError."""
     return commands.run(tuple(argv), seconds)
 
 

@@ -1,128 +1,88 @@
 """The fork server: a small process that runs in children of its own whatever may hang in the kernel, and undoes freezes.
 
-It is started before the agent imports gRPC (whose threads do not survive a fork) and before the agent locks its pool (what
-hangs forever would hold an inherited lock forever). It has one thread and waits for nothing but its socket and its children.
+The agent starts it before it imports gRPC (whose threads do not survive a fork) and before it locks its pool (a child that
+hangs forever would hold an inherited lock forever). It has one thread and waits for its socket and its children only.
 
-Protocol, JSON over a SOCK_SEQPACKET pair whose other end is the agent's (children.py):
-  agent to server   {"id", "job", "args"} with one descriptor, the job's socket; {"kill": id}
-  server to agent   {"hello": pid}; {"log": text}; {"taken": id}: a child may exist from now on; {"id", "pid"}: it does;
-                    {"gone": id, "status", "thawed"}: the child and all it started are reaped, and every freeze of it
-                    undone (`thawed` false: given up); {"refused": id, "errno", "message"}: no child could be made
-  job's socket      one line of JSON from the child: {"ok": result} or {"error": {"type", "errno", "message", "details"}}.
-                    It is open exactly as long as somebody lives who works on the job.
+It talks to the agent in the packets of messages.py over a SOCK_SEQPACKET pair. Each job has a socket of its own besides, on
+which its child answers. That is open exactly as long as a process lives that works on the job: the child, a cloner, a tool.
+A process that does not die when its group is killed (it sleeps in the kernel) is noticed by that, whoever reaps it.
 
-As the watchdog of freezes it thaws what a `cut` left frozen: when its child ends with another status than 0, when it is
-killed, when it is late by more than LATE seconds, and when the agent goes away. A thaw is a fresh child, which may itself hang.
-An agent that is pid 1 of its pid namespace takes the server with it when it dies (the kernel kills the namespace): there only
-the announcements and the next agent's sweep are left.
+As the watchdog of freezes the server thaws what a `cut` left frozen: when its child ends with another status than 0, when it
+is killed, when it is late by more than LATE_SECONDS, and when the agent goes away. A thaw is a fresh child, which may itself
+hang. If the agent is pid 1 of its pid namespace, the kernel kills the server with it (host/pid1.py avoids that): then the
+journal of freezes and the next agent's start remain.
 """
 
 import _socket as socket  # the C half alone: `socket` brings selectors and enumerations, 0.5 MiB
-import ctypes
 import errno
 import fcntl
 import gc
-import json
-import mmap
 import os
 import select
 import signal
 import struct
-import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NoReturn
 
 from csi_driver.host import syscalls
-from csi_driver.host.freeze import state as freeze_state
-from csi_driver.host.freeze import thaw
-from csi_driver.host.helper import job_table
-
-MAX_MESSAGE = 192 << 10
-"""Bytes of one request; a group of 64 members needs 40 KiB."""
-
-LATE = 3.0
-"""Seconds after a cut's deadline when the watchdog does not believe any more that its child will thaw (it needs 2 at worst)."""
+from csi_driver.host.helper import messages
+from csi_driver.host.helper.child import LATE_SECONDS, RunningJob, log_to_stderr, run_job, run_thaw
+from csi_driver.host.helper.messages import MAX_MESSAGE, Message
 
 _TICK = 0.25
-_THAW_TRIES = 5
+_MAX_THAW_ATTEMPTS = 5
 _THAW_PAUSE = 0.5
-_LAST_WAIT = 60.0
-"""Seconds that the server stays for thaws that hang when the agent is gone."""
-_LAST_KILL_WAIT = 2.0
-"""Seconds that it stays for other jobs to die, and for what they leave behind to be killed."""
+_THAW_WAIT = 60.0
+"""Seconds that the server stays for thaws that hang after the agent has gone."""
+_KILL_WAIT = 2.0
+"""Seconds that it stays for other jobs to die."""
 
-_PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
-
-
-class _Job:
-    """A child at work and, for a cut, what has to be undone after it."""
-
-    def __init__(self, number: int, name: str, args: dict[str, Any]) -> None:
-        self.number, self.name, self.args = number, name, args
-        mounts = args.get("mounts")
-        self.mounts: list[dict[str, object]] = mounts if isinstance(mounts, list) else []
-        self.pid = 0
-        self.status: int | None = None
-        self.killed = self.late = False
-        self.descendants: set[int] = set()  # as seen when it was killed
-        self.orphans = 0  # processes that its child left behind, not ended yet
-        self.thaws = 0  # children that thaw for it now
-        self.tries = 0
-        self.again = 0.0  # when to try the next thaw
-        self.thawed = False
-        self.states: mmap.mmap | None = mmap.mmap(-1, freeze_state.STATES_BYTES) if name == "cut" else None
-
-    def frozen(self, *states: int) -> bool:
-        """Whether one of its mounts is in one of these states."""
-        if self.states is None:
-            return False
-        return any(self.states[index] in states for index in range(min(len(self.mounts), freeze_state.MAX_MOUNTS)))
+_PR_SET_NAME = 15
 
 
 class Server:
-    """The server's loop and everything it remembers."""
+    """The server's loop and its jobs."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
-        self._jobs: dict[int, _Job] = {}
-        self._children: dict[int, tuple[_Job, str]] = {}  # pid: job, and what the child is to it: work, thaw, orphan
+        self._jobs: dict[int, RunningJob] = {}
+        self._children: dict[int, tuple[RunningJob, bool]] = {}  # by pid; True: a thaw of the job, False: its own child
         self._outbox: list[bytes] = []
-        self._orphaned = 0.0  # since when the agent is gone
-        self._wake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._wake_write = wake
+        self._agent_gone_at = 0.0  # 0: it lives
+        self._wake, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, _ignore)
-        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        # The agent decides: it is told to stop by the same signals, and may be in the middle of a freeze.
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        # The agent decides when to stop: it gets the same signals, and may be in the middle of a freeze.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def run(self) -> None:
         """Serve until the agent is gone and all is thawed."""
-        self._send({"hello": os.getpid()})
+        self._send(messages.ServerReady(os.getpid()))
         poller = select.poll()
         poller.register(self._wake, select.POLLIN)
-        while not self._orphaned or self._care():
-            if not self._orphaned:
+        while not self._agent_gone_at or self._has_work_left():
+            if not self._agent_gone_at:
                 poller.register(self._control, select.POLLIN | (select.POLLOUT if self._outbox else 0))
-            watched = bool(self._orphaned) or any(job.states is not None for job in self._jobs.values())
-            events = dict(poller.poll(_TICK * 1000 if watched else None))
+            ticking = bool(self._agent_gone_at) or any(job.page is not None for job in self._jobs.values())
+            events = dict(poller.poll(_TICK * 1000 if ticking else None))
             if self._wake in events:
                 os.read(self._wake, 4096)
             self._reap()
-            if not self._orphaned and self._control.fileno() in events:
+            if not self._agent_gone_at and self._control.fileno() in events:
                 self._flush()
                 if not self._receive():
                     poller.unregister(self._control)
-                    self._orphan()
-            self._watch()
+                    self._on_agent_gone()
+            self._watch_freezes()
 
-    # ---- the agent's socket
+    # ---- messages
 
-    def _send(self, message: dict[str, Any]) -> None:
-        if not self._orphaned:
-            self._outbox.append(json.dumps(message).encode())
+    def _send(self, message: Message) -> None:
+        if not self._agent_gone_at:
+            self._outbox.append(messages.encode(message))
             self._flush()
 
     def _flush(self) -> None:
@@ -131,22 +91,22 @@ class Server:
                 self._control.send(self._outbox[0], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             except BlockingIOError:
                 return
-            except OSError:  # the agent is gone: the next receive says so
+            except OSError:  # the agent is gone: the next receive notices that
                 self._outbox.clear()
                 return
             del self._outbox[0]
 
-    def _report(self, text: str) -> None:
-        if self._orphaned:
-            _log(text)
+    def _log(self, text: str) -> None:
+        if self._agent_gone_at:
+            log_to_stderr(text)
         else:
-            self._send({"log": text})
+            self._send(messages.LogLine(text))
 
     def _receive(self) -> bool:
-        """Take one message; False: the agent is gone."""
+        """Take one message. False: the agent is gone."""
         flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
         try:
-            data, control, _, _ = self._control.recvmsg(MAX_MESSAGE, socket.CMSG_SPACE(4 * 4), flags)
+            packet, control, _, _ = self._control.recvmsg(MAX_MESSAGE, socket.CMSG_SPACE(4 * 4), flags)
         except BlockingIOError:
             return True
         except OSError:
@@ -156,46 +116,53 @@ class Server:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 fds += struct.unpack(f"{len(payload) // 4}i", payload[: len(payload) // 4 * 4])
         try:
-            if not data:
+            if not packet:
                 return False
-            message = json.loads(data)
-            if "kill" in message:
-                self._kill(self._jobs.get(message["kill"]))
-            elif not fds:  # no room for another descriptor
-                self._send({"refused": message["id"], "errno": errno.EMFILE, "message": "no descriptor for the job"})
-            else:
-                self._start(message["id"], message["job"], message["args"], fds[0])
+            message = messages.decode(packet)
+            if isinstance(message, messages.KillJob):
+                self._kill(self._jobs.get(message.number))
+            elif isinstance(message, messages.RunJob) and not fds:  # this process can have no more descriptors
+                self._send(messages.JobRefused(message.number, errno.EMFILE, "no descriptor for the job"))
+            elif isinstance(message, messages.RunJob):
+                self._start(message, fds[0])
         except ValueError as error:
-            self._report(f"not a message: {error}")
+            self._log(str(error))
         finally:
             for fd in fds:
                 os.close(fd)
         return True
 
-    # ---- jobs
+    # ---- children
 
-    def _start(self, number: int, name: str, args: dict[str, Any], fd: int) -> None:
-        self._send({"taken": number})
+    def _start(self, request: messages.RunJob, fd: int) -> None:
+        self._send(messages.JobTaken(request.number))
         try:
-            job = _Job(number, name, args)
-            pid = os.fork()
+            job = RunningJob(request)
+            job.pid = self._fork(job, False, lambda: run_job(job, socket.socket(fileno=fd)))
         except OSError as error:
-            self._send({"refused": number, "errno": error.errno, "message": f"no process for the job: {error}"})
+            self._send(messages.JobRefused(request.number, error.errno or 0, f"no process for the job: {error}"))
             return
+        self._jobs[job.number] = job
+        self._send(messages.JobStarted(job.number, job.pid))
+
+    def _fork(self, job: RunningJob, thaws: bool, work: Callable[[], bool]) -> int:
+        """Fork a child that does `work` and ends with status 0 if that returns True. Raises OSError."""
+        pid = os.fork()
         if pid == 0:
-            self._child(job, fd)
-        self._jobs[number] = job
-        self._adopt(pid, job, "work")
-        job.pid = pid
-        self._send({"id": number, "pid": pid})
+            status = 1
+            try:
+                self._detach_from_server()
+                if work():
+                    status = 0
+            finally:
+                os._exit(status)
+        self._children[pid] = (job, thaws)
+        _lead_group(pid)  # parent and child do it, since either may be first
+        return pid
 
-    def _adopt(self, pid: int, job: _Job, role: str) -> None:
-        self._children[pid] = (job, role)
-        _own_group(pid)  # both sides do it, since either may be first
-
-    def _leave(self) -> None:
-        """In a fresh child: let go of all that is the server's."""
-        _own_group(0)
+    def _detach_from_server(self) -> None:
+        """In a fresh child: release all that is the server's."""
+        _lead_group(0)
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
@@ -203,166 +170,105 @@ class Server:
             if fd >= 0:
                 os.close(fd)
 
-    def _child(self, job: _Job, fd: int) -> NoReturn:
-        status = 1
-        try:
-            self._leave()
-            if _work(job, socket.socket(fileno=fd)):
-                status = 0
-        finally:
-            os._exit(status)
-
-    def _kill(self, job: _Job | None) -> None:
-        """Kill the whole group of a job and, where it froze something, thaw at once what a hanging freeze of it does not hold up."""
+    def _kill(self, job: RunningJob | None) -> None:
+        """Kill a job's process group, and thaw at once what a freeze of it that hangs does not delay."""
         if job is None or job.status is not None:
             return
         job.killed = True
-        job.descendants |= descendants(job.pid)
         _kill_group(job.pid)
-        if job.frozen(freeze_state.FREEZING, freeze_state.FROZEN):
+        if job.may_be_frozen():
             self._thaw(job)
 
-    def _thaw(self, job: _Job) -> None:
-        job.tries += 1
+    def _thaw(self, job: RunningJob) -> None:
+        job.thaw_attempts += 1
         try:
-            pid = os.fork()
+            self._fork(job, True, lambda: run_thaw(job))
         except OSError:
-            job.again = time.monotonic() + _THAW_PAUSE
-            return
-        if pid == 0:
-            status = 1
-            try:
-                self._leave()
-                thaw.thaw(job.mounts, states=job.states)
-                status = 0
-            except BaseException as error:
-                _log(f"{error}")
-            finally:
-                os._exit(status)
-        job.thaws += 1
-        self._adopt(pid, job, "thaw")
+            job.next_thaw_at = time.monotonic() + _THAW_PAUSE
+        else:
+            job.thaws_running += 1
 
     def _reap(self) -> None:
         while True:
             try:
-                # Seen first, reaped later: until it is reaped its pid is its group's name and cannot be anybody else's.
+                # Look first and reap later: until it is reaped, its pid names its group and cannot be another's.
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
             if ended is None:
                 return
-            known = self._children.pop(ended.si_pid, None)
-            failed = ended.si_code != os.CLD_EXITED or ended.si_status != 0
-            if known and (failed or known[0].killed):
-                _kill_group(ended.si_pid)  # the cloner of a cut
-                self._take_orphans(known[0], ended.si_pid)
+            job, thaws = self._children.pop(ended.si_pid, (None, False))
+            status = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+            if job and (status or job.killed):
+                _kill_group(ended.si_pid)  # its tool, or the cloner of a cut
             os.waitpid(ended.si_pid, 0)
-            if known:
-                self._ended(*known, -ended.si_status if ended.si_code != os.CLD_EXITED else ended.si_status)
+            if job and thaws:
+                self._on_thaw_exit(job, status)
+            elif job:
+                self._on_job_exit(job, status)
 
-    def _take_orphans(self, job: _Job, dead: int) -> None:
-        """Kill what a dead child left behind (a command has a session of its own); the job is not gone before they are."""
-        for pid in _children(os.getpid()):
-            if pid == dead or pid in self._children:
-                continue
-            owner = next((other for other in self._jobs.values() if pid in other.descendants), job)
-            owner.orphans += 1
-            owner.descendants |= descendants(pid)
-            self._children[pid] = (owner, "orphan")
-            with suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
+    def _on_thaw_exit(self, job: RunningJob, status: int) -> None:
+        job.thaws_running -= 1
+        if job.status is not None:
+            job.thawed = status == 0
+            if status != 0 and job.thaw_attempts < _MAX_THAW_ATTEMPTS:
+                job.next_thaw_at = time.monotonic() + _THAW_PAUSE
+        self._finish(job)
 
-    def _ended(self, job: _Job, role: str, status: int) -> None:
-        if role == "orphan":
-            job.orphans -= 1
-        elif role == "thaw":
-            job.thaws -= 1
-            if job.status is not None:
-                job.thawed = status == 0
-                if status != 0 and job.tries < _THAW_TRIES:
-                    job.again = time.monotonic() + _THAW_PAUSE
-        else:
-            job.status = status
-            job.tries = 0
-            if status != 0 and job.frozen(freeze_state.FREEZING, freeze_state.FROZEN):
-                # A FIFREEZE under way at the kill has come back by now: only this thaw is the final one.
-                self._report(f"a cut ended inside its freeze ({_ending(status)}): thawing {_points(job)}")
-                self._thaw(job)
-        if job.status is None or job.orphans or job.thaws or job.again:
+    def _on_job_exit(self, job: RunningJob, status: int) -> None:
+        job.status = status
+        job.thaw_attempts = 0
+        if status != 0 and job.may_be_frozen():
+            # A FIFREEZE that was under way at the kill has returned by now: only this thaw is final.
+            self._log(f"a cut ended inside its freeze ({messages.describe_status(status)}): thawing {job.points}")
+            self._thaw(job)
+        self._finish(job)
+
+    def _finish(self, job: RunningJob) -> None:
+        """Forget a job whose child is reaped and whose freezes are undone or given up."""
+        if job.status is None or job.thaws_running or job.next_thaw_at:
             return
-        thawed = job.status == 0 or job.thawed or not job.frozen(freeze_state.FREEZING, freeze_state.FROZEN)
+        thawed = job.status == 0 or job.thawed or not job.may_be_frozen()
         if not thawed:
-            self._report(f"given up: {_points(job)} may still be frozen")
+            self._log(f"thaw given up: {job.points} may still be frozen")
         del self._jobs[job.number]
-        self._send({"gone": job.number, "status": job.status, "thawed": thawed})
-        if job.states is not None:
-            job.states.close()
-            job.states = None
+        self._send(messages.HelperExited(job.number, job.status, thawed))
 
-    def _watch(self) -> None:
+    def _watch_freezes(self) -> None:
         now = time.monotonic()
         for job in list(self._jobs.values()):
-            if job.again and now >= job.again:
-                job.again = 0.0
+            if job.next_thaw_at and now >= job.next_thaw_at:
+                job.next_thaw_at = 0.0
                 self._thaw(job)
-            if job.states is None or job.late or job.status is not None or not job.frozen(freeze_state.FROZEN):
-                continue
-            (since,) = struct.unpack_from("d", job.states, freeze_state.SINCE)
-            if now > since + float(job.args.get("deadline", 0.0)) + LATE:
+            if job.is_late(now):
                 job.late = True
-                self._report(f"a cut is late by more than {LATE:g} s: killing it and thawing {_points(job)}")
+                self._log(f"a cut is late by more than {LATE_SECONDS:g} s: killing it and thawing {job.points}")
                 self._kill(job)
 
     # ---- the end
 
-    def _orphan(self) -> None:
-        """The agent is gone: no clone has a reader any more, no freeze a reason. What it asked to be thawed goes on."""
-        self._orphaned = time.monotonic()
+    def _on_agent_gone(self) -> None:
+        """Kill all jobs: no clone has a reader any more, no freeze a reason. Thaws that the agent asked for go on."""
+        self._agent_gone_at = time.monotonic()
         self._outbox.clear()
         self._control.close()
         for job in list(self._jobs.values()):
-            if not job.name.startswith("thaw"):
+            if not job.is_thaw:
                 self._kill(job)
 
-    def _care(self) -> bool:
-        """Whether there is still something to thaw, or to wait for before it is known."""
-        passed = time.monotonic() - self._orphaned
-        thawing = any(job.states is not None or job.name.startswith("thaw") for job in self._jobs.values())
-        return passed < _LAST_WAIT if thawing else bool(self._jobs) and passed < _LAST_KILL_WAIT
-
-
-def _work(job: _Job, channel: socket.socket) -> bool:
-    """Do the job and answer. False: the watchdog must look after it."""
-    answered = False
-
-    def answer(message: dict[str, object]) -> None:
-        nonlocal answered
-        if not answered:
-            data = json.dumps(message).encode() + b"\n"
-            answered = True
-            with suppress(OSError):  # the agent is gone, or does not care any more
-                channel.sendall(data)
-
-    function = job_table.TABLE.get(job.name)
-    try:
-        if function is None:
-            raise freeze_state.FreezeError("UnknownJob", f"no job is called {job.name!r}")
-        if job.states is not None:
-            function(**job.args, states=job.states, answer=answer)
-        else:
-            answer({"ok": function(**job.args)})
-    except BaseException as error:
-        answer({"error": freeze_state.describe_error(error)})
-        return False
-    return True
+    def _has_work_left(self) -> bool:
+        """Whether there is still something to thaw, or to wait for until that is known."""
+        passed = time.monotonic() - self._agent_gone_at
+        thawing = any(job.page is not None or job.is_thaw for job in self._jobs.values())
+        return passed < _THAW_WAIT if thawing else bool(self._jobs) and passed < _KILL_WAIT
 
 
 def _ignore(*_: object) -> None:
-    """A handler that does nothing, so that the wake-up descriptor is written to."""
+    """Do nothing: a handler is needed so that the signal writes to the wake-up descriptor."""
 
 
-def _own_group(pid: int) -> None:
-    with suppress(OSError):  # ended already, or did it itself
+def _lead_group(pid: int) -> None:
+    with suppress(OSError):  # it has ended, or did it itself
         os.setpgid(pid, pid)
 
 
@@ -371,62 +277,10 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def _children(pid: int) -> list[int]:
-    """Name the processes whose parent is `pid`, as far as can be told."""
-    found: list[int] = []
-    with suppress(OSError):
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as file:
-                found += map(int, file.read().split())
-        return found
-    if os.path.exists("/proc/thread-self/children") or not os.path.exists(f"/proc/{pid}"):
-        return found
-    for entry in os.listdir("/proc"):  # a kernel without CONFIG_PROC_CHILDREN
-        with suppress(OSError, ValueError):
-            number = int(entry)
-            with open(f"/proc/{number}/stat", "rb") as stat:
-                if int(stat.read().rpartition(b")")[2].split()[1]) == pid:
-                    found.append(number)
-    return found
-
-
-def descendants(pid: int) -> set[int]:
-    """Name the processes below `pid`, as far as can be told."""
-    found: set[int] = set()
-    level = [pid]
-    while level:
-        level = [child for parent in level for child in _children(parent) if child not in found]
-        found.update(level)
-    return found
-
-
-def _ending(status: int) -> str:
-    return f"signal {-status}" if status < 0 else f"status {status}"
-
-
-def _points(job: _Job) -> str:
-    return ", ".join(str(mount.get("point")) for mount in job.mounts)
-
-
-def _log(text: str) -> None:
-    # Only where it cannot block: a full pipe that nobody reads must not keep a file system frozen.
-    poller = select.poll()
-    poller.register(2, select.POLLOUT)
-    with suppress(OSError):
-        if dict(poller.poll(0)).get(2) == select.POLLOUT:
-            os.write(2, f"tidemark fork server: {text}\n".encode()[:4000])
-
-
 def main(fd: int) -> None:
-    """Serve the agent at the other end of the socket `fd`; returns when it is gone and everything is thawed."""
+    """Serve the agent at the other end of the socket `fd`; return when it is gone and everything is thawed."""
     fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
-    # Orphans (a cloner whose cut was killed) become ours and are reaped here, not by an agent that may be pid 1.
-    syscalls.call("PR_SET_CHILD_SUBREAPER", "prctl", _PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1))
     syscalls.call("PR_SET_NAME", "prctl", _PR_SET_NAME, b"tidemark-fork")
     gc.collect()
     gc.freeze()  # the children share these pages
     Server(socket.socket(fileno=fd)).run()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))
