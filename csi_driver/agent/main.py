@@ -18,6 +18,7 @@ from csi_driver.agent.settings import NEW_IMAGE, PoolImage, PoolSpec, Settings
 from csi_driver.agent.tls_listener import TlsListener
 from csi_driver.backends.base import Backend
 from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
+from csi_driver.backends.reflink.layout import IMAGE
 from csi_driver.backends.reflink.pool_image_setup import prepare, remove
 from csi_driver.domain.capacity import CapacityPolicy, human
 from csi_driver.domain.errors import DriverError, Precondition, Unavailable
@@ -279,7 +280,7 @@ class Agent:
             raise Precondition(f"{', '.join(missing)} not found: install Debian's xfsprogs and e2fsprogs")
         if not os.access("/dev/loop-control", os.R_OK | os.W_OK):
             raise Precondition("/dev/loop-control cannot be opened: run as root, on a kernel with loop devices")
-        if why := lvm.why_looks_into_volumes():
+        if why := lvm.why_looks_into_volumes(IMAGE):
             log.warning("LVM of this node looks into disks of its tenants", why=why, what_to_do=TENANTS_DATA)
 
     def _pool_figures(self) -> list[PoolFigures]:

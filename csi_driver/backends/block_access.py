@@ -14,7 +14,7 @@ import structlog
 
 from csi_driver.backends import condition
 from csi_driver.backends.base import FileSystemStats
-from csi_driver.backends.devices import BlockDevice, Devices
+from csi_driver.backends.devices import Devices
 from csi_driver.backends.volume_helpers import command_of, errno_of
 from csi_driver.domain.errors import (
     AlreadyExists,
@@ -27,6 +27,7 @@ from csi_driver.domain.errors import (
     Unavailable,
 )
 from csi_driver.domain.model import Capability, Trouble, Volume, VolumeUsage
+from csi_driver.host.block.device import BlockDevice, sysfs
 from csi_driver.host.fs import mount_points, mountinfo
 from csi_driver.host.helper.device_jobs import may_grow_mounted_ext4
 
@@ -125,7 +126,7 @@ class BlockDeviceAccess:
     async def make_file_system(self, volume: Volume, fs_type: str) -> None:
         """See Access."""
         source = self._devices.source(volume)
-        self._devices.note(await self._jobs.run(volume, "make_file_system", SLOW, **source, fs_type=fs_type))
+        self._devices.note(await self._jobs.run(volume, "make_file_system", SLOW, source=source, fs_type=fs_type))
         await self._devices.settle(volume)
 
     async def mount(self, volume: Volume, point: str, fs_type: str, flags: Sequence[str]) -> bool:
@@ -142,7 +143,7 @@ class BlockDeviceAccess:
             os.makedirs(point, mode=0o750, exist_ok=True)
         how = {"point": point, "fs_type": fs_type, "options": list(flags), "mounted": present is not None}
         try:
-            told = await self._jobs.run(volume, "mount", SLOW, **self._devices.source(volume), **how)
+            told = await self._jobs.run(volume, "mount", SLOW, source=self._devices.source(volume), **how)
         except Precondition as error:
             if errno_of(error) in _CONTRADICTS_ITSELF:
                 raise NotMountable(f"the kernel does not mount it ({error})") from error
@@ -206,7 +207,7 @@ class BlockDeviceAccess:
                 volume,
                 "grow",
                 SLOW,
-                **self._devices.source(volume),
+                source=self._devices.source(volume),
                 point=(writable or mount).point,
                 fs_type=mount.fs_type,
                 read_only=writable is None,
@@ -411,7 +412,7 @@ class BlockDeviceAccess:
         shown = _places(_mounts(device, mounts), mounts)
         places = [place for place in shown if not any(os.path.dirname(path) == source for path in place)]
         others = [place[0] for place in places if target not in place]
-        is_read_only = _sysfs_read_only(device)
+        is_read_only = sysfs(device.name, "ro") == "1"
         if len(others) < len(places):
             if is_read_only != read_only:
                 now = "read-only" if is_read_only else "writable"
@@ -424,7 +425,7 @@ class BlockDeviceAccess:
                 f"{volume.id} is published {'read-only' if is_read_only else 'writable'} at {', '.join(others)}, and a block "
                 "device has one mode for all: unpublish it there first"
             )
-        await self._jobs.run(volume, "set_read_only", QUICK, **self._devices.source(volume), read_only=read_only)
+        await self._jobs.run(volume, "set_read_only", QUICK, source=self._devices.source(volume), read_only=read_only)
 
 
 def _mounts(device: BlockDevice, mounts: Sequence[mountinfo.Mount]) -> list[mountinfo.Mount]:
@@ -460,11 +461,6 @@ _SHOWN = {"ro", "noatime", "nodiratime", "nodev", "nosuid", "noexec", "sync", "d
 def _visibly_missing(flag: str, mount: mountinfo.Mount) -> bool:
     """Whether a flag that mountinfo would show is not there; of the others nothing can be said."""
     return flag in _SHOWN and flag not in mount.options and flag not in mount.super_options
-
-
-def _sysfs_read_only(device: BlockDevice) -> bool:
-    with open(f"/sys/block/{device.name}/ro", encoding="ascii") as file:
-        return file.read().strip() == "1"
 
 
 def _make_directory(target: str) -> None:

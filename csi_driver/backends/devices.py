@@ -1,22 +1,12 @@
 """What a technology whose volumes are block devices supplies to be shown through the kernel."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from csi_driver.backends.volume_helpers import VolumeHelpers
 from csi_driver.domain.model import Volume
+from csi_driver.host.block.device import BlockDevice
 from csi_driver.host.fs import mountinfo
-
-
-@dataclass(frozen=True, slots=True)
-class BlockDevice:
-    """A device that holds a volume now."""
-
-    path: str
-    name: str
-    major: int
-    minor: int
 
 
 class Devices(Protocol):
@@ -29,7 +19,7 @@ class Devices(Protocol):
         ...
 
     def source(self, volume: Volume) -> dict[str, Any]:
-        """What a job attaches the volume by, or adopts the device that it has: arguments of the jobs of host/helper/device_jobs.py."""
+        """Return what a helper process attaches the volume by, or finds its device by: see host/block/sources.py."""
         ...
 
     def note(self, told: Mapping[str, Any]) -> BlockDevice:

@@ -50,7 +50,7 @@ def remove_pool_image(path: str, point: str, empty: Collection[str]) -> bool:
     Left where it holds a file that is not called as one of `empty`. Raises Busy, OSError where somebody uses it.
     """
     with _alone(path):
-        device = loop.find(path, os.path.basename(path))
+        device = loop.find(path)
         if device is not None:
             present = mountinfo.at(point)
             if present is not None and (present.major, present.minor) == (device.major, device.minor):
@@ -69,7 +69,7 @@ def grow_pool_image(path: str, point: str, size: int, sparse: bool) -> int:
     what it took. Returns the file's size. Raises OSError ENOSPC, EFBIG where its host would keep too little; CommandError.
     """
     with _alone(path):
-        device = loop.find(path, os.path.basename(path))
+        device = loop.find(path)
         if device is None:
             raise Mismatch(errno.ENXIO, f"{path} is not attached any more")
         size = _lengthen(path, size, sparse)
@@ -145,7 +145,8 @@ def _make(path: str, temporary: str, size: int, sparse: bool) -> None:
         device = loop.attach(temporary)
         try:
             filesystems.run(filesystems.pool_mkfs_argv(device.path), _MKFS_SECONDS)
-            loop.sync(device)
+            with loop.opened(device) as opened:
+                opened.flush()
         finally:
             loop.detach(device)
         os.fsync(fd)
@@ -160,7 +161,7 @@ def _make(path: str, temporary: str, size: int, sparse: bool) -> None:
 
 
 def _mount(path: str, point: str) -> dict[str, Any]:
-    device = loop.find(path, os.path.basename(path))
+    device = loop.find(path)
     fresh = device is None
     if device is None:
         if filesystems.probe(path) != "xfs":
@@ -209,7 +210,7 @@ def _discard_drafts(path: str, token: str) -> None:
 
 def _discard(leftover: str) -> None:
     """Remove what a crash left of a making: it never had the image's name, so nothing of anybody's is in it."""
-    device = loop.find(leftover, os.path.basename(leftover))
+    device = loop.find(leftover)
     if device:
         loop.detach(device)
     os.unlink(leftover)

@@ -177,7 +177,9 @@ def descendants(pid: int) -> dict[int, tuple[int, str]]:
 def fork_server(pid: int) -> int:
     """The agent's one lasting child; what it forks looks like it at first."""
     (found,) = [
-        child for child, (parent, command) in descendants(pid).items() if parent == pid and "host.helper.server" in command
+        child
+        for child, (parent, command) in descendants(pid).items()
+        if parent == pid and "host.helper.server" in command
     ]
     return found
 

@@ -260,7 +260,7 @@ def test_a_node_whose_lvm_looks_into_disks_is_told_of(monkeypatch: pytest.Monkey
     monkeypatch.setattr("csi_driver.agent.main.os.access", lambda *_: True)
     agent = Agent(Settings(pools=(PoolSpec("default", "reflink", "/srv/tidemark"),)))
     for why, expected in (("", 0), ("no global_filter", 1)):
-        monkeypatch.setattr("csi_driver.host.block.lvm.why_looks_into_volumes", lambda why=why: why)
+        monkeypatch.setattr("csi_driver.host.block.lvm.why_looks_into_volumes", lambda _image, why=why: why)
         with structlog.testing.capture_logs() as lines:
             agent._check_host()
         assert [line["event"] for line in lines] == [LVM_LOOKS] * expected

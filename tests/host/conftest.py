@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from freeze_rig import Pool
 
+from csi_driver.backends.reflink.layout import IMAGE
 from csi_driver.host.block import loop, loop_ioctl
 from csi_driver.host.commands import run
 from csi_driver.host.fs import mountinfo, mounts
@@ -106,7 +107,7 @@ def image(xfs_dir: Path) -> Callable[..., Path]:
     """Make sparse images `<pool>/<name>/disk.img`."""
 
     def make(name: str = "a", size: int = 512 << 20) -> Path:
-        path = xfs_dir / name / loop.IMAGE_NAME
+        path = xfs_dir / name / IMAGE
         path.parent.mkdir()
         with path.open("wb") as file:
             file.truncate(size)

@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from csi_driver.backends.block_access import CHECKED, QUICK, SLOW
-from csi_driver.backends.devices import BlockDevice
 from csi_driver.backends.reflink.layout import IMAGE, Layout
 from csi_driver.backends.volume_helpers import VolumeHelpers, finish_despite_cancel
 from csi_driver.domain.errors import DriverError, Precondition
 from csi_driver.domain.model import Volume
-from csi_driver.host.block import loop_ioctl
+from csi_driver.host.block import loop_ioctl, sources
+from csi_driver.host.block.device import BlockDevice
 from csi_driver.host.block.loop import BLOCK_SIZE
 from csi_driver.host.errors import Unsupported
 from csi_driver.host.fs import allocation, files, filesystems, mountinfo
 from csi_driver.host.helper.client import HelperPool
 
 _T = TypeVar("_T")
-_LOOP = 7
 _DELETED = " (deleted)"
 _DEAD = (0, 0)
 """What loop_identities says of a file that cannot be asked."""
@@ -51,33 +50,34 @@ class LoopDevices:
 
     async def _among(self, volume: Volume, numbers: list[int]) -> BlockDevice | None:
         """The one of these devices that holds the volume's image. Raises Precondition where more than one does."""
-        held = await self._held(numbers)
+        attachments = {number: loop_ioctl.attachment(number) for number in numbers}
+        held = await self._files(attachments)
         with self._layout.translated(f"looking for {volume.id}"):
             status = self._image(volume).stat()
         found = [number for number, file in held.items() if file == (status.st_dev, status.st_ino)]
         if len(found) > 1:
             names = " and ".join(f"/dev/loop{number}" for number in found)
             raise Precondition(f"the image of {volume.id} is attached more than once, which corrupts it: {names}")
-        return _device(found[0]) if found else None
+        return _device(found[0], attachments[found[0]]) if found else None
 
     def source(self, volume: Volume) -> dict[str, Any]:
         """See Devices."""
-        return {"path": str(self._image(volume)), "thick": volume.thick}
+        return sources.image(str(self._image(volume)), volume.thick, _VOLUME.pattern)
 
     def note(self, told: Mapping[str, Any]) -> BlockDevice:
         """See Devices."""
-        if told["attachment"]:
-            self._seen[told["attachment"]] = tuple(told["backing"])
-        return BlockDevice(told["path"], told["name"], told["major"], told["minor"])
+        if told["identity"]:
+            self._seen[told["identity"]] = tuple(told["backing"])
+        return BlockDevice(told["path"], told["name"], told["major"], told["minor"], told["identity"])
 
     async def _held(self, numbers: list[int]) -> dict[int, tuple[int, int]]:
-        """Device and inode of the file that each loop device holds; (0, 0) where the kernel cannot say.
+        """Return device and inode of the file that each loop device holds; (0, 0) if the kernel cannot tell."""
+        return await self._files({number: loop_ioctl.attachment(number) for number in numbers})
 
-        Each attachment is asked once: the kernel's number of it is never used again.
-        """
-        attachments = {number: loop_ioctl.attachment(number) for number in numbers}
+    async def _files(self, attachments: Mapping[int, str]) -> dict[int, tuple[int, int]]:
+        """As `_held`, for these attachments. Each is asked once: the kernel's number of it is never used again."""
         held = {number: self._seen[key] for number, key in attachments.items() if key in self._seen}
-        unknown = [number for number in numbers if number not in held]
+        unknown = [number for number in attachments if number not in held]
         if unknown:
             told = await self.jobs.run(None, "loop_identities", QUICK, numbers=unknown)
             bound = {loop_ioctl.attachment(number) for number in loop_ioctl.numbers()}
@@ -90,11 +90,11 @@ class LoopDevices:
 
     async def attach(self, volume: Volume) -> BlockDevice:
         """See Devices."""
-        return self.note(await self.jobs.run(volume, "attach", QUICK, **self.source(volume)))
+        return self.note(await self.jobs.run(volume, "attach", QUICK, source=self.source(volume)))
 
     async def detach(self, volume: Volume) -> None:
         """See Devices."""
-        await self.jobs.run(volume, "loop_detach", SLOW, path=str(self._image(volume)))
+        await self.jobs.run(volume, "loop_detach", SLOW, path=str(self._image(volume)), names=_VOLUME.pattern)
 
     async def is_empty(self, volume: Volume) -> bool:
         """See Devices."""
@@ -165,7 +165,7 @@ class LoopDevices:
         if not self._lies_in_pool(held, backing):
             return False
         # A bind of a device's node may be older than what the number holds by now; a file system is what it is.
-        living = _hash(backing) if mount.major == _LOOP else ""
+        living = _hash(backing) if mount.major == loop_ioctl.MAJOR else ""
         return not living or (volume is not None and living == volume.id.hash) or not self._is_image(held, living)
 
     def is_unbound_device_node(self, mount: mountinfo.Mount) -> bool:
@@ -192,7 +192,7 @@ class LoopDevices:
         """See Devices."""
         mounts = mountinfo.read()
         lost = await self._lost(digest)
-        return [m for n in lost for m in mountinfo.mounts_of(_LOOP, n, f"loop{n}", mounts)]
+        return [m for n in lost for m in mountinfo.mounts_of(loop_ioctl.MAJOR, n, f"loop{n}", mounts)]
 
     async def abandon(self, digest: str) -> None:
         """See Devices. Where the pool was never opened, a device that is not dead stays: the sweep finds it later."""
@@ -229,7 +229,7 @@ class LoopDevices:
         A number that comes free is given to the next volume at once, which is shown nowhere until it is formatted and mounted.
         """
         backing = loop_ioctl.sysfs(number, "loop/backing_file")
-        if backing is None or mountinfo.mounts_of(_LOOP, number, f"loop{number}"):
+        if backing is None or mountinfo.mounts_of(loop_ioctl.MAJOR, number, f"loop{number}"):
             return
         held = (await self._held([number]))[number]
         if self._lies_in_pool(held, backing) and _attachment(number) == attachment:
@@ -297,18 +297,18 @@ def _may_grow(fd: int) -> bool:
     return os.fstat(fd).st_size - size >= BLOCK_SIZE
 
 
-def _device(number: int) -> BlockDevice | None:
-    """The device of a number, None where it has gone."""
+def _device(number: int, identity: str) -> BlockDevice | None:
+    """Return the device of a number; None: it has gone."""
     numbers = loop_ioctl.sysfs(number, "dev")
     if numbers is None:
         return None
     major, minor = map(int, numbers.split(":"))
-    return BlockDevice(f"/dev/loop{number}", f"loop{number}", major, minor)
+    return BlockDevice(f"/dev/loop{number}", f"loop{number}", major, minor, identity)
 
 
 def _loop_number(mount: mountinfo.Mount) -> int | None:
     """The loop device behind a mount: of a file system on it, or of its node."""
-    return mount.minor if mount.major == _LOOP else _node_number(mount)
+    return mount.minor if mount.major == loop_ioctl.MAJOR else _node_number(mount)
 
 
 def _node_number(mount: mountinfo.Mount) -> int | None:

@@ -13,12 +13,12 @@ from typing import Any
 from csi_driver.backends import condition
 from csi_driver.backends.base import SnapshotTimings
 from csi_driver.backends.block_access import QUICK, SLOW
-from csi_driver.backends.devices import BlockDevice
 from csi_driver.backends.reflink.layout import Layout
 from csi_driver.backends.reflink.loop_devices import LoopDevices
 from csi_driver.backends.volume_helpers import errno_of, finish_despite_cancel, translate
 from csi_driver.domain.errors import Busy, DriverError, Precondition, Unavailable
 from csi_driver.domain.model import Trouble, Volume
+from csi_driver.host.block.device import BlockDevice
 from csi_driver.host.freeze import journal
 from csi_driver.host.freeze import state as freeze_state
 from csi_driver.host.fs import extents, files, mountinfo
