@@ -268,6 +268,7 @@ class Agent:
                 freeze_deadline=self._settings.freeze_deadline,
                 backing=image.path if image is not None and in_image and image.sparse else "",
                 in_container=bool(self._settings.register),
+                runtime_directory=self._settings.runtime_directory,
             ),
             self._children,
         )

@@ -25,6 +25,9 @@ DEFAULT_POOL = "default"
 DEFAULT_MOUNT = "/var/lib/tidemark/pool"
 """Under /var/lib: data of the host's own that must survive a reboot."""
 
+DEFAULT_RUNTIME_DIRECTORY = "/run/tidemark"
+"""In a container it must be the host's: an agent that comes after this one reads what is noted there."""
+
 SMALLEST_IMAGE = 300 * MIB
 """mkfs.xfs refuses to make anything smaller."""
 
@@ -128,6 +131,9 @@ class Settings:
     kubelet_socket: str = ""
     """The path of `endpoint` as the kubelet sees it. Goes with `register`."""
 
+    runtime_directory: str = DEFAULT_RUNTIME_DIRECTORY
+    """A directory of the node's /run: what is noted there, such as freezes under way, does not outlive a boot."""
+
     driver_name: str = DRIVER_NAME
     """What GetPluginInfo answers and CSIDriver is called: another only to run two of them on one cluster."""
 
@@ -170,6 +176,7 @@ class Settings:
             ("--certificates", self.certificates),
             ("--register", self.register),
             ("--kubelet-socket", self.kubelet_socket),
+            ("--runtime-dir", self.runtime_directory),
         ):
             if path and not path.startswith("/"):
                 raise BadSetting(f"{what} {path!r} is not an absolute path: give one")

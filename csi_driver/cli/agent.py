@@ -8,7 +8,16 @@ from typing import Annotated, Literal
 import typer
 
 from csi_driver import DRIVER_NAME
-from csi_driver.agent.settings import BACKENDS, DEFAULT_MOUNT, DEFAULT_POOL, PoolImage, PoolSpec, Settings, dump
+from csi_driver.agent.settings import (
+    BACKENDS,
+    DEFAULT_MOUNT,
+    DEFAULT_POOL,
+    DEFAULT_RUNTIME_DIRECTORY,
+    PoolImage,
+    PoolSpec,
+    Settings,
+    dump,
+)
 from csi_driver.cli.common import endpoint_of, size_of
 from csi_driver.environment import begin_again
 from csi_driver.settings import DEFAULT_ENDPOINT, BadSetting
@@ -166,6 +175,15 @@ def agent(
             help="Where the kubelet finds the CSI socket.",
         ),
     ] = "",
+    runtime_directory: Annotated[
+        str,
+        typer.Option(
+            "--runtime-dir",
+            envvar="TIDEMARK_RUNTIME_DIR",
+            metavar="DIR",
+            help="Directory of the node that is empty after a boot, for the journal of freezes.",
+        ),
+    ] = DEFAULT_RUNTIME_DIRECTORY,
     log_format: Annotated[
         Literal["console", "json"],
         typer.Option(envvar="TIDEMARK_LOG_FORMAT", help="Lines for people or for programs."),
@@ -213,6 +231,7 @@ def agent(
             certificates=certificates,
             register=register,
             kubelet_socket=kubelet_socket,
+            runtime_directory=runtime_directory,
             log_format=log_format,
             driver_name=driver_name,
             volume_health=volume_health,

@@ -13,6 +13,7 @@ from freeze_rig import (
     DEADLINE,
     PAUSE,
     Pool,
+    cloning,
     cut,
     end_pause,
     ended,
@@ -56,7 +57,7 @@ async def test_a_clone_under_a_writer_is_clean_and_holds_all_that_was_acknowledg
     acknowledged = 50
     clone = pool.clone(disk)
     answer = await cut(children, disk, clones=[clone])
-    assert 0 < answer["clone_seconds"] < answer["frozen_seconds"] < DEADLINE
+    assert 0 < answer["action_seconds"] < answer["frozen_seconds"] < DEADLINE
     record_property("cut", json.dumps(answer))
     print(fs, answer)
     for _ in range(50):  # the writer goes on
@@ -134,14 +135,14 @@ async def test_only_our_own_mounts_are_frozen(children: HelperPool, pool: Pool, 
         disk.mount | {"major": 0, "minor": os.minor(os.stat("/proc").st_dev), "point": "/proc"},
     ]
     for mount in wrong:
-        for job, args in (("cut", {"mounts": [mount], "clones": [], "deadline": 5}), ("sync", mount)):
+        for job, args in (("cut", {"mounts": [mount], "action": cloning([]), "deadline": 5}), ("sync", mount)):
             error = await fails(children.run(job, 10, **args))
             assert error.type == "NotOurs", (job, mount)
     assert (await children.run("thaw", 10, mounts=wrong[:5])) == {"thawed": [False] * 5}, "it falls back to the device"
     assert host == os.stat("/").st_dev
     assert not disk.is_frozen()
     for mounts in ([], [disk.mount, disk.mount]):
-        assert (await fails(children.run("cut", 10, mounts=mounts, clones=[], deadline=5))).errno == 22
+        assert (await fails(children.run("cut", 10, mounts=mounts, action=cloning([]), deadline=5))).errno == 22
     assert (await fails(children.run("cut", 10, mounts=[disk.mount]))).type == "TypeError"
     await children.run("sync", 10, **disk.mount)
     await children.run("statvfs", 10, **disk.mount)

@@ -409,7 +409,7 @@ async def test_a_host_file_system_is_never_frozen(rig: Rig, monkeypatch: pytest.
         return await real(job, timeout, **args)
 
     monkeypatch.setattr(rig.children, "run", run_)
-    with pytest.raises(Busy, match=r"the mount changed during the cut"):
+    with pytest.raises(Busy, match=r"the mount changed during the snapshot"):
         await rig.snapshot("s", volume)
     assert not is_frozen(rig.disk.point)
     assert mountinfo.at(staging) is None
@@ -425,7 +425,7 @@ async def test_a_failing_cut_is_told_in_the_drivers_words(rig: Rig, monkeypatch:
 
     async def run_(job: str, timeout: float, **args: Any) -> Any:
         if job == "cut":
-            args["clones"][0]["source"] += "-gone"
+            args["action"]["files"][0]["source"] += "-gone"
         return await real(job, timeout, **args)
 
     monkeypatch.setattr(rig.children, "run", run_)

@@ -99,7 +99,7 @@ async def test_what_cannot_be_thawed_is_busy_and_stays_announced(rig: Rig, monke
     with monkeypatch.context() as patch:
         answering(rig, patch, "thaw", thaw)
         for call in (rig.snapshot("s", volume), rig.group("g", other, volume)):
-            with pytest.raises(Busy, match=r"an earlier cut of .* may have left it frozen"):
+            with pytest.raises(Busy, match=r"an earlier snapshot of .* may have left it frozen"):
                 await call
         await rig.snapshot("w", other)
         await rig.reopen()

@@ -172,13 +172,13 @@ class MemoryBackend:
     async def create_group(
         self, group: GroupSnapshot, sources: Sequence[Volume]
     ) -> tuple[GroupSnapshot, SnapshotTimings]:
-        """See Backend. Members in use are refused, as raw block volumes are anywhere: they cannot be held still."""
+        """See Backend. Members in use are refused, as raw block volumes are anywhere: they cannot be frozen."""
         _refuse_taken(self._groups, group)
         used = [source for source in sources if self._access.paths(source)]
         if used and len(sources) > 1:
             raise Precondition(
-                f"{used[0].id} is in use as a raw block device, which cannot be held still: such a volume can be cut "
-                "alone, or in a group while it is not staged"
+                f"{used[0].id} is in use as a raw block device, which cannot be frozen; snapshot it "
+                "individually, or in a group while it is not staged"
             )
         with self._drafts() as draft:
             started, moment = time.monotonic(), self._now()

@@ -18,9 +18,10 @@ from csi_driver.backends.reflink.loop_devices import LoopDevices
 from csi_driver.backends.reflink.snapshotter import ImageClone, Snapshotter
 from csi_driver.backends.volume_helpers import finish_despite_cancel
 from csi_driver.domain.capacity import Space
-from csi_driver.domain.errors import Unavailable
+from csi_driver.domain.errors import Precondition, Unavailable
 from csi_driver.domain.model import GroupSnapshot, Snapshot, Usage, Volume
 from csi_driver.domain.records import dump_group, dump_snapshot, dump_volume
+from csi_driver.host.freeze.journal import Journal
 from csi_driver.host.fs import allocation, extents, files, filesystems
 from csi_driver.host.helper.client import HelperPool
 
@@ -37,7 +38,8 @@ _TRASH_SECONDS = 30.0
 class ReflinkOptions:
     """What the agent says about a pool. `backing`: the sparse image that holds the pool, whose host must have room.
 
-    `in_container`: the pool, and all places where volumes are shown, must lie on mounts of the host.
+    `in_container`: the pool, and all places where volumes are mounted, must lie on mounts of the host. `runtime_directory`: a
+    directory of the node that is empty after a boot, for notes of what does not outlive one; empty: they lie in the pool.
     """
 
     name: str
@@ -47,6 +49,7 @@ class ReflinkOptions:
     freeze_deadline: float = 5.0
     backing: str = ""
     in_container: bool = False
+    runtime_directory: str = ""
 
 
 class ReflinkBackend:
@@ -58,7 +61,7 @@ class ReflinkBackend:
         self._devices = LoopDevices(self.layout, children)
         self._kernel = BlockDeviceAccess(self._devices, seen_outside=options.in_container)
         self.access: VolumeAccess = self._kernel
-        self._cutter = Snapshotter(self.layout, self._devices, children, options.freeze_deadline, self._in_thread)
+        self._snapshotter = Snapshotter(self.layout, self._devices, children, options.freeze_deadline, self._in_thread)
         self._checks = ReflinkChecks(self.layout, self.image, _take_size, self._in_thread, self._empty_trash)
         self.checks: Checks = self._checks
         self.identity = PoolIdentity(options.name, options.owner, "", "reflink", options.path)
@@ -77,7 +80,7 @@ class ReflinkBackend:
         try:
             with self.layout.translated("opening"):
                 await self._in_thread(self._take)
-                await self._cutter.thaw_announced()
+                await self._snapshotter.freezes.open(self._journal())
                 contents = await self._in_thread(self._read)
                 await self._devices.sweep()
                 await self._kernel.sweep(contents.volumes)
@@ -87,9 +90,22 @@ class ReflinkBackend:
         self._empty_trash()
         return contents
 
+    def _journal(self) -> Journal:
+        runtime = self._options.runtime_directory
+        directory = os.path.join(runtime, "freezes", self.identity.uuid) if runtime else ""
+        if directory:
+            try:
+                os.makedirs(directory, mode=0o700, exist_ok=True)
+            except OSError as error:
+                raise Precondition(
+                    f"--runtime-dir {runtime} cannot be used ({error.strerror}): name a directory of the node's /run that the "
+                    "agent may write to"
+                ) from error
+        return Journal(directory, str(self.layout.freezes))
+
     async def close(self) -> None:
         """See Backend."""
-        await self._cutter.close()
+        await self._snapshotter.freezes.close()
         self._janitor.shutdown(wait=False, cancel_futures=True)
         # What it removes now has a directory of the pool open, which would keep the pool's disk from being unmounted.
         with suppress(TimeoutError):
@@ -167,7 +183,7 @@ class ReflinkBackend:
         with self.layout.translated(f"snapshot {snapshot.name!r} of {source.id}"):
             async with self._draft(IMAGE) as draft:
                 image = draft / IMAGE
-                report = await self._cutter.cut([ImageClone(source, self.image(source), image)])
+                report = await self._snapshotter.clone([ImageClone(source, self.image(source), image)])
                 await self._keep_promise([source])
 
                 def finish() -> Snapshot:
@@ -176,7 +192,7 @@ class ReflinkBackend:
                     self.layout.publish(draft, dump_snapshot(made), self.layout.snapshots / made.id.hash)
                     return made
 
-                return await self._in_thread(finish), report.report
+                return await self._in_thread(finish), report.timings
 
     async def create_group(
         self, group: GroupSnapshot, sources: Sequence[Volume]
@@ -187,7 +203,7 @@ class ReflinkBackend:
             async with self._draft(*names) as draft:
                 images = [draft / name for name in names]
                 pairs = zip(sources, images, strict=True)
-                report = await self._cutter.cut(
+                report = await self._snapshotter.clone(
                     [ImageClone(source, self.image(source), image) for source, image in pairs]
                 )
                 await self._keep_promise(sources)
@@ -203,7 +219,7 @@ class ReflinkBackend:
                     self.layout.publish(draft, dump_group(made), self.layout.groups / made.id.hash)
                     return made
 
-                return await self._in_thread(finish), report.report
+                return await self._in_thread(finish), report.timings
 
     async def delete_snapshot(self, snapshot: Snapshot) -> None:
         """See Backend."""
@@ -282,7 +298,7 @@ class ReflinkBackend:
     async def _copy_volume(self, volume: Volume, source: Volume) -> SnapshotTimings:
         async with self._draft(IMAGE) as draft:
             image = draft / IMAGE
-            report = await self._cutter.cut([ImageClone(source, self.image(source), image)])
+            report = await self._snapshotter.clone([ImageClone(source, self.image(source), image)])
             await self._keep_promise([source])
 
             def finish() -> None:
@@ -291,7 +307,7 @@ class ReflinkBackend:
                 self.layout.publish(draft, dump_volume(volume), self._place(volume))
 
             await self._in_thread(finish)
-            return report.report
+            return report.timings
 
     @asynccontextmanager
     async def _draft(self, *images: str) -> AsyncIterator[Path]:

@@ -14,8 +14,8 @@ from csi_driver.host.errors import Busy
 
 StrPath = str | os.PathLike[str]
 
-_FICLONE = 0x40049409
-_FICLONERANGE = 0x4020940D
+FICLONE = 0x40049409
+FICLONERANGE = 0x4020940D
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 _KEEP_SIZE = 0x01
@@ -41,7 +41,7 @@ def reflink(src_fd: int, dst_fd: int) -> None:
     where the file system cannot, EXDEV, ENOSPC, EIO.
     """
     # An int argument, unlike a large buffer, lets fcntl.ioctl release the interpreter's lock.
-    fcntl.ioctl(dst_fd, _FICLONE, src_fd)
+    fcntl.ioctl(dst_fd, FICLONE, src_fd)
 
 
 def reflink_range(src_fd: int, dst_fd: int, offset: int, length: int) -> None:
@@ -50,7 +50,7 @@ def reflink_range(src_fd: int, dst_fd: int, offset: int, length: int) -> None:
     Both are multiples of 4096; length 0 means up to the end. Raises OSError as `reflink`, and EINVAL for an unaligned
     range.
     """
-    fcntl.ioctl(dst_fd, _FICLONERANGE, struct.pack("=qQQQ", src_fd, offset, length, offset))
+    fcntl.ioctl(dst_fd, FICLONERANGE, struct.pack("=qQQQ", src_fd, offset, length, offset))
 
 
 def supports_reflink(directory: StrPath) -> bool:
