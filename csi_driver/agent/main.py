@@ -17,9 +17,9 @@ from csi_driver.agent.probes import Health, serve
 from csi_driver.agent.settings import NEW_IMAGE, PoolImage, PoolSpec, Settings
 from csi_driver.agent.tls_listener import TlsListener
 from csi_driver.backends.base import Backend
-from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
 from csi_driver.backends.reflink.layout import IMAGE
 from csi_driver.backends.reflink.pool_image_setup import prepare, remove
+from csi_driver.backends.registry import BACKENDS, PoolOptions
 from csi_driver.domain.capacity import CapacityPolicy, human
 from csi_driver.domain.errors import DriverError, Precondition, Unavailable
 from csi_driver.domain.ids import owner_of_node
@@ -253,35 +253,30 @@ class Agent:
                     _warn_of_no_room(pool)
 
     def _backend(self, spec: PoolSpec) -> Backend:
-        if spec.backend == "memory":
-            from csi_driver.backends.memory.backend import DEFAULT_TOTAL, MemoryBackend
-
-            return MemoryBackend(spec.name, self._owner, DEFAULT_TOTAL)
         image = self._settings.image
         in_image = image is not None and spec.path == image.mount
-        return ReflinkBackend(
-            ReflinkOptions(
-                spec.name,
-                self._owner,
-                spec.path,
-                init=self._settings.pool_init,
-                freeze_deadline=self._settings.freeze_deadline,
-                backing=image.path if image is not None and in_image and image.sparse else "",
-                in_container=bool(self._settings.register),
-                runtime_directory=self._settings.runtime_directory,
-            ),
-            self._children,
+        options = PoolOptions(
+            spec.name,
+            self._owner,
+            spec.path,
+            init=self._settings.pool_init,
+            freeze_deadline=self._settings.freeze_deadline,
+            backing=image.path if image is not None and in_image and image.sparse else "",
+            in_container=bool(self._settings.register),
+            runtime_directory=self._settings.runtime_directory,
         )
+        return BACKENDS[spec.backend].make(options, self._children)
 
     def _check_host(self) -> None:
         """What every volume will need is looked for now, so that no volume is the first to miss it."""
-        if all(spec.backend == "memory" for spec in self._settings.pools):
-            return
-        if missing := missing_tools():
-            raise Precondition(f"{', '.join(missing)} not found: install Debian's xfsprogs and e2fsprogs")
-        if not os.access("/dev/loop-control", os.R_OK | os.W_OK):
-            raise Precondition("/dev/loop-control cannot be opened: run as root, on a kernel with loop devices")
-        if why := lvm.why_looks_into_volumes(IMAGE):
+        kinds = [BACKENDS[name] for name in dict.fromkeys(spec.backend for spec in self._settings.pools)]
+        for kind in kinds:
+            if missing := missing_tools(kind.tools):
+                raise Precondition(f"{', '.join(missing)} not found: install Debian's {kind.packages}")
+            for node in kind.device_nodes:
+                if not os.access(node, os.R_OK | os.W_OK):
+                    raise Precondition(f"{node} cannot be opened: run as root, on a kernel that has that device")
+        if any(kind.block for kind in kinds) and (why := lvm.why_looks_into_volumes(IMAGE)):
             log.warning("LVM of this node looks into disks of its tenants", why=why, what_to_do=TENANTS_DATA)
 
     def _pool_figures(self) -> list[PoolFigures]:

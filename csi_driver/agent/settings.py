@@ -10,14 +10,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from csi_driver import DRIVER_NAME
+from csi_driver.backends.registry import BACKENDS
 from csi_driver.domain.ids import is_pool_name
 from csi_driver.settings import DEFAULT_ENDPOINT, BadSetting
 
 GIB = 1 << 30
 MIB = 1 << 20
-
-BACKENDS = ("reflink", "memory")
-"""What a pool may be made of. `memory` keeps everything in this process: for tests and for `tidemark demo`."""
 
 DEFAULT_POOL = "default"
 """The name of a pool given by its path alone: a StorageClass without a `pool` parameter uses the first pool anyway."""
@@ -48,10 +46,11 @@ class PoolSpec:
             raise BadSetting(
                 f"{self.name!r} is no pool's name: use at most 31 lower-case letters, digits and inner dashes"
             )
-        if self.backend not in BACKENDS:
+        kind = BACKENDS.get(self.backend)
+        if kind is None:
             raise BadSetting(f"pool {self.name}: backend {self.backend!r} is unknown: use {' or '.join(BACKENDS)}")
-        if self.backend == "reflink" and not self.path.startswith("/"):
-            raise BadSetting(f"pool {self.name}: {self.path!r} is not an absolute path: give the directory of the pool")
+        if error := kind.path_error(self.path):
+            raise BadSetting(f"pool {self.name}: {error}")
 
 
 @dataclass(frozen=True, slots=True)

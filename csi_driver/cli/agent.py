@@ -9,7 +9,6 @@ import typer
 
 from csi_driver import DRIVER_NAME
 from csi_driver.agent.settings import (
-    BACKENDS,
     DEFAULT_MOUNT,
     DEFAULT_POOL,
     DEFAULT_RUNTIME_DIRECTORY,
@@ -18,6 +17,7 @@ from csi_driver.agent.settings import (
     Settings,
     dump,
 )
+from csi_driver.backends.registry import DEFAULT_BACKEND, parse_pool
 from csi_driver.cli.common import endpoint_of, size_of
 from csi_driver.environment import begin_again
 from csi_driver.settings import DEFAULT_ENDPOINT, BadSetting
@@ -27,13 +27,7 @@ _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\s]*):(\d{1,5})", re.ASCII)
 
 def pool_of(text: str) -> PoolSpec:
     """`NAME=BACKEND:PATH`, `NAME=PATH`, or a path alone, which is `default=reflink:PATH`."""
-    name, found, rest = text.partition("=")
-    if not found or text.startswith("/"):
-        name, rest = DEFAULT_POOL, text
-    backend, found, path = rest.partition(":")
-    if rest.startswith("/") or (not found and rest not in BACKENDS):
-        backend, path = "reflink", rest
-    return PoolSpec(name, backend, path)
+    return PoolSpec(*parse_pool(text, DEFAULT_POOL))
 
 
 def address_of(text: str) -> tuple[str, int]:
@@ -215,7 +209,7 @@ def agent(
             image = PoolImage(pool_image, pool_mount, size, pool_image_sparse)
         pools = tuple(pool_of(text) for text in pool or ())
         if image is not None and not pools:
-            pools = (PoolSpec(DEFAULT_POOL, "reflink", image.mount),)
+            pools = (PoolSpec(DEFAULT_POOL, DEFAULT_BACKEND, image.mount),)
         settings = Settings(
             pools=pools,
             image=image,

@@ -256,7 +256,7 @@ def test_every_option_is_a_variable_too(disks: Any, launch: Any, tmp_path: Path)
 
 def test_a_node_whose_lvm_looks_into_disks_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Path(__file__).parent.parent.parent
-    monkeypatch.setattr("csi_driver.agent.main.missing_tools", list)
+    monkeypatch.setattr("csi_driver.agent.main.missing_tools", lambda _tools: [])
     monkeypatch.setattr("csi_driver.agent.main.os.access", lambda *_: True)
     agent = Agent(Settings(pools=(PoolSpec("default", "reflink", "/srv/tidemark"),)))
     for why, expected in (("", 0), ("no global_filter", 1)):

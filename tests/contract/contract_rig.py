@@ -12,6 +12,7 @@ import pytest
 
 from csi_driver.backends.base import Backend
 from csi_driver.backends.memory.backend import Faults, MemoryBackend
+from csi_driver.backends.registry import BACKENDS, PoolOptions
 from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.model import (
     AccessMode,
@@ -98,7 +99,6 @@ class ReflinkRig:
 @asynccontextmanager
 async def reflink_rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
     root: Path = request.getfixturevalue("xfs")
-    from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
     from csi_driver.host.helper.client import HelperPool
 
     directory = root / f"pool-{time.monotonic_ns()}"
@@ -106,7 +106,9 @@ async def reflink_rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
     children = HelperPool(begin=fork_servers.begin)
     await children.start()
     try:
-        yield ReflinkRig(lambda: ReflinkBackend(ReflinkOptions(POOL, OWNER, str(directory), init=True), children))
+        yield ReflinkRig(
+            lambda: BACKENDS["reflink"].make(PoolOptions(POOL, OWNER, str(directory), init=True), children)
+        )
     finally:
         await children.stop()
 
@@ -115,7 +117,9 @@ RIGS: dict[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Ri
     "memory": memory_rig,
     "reflink": reflink_rig,
 }
-"""A third technology is one more line here."""
+"""One for each kind of backends/registry.py."""
+
+assert RIGS.keys() == BACKENDS.keys()
 
 
 class Clock:
