@@ -231,7 +231,7 @@ class Agent:
                 log.error("pool is away", pool=pool.name, why=str(error))
                 away.append(pool)
             else:
-                _warn_of_no_room(pool)
+                await _warn_of_no_room(pool)
         if len(away) == len(self._settings.pools):
             if not self._settings.register:
                 raise Precondition(str(away[0].refusal))
@@ -250,7 +250,7 @@ class Agent:
                     away.remove(pool)
                     self._health.have("pools")
                     log.info("pool is back", pool=pool.name)
-                    _warn_of_no_room(pool)
+                    await _warn_of_no_room(pool)
 
     def _backend(self, spec: PoolSpec) -> Backend:
         image = self._settings.image
@@ -283,8 +283,10 @@ class Agent:
         figures = []
         for pool in self._pools:
             try:
-                account = pool.serving().account()
+                account = pool.serving().last_account()
             except Unavailable:  # its gauges are left out; the others' are not
+                continue
+            if account is None:
                 continue
             walked = self._walk.sums(pool.name)
             figures.append(
@@ -316,10 +318,10 @@ class Agent:
         return found
 
 
-def _warn_of_no_room(pool: Pool) -> None:
+async def _warn_of_no_room(pool: Pool) -> None:
     """Say at once what the first claim would find: that nothing fits."""
     try:
-        account = pool.account()
+        account = await pool.account()
     except DriverError:  # it has gone again
         return
     if not account.available:

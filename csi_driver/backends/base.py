@@ -38,6 +38,27 @@ class SnapshotTimings:
 
 
 @dataclass(frozen=True, slots=True)
+class SpaceOperation:
+    """An operation that takes space: it shares the blocks of `sources`, and makes the content of `volume` (None: of none) anew.
+
+    create: an empty volume, or one from a snapshot. clone: a volume from a volume. check: a file system is mended beside what the
+    volume holds. rollback: the volume's content is replaced.
+    """
+
+    kind: Literal["create", "clone", "snapshot", "check", "rollback"]
+    sources: tuple[Volume, ...] = ()
+    volume: Volume | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceNeeded:
+    """Bytes that an operation takes at once, and how they come about, in words for a refusal."""
+
+    bytes: int
+    formula: str
+
+
+@dataclass(frozen=True, slots=True)
 class PoolIdentity:
     """What a pool says of itself."""
 
@@ -210,8 +231,18 @@ class Backend(Protocol):
         """Raise Unavailable where the pool has gone since it was opened (unmounted, shut down). Takes microseconds."""
         ...
 
-    def space(self) -> Space:
-        """Size and free bytes now; starts no process, walks nothing. Unavailable where the pool has gone."""
+    space_max_age: float
+    """Seconds for which an answer of `space` may be used again: 0 if it costs microseconds, more if it starts a process."""
+
+    async def space(self) -> Space:
+        """Return size and free bytes now; may take time, and walks nothing. Raises Unavailable if the pool has gone."""
+        ...
+
+    def space_needed(self, operation: SpaceOperation) -> SpaceNeeded:
+        """Return the space that an operation takes at once on thick volumes, so that it is reserved before it begins.
+
+        Costs one look at each source at most.
+        """
         ...
 
     def allocated(self, volume: Volume) -> int:

@@ -9,14 +9,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NoReturn
 
-from csi_driver.backends.base import KEPT_SECONDS, Check
+from csi_driver.backends.base import KEPT_SECONDS, Check, SpaceOperation
 from csi_driver.domain.durations import format_duration
 from csi_driver.domain.errors import BEING_CHECKED, Busy, NotMountable, OutOfSpace
 from csi_driver.domain.model import Condition, Volume
 from csi_driver.service.conditions import is_damaged
 from csi_driver.service.dependencies import ServiceDependencies
 from csi_driver.service.pools import Pool
-from csi_driver.service.reservations import CHECKED, reserve_space, space_needed
+from csi_driver.service.reservations import reserve_space
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,7 +65,8 @@ class Checks:
         backend = pool.backend
         await backend.access.detach(volume)
         # A thick one takes its space a second time, as for a rollback: what it held is kept beside what it will hold.
-        with reserve_space(pool, "the check of a thick volume", space_needed(pool, made=volume), CHECKED):
+        needed = backend.space_needed(SpaceOperation("check", volume=volume))
+        async with reserve_space(pool, "the check of a thick volume", needed):
             check = await backend.checks.begin(volume, why, self._context.now())
         _LOG.warning("%s is checked before it is mounted, since %s", volume.id, why)
         raise self._running(pool, volume, check)

@@ -92,7 +92,7 @@ class Fullness:
         """Look at one pool, and tell what is new. Raises Unavailable."""
         if pool.refusal is not None:
             return False
-        account = pool.serving().account()
+        account = await pool.serving().account()
         now = self._clock()
         if not has_run_full(pool, account):
             if self._told.pop(pool.name, None) is not None:

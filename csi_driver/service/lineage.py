@@ -64,9 +64,9 @@ class Lineage:
                     # Deleted while the others were looked at: it is no part of the tree any more.
         return _parents_first([_refreshed(node) for node in nodes])
 
-    def pools(self) -> list[tuple[Pool, CapacityReport]]:
+    async def pools(self) -> list[tuple[Pool, CapacityReport]]:
         """Every pool with its sums."""
-        return [(pool, pool.account()) for pool in self._pools.all_serving()]
+        return [(pool, await pool.account()) for pool in self._pools.all_serving()]
 
     def holder(self, volume: Volume) -> str:
         """Who holds the volume now; empty where nobody does."""

@@ -3,13 +3,14 @@
 import hashlib
 from dataclasses import dataclass, replace
 
+from csi_driver.backends.base import SpaceOperation
 from csi_driver.domain.errors import AlreadyExists, Busy, InUse, InvalidRequest, Precondition
 from csi_driver.domain.ids import name_hash
 from csi_driver.domain.model import CompletedRollback, Hold, Snapshot, Volume
 from csi_driver.domain.requests import check_name
 from csi_driver.service.dependencies import HOLD_SECONDS, ServiceDependencies
 from csi_driver.service.pools import Pool
-from csi_driver.service.reservations import BACK, reserve_space, space_needed
+from csi_driver.service.reservations import reserve_space
 from csi_driver.service.snapshots import Snapshots
 
 REMEMBERED = 16
@@ -113,10 +114,10 @@ class Rollbacks:
         await self._refuse_used(pool, volume)
         # The old content stays until the new one is whole. What a safety cut takes comes on top, and is no longer promised
         # but gone once it is made; so it asks for itself, while the room for the exchange is kept, and nothing is cut in vain.
-        needed = space_needed(pool, made=volume)
-        with reserve_space(pool, "a rollback of a thick volume", needed, BACK):
+        needed = pool.backend.space_needed(SpaceOperation("rollback", volume=volume))
+        async with reserve_space(pool, "a rollback of a thick volume", needed):
             await pool.backend.access.detach(volume)
-            safety = await self._safety(pool, volume, request, needed)
+            safety = await self._safety(pool, volume, request, needed.bytes)
             rolled = CompletedRollback(request.name, request.snapshot_id, self._context.now(), safety)
             rollbacks = (*volume.rollbacks, rolled)[-REMEMBERED:]
             # What a check found is of the content that goes.

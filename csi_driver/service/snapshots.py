@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from csi_driver.backends.base import SpaceOperation
 from csi_driver.domain.capacity import human
 from csi_driver.domain.errors import AlreadyExists, Damaged, InvalidRequest, OutOfSpace, Precondition
 from csi_driver.domain.ids import ObjectId, name_hash
@@ -10,7 +11,7 @@ from csi_driver.domain.model import Snapshot, Volume
 from csi_driver.domain.requests import check_name, refuse_parameters, split_labels
 from csi_driver.service.dependencies import ServiceDependencies, page
 from csi_driver.service.pools import Pool
-from csi_driver.service.reservations import CUT, reserve_space, space_needed
+from csi_driver.service.reservations import reserve_space
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +61,10 @@ class Snapshots:
 
         `promised_before`: bytes that the same call was promised for something else.
         """
-        check_room(pool, [volume])
+        await check_room(pool, [volume])
         planned = plan(self._context, pool, volume, name, labels)
-        with reserve_space(
-            pool, "a snapshot of a thick volume", space_needed(pool, cut=[volume]), CUT, own=promised_before
-        ):
+        needed = pool.backend.space_needed(SpaceOperation("snapshot", (volume,)))
+        async with reserve_space(pool, "a snapshot of a thick volume", needed, own=promised_before):
             snapshot, report = await pool.backend.create_snapshot(planned, volume)
         pool.put_snapshot(snapshot)
         self._context.observer.cut(pool.name, report)
@@ -154,9 +154,9 @@ def plan(
     )
 
 
-def check_room(pool: Pool, volumes: list[Volume]) -> None:
+async def check_room(pool: Pool, volumes: list[Volume]) -> None:
     """Refuse a cut at the cap or in a pool that is nearly full, naming the figures."""
-    account = pool.account()
+    account = await pool.account()
     if account.below_reserve:
         raise OutOfSpace(
             f"pool {pool.name} has {human(account.space.free)} free and keeps {human(account.reserve)} in reserve: delete something "

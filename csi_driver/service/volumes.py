@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from csi_driver.backends.base import SpaceNeeded, SpaceOperation
 from csi_driver.domain.capacity import human
 from csi_driver.domain.errors import AlreadyExists, Damaged, InUse, InvalidRequest, OutOfRange, OutOfSpace
 from csi_driver.domain.ids import ObjectId, name_hash
@@ -22,7 +23,7 @@ from csi_driver.domain.sizes import check_range, choose, expanded, least_request
 from csi_driver.service.dependencies import ServiceDependencies, page
 from csi_driver.service.formats import check_format, format_of_copy, unmountable
 from csi_driver.service.pools import Pool
-from csi_driver.service.reservations import COPIED, MADE, reserve_space, space_needed
+from csi_driver.service.reservations import reserve_space
 
 Topologies = Sequence[str]
 """Owners that the caller could use; empty where it did not say."""
@@ -63,13 +64,16 @@ class Volumes:
             source = self._unchanged(source)
             begins_as = await format_of_copy(pool, request, source)
             check_format(request, source, begins_as)
-            volume = self._plan(pool, digest, request, source, begins_as)
+            volume = await self._plan(pool, digest, request, source, begins_as)
             at_work = [source] if isinstance(source, Volume) else []
             # What a thick source is given again counts also where the copy is thin.
-            doing, formula = ("a copy of a thick volume", COPIED) if at_work else ("a thick volume", MADE)
-            with reserve_space(pool, doing, space_needed(pool, at_work, volume), formula, volume.size):
-                async with self._context.extend_hold_while(pool, at_work):
-                    report = await pool.backend.create_volume(volume, source)
+            doing = "a copy of a thick volume" if at_work else "a thick volume"
+            operation = SpaceOperation("clone" if at_work else "create", tuple(at_work), volume)
+            async with (
+                reserve_space(pool, doing, pool.backend.space_needed(operation), volume.size),
+                self._context.extend_hold_while(pool, at_work),
+            ):
+                report = await pool.backend.create_volume(volume, source)
             pool.put_volume(volume)
             if isinstance(source, Volume):
                 self._context.observer.cut(pool.name, report)
@@ -117,14 +121,15 @@ class Volumes:
             size = expanded(volume.size, wanted)
             growth = size - volume.size
             if growth:
-                account = pool.account()
+                account = await pool.account()
                 room = account.available_thick_later if volume.thick else account.available
                 if growth > room:
                     raise OutOfRange(
                         f"pool {pool.name} has room for {room} more bytes, {growth} are needed: ask for less"
                     )
             grown = replace(volume, size=size)
-            with reserve_space(pool, "the growth of a thick volume", growth * volume.thick, "what it grows by", growth):
+            needed = SpaceNeeded(growth * volume.thick, "what it grows by")
+            async with reserve_space(pool, "the growth of a thick volume", needed, growth):
                 await pool.backend.expand_volume(grown)
             # Known from here on, whatever becomes of record and device: it is what the next start would find.
             pool.put_volume(grown)
@@ -165,7 +170,7 @@ class Volumes:
                 return reason
         return ""
 
-    def capacity(
+    async def capacity(
         self, parameters: Mapping[str, str], capabilities: Sequence[Capability], topology: str | None = None
     ) -> tuple[int, int, int]:
         """Bytes available, largest and smallest volume. 0 for a pool or a topology that is not ours."""
@@ -177,7 +182,7 @@ class Volumes:
         name = asked.get("pool", "")
         if topology not in {None, self._pools.owner} or (name and self._pools.known(name) is None):
             return 0, 0, least
-        account = self._pools.named(name).account()
+        account = await self._pools.named(name).account()
         room = account.available_thick if asked.get("provisioning") == "thick" else account.available
         return room, room, least
 
@@ -234,7 +239,7 @@ class Volumes:
             return self._pools.volume(str(source.id))[1]
         return self._pools.snapshot(str(source.id))[1] if source is not None else None
 
-    def _plan(
+    async def _plan(
         self, pool: Pool, digest: str, request: VolumeRequest, source: Volume | Snapshot | None, begins_as: str
     ) -> Volume:
         holds = begins_as if begins_as in FILE_SYSTEMS else ""
@@ -243,7 +248,7 @@ class Volumes:
         # A copy that nobody said a size for may be asked for as its source was.
         asked = request.range.required or (source.requested if source is not None and source.size == size else 0)
         thick = request.parameters.get("provisioning") == "thick"
-        account = pool.account()
+        account = await pool.account()
         # An empty volume may as well be made elsewhere; a copy waits here for those that have the room now.
         real = account.available_thick if source is None else account.available_thick_later
         room = real if thick else account.available

@@ -205,7 +205,7 @@ async def test_allocation_follows_what_is_written(world: World) -> None:
     assert world.backend.allocated(v) == 0
     await world.write(v, piece(0, "x"), piece(7, "y"))
     assert 2 * BLOCK <= world.backend.allocated(v) <= SIZE
-    space = world.backend.space()
+    space = await world.backend.space()
     assert 0 < space.free < space.total
 
 

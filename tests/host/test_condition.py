@@ -193,7 +193,7 @@ def test_one_at_a_time(tmp_path: Path, directory: Path, monkeypatch: pytest.Monk
 STARTER = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from csi_driver.host import fsck
+from csi_driver.host.fs import fsck
 fsck._BOOTSTRAP = sys.argv[2]
 fsck.start(sys.argv[3], "/nowhere")
 print("ready", flush=True)

@@ -142,14 +142,14 @@ IOCTL, SYNCFS = "16", "306"
 
 AGENT = """
 import asyncio, json, sys
-from csi_driver.host import announcements
-from csi_driver.host.children import Children
+from csi_driver.host.freeze import journal
+from csi_driver.host.helper.client import HelperPool
 async def main():
     arguments = json.loads(sys.argv[1])
-    children = Children()
+    children = HelperPool()
     await children.start()
     if arguments["announce"]:
-        announcements.announce(arguments["announce"], "volume", arguments["facts"])
+        journal.record(arguments["announce"], "volume", arguments["facts"])
     print(children.server_pid, flush=True)
     await children.run("cut", arguments["timeout"], **arguments["cut"])
 asyncio.run(main())

@@ -102,7 +102,7 @@ def test_read_only_reaches_the_copy_that_propagates(xfs_dir: Path) -> None:
     source.mkdir()
     target.mkdir()
     run(("mount", "--make-shared", str(xfs_dir)), 10)
-    script = f"from csi_driver.host import mounts; mounts.bind({str(source)!r}, {str(target)!r}, True)"
+    script = f"from csi_driver.host.fs import mounts; mounts.bind({str(source)!r}, {str(target)!r}, True)"
     subprocess.run(
         ["unshare", "--mount", "--propagation=unchanged", sys.executable, "-c", script],
         check=True,

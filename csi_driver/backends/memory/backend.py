@@ -13,7 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from csi_driver.backends.base import Checks, PoolContents, PoolIdentity, SnapshotTimings, VolumeAccess
+from csi_driver.backends import shared_blocks
+from csi_driver.backends.base import (
+    Checks,
+    PoolContents,
+    PoolIdentity,
+    SnapshotTimings,
+    SpaceNeeded,
+    SpaceOperation,
+    VolumeAccess,
+)
 from csi_driver.backends.memory.access import MemoryAccess, NoChecks, block_only
 from csi_driver.backends.memory.faults import Faults, faulty
 from csi_driver.backends.memory.images import Image
@@ -65,6 +74,8 @@ class MemoryBackend:
         self._snapshots: dict[str, _Held] = {}
         self._groups: dict[str, _Held] = {}
 
+    space_max_age = 0.0
+
     @property
     def attached(self) -> int:
         """See Backend. Images need no device here."""
@@ -105,10 +116,19 @@ class MemoryBackend:
         if not self._open:
             raise Unavailable(f"pool {self.pool} is closed: open it")
 
-    def space(self) -> Space:
+    async def space(self) -> Space:
         """See Backend."""
         self.faults.reach_now("space")
+        return self._space()
+
+    def _space(self) -> Space:
         return Space(self._total, max(0, self._total - sum(image.allocated for image in self._images())))
+
+    def space_needed(self, operation: SpaceOperation) -> SpaceNeeded:
+        """See Backend."""
+        self.faults.reach_now("space_needed")
+        allocated = {source.id.hash: self.allocated(source) for source in shared_blocks.thick(operation)}
+        return shared_blocks.space_needed(operation, allocated)
 
     def allocated(self, volume: Volume) -> int:
         """See Backend."""
@@ -278,7 +298,7 @@ class MemoryBackend:
             raise
 
     def _refuse_full(self, needed: int) -> None:
-        free = self.space().free
+        free = self._space().free
         if needed > free:
             raise OutOfSpace(f"pool {self.pool} has {free} bytes free and {needed} are needed: delete something first")
 

@@ -26,7 +26,7 @@ from csi_driver.domain.errors import DriverError, OutOfSpace, Unavailable
 
 Point = Literal["before", "half", "after"]
 
-IMMEDIATE = frozenset({"check", "space", "allocated", "stamp"})
+IMMEDIATE = frozenset({"check", "space", "space_needed", "allocated", "stamp"})
 """Methods that do not wait: they can fail before, and not pause."""
 
 WITH_HALF = frozenset({"create_volume", "create_snapshot", "create_group", "roll_back"})

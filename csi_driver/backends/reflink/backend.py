@@ -9,7 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from csi_driver.backends.base import Checks, PoolContents, PoolIdentity, SnapshotTimings, VolumeAccess
+from csi_driver.backends import shared_blocks
+from csi_driver.backends.base import (
+    Checks,
+    PoolContents,
+    PoolIdentity,
+    SnapshotTimings,
+    SpaceNeeded,
+    SpaceOperation,
+    VolumeAccess,
+)
 from csi_driver.backends.block_access import BlockDeviceAccess
 from csi_driver.backends.reflink import pool_lock, pool_reader
 from csi_driver.backends.reflink.checks import ReflinkChecks, stamp
@@ -69,6 +78,8 @@ class ReflinkBackend:
         self._known: tuple[int, int] = (0, 0)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"pool-{options.name}")
         self._janitor = ThreadPoolExecutor(1, thread_name_prefix=f"trash-{options.name}")
+
+    space_max_age = 0.0
 
     @property
     def attached(self) -> int:
@@ -133,7 +144,7 @@ class ReflinkBackend:
                 f"pool {self.layout.name}: {self.layout.root} is no longer what was opened: mount its disk again"
             )
 
-    def space(self) -> Space:
+    async def space(self) -> Space:
         """See Backend."""
         with self.layout.translated("the pool's space was asked for"):
             pool = os.statvfs(self.layout.root)
@@ -143,6 +154,11 @@ class ReflinkBackend:
                 host = os.statvfs(self._options.backing)
                 free = min(free, host.f_bavail * host.f_frsize)
             return Space(pool.f_blocks * pool.f_frsize, free)
+
+    def space_needed(self, operation: SpaceOperation) -> SpaceNeeded:
+        """See Backend."""
+        allocated = {source.id.hash: self.allocated(source) for source in shared_blocks.thick(operation)}
+        return shared_blocks.space_needed(operation, allocated)
 
     def allocated(self, volume: Volume) -> int:
         """See Backend."""

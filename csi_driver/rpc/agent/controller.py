@@ -119,7 +119,7 @@ class Controller(NotOffered):
         except UnsupportedCapability:
             return csi_pb2.GetCapacityResponse(maximum_volume_size=Int64Value(value=0))
         place = convert.owner(request.accessible_topology) if request.accessible_topology.segments else None
-        room, largest, least = self._volumes.capacity(request.parameters, capabilities, place)
+        room, largest, least = await self._volumes.capacity(request.parameters, capabilities, place)
         return csi_pb2.GetCapacityResponse(
             available_capacity=room,
             maximum_volume_size=Int64Value(value=largest),

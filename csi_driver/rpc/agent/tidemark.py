@@ -63,7 +63,7 @@ class Tidemark(tidemark_pb2_grpc.TidemarkServicer):
         self, _request: tidemark_pb2.ListPoolsRequest, _context: _Context
     ) -> tidemark_pb2.ListPoolsResponse:
         """The pools and their sums."""
-        pools = sorted(self._trees.pools(), key=lambda entry: (entry[0].backend.identity.owner, entry[0].name))
+        pools = sorted(await self._trees.pools(), key=lambda entry: (entry[0].backend.identity.owner, entry[0].name))
         return tidemark_pb2.ListPoolsResponse(pools=[self._told(pool, account) for pool, account in pools])
 
     def _told(self, pool: Pool, account: CapacityReport) -> tidemark_pb2.Pool:
