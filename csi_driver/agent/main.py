@@ -307,7 +307,7 @@ class Agent:
         return figures
 
     def _node_figures(self) -> NodeFigures:
-        devices = sum(pool.backend.attached for pool in self._pools)
+        devices = sum(pool.backend.attached_devices for pool in self._pools)
         return NodeFigures(devices, self._children.stuck)
 
     def _unwell(self) -> list[Unwell]:

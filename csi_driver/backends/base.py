@@ -113,14 +113,6 @@ class VolumeAccess(Protocol):
         """Take an unused device away, verified. InUse where anything still uses it; fine where there is none."""
         ...
 
-    async def is_empty(self, volume: Volume) -> bool:
-        """Whether the image holds no data at all."""
-        ...
-
-    async def erase(self, volume: Volume) -> None:
-        """Make the image empty: only for a volume whose format never completed."""
-        ...
-
     async def make_file_system(self, volume: Volume, fs_type: str) -> None:
         """Attach the volume and format it. The caller has made the intent durable."""
         ...
@@ -155,7 +147,7 @@ class VolumeAccess(Protocol):
         """
         ...
 
-    async def clear(self, digest: str, path: str, last: bool) -> None:
+    async def cleanup_unavailable(self, digest: str, path: str, last: bool) -> None:
         """Like `unmount`, for the volume with this hash in a pool that cannot be looked into: by what the kernel still says.
 
         `last`: its device goes too; Precondition where it is shown elsewhere.
@@ -184,7 +176,7 @@ class Checks(Protocol):
         """
         ...
 
-    async def found(self, volume: Volume) -> Check | None:
+    async def current(self, volume: Volume) -> Check | None:
         """The check of what the volume holds now, at work or ended; None: there is none."""
         ...
 
@@ -215,7 +207,7 @@ class Backend(Protocol):
     checks: Checks
 
     @property
-    def attached(self) -> int:
+    def attached_devices(self) -> int:
         """How many devices hold images of this pool now; read from the kernel's lists, in microseconds each."""
         ...
 
@@ -249,7 +241,7 @@ class Backend(Protocol):
         """Bytes that the volume's image has allocated (shared ones included): one stat."""
         ...
 
-    async def found(self, item: Volume | Snapshot) -> str:
+    async def content_format(self, item: Volume | Snapshot) -> str:
         """What lies in an image by its first bytes: the name of a file system or of another format; empty where none is known."""
         ...
 
@@ -259,6 +251,14 @@ class Backend(Protocol):
 
     async def save_volume(self, volume: Volume) -> None:
         """Replace the volume's record, durably and atomically. The image is not touched."""
+        ...
+
+    async def is_empty(self, volume: Volume) -> bool:
+        """Return whether the volume holds no data at all."""
+        ...
+
+    async def erase(self, volume: Volume) -> None:
+        """Make a volume without a device empty, durably: only one whose format never completed."""
         ...
 
     async def expand_volume(self, volume: Volume) -> None:
@@ -291,7 +291,7 @@ class Backend(Protocol):
         """Replace the volume's content and record by the snapshot's content and `volume`, in one step."""
         ...
 
-    def stamp(self, item: Volume | Snapshot) -> str:
+    def change_token(self, item: Volume | Snapshot) -> str:
         """Changes whenever the image does (for files: inode and ctime), so that what is counted need not be counted again."""
         ...
 

@@ -34,11 +34,11 @@ from csi_driver.host.helper.device_jobs import may_grow_mounted_ext4
 STAGED_NODE = "device"
 """The name under which a staged block volume's device node is bind-mounted inside its staging directory."""
 
-QUICK = 15.0
+FAST_TIMEOUT = 15.0
 """Seconds for what normally takes milliseconds."""
-SLOW = 60.0
+SLOW_TIMEOUT = 60.0
 """Seconds for what may have to write a lot first: mount (log replay), umount (write-back), mkfs, grow."""
-CHECKED = 120.0
+GROWTH_TIMEOUT = 120.0
 """Seconds for a growth that all metadata are read before: what a kubelet waits for."""
 
 log = structlog.get_logger()
@@ -97,7 +97,7 @@ class BlockDeviceAccess:
             present = mountinfo.at(mount.point)
             if present is not None and present.id == mount.id:  # or it went with another view of it
                 with suppress(DriverError):  # it is found again when the volume is staged or taken away
-                    await self._jobs.run(None, "umount", SLOW, point=mount.point)
+                    await self._jobs.run(None, "umount", SLOW_TIMEOUT, point=mount.point)
                     _remove_file(mount.point)
 
     async def attach(self, volume: Volume) -> str:
@@ -115,19 +115,13 @@ class BlockDeviceAccess:
             raise InUse(f"{volume.id} is shown at {shown}: unpublish and unstage it first")
         await self._devices.detach(volume)
 
-    async def is_empty(self, volume: Volume) -> bool:
-        """See Access."""
-        return await self._devices.is_empty(volume)
-
-    async def erase(self, volume: Volume) -> None:
-        """See Access."""
-        await self._devices.erase(volume)
-
     async def make_file_system(self, volume: Volume, fs_type: str) -> None:
         """See Access."""
         source = self._devices.source(volume)
-        self._devices.note(await self._jobs.run(volume, "make_file_system", SLOW, source=source, fs_type=fs_type))
-        await self._devices.settle(volume)
+        self._devices.note(
+            await self._jobs.run(volume, "make_file_system", SLOW_TIMEOUT, source=source, fs_type=fs_type)
+        )
+        await self._devices.restore_allocation(volume)
 
     async def mount(self, volume: Volume, point: str, fs_type: str, flags: Sequence[str]) -> bool:
         """See Access."""
@@ -143,7 +137,7 @@ class BlockDeviceAccess:
             os.makedirs(point, mode=0o750, exist_ok=True)
         how = {"point": point, "fs_type": fs_type, "options": list(flags), "mounted": present is not None}
         try:
-            told = await self._jobs.run(volume, "mount", SLOW, source=self._devices.source(volume), **how)
+            told = await self._jobs.run(volume, "mount", SLOW_TIMEOUT, source=self._devices.source(volume), **how)
         except Precondition as error:
             if errno_of(error) in _CONTRADICTS_ITSELF:
                 raise NotMountable(f"the kernel does not mount it ({error})") from error
@@ -155,7 +149,7 @@ class BlockDeviceAccess:
             await self._refuse_unseen(volume, point)
             if fs_type == "ext4" and (trouble := condition.of_ext4(device.name, ())):
                 # Its superblock told of none before: they were met at the mount.
-                await self._jobs.run(volume, "umount", SLOW, point=point)
+                await self._jobs.run(volume, "umount", SLOW_TIMEOUT, point=point)
                 raise NotMountable(f"its mount met what cannot be right ({trouble.text})")
         await self._make_good(volume)
         return bool(told["room"])
@@ -206,7 +200,7 @@ class BlockDeviceAccess:
             await self._jobs.run(
                 volume,
                 "grow",
-                SLOW,
+                SLOW_TIMEOUT,
                 source=self._devices.source(volume),
                 point=(writable or mount).point,
                 fs_type=mount.fs_type,
@@ -217,7 +211,7 @@ class BlockDeviceAccess:
     async def _make_good(self, volume: Volume) -> None:
         """Bookkeeping beside a stage or a growth, which it never fails: the volume is as good as before, and the next one tries again."""
         try:
-            await self._devices.settle(volume)
+            await self._devices.restore_allocation(volume)
         except DriverError as error:
             log.warning("a thick volume lacks space of its own", volume=str(volume.id), why=str(error))
 
@@ -262,7 +256,13 @@ class BlockDeviceAccess:
         mount_points.mark(target, _mark(volume))
         try:
             await self._jobs.run(
-                volume, "bind", SLOW, source=source, target=target, read_only=read_only, device_number=_number(device)
+                volume,
+                "bind",
+                SLOW_TIMEOUT,
+                source=source,
+                target=target,
+                read_only=read_only,
+                device_number=_number(device),
             )
         except Unavailable as error:
             # The job opens what it binds: what was shut down is found without another process.
@@ -286,16 +286,16 @@ class BlockDeviceAccess:
                         f"{point} shows {mount.source}, not {volume.id if volume else 'a volume that is gone'}: unmount it "
                         "by hand"
                     )
-                held = self._devices.holding(mount) if mine else ""
+                held = self._devices.device_generation(mount) if mine else ""
                 await self._unmounted(volume, mount)
                 if device is None:
-                    await self._devices.reclaim(mount, held)
+                    await self._devices.release_unknown_device(mount, held)
         _remove_file(os.path.join(path, STAGED_NODE))
 
-    async def clear(self, digest: str, path: str, last: bool) -> None:
+    async def cleanup_unavailable(self, digest: str, path: str, last: bool) -> None:
         """See Access. A disk that died must not keep its pods from ending."""
         points = (os.path.join(path, STAGED_NODE), path)
-        shown = await self._devices.shown(digest)
+        shown = await self._devices.mounts_of_volume(digest)
         places = _places(shown, mountinfo.read())
         if last and (others := [place[0] for place in places if not any(path in points for path in place)]):
             raise Precondition(f"the volume is still published at {', '.join(others)}: unpublish it there first")
@@ -308,10 +308,10 @@ class BlockDeviceAccess:
                 await self._unmounted(None, mount)
         _remove_file(points[0])
         if last:
-            await self._devices.abandon(digest)
+            await self._devices.detach_unavailable(digest)
 
     async def _unmounted(self, volume: Volume | None, mount: mountinfo.Mount) -> None:
-        await self._jobs.run(volume, "umount", SLOW, point=mount.point)
+        await self._jobs.run(volume, "umount", SLOW_TIMEOUT, point=mount.point)
         if any(left.id == mount.id and left.point == mount.point for left in mountinfo.read()):
             raise Precondition(
                 f"{mount.point} is mounted and cannot be reached: something was mounted over a directory above it later; "
@@ -325,7 +325,7 @@ class BlockDeviceAccess:
         if mount is not None and _is_node(mount, device):
             return FileSystemStats(total=volume.size)
         found: dict[str, Any] = await self._jobs.run(
-            volume, "statvfs", QUICK, point=path, major=device.major, minor=device.minor
+            volume, "statvfs", FAST_TIMEOUT, point=path, major=device.major, minor=device.minor
         )
         unit = found["f_frsize"]
         if found["shut_down"]:
@@ -354,7 +354,9 @@ class BlockDeviceAccess:
         """What is wrong with the file system on a device that is mounted there. Of an ext4 it is told without a process."""
         if mount.fs_type == "ext4":
             return condition.of_ext4(device.name, mount.super_options)
-        shut = await self._jobs.run(volume, "is_shut_down", QUICK, point=mount.point, device_number=_number(device))
+        shut = await self._jobs.run(
+            volume, "is_shut_down", FAST_TIMEOUT, point=mount.point, device_number=_number(device)
+        )
         return condition.of_shut_down(mount.fs_type) if shut else None
 
     async def _attached(self, volume: Volume) -> BlockDevice:
@@ -371,7 +373,7 @@ class BlockDeviceAccess:
             self._devices.is_unbound_device_node(present) or self._is_left(present, volume, device)
         ):
             # Left of a device that is gone: it shows nothing, or whoever's next device got that number.
-            await self._jobs.run(volume, "umount", SLOW, point=target)
+            await self._jobs.run(volume, "umount", SLOW_TIMEOUT, point=target)
             present = mountinfo.at(target)
         if present is not None:
             if not _holds(present, device) or not _is_node(present, device):
@@ -381,7 +383,7 @@ class BlockDeviceAccess:
         _make_file(target)
         mount_points.mark(target, _mark(volume))
         await self._jobs.run(
-            volume, "bind", SLOW, source=device.path, target=target, read_only=False, device_number=None
+            volume, "bind", SLOW_TIMEOUT, source=device.path, target=target, read_only=False, device_number=None
         )
         await self._verify(volume, device, target)
 
@@ -390,7 +392,7 @@ class BlockDeviceAccess:
         again = await self._devices.find(volume)
         mount = mountinfo.at(target)
         if again != device or mount is None or not _holds(mount, device):
-            await self._jobs.run(volume, "umount", SLOW, point=target)
+            await self._jobs.run(volume, "umount", SLOW_TIMEOUT, point=target)
             raise Precondition(f"{volume.id} lost its device while it was being shown at {target}: try again")
         await self._refuse_unseen(volume, target)
 
@@ -398,7 +400,7 @@ class BlockDeviceAccess:
         """Take a mount away again that no pod would see, and raise Precondition."""
         mount = mountinfo.at(target)
         if self._seen_outside and (mount is None or not mount.shared):
-            await self._jobs.run(volume, "umount", SLOW, point=target)
+            await self._jobs.run(volume, "umount", SLOW_TIMEOUT, point=target)
             raise Precondition(
                 f"{target} is not shared with the host, so no pod would see {volume.id} there: mount the kubelet's "
                 "directories into the agent's container with mountPropagation Bidirectional"
@@ -425,7 +427,9 @@ class BlockDeviceAccess:
                 f"{volume.id} is published {'read-only' if is_read_only else 'writable'} at {', '.join(others)}, and a block "
                 "device has one mode for all: unpublish it there first"
             )
-        await self._jobs.run(volume, "set_read_only", QUICK, source=self._devices.source(volume), read_only=read_only)
+        await self._jobs.run(
+            volume, "set_read_only", FAST_TIMEOUT, source=self._devices.source(volume), read_only=read_only
+        )
 
 
 def _mounts(device: BlockDevice, mounts: Sequence[mountinfo.Mount]) -> list[mountinfo.Mount]:

@@ -34,14 +34,6 @@ class Devices(Protocol):
         """Take the volume's device away, verified. Raises InUse with nothing changed."""
         ...
 
-    async def is_empty(self, volume: Volume) -> bool:
-        """Whether the volume holds no data at all."""
-        ...
-
-    async def erase(self, volume: Volume) -> None:
-        """Make a detached volume empty."""
-        ...
-
     async def is_ours(self, mount: mountinfo.Mount, volume: Volume | None) -> bool:
         """Whether what is mounted there is, or was, a volume of this pool, and no living one besides `volume`."""
         ...
@@ -54,19 +46,19 @@ class Devices(Protocol):
         """Every mount of the node of a device of this kind, whoever's it is."""
         ...
 
-    def holding(self, mount: mountinfo.Mount) -> str:
+    def device_generation(self, mount: mountinfo.Mount) -> str:
         """What tells the device behind a mount, as it is bound now, from the next owner of its number. Empty: it holds nothing."""
         ...
 
-    async def reclaim(self, mount: mountinfo.Mount, held: str) -> None:
+    async def release_unknown_device(self, mount: mountinfo.Mount, held: str) -> None:
         """Take away the device that was behind a mount of a volume that is no longer known, if it still is what was `held`."""
         ...
 
-    async def shown(self, digest: str) -> list[mountinfo.Mount]:
+    async def mounts_of_volume(self, digest: str) -> list[mountinfo.Mount]:
         """Where the volume with this hash is shown, as far as can be told without looking into its pool."""
         ...
 
-    async def abandon(self, digest: str) -> None:
+    async def detach_unavailable(self, digest: str) -> None:
         """Take away the device of a volume whose pool cannot be looked into, if it is surely that volume's. Raises InUse."""
         ...
 
@@ -77,6 +69,6 @@ class Devices(Protocol):
         """
         ...
 
-    async def settle(self, volume: Volume) -> None:
+    async def restore_allocation(self, volume: Volume) -> None:
         """Make good what a thick volume was promised, where it lacks space. Raises OutOfSpace where the pool has none."""
         ...

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from csi_driver.backends.block_access import QUICK, SLOW
+from csi_driver.backends.block_access import FAST_TIMEOUT, SLOW_TIMEOUT
 from csi_driver.backends.volume_helpers import VolumeHelpers, finish_despite_cancel, translate
 from csi_driver.domain.errors import Busy, DriverError, Precondition
 from csi_driver.domain.model import Volume
@@ -93,7 +93,7 @@ class FreezeSession:
             try:
                 mounts = self._of_this_boot(key, found)
                 if mounts:
-                    await self._children.run("thaw", SLOW, mounts=mounts)
+                    await self._children.run("thaw", SLOW_TIMEOUT, mounts=mounts)
             except Precondition as error:
                 refused = error
                 continue
@@ -171,7 +171,7 @@ class FreezeSession:
                 if volume is None:
                     continue
                 try:
-                    await self._helpers.run(volume, "thaw", QUICK, mounts=[fact])
+                    await self._helpers.run(volume, "thaw", FAST_TIMEOUT, mounts=[fact])
                 except DriverError as error:
                     raise Busy(f"an earlier snapshot of {volume.id} may have left it frozen: {error}") from error
                 async with self._removing:

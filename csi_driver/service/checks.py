@@ -36,7 +36,7 @@ class Checks:
 
     async def refuse_running(self, pool: Pool, volume: Volume) -> None:
         """Raise Busy while a check of the volume runs: what it mends is what the volume held when it began."""
-        check = await pool.backend.checks.found(volume)
+        check = await pool.backend.checks.current(volume)
         if check is not None and check.result == "running":
             raise self._running(pool, volume, check)
 
@@ -49,11 +49,11 @@ class Checks:
         if fs_type != "ext4":
             return volume, False
         checks = pool.backend.checks
-        check = await checks.found(volume)
+        check = await checks.current(volume)
         if check is not None:
             return await self._taken(pool, volume, check), True
         known = volume.condition
-        if known is not None and known.state == "damaged" and known.stamp == pool.backend.stamp(volume):
+        if known is not None and known.state == "damaged" and known.stamp == pool.backend.change_token(volume):
             raise damaged(volume, known.said)
         why = await checks.complaint(volume, is_ext4=volume.format == "ext4")
         if why:
@@ -112,7 +112,7 @@ class Checks:
         )
 
     async def _note(self, pool: Pool, volume: Volume, said: str) -> Volume:
-        stamp = pool.backend.stamp(volume)
+        stamp = pool.backend.change_token(volume)
         volume = await self._save(
             pool, replace(volume, condition=Condition("damaged", self._context.now(), said, stamp=stamp))
         )

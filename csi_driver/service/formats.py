@@ -18,7 +18,7 @@ async def look(pool: Pool, item: Volume | Snapshot) -> tuple[str, str]:
     """
     if item.format not in (*FILE_SYSTEMS, RAW):
         return item.format, ""
-    there = await pool.backend.found(item)
+    there = await pool.backend.content_format(item)
     return _MOUNTED_AS.get(there, item.format), there
 
 

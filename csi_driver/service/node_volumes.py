@@ -112,7 +112,7 @@ class NodeVolumes:
         staging = _check_path(staging, "the staging path")
         async with self._pools.locks.hold(f"NodeUnstageVolume of {volume_id}", [self._key(volume_id)]):
             if lost := self._unavailable_pool(volume_id):
-                await lost[0].backend.access.clear(lost[1], staging, last=True)
+                await lost[0].backend.access.cleanup_unavailable(lost[1], staging, last=True)
                 return
             pool, volume = self._pool_for_cleanup(volume_id)
             if volume is not None:
@@ -169,7 +169,7 @@ class NodeVolumes:
         target = _check_path(target, "the target path")
         async with self._pools.locks.hold(f"NodeUnpublishVolume of {volume_id}", [self._key(volume_id)]):
             if lost := self._unavailable_pool(volume_id):
-                await lost[0].backend.access.clear(lost[1], target, last=False)
+                await lost[0].backend.access.cleanup_unavailable(lost[1], target, last=False)
             else:
                 pool, volume = self._pool_for_cleanup(volume_id)
                 await pool.backend.access.unmount(volume, target)
@@ -233,8 +233,8 @@ class NodeVolumes:
         if volume.format != BLANK:
             # Left in the middle of mkfs: it was never mounted, so nobody's data can be in it.
             await access.detach(volume)
-            await access.erase(volume)
-        elif not await access.is_empty(volume):
+            await pool.backend.erase(volume)
+        elif not await pool.backend.is_empty(volume):
             raise Precondition(
                 f"{volume.id} was never formatted by this driver and yet holds data: it is not formatted; to look at the data, "
                 "snapshot it and restore that with volumeMode Block"
@@ -276,7 +276,7 @@ class NodeVolumes:
             return volume
         if volume.format not in (*FILE_SYSTEMS, BLANK):
             await pool.backend.access.detach(volume)
-            await pool.backend.access.erase(volume)
+            await pool.backend.erase(volume)
             await pool.backend.access.attach(volume)
         return await self._save(pool, replace(volume, format=RAW))
 

@@ -73,7 +73,7 @@ class UsageScanner:
 
     async def _usage(self, pool: Pool, item: Volume | Snapshot) -> Usage | None:
         try:
-            stamp = pool.backend.stamp(item)
+            stamp = pool.backend.change_token(item)
             known = self._known.get(str(item.id))
             if known is None or known[0] != stamp:
                 known = (stamp, await pool.backend.usage(item))

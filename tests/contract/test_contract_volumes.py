@@ -252,7 +252,7 @@ async def test_an_unused_device_goes_with_its_volume(world: World) -> None:
     v = await world.volume("v")
     await world.backend.access.attach(v)
     await world.volumes.delete(str(v.id))
-    assert world.backend.attached == 0
+    assert world.backend.attached_devices == 0
 
 
 async def test_expansion(world: World) -> None:

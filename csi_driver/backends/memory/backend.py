@@ -77,7 +77,7 @@ class MemoryBackend:
     space_max_age = 0.0
 
     @property
-    def attached(self) -> int:
+    def attached_devices(self) -> int:
         """See Backend. Images need no device here."""
         return 0
 
@@ -136,7 +136,7 @@ class MemoryBackend:
         return self._image(volume).allocated
 
     @faulty
-    async def found(self, item: Volume | Snapshot) -> str:
+    async def content_format(self, item: Volume | Snapshot) -> str:
         """See Backend."""
         return filesystems.probe(self._image(item).path)
 
@@ -166,6 +166,18 @@ class MemoryBackend:
         image = self._image(volume)
         if volume.thick:
             self._refuse_full(volume.size - image.allocated)
+        image.grow(volume.size, volume.thick)
+
+    @faulty
+    async def is_empty(self, volume: Volume) -> bool:
+        """See Backend."""
+        return self._image(volume).is_empty()
+
+    @faulty
+    async def erase(self, volume: Volume) -> None:
+        """See Backend."""
+        image = self._image(volume)
+        image.erase()
         image.grow(volume.size, volume.thick)
 
     @faulty
@@ -235,9 +247,9 @@ class MemoryBackend:
             self._volumes[volume.id.hash] = _Held(dump_volume(volume), {volume.id.hash: image})
         _close(old)
 
-    def stamp(self, item: Volume | Snapshot) -> str:
+    def change_token(self, item: Volume | Snapshot) -> str:
         """See Backend."""
-        self.faults.reach_now("stamp")
+        self.faults.reach_now("change_token")
         status = os.fstat(self._image(item).fd)
         return f"{status.st_ino}:{status.st_mtime_ns}"
 

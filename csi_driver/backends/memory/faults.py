@@ -26,7 +26,7 @@ from csi_driver.domain.errors import DriverError, OutOfSpace, Unavailable
 
 Point = Literal["before", "half", "after"]
 
-IMMEDIATE = frozenset({"check", "space", "space_needed", "allocated", "stamp"})
+IMMEDIATE = frozenset({"check", "space", "space_needed", "allocated", "change_token"})
 """Methods that do not wait: they can fail before, and not pause."""
 
 WITH_HALF = frozenset({"create_volume", "create_snapshot", "create_group", "roll_back"})
@@ -35,8 +35,8 @@ METHODS = (
     IMMEDIATE
     | WITH_HALF
     | frozenset(
-        "open close found save_volume expand_volume delete_volume delete_snapshot delete_group usage "
-        "use attach detach is_empty erase make_file_system mount grow bind stage_block unmount clear stats trouble".split()
+        "open close content_format save_volume expand_volume delete_volume delete_snapshot delete_group usage "
+        "use attach detach is_empty erase make_file_system mount grow bind stage_block unmount cleanup_unavailable stats trouble".split()
     )
 )
 """Everything that may be named: the methods of Backend and of Access."""

@@ -82,7 +82,7 @@ class ReflinkBackend:
     space_max_age = 0.0
 
     @property
-    def attached(self) -> int:
+    def attached_devices(self) -> int:
         """See Backend."""
         return self._devices.count()
 
@@ -165,7 +165,7 @@ class ReflinkBackend:
         with self.layout.translated("a volume's allocation was asked for"):
             return os.stat(self.image(volume)).st_blocks * 512
 
-    async def found(self, item: Volume | Snapshot) -> str:
+    async def content_format(self, item: Volume | Snapshot) -> str:
         """See Backend. From the image, which has what was written to a device once nobody has that open any more."""
         with self.layout.translated(f"looking at {item.id}"):
             return await self._in_thread(filesystems.probe, self.image(item))
@@ -189,6 +189,16 @@ class ReflinkBackend:
         with self.layout.translated(f"expansion of {volume.id}"):
             await self._in_thread(self._expand, volume)
 
+    async def is_empty(self, volume: Volume) -> bool:
+        """See Backend."""
+        with self.layout.translated(f"looking into {volume.id}"):
+            return await self._in_thread(_is_empty, self.image(volume))
+
+    async def erase(self, volume: Volume) -> None:
+        """See Backend."""
+        with self.layout.translated(f"emptying {volume.id}"):
+            await self._in_thread(_erase, self.image(volume), volume)
+
     async def delete_volume(self, volume: Volume) -> None:
         """See Backend."""
         await self._discard(str(volume.id), self._place(volume))
@@ -200,7 +210,7 @@ class ReflinkBackend:
             async with self._draft(IMAGE) as draft:
                 image = draft / IMAGE
                 report = await self._snapshotter.clone([ImageClone(source, self.image(source), image)])
-                await self._keep_promise([source])
+                await self._unshare_thick([source])
 
                 def finish() -> Snapshot:
                     condition = report.conditions.get(source.id.hash, "")
@@ -222,7 +232,7 @@ class ReflinkBackend:
                 report = await self._snapshotter.clone(
                     [ImageClone(source, self.image(source), image) for source, image in pairs]
                 )
-                await self._keep_promise(sources)
+                await self._unshare_thick(sources)
 
                 def finish() -> GroupSnapshot:
                     sizes = [_freeze_image(image) for image in images]
@@ -254,7 +264,7 @@ class ReflinkBackend:
             # When this returns, the room is no longer promised: it should be there for who waits for it.
             await asyncio.wait({asyncio.wrap_future(emptied)}, timeout=_TRASH_SECONDS)
 
-    def stamp(self, item: Volume | Snapshot) -> str:
+    def change_token(self, item: Volume | Snapshot) -> str:
         """See Backend."""
         with self.layout.translated(f"looking at {item.id}"):
             return stamp(self.image(item))
@@ -272,7 +282,7 @@ class ReflinkBackend:
             return pool_reader.member_image(self.layout.groups / item.group, item.id.hash)
         return self.layout.snapshots / item.id.hash / IMAGE
 
-    async def _keep_promise(self, sources: Sequence[Volume]) -> None:
+    async def _unshare_thick(self, sources: Sequence[Volume]) -> None:
         """Give thick volumes that were just cut blocks of their own again, so that overwriting them cannot fail.
 
         Outside the freeze, in steps between which writers go on. Raises OSError ENOSPC; without the cut nothing is shared.
@@ -315,7 +325,7 @@ class ReflinkBackend:
         async with self._draft(IMAGE) as draft:
             image = draft / IMAGE
             report = await self._snapshotter.clone([ImageClone(source, self.image(source), image)])
-            await self._keep_promise([source])
+            await self._unshare_thick([source])
 
             def finish() -> None:
                 with image.open("r+b") as file:
@@ -374,6 +384,20 @@ class ReflinkBackend:
 
     async def _in_thread(self, function: Callable[..., _T], *args: object) -> _T:
         return await finish_despite_cancel(asyncio.get_running_loop().run_in_executor(self._threads, function, *args))
+
+
+def _is_empty(image: Path) -> bool:
+    with image.open("rb") as file:
+        return not files.has_data(file.fileno())
+
+
+def _erase(image: Path, volume: Volume) -> None:
+    with image.open("r+b") as file:
+        if volume.thick:
+            allocation.renew(file.fileno(), volume.size)
+        else:
+            files.punch_all(file.fileno())
+        os.fsync(file.fileno())
 
 
 def _own_blocks(image: Path, size: int) -> None:

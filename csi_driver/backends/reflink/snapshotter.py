@@ -10,7 +10,7 @@ from typing import Any
 
 from csi_driver.backends import condition
 from csi_driver.backends.base import SnapshotTimings
-from csi_driver.backends.block_access import QUICK, SLOW
+from csi_driver.backends.block_access import FAST_TIMEOUT, SLOW_TIMEOUT
 from csi_driver.backends.freeze_session import FreezeSession, MountedVolume
 from csi_driver.backends.reflink.layout import IMAGE, Layout
 from csi_driver.backends.reflink.loop_devices import LoopDevices
@@ -118,7 +118,7 @@ class Snapshotter:
                     f"{device.path} there (grep {device.name} /proc/*/mountinfo), then try again"
                 )
         for volume, device in raw + unseen:
-            await self._devices.jobs.run(volume, "sync_device", SLOW, device=device.path)
+            await self._devices.jobs.run(volume, "sync_device", SLOW_TIMEOUT, device=device.path)
         # What is mounted nowhere cannot change now: no writer waits for its clone.
         started, moment = time.monotonic(), time.time_ns()
         in_use = [member.clone for member in mounted]
@@ -131,7 +131,7 @@ class Snapshotter:
         stopped = [member for member in mounted if member.trouble is not None and member.trouble.stopped]
         live = [member for member in mounted if member not in stopped]
         for member in stopped:
-            await self._devices.jobs.run(member.clone.volume, "sync_device", SLOW, device=member.device.path)
+            await self._devices.jobs.run(member.clone.volume, "sync_device", SLOW_TIMEOUT, device=member.device.path)
         started, moment = time.monotonic(), time.time_ns()
         await self._in_thread(_clone_all, [member.clone for member in stopped])
         result = SnapshotResult(moment, SnapshotTimings(0.0, time.monotonic() - started))
@@ -160,7 +160,7 @@ class Snapshotter:
         if member.fs_type != "ext4":
             number = [device.major, device.minor]
             shut = await self._devices.jobs.run(
-                member.clone.volume, "is_shut_down", QUICK, point=point, device_number=number
+                member.clone.volume, "is_shut_down", FAST_TIMEOUT, point=point, device_number=number
             )
             return condition.of_shut_down(member.fs_type) if shut else None
         views = mountinfo.mounts_of(device.major, device.minor, device.name)
