@@ -288,7 +288,7 @@ class Agent:
                 continue
             if account is None:
                 continue
-            walked = self._walk.sums(pool.name)
+            walked = self._walk.totals(pool.name)
             figures.append(
                 PoolFigures(
                     pool=pool.name,

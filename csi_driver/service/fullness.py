@@ -106,7 +106,7 @@ class Fullness:
                 free=human(account.space.free),
                 total=human(account.space.total),
             )
-            await self._walk.walk(pool)  # after the news: of many images it takes its time
+            await self._walk.scan(pool)  # after the news: of many images it takes its time
             found = [str(freed) for freed in self.would_free(pool)]
             log.error("deleting one of these would free most", pool=pool.name, would_free=found)
         return True
@@ -135,7 +135,7 @@ class Fullness:
         kind: Literal["volume", "snapshot", "group"],
         images: Sequence[Volume | Snapshot],
     ) -> Freed:
-        usages = [self._walk.known(image) for image in images]
+        usages = [self._walk.last_usage(image) for image in images]
         return Freed(str(item.id), item.name, kind, sum(usage.exclusive for usage in usages if usage is not None))
 
 
