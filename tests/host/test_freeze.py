@@ -250,23 +250,23 @@ async def test_many_cuts_leave_nothing(
     print(facts)
 
 
-def test_announcements_are_files_that_survive(tmp_path: Path) -> None:
+def test_journal_entries_are_files_that_survive(tmp_path: Path) -> None:
     directory = str(tmp_path)
-    assert journal.announced(str(tmp_path / "missing")) == {}
+    assert journal.read_entries(str(tmp_path / "missing")) == {}
     journal.record(directory, "a-1", {"x": 1})
     journal.record(directory, "a-1", {"x": 2})
     journal.record(directory, "b", [1])
     (tmp_path / "c.frozen.json.new").write_text("{")
     (tmp_path / "d.frozen.json").write_text("{")
     (tmp_path / "unrelated").write_text("{")
-    assert journal.announced(directory) == {"a-1": {"x": 2}, "b": [1], "d": None}
+    assert journal.read_entries(directory) == {"a-1": {"x": 2}, "b": [1], "d": None}
     journal.remove(directory, "a-1")
     journal.remove(directory, "a-1")
-    assert set(journal.announced(directory)) == {"b", "d"}
+    assert set(journal.read_entries(directory)) == {"b", "d"}
     journal.record(directory, "group", [{"x": 1}, {"x": 2}])
     for fact, left in (({"x": 3}, [{"x": 1}, {"x": 2}]), ({"x": 1}, [{"x": 2}]), ({"x": 2}, None), ({"x": 2}, None)):
         journal.remove_entry(directory, "group", fact)
-        assert journal.announced(directory).get("group") == left
+        assert journal.read_entries(directory).get("group") == left
     for key in ("", ".", "..", "a/b", "../x", "a\n", "x" * 201, "ä"):
         with pytest.raises(ValueError, match="not a key"):
             journal.record(directory, key, {})

@@ -240,7 +240,7 @@ async def test_when_all_die_the_announcement_is_enough_to_thaw(
             sh("umount", disk.point)
             assert not disk.is_mounted()
 
-    found = journal.announced(str(directory))
+    found = journal.read_entries(str(directory))
     assert list(found) == ["volume"]
     facts: Any = found["volume"]
     assert [fact["boot"] for fact in facts] == [journal.boot_id()] * 2
@@ -249,7 +249,7 @@ async def test_when_all_die_the_announcement_is_enough_to_thaw(
     assert (await children.run("thaw", 10, mounts=facts)) == {"thawed": [True, True]}
     assert (await children.run("thaw", 10, mounts=facts)) == {"thawed": [False, False]}
     journal.remove(str(directory), "volume")
-    assert journal.announced(str(directory)) == {}
+    assert journal.read_entries(str(directory)) == {}
     for disk in disks:
         if unmounted:
             eventually(lambda disk=disk: not Path(f"/sys/fs/{disk.fs}/{Path(disk.device).name}").exists())  # type: ignore[misc]

@@ -26,7 +26,7 @@ async def left(rig: Rig, monkeypatch: pytest.MonkeyPatch, volume: Volume) -> str
 
 
 def entries(place: Path) -> dict[str, Any]:
-    return journal.announced(str(place))
+    return journal.read_entries(str(place))
 
 
 async def test_each_freeze_is_recorded_on_the_node_and_in_the_pool(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

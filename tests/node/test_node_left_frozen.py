@@ -45,7 +45,7 @@ def left_frozen(kind: str = "StillFrozen") -> Run:
 
 def announced(rig: Rig) -> list[str]:
     """The mount points in all announcements."""
-    found: dict[str, Any] = journal.announced(str(rig.layout.freezes))
+    found: dict[str, Any] = journal.read_entries(str(rig.layout.freezes))
     return sorted(fact["point"] for facts in found.values() for fact in facts)
 
 

@@ -64,11 +64,11 @@ class LoopDevices:
         """See Devices."""
         return sources.image(str(self._image(volume)), volume.thick, _VOLUME.pattern)
 
-    def note(self, told: Mapping[str, Any]) -> BlockDevice:
+    def note(self, answer: Mapping[str, Any]) -> BlockDevice:
         """See Devices."""
-        if told["identity"]:
-            self._seen[told["identity"]] = tuple(told["backing"])
-        return BlockDevice(told["path"], told["name"], told["major"], told["minor"], told["identity"])
+        if answer["identity"]:
+            self._seen[answer["identity"]] = tuple(answer["backing"])
+        return BlockDevice(answer["path"], answer["name"], answer["major"], answer["minor"], answer["identity"])
 
     async def _backing_files(self, numbers: list[int]) -> dict[int, tuple[int, int]]:
         """Return device and inode of the file that each loop device holds; (0, 0) if the kernel cannot tell."""
@@ -166,11 +166,11 @@ class LoopDevices:
         number = _loop_number(mount)
         return "" if number is None else _attachment(number)
 
-    async def release_unknown_device(self, mount: mountinfo.Mount, held: str) -> None:
+    async def release_unknown_device(self, mount: mountinfo.Mount, generation: str) -> None:
         """See Devices."""
         number = _loop_number(mount)
-        if number is not None and held:
-            await self._detach_if_unused(number, held)
+        if number is not None and generation:
+            await self._detach_if_unused(number, generation)
 
     async def mounts_of_volume(self, digest: str) -> list[mountinfo.Mount]:
         """See Devices."""

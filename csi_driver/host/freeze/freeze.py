@@ -1,7 +1,7 @@
-"""Freezing file systems: a cut of several images at one moment, and the certainty that nothing stays frozen afterwards.
+"""Freezing file systems for one action, and the certainty that nothing stays frozen afterwards.
 
-The job `cut` runs in a child of the fork server (forkserver.py), never in the agent. What it did to each mount is kept in a
-page shared with the fork server (frozen.py), so that, whoever dies at whatever point, the survivor thaws what we froze, and
+The job `cut` runs in a child of the fork server (helper/server.py), never in the agent. What it did to each mount is kept in a
+page shared with the fork server (state.py), so that, whoever dies at whatever point, the survivor thaws what we froze, and
 only that: a file system that somebody else froze is never thawed by us.
 """
 
@@ -35,7 +35,7 @@ from csi_driver.host.freeze.state import (
 )
 
 _THAW_GRACE = 1.0
-"""Seconds that a cut waits for a killed action and for its own thaws before it answers without them."""
+"""Seconds that a freeze waits for a killed action and for its own thaws before it answers without them."""
 _READY_TIMEOUT = 10.0
 
 Answer = Callable[[dict[str, object]], None]
@@ -43,7 +43,7 @@ Answer = Callable[[dict[str, object]], None]
 
 
 class _Freezes:
-    """The freezes of one cut, each made and undone by a thread that may hang in the kernel without holding up the others."""
+    """The freezes of one job, each made and undone by a thread that may hang in the kernel without holding up the others."""
 
     def __init__(self, mounts: Sequence[dict[str, object]], fds: Sequence[int], states: mmap.mmap) -> None:
         self._mounts, self._fds, self._states = mounts, fds, states
@@ -181,7 +181,7 @@ def cut(
         try:
             process = ActionProcess(action_of(action), test_pause)
             if not 0 < len({numbers(mount) for mount in mounts}) == len(mounts) <= MAX_MOUNTS:
-                raise FreezeError("FreezeFailed", "a cut of no file system, or of one twice", errno.EINVAL)
+                raise FreezeError("FreezeFailed", "a freeze of no file system, or of one twice", errno.EINVAL)
             for mount in mounts:
                 fds.append(open_mount(str(mount["point"]), *numbers(mount)))
             _sync(mounts, fds, sync_timeout)
@@ -268,7 +268,7 @@ def _cut(freezes: _Freezes, process: ActionProcess, deadline: float, answer: Ans
 
 
 def _thaw_problem(freezes: _Freezes, problem: FreezeError | None) -> FreezeError | None:
-    """Turn what went wrong in the thaws into the cut's answer; a problem that came before them stays, unless a freeze does."""
+    """Turn what went wrong in the thaws into the answer; a problem that came before them stays, unless a freeze does."""
     real = {index: error for index, error in freezes.thaw_errors.items() if error.errno != errno.EINVAL}
     if real:
         index, error = next(iter(real.items()))

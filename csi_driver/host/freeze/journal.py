@@ -20,7 +20,7 @@ SCHEMA = 1
 
 
 def boot_id() -> str:
-    """Tell which boot of the kernel this is: a freeze does not outlive its boot."""
+    """Return which boot of the kernel this is: a freeze does not outlive its boot."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read().strip()
 
@@ -39,29 +39,29 @@ def entry_for(
 
 
 def record(directory: str, key: str, facts: object) -> None:
-    """Write durably that a freeze is about to be made; when this returns, a power cut cannot take it back.
+    """Record durably that a freeze is about to be made.
 
-    `key`: letters, digits, `.`, `_`, `-`, at most 200, no dot first (ValueError); an older announcement of the same key is
-    replaced, so a cut takes one that no other has. `facts`: JSON; for a group a list, made at once (one fsync for all
+    `key`: letters, digits, `.`, `_`, `-`, at most 200, no dot first (ValueError); an older entry of the same key is
+    replaced, so a freeze takes one that no other has. `facts`: JSON; for a group a list, made at once (one fsync for all
     members). Raises OSError: do not freeze then.
     """
-    write_durably(_announcement(directory, key), json.dumps(facts).encode())
+    write_durably(_path(directory, key), json.dumps(facts).encode())
 
 
 def remove(directory: str, key: str) -> None:
-    """Take an announcement back once its file systems are known to be thawed. One that is not there is no error. Raises OSError.
+    """Remove an entry once its file systems are known to be thawed. One that is not there is no error. Raises OSError.
 
     Not synced: if a power cut brings it back, its boot id says that it is void.
     """
     try:
-        os.unlink(_announcement(directory, key))
+        os.unlink(_path(directory, key))
     except FileNotFoundError:
         return
 
 
 def remove_entry(directory: str, key: str, fact: object) -> None:
-    """Take one fact of an entry that is a list back; without any it goes. One caller at a time. Raises OSError."""
-    facts = announced(directory).get(key)
+    """Remove one fact of an entry that is a list; an entry without facts goes. One caller at a time. Raises OSError."""
+    facts = read_entries(directory).get(key)
     if not isinstance(facts, list):
         return
     left = [other for other in facts if other != fact]
@@ -71,8 +71,8 @@ def remove_entry(directory: str, key: str, fact: object) -> None:
         remove(directory, key)
 
 
-def announced(directory: str) -> dict[str, object]:
-    """Read all announcements: key to what is in it, None where that is not JSON; `of_boot` tells what of it counts.
+def read_entries(directory: str) -> dict[str, object]:
+    """Return all entries: key to what is in it, None where that is not JSON; `of_boot` tells what of it counts.
 
     A directory that is not there holds none. Raises OSError otherwise.
     """
@@ -96,7 +96,7 @@ def announced(directory: str) -> dict[str, object]:
 
 
 def of_boot(found: object, boot: str) -> list[dict[str, Any]]:
-    """The facts of an announcement that count: freezes of another boot are over. What a fact holds besides stays in it.
+    """Return the facts of an entry that count: freezes of another boot are over. What a fact holds besides stays in it.
 
     Raises ValueError where that cannot be told, and file systems may be frozen: what it is, and what is known here.
     """
@@ -105,7 +105,7 @@ def of_boot(found: object, boot: str) -> list[dict[str, Any]]:
             return []
         raise ValueError(f"it has schema {found['schema']!r}, and this driver reads {SCHEMA}")
     if not isinstance(found, list):
-        raise ValueError("it is no list of freezes")
+        raise ValueError("it is not a list of freezes")
     return [fact for fact in map(_fact, found) if fact["boot"] == boot]
 
 
@@ -119,9 +119,9 @@ def _fact(found: Any) -> dict[str, Any]:
     return fact
 
 
-def _announcement(directory: str, key: str) -> str:
+def _path(directory: str, key: str) -> str:
     if not _KEY.fullmatch(key):
-        raise ValueError(f"not a key for an announcement: {key!r}")
+        raise ValueError(f"not a key of the journal: {key!r}")
     return os.path.join(directory, key + _SUFFIX)
 
 
@@ -144,7 +144,7 @@ class Journal:
             for name in os.listdir(self._directory):
                 if name.startswith(".") and _SUFFIX in name:
                     os.unlink(os.path.join(self._directory, name))
-            for key in set(announced(self._directory)) - set(self.entries()):
+            for key in set(read_entries(self._directory)) - set(self.entries()):
                 remove(self._directory, key)
 
     def release(self) -> None:
@@ -154,16 +154,16 @@ class Journal:
                 os.rmdir(self._directory)
 
     def entries(self) -> dict[str, object]:
-        """Return all entries that may stand for a frozen file system, as `announced` does."""
-        local = announced(self._directory) if self._directory else {}
+        """Return all entries that may stand for a frozen file system, as `read_entries` does."""
+        local = read_entries(self._directory) if self._directory else {}
         if not self._pool:
             return local
-        pool = announced(self._pool)
+        pool = read_entries(self._pool)
         return {key: found for key, found in local.items() if not _is_also_in_pool(found)} | pool
 
     def path(self, key: str) -> str:
         """Return where an entry lies, for a message."""
-        paths = [_announcement(place, key) for place in self._places]
+        paths = [_path(place, key) for place in self._places]
         return next((path for path in paths if os.path.exists(path)), paths[-1])
 
     def record(self, key: str, facts: Sequence[Mapping[str, object]]) -> None:

@@ -19,7 +19,7 @@ _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_SLAVE = 1, 2, 4, 8, 
 def thaw(mounts: Sequence[dict[str, object]], *, states: mmap.mmap | None = None) -> dict[str, object]:
     """Thaw file systems wherever they are mounted by now, also where no mount is left. Returns {"thawed": [bool, ...]}.
 
-    `mounts`: as for `cut`, or the facts of announcements (without looking at their boot id: that is the sweep's work).
+    `mounts`: as for `cut`, or the facts of journal entries (without looking at their boot id: that is the sweep's work).
     False: it was not frozen. With "identity" (or "backing", of a loop device) it must still be that device, else it is left
     alone (False): the number is another volume's by now. Raises FreezeError ThawFailed where a file system may still be frozen. May hang,
     one mount never holding up another. `states`: the watchdog's page; only what it tells to be ours and frozen is thawed.
