@@ -39,8 +39,8 @@ def test_another_form_is_not_taken_back_piece_by_piece(tmp_path: Path) -> None:
     [
         ({"schema": 2, "boot": NOW, "mounts": []}, "has schema 2, and this driver reads 1"),
         ({"schema": 2}, "has schema 2, and this driver reads 1"),
-        (None, "no list of freezes"),
-        ({"boot": "before"}, "no list of freezes"),
+        (None, "not a list of freezes"),
+        ({"boot": "before"}, "not a list of freezes"),
         ([FACT, 1], "does not say of what it is"),
         ([{}], "does not say of what it is"),
         ([FACT | {"minor": "3"}], "does not say of what it is"),
