@@ -202,7 +202,7 @@ async def test_frozen_by_somebody_else(rig: Rig, fs_type: str) -> None:
     freeze(target)
     try:
         for _ in range(2):
-            with pytest.raises(Precondition, match=r"frozen already, by somebody else.*fsfreeze -u"):
+            with pytest.raises(Precondition, match=r"frozen already, by another program.*fsfreeze -u"):
                 await rig.snapshot("s", volume)
             assert is_frozen(target)
         with pytest.raises(Precondition, match=r"frozen already"):

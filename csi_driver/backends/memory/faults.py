@@ -111,7 +111,7 @@ class Faults:
 
 def _check(method: str, point: Point) -> None:
     if method not in METHODS:
-        raise ValueError(f"{method!r} is no method of a pool: {', '.join(sorted(METHODS))}")
+        raise ValueError(f"{method!r} is not a method of a pool: {', '.join(sorted(METHODS))}")
     if (point == "half" and method not in WITH_HALF) or (point == "after" and method in IMMEDIATE):
         raise ValueError(f"{method} has no point {point!r}")
 

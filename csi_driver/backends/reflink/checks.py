@@ -142,7 +142,7 @@ class ReflinkChecks:
         outcome = fsck.look(str(place))
         if outcome.result == "interrupted":
             _LOG.warning(
-                "the check of %s was ended in the middle (%s), which harmed nothing: the next stage begins it anew",
+                "the check of %s was interrupted (%s); nothing was changed, and the next stage starts it again",
                 volume.id,
                 outcome.said,
             )

@@ -138,7 +138,9 @@ def held(name: str, expected: str) -> Iterator[OpenDevice]:
     fd = open_node(name, os.O_RDONLY)
     try:
         if not expected or identity(name) != expected:
-            raise Mismatch(errno.ESTALE, f"/dev/{name} is not the device {expected or 'that was asked for'} any more")
+            raise Mismatch(
+                errno.ESTALE, f"/dev/{name} is no longer the expected device ({expected or 'its identity is unknown'})"
+            )
         number = os.fstat(fd).st_rdev
         yield OpenDevice(BlockDevice(f"/dev/{name}", name, os.major(number), os.minor(number), expected), fd)
     finally:

@@ -90,7 +90,9 @@ def _free_number() -> int:
         if not _discard_permanently_off(number):
             return number
         _recreate(number)
-    raise HostError(errno.EBUSY, f"loop{number} refuses discard for ever, and cannot be removed: somebody has it open")
+    raise HostError(
+        errno.EBUSY, f"loop{number} refuses discard permanently and cannot be removed while another process has it open"
+    )
 
 
 def _has_stale_mounts(number: int) -> bool:

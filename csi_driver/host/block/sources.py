@@ -111,5 +111,5 @@ def _check_adopted(found: LoopDevice) -> None:
     if (block, direct) != (str(loop.BLOCK_SIZE), "1"):
         raise Mismatch(
             errno.EINVAL,
-            f"{found.path} was attached by somebody else with {block}-byte blocks and dio={direct}: detach it",
+            f"{found.path} was attached by another program with {block}-byte blocks and dio={direct}: detach it",
         )

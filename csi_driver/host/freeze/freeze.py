@@ -109,7 +109,7 @@ class _Freezes:
         index, error = min(self.errors.items(), key=lambda item: item[1].errno != errno.EBUSY)
         code, point = error.errno or 0, self.point(index)
         if code == errno.EBUSY:
-            message = f"the file system at {point} is frozen already, by somebody else: thaw it where it was frozen"
+            message = f"the file system at {point} is frozen already, by another program: thaw it with that program"
             return FreezeError("FrozenElsewhere", message, code, point=point)
         return FreezeError("FreezeFailed", f"freezing {point}: {os.strerror(code)}", code, point=point)
 
@@ -279,6 +279,6 @@ def _thaw_problem(freezes: _Freezes, problem: FreezeError | None) -> FreezeError
         return FreezeError("StillFrozen", f"{message} ({problem})" if problem else message, errno.ETIMEDOUT)
     if freezes.thaw_errors and problem is None:
         index = next(iter(freezes.thaw_errors))
-        message = f"somebody thawed {freezes.point(index)} while it was being cloned: the clones are not one moment"
+        message = f"another program thawed {freezes.point(index)} inside the freeze: the clones are not of one moment"
         return FreezeError("ThawedElsewhere", message, errno.EINVAL)
     return problem
