@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from csi_driver.host.fs.files import write_durably
+from csi_driver.host.fs.files import write_atomically, write_durably
 
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 _SUFFIX = ".frozen.json"
@@ -169,8 +169,11 @@ class Journal:
     def record(self, key: str, facts: Sequence[Mapping[str, object]]) -> None:
         """Record a freeze that is about to be made: see the function `record`."""
         both = [dict(fact) | ({"in_pool": True} if len(self._places) > 1 else {}) for fact in facts]
-        for place in self._places:
-            record(place, key, both)
+        if self._directory:
+            # Neither this place nor a freeze outlives a boot: what is to survive is the end of a process.
+            write_atomically(_path(self._directory, key), json.dumps(both).encode())
+        if self._pool:
+            record(self._pool, key, both)
 
     def remove(self, key: str) -> None:
         """Remove an entry once its file systems are known to be thawed: see the function `remove`."""

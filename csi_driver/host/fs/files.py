@@ -7,6 +7,7 @@ import os
 import stat
 import struct
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 
 from csi_driver.host import syscalls
@@ -98,6 +99,16 @@ def write_durably(path: StrPath, data: bytes, mode: int = 0o600) -> None:
     After a power cut it is the old one or the new one, once this has returned the new one. Raises OSError; then the old
     file is untouched, unless only the last fsync failed: then either may be found.
     """
+    _replace(path, data, mode, os.fsync)
+    fsync_directory(os.path.dirname(os.fspath(path)) or ".")
+
+
+def write_atomically(path: StrPath, data: bytes, mode: int = 0o600) -> None:
+    """Replace the file `path` by `data` in one step, for every process of this boot. A power cut may lose it. Raises OSError."""
+    _replace(path, data, mode, lambda _: None)
+
+
+def _replace(path: StrPath, data: bytes, mode: int, sync: Callable[[int], None]) -> None:
     target = os.fspath(path)
     directory, name = os.path.split(target)
     fd, temporary = tempfile.mkstemp(prefix=draft(name), dir=directory or ".")
@@ -106,13 +117,12 @@ def write_durably(path: StrPath, data: bytes, mode: int = 0o600) -> None:
             file.write(data)
             file.flush()
             os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
+            sync(file.fileno())
         os.rename(temporary, target)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
         raise
-    fsync_directory(directory or ".")
 
 
 def read_small(path: StrPath, limit: int = 1 << 20) -> bytes:
