@@ -110,7 +110,7 @@ class FreezeSession:
             end.cancel()
         if self._ends:
             await asyncio.wait(self._ends, timeout=_CLOSE_SECONDS)
-        await self._in_thread(self._journal.release)
+        self._journal.release()  # in memory, and the pool's threads may have ended: one closes twice
 
     async def run(self, members: Sequence[MountedVolume], action: Mapping[str, Any]) -> FreezeResult:
         """Freeze volumes, perform `action` (host/freeze/action.py) and thaw them, whatever happens.

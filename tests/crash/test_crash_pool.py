@@ -97,10 +97,10 @@ import asyncio, sys
 from pathlib import Path
 from crash_scenarios import find
 from node_rig import Disk, Rig
-from csi_driver.host.children import Children
+from csi_driver.host.helper.client import HelperPool
 
 async def main():
-    children = Children()
+    children = HelperPool()
     await children.start()
     print(children.server_pid, flush=True)
     real = children.run

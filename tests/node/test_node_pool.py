@@ -247,10 +247,10 @@ async def test_a_pool_whose_disk_failed_while_it_was_opened_opens_later(
 AGENT = """
 import asyncio, sys
 from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
-from csi_driver.host.children import Children
+from csi_driver.host.helper.client import HelperPool
 
 async def main():
-    children = Children()
+    children = HelperPool()
     await children.start()
     backend = ReflinkBackend(ReflinkOptions("default", "node-1", sys.argv[1]), children)
     await backend.open()

@@ -198,7 +198,9 @@ async def test_something_else_is_mounted_there(place: Path) -> None:
 
 MAKE = """
 import os, sys
-from csi_driver.host import filesystems, loop, pool_image
+from csi_driver.host import pool_image
+from csi_driver.host.block import loop
+from csi_driver.host.fs import filesystems
 path, stop = sys.argv[1:]
 
 def die(*_):
@@ -407,7 +409,9 @@ async def test_in_a_pod_it_is_served_as_it_is(place: Path, asked: int) -> None:
 
 GROW = """
 import os, sys
-from csi_driver.host import filesystems, loop, pool_image
+from csi_driver.host import pool_image
+from csi_driver.host.block import loop
+from csi_driver.host.fs import filesystems
 path, point, stop = sys.argv[1:]
 
 def after(module, name):

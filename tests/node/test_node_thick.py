@@ -257,7 +257,7 @@ async def test_a_snapshot_sets_aside_what_overwriting_can_cost(rig: Rig) -> None
 async def test_a_snapshot_of_a_thick_volume_without_room_for_it(rig: Rig) -> None:
     volume = await rig.volume("v", size=SIZE, thick=True)
     fill(rig.disk.point, keep=200 * MIB)
-    needs = r"must set aside \d+ bytes \([^;]+; as much again as each thick volume that is cut has allocated"
+    needs = r"must set aside \d+ bytes \([^;]+; as much again as each thick volume that is snapshotted has allocated"
     with pytest.raises(OutOfSpace, match=needs):
         await rig.snapshot("s", volume)
     with pytest.raises(OutOfSpace):
