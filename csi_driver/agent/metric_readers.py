@@ -25,10 +25,12 @@ class MetricReaders:
         metrics = []
         for pool in self._pools:
             try:
-                account = pool.serving().account()
+                account = pool.serving().last_account()
             except Unavailable:
                 continue
-            scan = self._scanner.sums(pool.name)
+            if account is None:
+                continue
+            scan = self._scanner.totals(pool.name)
             metrics.append(
                 PoolMetrics(
                     pool=pool.name,
@@ -48,7 +50,7 @@ class MetricReaders:
 
     def node(self) -> NodeMetrics:
         """Return the metrics of this agent."""
-        return NodeMetrics(sum(pool.backend.attached for pool in self._pools), self._helpers.stuck)
+        return NodeMetrics(sum(pool.backend.attached_devices for pool in self._pools), self._helpers.stuck)
 
     def unhealthy_volumes(self) -> list[UnhealthyVolume]:
         """Return the volumes whose file systems have a problem, with their PVCs."""

@@ -7,8 +7,8 @@ import structlog
 
 from csi_driver.agent.settings import NEW_IMAGE, PoolImage, PoolSpec, Settings
 from csi_driver.backends.base import Backend
-from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
 from csi_driver.backends.reflink.pool_image_setup import prepare, remove
+from csi_driver.backends.registry import BACKENDS, PoolOptions
 from csi_driver.domain.capacity import human
 from csi_driver.domain.errors import DriverError, Precondition, Unavailable
 from csi_driver.host.helper.client import HelperPool
@@ -22,25 +22,20 @@ log = structlog.get_logger()
 
 
 def make_backend(spec: PoolSpec, settings: Settings, owner: str, helpers: HelperPool) -> Backend:
-    """Return the backend of a pool. The only place that knows all of them."""
-    if spec.backend == "memory":
-        from csi_driver.backends.memory.backend import DEFAULT_TOTAL, MemoryBackend
-
-        return MemoryBackend(spec.name, owner, DEFAULT_TOTAL)
+    """Return the backend of a pool, not open."""
     image = settings.image
     in_image = image is not None and spec.path == image.mount
-    return ReflinkBackend(
-        ReflinkOptions(
-            spec.name,
-            owner,
-            spec.path,
-            init=settings.pool_init,
-            freeze_deadline=settings.freeze_deadline,
-            backing=image.path if image is not None and in_image and image.sparse else "",
-            in_container=bool(settings.register),
-        ),
-        helpers,
+    options = PoolOptions(
+        spec.name,
+        owner,
+        spec.path,
+        init=settings.pool_init,
+        freeze_deadline=settings.freeze_deadline,
+        backing=image.path if image is not None and in_image and image.sparse else "",
+        in_container=bool(settings.register),
+        runtime_directory=settings.runtime_directory,
     )
+    return BACKENDS[spec.backend].make(options, helpers)
 
 
 class PoolStartup:
@@ -81,7 +76,7 @@ class PoolStartup:
                     self._unavailable.remove(pool)
                     self._health.set_ready("pools")
                     log.info("pool is available again", pool=pool.name)
-                    _warn_if_full(pool)
+                    await _warn_if_full(pool)
 
     async def _prepare(self, image: PoolImage) -> bool:
         """Have the pool image mounted; returns whether it was created now."""
@@ -101,7 +96,7 @@ class PoolStartup:
                 log.error("pool is unavailable", pool=pool.name, why=str(error))
                 self._unavailable.append(pool)
             else:
-                _warn_if_full(pool)
+                await _warn_if_full(pool)
         if len(self._unavailable) == len(self._settings.pools):
             why = str(self._unavailable[0].refusal)
             if not self._settings.register:
@@ -110,10 +105,10 @@ class PoolStartup:
             self._health.set_not_ready("pools", why)
 
 
-def _warn_if_full(pool: Pool) -> None:
+async def _warn_if_full(pool: Pool) -> None:
     """Log at start that no volume fits, before the first PVC finds out."""
     try:
-        account = pool.account()
+        account = await pool.account()
     except DriverError:  # it is unavailable again
         return
     if not account.available:

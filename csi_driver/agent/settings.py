@@ -10,20 +10,21 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from csi_driver import DRIVER_NAME
+from csi_driver.backends.registry import BACKENDS
 from csi_driver.domain.ids import is_pool_name
 from csi_driver.settings import DEFAULT_ENDPOINT, BadSetting
 
 GIB = 1 << 30
 MIB = 1 << 20
 
-BACKENDS = ("reflink", "memory")
-"""Backends of a pool. `memory` keeps everything in this process: for tests and for `tidemark demo`."""
-
 DEFAULT_POOL = "default"
 """Name of a pool that is configured by its path alone: a StorageClass without `pool` uses the first pool in any case."""
 
 DEFAULT_MOUNT = "/var/lib/tidemark/pool"
 """Under /var/lib: data of the host that must survive a reboot."""
+
+DEFAULT_RUNTIME_DIRECTORY = "/run/tidemark"
+"""In a container it must be the host's: an agent that comes after this one reads what is noted there."""
 
 SMALLEST_IMAGE = 300 * MIB
 """mkfs.xfs refuses smaller file systems."""
@@ -45,10 +46,11 @@ class PoolSpec:
             raise BadSetting(
                 f"{self.name!r} is not a valid pool name: use at most 31 lower-case letters, digits and inner dashes"
             )
-        if self.backend not in BACKENDS:
+        kind = BACKENDS.get(self.backend)
+        if kind is None:
             raise BadSetting(f"pool {self.name}: backend {self.backend!r} is unknown: use {' or '.join(BACKENDS)}")
-        if self.backend == "reflink" and not self.path.startswith("/"):
-            raise BadSetting(f"pool {self.name}: {self.path!r} is not an absolute path: use the directory of the pool")
+        if error := kind.path_error(self.path):
+            raise BadSetting(f"pool {self.name}: {error}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,9 @@ class Settings:
     kubelet_socket: str = ""
     """The path of `endpoint` as the kubelet sees it. Needs `register`."""
 
+    runtime_directory: str = DEFAULT_RUNTIME_DIRECTORY
+    """A directory of the node's /run: what is noted there, such as freezes under way, does not outlive a boot."""
+
     driver_name: str = DRIVER_NAME
     """Name in GetPluginInfo and of the CSIDriver object: another one only to run two drivers in one cluster."""
 
@@ -174,6 +179,7 @@ class Settings:
             ("--certificates", self.certificates),
             ("--register", self.register),
             ("--kubelet-socket", self.kubelet_socket),
+            ("--runtime-dir", self.runtime_directory),
         ):
             if path and not path.startswith("/"):
                 raise BadSetting(f"{option} {path!r} is not an absolute path: use one")

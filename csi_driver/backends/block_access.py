@@ -1,7 +1,7 @@
-"""Showing volumes through the kernel: block devices, mounts and bind mounts. Shared by every backend that has devices.
+"""Stages and publishes volumes that are block devices, of whatever technology: devices, mounts and bind mounts.
 
-Nothing is remembered: what is mounted is read from mountinfo at each call, and whose device it is from the technology. Where
-that tells no longer whose a mount is, because its device has gone, its mount point does (docs/adr/0019).
+Nothing is remembered: what is mounted is read from mountinfo at each call, and whose device it is from the technology. If
+that no longer tells whose a mount is, because its device has gone, its mount point does (docs/adr/0019).
 """
 
 import errno
@@ -13,8 +13,8 @@ from typing import Any
 import structlog
 
 from csi_driver.backends import condition
-from csi_driver.backends.base import FileSystemStats
-from csi_driver.backends.devices import BlockDevice, Devices
+from csi_driver.backends.base import STAGED_NODE, FileSystemStats
+from csi_driver.backends.devices import Devices
 from csi_driver.backends.volume_helpers import command_of, errno_of
 from csi_driver.domain.errors import (
     AlreadyExists,
@@ -27,17 +27,15 @@ from csi_driver.domain.errors import (
     Unavailable,
 )
 from csi_driver.domain.model import Capability, Trouble, Volume, VolumeUsage
+from csi_driver.host.block.device import BlockDevice, sysfs
 from csi_driver.host.fs import mount_points, mountinfo
 from csi_driver.host.helper.device_jobs import may_grow_mounted_ext4
 
-STAGED_NODE = "device"
-"""The name under which a staged block volume's device node is bind-mounted inside its staging directory."""
-
-QUICK = 15.0
+FAST_TIMEOUT = 15.0
 """Seconds for what normally takes milliseconds."""
-SLOW = 60.0
+SLOW_TIMEOUT = 60.0
 """Seconds for what may have to write a lot first: mount (log replay), umount (write-back), mkfs, grow."""
-CHECKED = 120.0
+GROWTH_TIMEOUT = 120.0
 """Seconds for a growth that all metadata are read before: what a kubelet waits for."""
 
 log = structlog.get_logger()
@@ -50,10 +48,10 @@ _CONTRADICTS_ITSELF = frozenset({errno.EUCLEAN, errno.EBADMSG})
 
 
 class BlockDeviceAccess:
-    """The Access port for volumes that are block devices.
+    """The VolumeAccess port for volumes that are block devices.
 
-    `seen_outside`: this process is in a container, and a volume that is shown where the host does not see it is refused: a
-    pod would write to the directory below the mount, and nobody would notice.
+    `seen_outside`: this process is in a container, and a volume that would be mounted where the host does not see it is refused:
+    a pod would write to the directory below the mount, and nobody would notice.
     """
 
     def __init__(self, devices: Devices, seen_outside: bool = False) -> None:
@@ -62,30 +60,30 @@ class BlockDeviceAccess:
         self._seen_outside = seen_outside
 
     async def use(self, volume: Volume) -> VolumeUsage:
-        """See Access."""
+        """See VolumeAccess."""
         device = await self._devices.find(volume)
-        left = self._left(volume, device)
+        left = self._stale_mounts(volume, device)
         if device is None and not left:
             return VolumeUsage()
         mounts = mountinfo.read()
         shown = [*(_mounts(device, mounts) if device else ()), *left]
         return VolumeUsage(device.path if device else "", _places(shown, mounts))
 
-    def _left(self, volume: Volume, device: BlockDevice | None) -> list[mountinfo.Mount]:
-        """Where the node of a device that the volume had is still shown: it has gone, and its mounts have not.
+    def _stale_mounts(self, volume: Volume, device: BlockDevice | None) -> list[mountinfo.Mount]:
+        """Return the mounts of the node of a device that the volume had: it has gone, and they have not.
 
-        Its number may be anybody's by now: the mark of the mount point tells, whatever the number holds.
+        Its number may be anybody's by now: the mark of the mount point decides, whatever the number holds.
         """
-        return [mount for mount in self._devices.nodes() if self._is_left(mount, volume, device)]
+        return [mount for mount in self._devices.nodes() if self._is_stale(mount, volume, device)]
 
-    def _is_left(self, mount: mountinfo.Mount, volume: Volume, device: BlockDevice | None) -> bool:
+    def _is_stale(self, mount: mountinfo.Mount, volume: Volume, device: BlockDevice | None) -> bool:
         if device is not None and _holds(mount, device):
             return False
-        return mount_points.marked(mount.point, covered=True) == _mark(volume)
+        return mount_points.marked(mount.point, covered=True) == _mount_mark(volume)
 
     async def sweep(self, volumes: Iterable[Volume]) -> None:
-        """At start: take away what is left of devices of these volumes that have gone: the next owner of a number is seen there, or soon would be."""
-        marked = {_mark(volume): volume for volume in volumes}
+        """At start: unmount what is left of devices of these volumes that have gone: the next owner of a number is visible there."""
+        marked = {_mount_mark(volume): volume for volume in volumes}
         for mount in self._devices.nodes():
             volume = marked.get(mount_points.marked(mount.point, covered=True))
             if volume is None:
@@ -96,15 +94,15 @@ class BlockDeviceAccess:
             present = mountinfo.at(mount.point)
             if present is not None and present.id == mount.id:  # or it went with another view of it
                 with suppress(DriverError):  # it is found again when the volume is staged or taken away
-                    await self._jobs.run(None, "umount", SLOW, point=mount.point)
+                    await self._jobs.run(None, "umount", SLOW_TIMEOUT, point=mount.point)
                     _remove_file(mount.point)
 
     async def attach(self, volume: Volume) -> str:
-        """See Access."""
+        """See VolumeAccess."""
         return (await self._devices.attach(volume)).path
 
     async def detach(self, volume: Volume) -> None:
-        """See Access."""
+        """See VolumeAccess."""
         device = await self._devices.find(volume)
         if device is None:
             return
@@ -114,22 +112,16 @@ class BlockDeviceAccess:
             raise InUse(f"{volume.id} is shown at {shown}: unpublish and unstage it first")
         await self._devices.detach(volume)
 
-    async def is_empty(self, volume: Volume) -> bool:
-        """See Access."""
-        return await self._devices.is_empty(volume)
-
-    async def erase(self, volume: Volume) -> None:
-        """See Access."""
-        await self._devices.erase(volume)
-
     async def make_file_system(self, volume: Volume, fs_type: str) -> None:
-        """See Access."""
+        """See VolumeAccess."""
         source = self._devices.source(volume)
-        self._devices.note(await self._jobs.run(volume, "make_file_system", SLOW, **source, fs_type=fs_type))
-        await self._devices.settle(volume)
+        self._devices.note(
+            await self._jobs.run(volume, "make_file_system", SLOW_TIMEOUT, source=source, fs_type=fs_type)
+        )
+        await self._devices.restore_allocation(volume)
 
     async def mount(self, volume: Volume, point: str, fs_type: str, flags: Sequence[str]) -> bool:
-        """See Access."""
+        """See VolumeAccess."""
         device = await self._devices.find(volume)
         present = mountinfo.at(point)
         if present is not None:
@@ -142,28 +134,28 @@ class BlockDeviceAccess:
             os.makedirs(point, mode=0o750, exist_ok=True)
         how = {"point": point, "fs_type": fs_type, "options": list(flags), "mounted": present is not None}
         try:
-            told = await self._jobs.run(volume, "mount", SLOW, **self._devices.source(volume), **how)
+            answer = await self._jobs.run(volume, "mount", SLOW_TIMEOUT, source=self._devices.source(volume), **how)
         except Precondition as error:
             if errno_of(error) in _CONTRADICTS_ITSELF:
                 raise NotMountable(f"the kernel does not mount it ({error})") from error
             raise
-        if told["shut_down"]:
+        if answer["shut_down"]:
             raise condition.refusal(volume, condition.of_shut_down(fs_type), "staging")
-        device = self._devices.note(told)
+        device = self._devices.note(answer)
         if present is None:
-            await self._refuse_unseen(volume, point)
+            await self._refuse_unpropagated(volume, point)
             if fs_type == "ext4" and (trouble := condition.of_ext4(device.name, ())):
-                # Its superblock told of none before: they were met at the mount.
-                await self._jobs.run(volume, "umount", SLOW, point=point)
+                # Its superblock answer of none before: they were met at the mount.
+                await self._jobs.run(volume, "umount", SLOW_TIMEOUT, point=point)
                 raise NotMountable(f"its mount met what cannot be right ({trouble.text})")
-        await self._make_good(volume)
-        return bool(told["room"])
+        await self._try_to_restore_allocation(volume)
+        return bool(answer["room"])
 
     def _refuse_other_mount(
         self, volume: Volume, device: BlockDevice | None, present: mountinfo.Mount, fs_type: str, flags: Sequence[str]
     ) -> None:
-        """Raise AlreadyExists where a stage is there that is not the one asked for, Precondition where it is in trouble."""
-        if device is None or not _holds(present, device) or _is_node(present, device):
+        """Raise AlreadyExists if there is a stage that is not the one asked for, Precondition if it is in trouble."""
+        if device is None or not _holds(present, device) or _is_device_node(present, device):
             raise AlreadyExists(
                 f"{present.point} is taken by a mount of {present.source}: it is not this volume; unmount it first"
             )
@@ -177,7 +169,7 @@ class BlockDeviceAccess:
             raise condition.refusal(volume, trouble, "staging")
 
     async def _grow_unmounted(self, volume: Volume) -> None:
-        """Let the volume's ext4 grow as far as it can now, before it is mounted: to mount it does not take more."""
+        """Grow the volume's ext4 as far as possible before it is mounted: the mount does not need more."""
         try:
             await self._devices.grow_unmounted(volume)
         except (OutOfSpace, Precondition, TooSlow) as error:
@@ -186,57 +178,57 @@ class BlockDeviceAccess:
                 raise  # somebody killed it: the next try may end
             if tool == "e2fsck" and status & _LEFT_UNMENDED:
                 raise NotMountable(f"the check before its growth found what it cannot mend ({error})") from error
-            log.warning("a file system does not grow at this stage", volume=str(volume.id), why=str(error))
+            log.warning("file system growth skipped at this stage", volume=str(volume.id), why=str(error))
 
     async def grow(self, volume: Volume, point: str) -> None:
-        """See Access."""
-        device = await self._attached(volume)
+        """See VolumeAccess."""
+        device = await self._attached_device(volume)
         mount = mountinfo.at(point)
         if mount is None or not _holds(mount, device):
             raise Precondition(f"{volume.id} is not shown at {point}: stage it there first")
-        if _is_node(mount, device):
+        if _is_device_node(mount, device):
             await self._devices.attach(volume)
         else:
-            if mount.fs_type == "ext4" and (trouble := await self._trouble(volume, device, mount)):
+            if mount.fs_type == "ext4" and (trouble := await self._trouble_of(volume, device, mount)):
                 raise condition.refusal(volume, trouble, "growth")
             # A pod's own mount may be read-only while the file system is not.
-            views = [mount, *(view for view in _mounts(device, mountinfo.read()) if not _is_node(view, device))]
+            views = [mount, *(view for view in _mounts(device, mountinfo.read()) if not _is_device_node(view, device))]
             writable = next((view for view in views if not view.read_only), None)
             await self._jobs.run(
                 volume,
                 "grow",
-                SLOW,
-                **self._devices.source(volume),
+                SLOW_TIMEOUT,
+                source=self._devices.source(volume),
                 point=(writable or mount).point,
                 fs_type=mount.fs_type,
                 read_only=writable is None,
             )
-            await self._make_good(volume)
+            await self._try_to_restore_allocation(volume)
 
-    async def _make_good(self, volume: Volume) -> None:
-        """Bookkeeping beside a stage or a growth, which it never fails: the volume is as good as before, and the next one tries again."""
+    async def _try_to_restore_allocation(self, volume: Volume) -> None:
+        """Restore a thick volume's allocation beside a stage or a growth, which never fails for it: the next one tries again."""
         try:
-            await self._devices.settle(volume)
+            await self._devices.restore_allocation(volume)
         except DriverError as error:
             log.warning("a thick volume lacks space of its own", volume=str(volume.id), why=str(error))
 
     async def stage_block(self, volume: Volume, point: str) -> None:
-        """See Access."""
+        """See VolumeAccess."""
         if (mount := mountinfo.at(point)) is not None:
             raise AlreadyExists(f"{point} is taken by a mount of {mount.source}: unstage or unmount it first")
         os.makedirs(point, mode=0o750, exist_ok=True)
-        await self._show_node(volume, os.path.join(point, STAGED_NODE))
+        await self._bind_node(volume, os.path.join(point, STAGED_NODE))
 
     async def bind(self, volume: Volume, source: str, target: str, how: Capability, read_only: bool) -> None:
-        """See Access."""
-        device = await self._attached(volume)
+        """See VolumeAccess."""
+        device = await self._attached_device(volume)
         if how.access == "block":
             if mountinfo.at(os.path.join(source, STAGED_NODE)) is None:
                 raise AlreadyExists(
                     f"{volume.id} is staged at {source} as a file system, not as a block device: unstage it first"
                 )
             await self._set_read_only_mode(volume, device, source, target, read_only)
-            await self._show_node(volume, target)
+            await self._bind_node(volume, target)
             return
         staged = mountinfo.at(source)
         if staged is None:
@@ -245,23 +237,29 @@ class BlockDeviceAccess:
             )
         present = mountinfo.at(target)
         if present is not None:
-            if not _holds(present, device) or _is_node(present, device):
+            if not _holds(present, device) or _is_device_node(present, device):
                 raise AlreadyExists(f"{target} is taken by a mount of {present.source}: unpublish or unmount it first")
             # What is staged may be read-only itself: by a mount option, or since the file system met an error.
             if present.read_only != (read_only or staged.read_only):
                 now = "read-only" if present.read_only else "writable"
                 raise AlreadyExists(f"{volume.id} is published at {target} {now}: unpublish it there first")
-            if trouble := await self._trouble(volume, device, present):
+            if trouble := await self._trouble_of(volume, device, present):
                 raise condition.refusal(volume, trouble, "publishing")
             return
-        if staged.fs_type == "ext4" and (trouble := await self._trouble(volume, device, staged)):
+        if staged.fs_type == "ext4" and (trouble := await self._trouble_of(volume, device, staged)):
             raise condition.refusal(volume, trouble, "publishing")
         fresh = not os.path.lexists(target)
         _make_directory(target)
-        mount_points.mark(target, _mark(volume))
+        mount_points.mark(target, _mount_mark(volume))
         try:
             await self._jobs.run(
-                volume, "bind", SLOW, source=source, target=target, read_only=read_only, device_number=_number(device)
+                volume,
+                "bind",
+                SLOW_TIMEOUT,
+                source=source,
+                target=target,
+                read_only=read_only,
+                device_number=_number(device),
             )
         except Unavailable as error:
             # The job opens what it binds: what was shut down is found without another process.
@@ -273,28 +271,28 @@ class BlockDeviceAccess:
         await self._verify(volume, device, target)
 
     async def unmount(self, volume: Volume | None, path: str, its_own: bool = False) -> None:
-        """See Access."""
+        """See VolumeAccess."""
         device = await self._devices.find(volume) if volume is not None else None
         for point in (os.path.join(path, STAGED_NODE), path):
             # The same path may have been mounted over more than once.
             while (mount := mountinfo.at(point)) is not None:
                 mine = device is not None and _holds(mount, device)
                 mine = mine or (not its_own and await self._devices.is_ours(mount, volume))
-                if not mine and not (volume is not None and self._is_left(mount, volume, device)):
+                if not mine and not (volume is not None and self._is_stale(mount, volume, device)):
                     raise Precondition(
                         f"{point} shows {mount.source}, not {volume.id if volume else 'a volume that is gone'}: unmount it "
                         "by hand"
                     )
-                held = self._devices.holding(mount) if mine else ""
-                await self._unmounted(volume, mount)
+                held = self._devices.device_generation(mount) if mine else ""
+                await self._unmount(volume, mount)
                 if device is None:
-                    await self._devices.reclaim(mount, held)
+                    await self._devices.release_unknown_device(mount, held)
         _remove_file(os.path.join(path, STAGED_NODE))
 
-    async def clear(self, digest: str, path: str, last: bool) -> None:
-        """See Access. A disk that died must not keep its pods from ending."""
+    async def cleanup_unavailable(self, digest: str, path: str, last: bool) -> None:
+        """See VolumeAccess. A disk that died must not keep its pods from ending."""
         points = (os.path.join(path, STAGED_NODE), path)
-        shown = await self._devices.shown(digest)
+        shown = await self._devices.mounts_of_volume(digest)
         places = _places(shown, mountinfo.read())
         if last and (others := [place[0] for place in places if not any(path in points for path in place)]):
             raise Precondition(f"the volume is still published at {', '.join(others)}: unpublish it there first")
@@ -304,13 +302,13 @@ class BlockDeviceAccess:
                     raise Precondition(
                         f"{point} shows {mount.source}, which is not known to be this volume: unmount it by hand"
                     )
-                await self._unmounted(None, mount)
+                await self._unmount(None, mount)
         _remove_file(points[0])
         if last:
-            await self._devices.abandon(digest)
+            await self._devices.detach_unavailable(digest)
 
-    async def _unmounted(self, volume: Volume | None, mount: mountinfo.Mount) -> None:
-        await self._jobs.run(volume, "umount", SLOW, point=mount.point)
+    async def _unmount(self, volume: Volume | None, mount: mountinfo.Mount) -> None:
+        await self._jobs.run(volume, "umount", SLOW_TIMEOUT, point=mount.point)
         if any(left.id == mount.id and left.point == mount.point for left in mountinfo.read()):
             raise Precondition(
                 f"{mount.point} is mounted and cannot be reached: something was mounted over a directory above it later; "
@@ -318,19 +316,19 @@ class BlockDeviceAccess:
             )
 
     async def stats(self, volume: Volume, path: str) -> FileSystemStats:
-        """See Access."""
-        device = await self._attached(volume)
+        """See VolumeAccess."""
+        device = await self._attached_device(volume)
         mount = mountinfo.at(path)
-        if mount is not None and _is_node(mount, device):
+        if mount is not None and _is_device_node(mount, device):
             return FileSystemStats(total=volume.size)
         found: dict[str, Any] = await self._jobs.run(
-            volume, "statvfs", QUICK, point=path, major=device.major, minor=device.minor
+            volume, "statvfs", FAST_TIMEOUT, point=path, major=device.major, minor=device.minor
         )
         unit = found["f_frsize"]
         if found["shut_down"]:
             trouble: Trouble | None = condition.of_shut_down(mount.fs_type if mount else "file system")
         else:
-            trouble = await self._trouble(volume, device, mount) if mount and mount.fs_type == "ext4" else None
+            trouble = await self._trouble_of(volume, device, mount) if mount and mount.fs_type == "ext4" else None
         return FileSystemStats(
             total=found["f_blocks"] * unit,
             used=(found["f_blocks"] - found["f_bfree"]) * unit,
@@ -342,62 +340,66 @@ class BlockDeviceAccess:
         )
 
     async def trouble(self, volume: Volume) -> Trouble | None:
-        """See Access."""
+        """See VolumeAccess."""
         device = await self._devices.find(volume)
         if device is None:
             return None
-        mount = next((mount for mount in _mounts(device, mountinfo.read()) if not _is_node(mount, device)), None)
-        return await self._trouble(volume, device, mount) if mount is not None else None
+        mount = next((mount for mount in _mounts(device, mountinfo.read()) if not _is_device_node(mount, device)), None)
+        return await self._trouble_of(volume, device, mount) if mount is not None else None
 
-    async def _trouble(self, volume: Volume, device: BlockDevice, mount: mountinfo.Mount) -> Trouble | None:
-        """What is wrong with the file system on a device that is mounted there. Of an ext4 it is told without a process."""
+    async def _trouble_of(self, volume: Volume, device: BlockDevice, mount: mountinfo.Mount) -> Trouble | None:
+        """What is wrong with the file system on a device that is mounted there. Of an ext4 it is answer without a process."""
         if mount.fs_type == "ext4":
             return condition.of_ext4(device.name, mount.super_options)
-        shut = await self._jobs.run(volume, "is_shut_down", QUICK, point=mount.point, device_number=_number(device))
+        shut = await self._jobs.run(
+            volume, "is_shut_down", FAST_TIMEOUT, point=mount.point, device_number=_number(device)
+        )
         return condition.of_shut_down(mount.fs_type) if shut else None
 
-    async def _attached(self, volume: Volume) -> BlockDevice:
+    async def _attached_device(self, volume: Volume) -> BlockDevice:
         device = await self._devices.find(volume)
         if device is None:
             raise Precondition(f"{volume.id} has no device: stage it first")
         return device
 
-    async def _show_node(self, volume: Volume, target: str) -> None:
-        """Bind the device node over a file at `target`, and make sure that it is this volume's."""
-        device = await self._attached(volume)
+    async def _bind_node(self, volume: Volume, target: str) -> None:
+        """Bind the device node over a file at `target`, verified to be this volume's."""
+        device = await self._attached_device(volume)
         present = mountinfo.at(target)
         if present is not None and (
-            self._devices.is_unbound_device_node(present) or self._is_left(present, volume, device)
+            self._devices.is_unbound_device_node(present) or self._is_stale(present, volume, device)
         ):
             # Left of a device that is gone: it shows nothing, or whoever's next device got that number.
-            await self._jobs.run(volume, "umount", SLOW, point=target)
+            await self._jobs.run(volume, "umount", SLOW_TIMEOUT, point=target)
             present = mountinfo.at(target)
         if present is not None:
-            if not _holds(present, device) or not _is_node(present, device):
+            if not _holds(present, device) or not _is_device_node(present, device):
                 raise AlreadyExists(f"{target} is taken by a mount of {present.source}: unpublish or unmount it first")
-            mount_points.mark(target, _mark(volume), covered=True)  # an agent before this one may have left it out
+            mount_points.mark(
+                target, _mount_mark(volume), covered=True
+            )  # an agent before this one may have left it out
             return
         _make_file(target)
-        mount_points.mark(target, _mark(volume))
+        mount_points.mark(target, _mount_mark(volume))
         await self._jobs.run(
-            volume, "bind", SLOW, source=device.path, target=target, read_only=False, device_number=None
+            volume, "bind", SLOW_TIMEOUT, source=device.path, target=target, read_only=False, device_number=None
         )
         await self._verify(volume, device, target)
 
     async def _verify(self, volume: Volume, device: BlockDevice, target: str) -> None:
-        """The number of a device is soon another volume's: what we have just shown must be this volume, or goes again."""
+        """Unmount `target` unless it is this volume: device numbers are reused quickly."""
         again = await self._devices.find(volume)
         mount = mountinfo.at(target)
         if again != device or mount is None or not _holds(mount, device):
-            await self._jobs.run(volume, "umount", SLOW, point=target)
-            raise Precondition(f"{volume.id} lost its device while it was being shown at {target}: try again")
-        await self._refuse_unseen(volume, target)
+            await self._jobs.run(volume, "umount", SLOW_TIMEOUT, point=target)
+            raise Precondition(f"{volume.id} lost its device while it was being mounted at {target}: try again")
+        await self._refuse_unpropagated(volume, target)
 
-    async def _refuse_unseen(self, volume: Volume, target: str) -> None:
-        """Take a mount away again that no pod would see, and raise Precondition."""
+    async def _refuse_unpropagated(self, volume: Volume, target: str) -> None:
+        """Unmount `target` and raise Precondition if no pod would see it."""
         mount = mountinfo.at(target)
         if self._seen_outside and (mount is None or not mount.shared):
-            await self._jobs.run(volume, "umount", SLOW, point=target)
+            await self._jobs.run(volume, "umount", SLOW_TIMEOUT, point=target)
             raise Precondition(
                 f"{target} is not shared with the host, so no pod would see {volume.id} there: mount the kubelet's "
                 "directories into the agent's container with mountPropagation Bidirectional"
@@ -406,12 +408,12 @@ class BlockDeviceAccess:
     async def _set_read_only_mode(
         self, volume: Volume, device: BlockDevice, source: str, target: str, read_only: bool
     ) -> None:
-        """A read-only bind does not stop writes to a device, so the device itself is set: one mode for all its places."""
+        """Set the mode of the device itself, one for all its mounts: a read-only bind does not stop writes to a device."""
         mounts = mountinfo.read()
         shown = _places(_mounts(device, mounts), mounts)
         places = [place for place in shown if not any(os.path.dirname(path) == source for path in place)]
         others = [place[0] for place in places if target not in place]
-        is_read_only = _sysfs_read_only(device)
+        is_read_only = sysfs(device.name, "ro") == "1"
         if len(others) < len(places):
             if is_read_only != read_only:
                 now = "read-only" if is_read_only else "writable"
@@ -424,7 +426,9 @@ class BlockDeviceAccess:
                 f"{volume.id} is published {'read-only' if is_read_only else 'writable'} at {', '.join(others)}, and a block "
                 "device has one mode for all: unpublish it there first"
             )
-        await self._jobs.run(volume, "set_read_only", QUICK, **self._devices.source(volume), read_only=read_only)
+        await self._jobs.run(
+            volume, "set_read_only", FAST_TIMEOUT, source=self._devices.source(volume), read_only=read_only
+        )
 
 
 def _mounts(device: BlockDevice, mounts: Sequence[mountinfo.Mount]) -> list[mountinfo.Mount]:
@@ -436,7 +440,7 @@ def _places(shown: Iterable[mountinfo.Mount], mounts: Iterable[mountinfo.Mount])
     return tuple(tuple(view.point for view in place) for place in mountinfo.places(shown, mounts))
 
 
-def _mark(volume: Volume) -> str:
+def _mount_mark(volume: Volume) -> str:
     """What is written on the volume's mount points: a name that was made again is another volume."""
     return f"{volume.id} {volume.uid}"
 
@@ -445,7 +449,7 @@ def _holds(mount: mountinfo.Mount, device: BlockDevice) -> bool:
     return bool(mountinfo.mounts_of(device.major, device.minor, device.name, [mount]))
 
 
-def _is_node(mount: mountinfo.Mount, device: BlockDevice) -> bool:
+def _is_device_node(mount: mountinfo.Mount, device: BlockDevice) -> bool:
     """Whether a mount shows the device's node, not a file system on it."""
     return (mount.major, mount.minor) != (device.major, device.minor)
 
@@ -454,22 +458,17 @@ def _number(device: BlockDevice) -> list[int]:
     return [device.major, device.minor]
 
 
-_SHOWN = {"ro", "noatime", "nodiratime", "nodev", "nosuid", "noexec", "sync", "dirsync", "discard"}
+_VISIBLE_FLAGS = {"ro", "noatime", "nodiratime", "nodev", "nosuid", "noexec", "sync", "dirsync", "discard"}
 
 
 def _visibly_missing(flag: str, mount: mountinfo.Mount) -> bool:
     """Whether a flag that mountinfo would show is not there; of the others nothing can be said."""
-    return flag in _SHOWN and flag not in mount.options and flag not in mount.super_options
-
-
-def _sysfs_read_only(device: BlockDevice) -> bool:
-    with open(f"/sys/block/{device.name}/ro", encoding="ascii") as file:
-        return file.read().strip() == "1"
+    return flag in _VISIBLE_FLAGS and flag not in mount.options and flag not in mount.super_options
 
 
 def _make_directory(target: str) -> None:
     if os.path.lexists(target) and not os.path.isdir(target):
-        raise AlreadyExists(f"{target} exists and is no directory: a file system is published on one; remove it")
+        raise AlreadyExists(f"{target} exists and is not a directory: a file system is published on one; remove it")
     os.makedirs(target, mode=0o750, exist_ok=True)
 
 
@@ -479,10 +478,10 @@ def _make_file(target: str) -> None:
         os.close(os.open(target, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600))
     except OSError as error:
         raise AlreadyExists(
-            f"{target} exists and is no plain file ({error.strerror}): a device is published on one; remove it"
+            f"{target} exists and is not a regular file ({error.strerror}): a device is published on one; remove it"
         ) from error
     if not os.path.isfile(target):
-        raise AlreadyExists(f"{target} exists and is no plain file: a device is published on one; remove it")
+        raise AlreadyExists(f"{target} exists and is not a regular file: a device is published on one; remove it")
 
 
 def _remove_file(path: str) -> None:

@@ -8,7 +8,16 @@ from typing import Annotated, Literal
 import typer
 
 from csi_driver import DRIVER_NAME
-from csi_driver.agent.settings import BACKENDS, DEFAULT_MOUNT, DEFAULT_POOL, PoolImage, PoolSpec, Settings, dump
+from csi_driver.agent.settings import (
+    DEFAULT_MOUNT,
+    DEFAULT_POOL,
+    DEFAULT_RUNTIME_DIRECTORY,
+    PoolImage,
+    PoolSpec,
+    Settings,
+    dump,
+)
+from csi_driver.backends.registry import DEFAULT_BACKEND, parse_pool
 from csi_driver.cli.common import endpoint_of, size_of
 from csi_driver.environment import restart_without_ambient
 from csi_driver.settings import DEFAULT_ENDPOINT, BadSetting
@@ -18,13 +27,7 @@ _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\s]*):(\d{1,5})", re.ASCII)
 
 def pool_of(text: str) -> PoolSpec:
     """Parse `NAME=BACKEND:PATH`, `NAME=PATH`, or a path alone, which is `default=reflink:PATH`."""
-    name, found, rest = text.partition("=")
-    if not found or text.startswith("/"):
-        name, rest = DEFAULT_POOL, text
-    backend, found, path = rest.partition(":")
-    if rest.startswith("/") or (not found and rest not in BACKENDS):
-        backend, path = "reflink", rest
-    return PoolSpec(name, backend, path)
+    return PoolSpec(*parse_pool(text, DEFAULT_POOL))
 
 
 def address_of(text: str) -> tuple[str, int]:
@@ -171,6 +174,15 @@ def agent(
             help="Path of the CSI socket as the kubelet sees it. Needs --register.",
         ),
     ] = "",
+    runtime_directory: Annotated[
+        str,
+        typer.Option(
+            "--runtime-dir",
+            envvar="TIDEMARK_RUNTIME_DIR",
+            metavar="DIR",
+            help="Directory of the node that is empty after a boot, for the journal of freezes.",
+        ),
+    ] = DEFAULT_RUNTIME_DIRECTORY,
     log_format: Annotated[
         Literal["console", "json"],
         typer.Option(envvar="TIDEMARK_LOG_FORMAT", help="Format of the log: console for people, json for programs."),
@@ -202,7 +214,7 @@ def agent(
             image = PoolImage(pool_image, pool_mount, size, pool_image_sparse)
         pools = tuple(pool_of(text) for text in pool or ())
         if image is not None and not pools:
-            pools = (PoolSpec(DEFAULT_POOL, "reflink", image.mount),)
+            pools = (PoolSpec(DEFAULT_POOL, DEFAULT_BACKEND, image.mount),)
         settings = Settings(
             pools=pools,
             image=image,
@@ -218,6 +230,7 @@ def agent(
             certificates=certificates,
             register=register,
             kubelet_socket=kubelet_socket,
+            runtime_directory=runtime_directory,
             log_format=log_format,
             driver_name=driver_name,
             volume_health=volume_health,

@@ -9,7 +9,7 @@ from functools import cache
 from csi_driver.host.errors import NOT_STARTED, CommandError
 
 DIRECTORIES = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
-TOOLS = ("mkfs.ext4", "mkfs.xfs", "resize2fs", "xfs_growfs", "e2fsck")
+FILE_SYSTEM_TOOLS = ("mkfs.ext4", "mkfs.xfs", "resize2fs", "xfs_growfs", "e2fsck")
 # Nothing of the caller's environment reaches a tool: MKE2FS_CONFIG, for one, would undo the pinned profiles.
 ENVIRONMENT = {"LC_ALL": "C", "PATH": ":".join(DIRECTORIES)}
 _REAP_SECONDS = 2.0
@@ -34,7 +34,7 @@ def resolve(tool: str) -> str | None:
     return next((path for path in candidates if os.access(path, os.X_OK) and not os.path.isdir(path)), None)
 
 
-def missing_tools(tools: Iterable[str] = TOOLS) -> list[str]:
+def missing_tools(tools: Iterable[str] = FILE_SYSTEM_TOOLS) -> list[str]:
     """Name the tools that are not installed: checked at start, so that no request is the first to find out."""
     return [tool for tool in tools if resolve(tool) is None]
 

@@ -50,7 +50,7 @@ def remove_pool_image(path: str, point: str, empty: Collection[str]) -> bool:
     Keeps it if it holds a file whose name is not in `empty`. Raises Busy, OSError if it is in use.
     """
     with _locked(path):
-        device = loop.find(path, os.path.basename(path))
+        device = loop.find(path)
         if device is not None:
             present = mountinfo.at(point)
             if present is not None and (present.major, present.minor) == (device.major, device.minor):
@@ -69,7 +69,7 @@ def grow_pool_image(path: str, point: str, size: int, sparse: bool) -> int:
     what was allocated. Returns the file's size. Raises OSError ENOSPC, EFBIG if its host would keep too little; CommandError.
     """
     with _locked(path):
-        device = loop.find(path, os.path.basename(path))
+        device = loop.find(path)
         if device is None:
             raise Mismatch(errno.ENXIO, f"{path} is no longer attached")
         size = _lengthen(path, size, sparse)
@@ -145,7 +145,8 @@ def _make(path: str, temporary: str, size: int, sparse: bool) -> None:
         device = loop.attach(temporary)
         try:
             filesystems.run(filesystems.pool_mkfs_argv(device.path), _MKFS_SECONDS)
-            loop.sync(device)
+            with loop.opened(device) as opened:
+                opened.flush()
         finally:
             loop.detach(device)
         os.fsync(fd)
@@ -160,7 +161,7 @@ def _make(path: str, temporary: str, size: int, sparse: bool) -> None:
 
 
 def _mount(path: str, point: str) -> dict[str, Any]:
-    device = loop.find(path, os.path.basename(path))
+    device = loop.find(path)
     fresh = device is None
     if device is None:
         if filesystems.probe(path) != "xfs":
@@ -209,7 +210,7 @@ def _discard_drafts(path: str, token: str) -> None:
 
 def _discard(leftover: str) -> None:
     """Remove a draft with its device. It never had the image's name, so it holds no user's data."""
-    device = loop.find(leftover, os.path.basename(leftover))
+    device = loop.find(leftover)
     if device:
         loop.detach(device)
     os.unlink(leftover)

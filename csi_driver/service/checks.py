@@ -9,14 +9,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NoReturn
 
-from csi_driver.backends.base import KEPT_SECONDS, Check
+from csi_driver.backends.base import KEPT_SECONDS, Check, SpaceOperation
 from csi_driver.domain.durations import format_duration
 from csi_driver.domain.errors import BEING_CHECKED, Busy, NotMountable, OutOfSpace
 from csi_driver.domain.model import Condition, Volume
 from csi_driver.service.conditions import is_damaged
 from csi_driver.service.dependencies import ServiceDependencies
 from csi_driver.service.pools import Pool
-from csi_driver.service.reservations import CHECKED, reserve_space, space_needed
+from csi_driver.service.reservations import reserve_space
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Checks:
 
     async def ensure_not_running(self, pool: Pool, volume: Volume) -> None:
         """Raise Busy while a check of the volume runs: it works on the content from when it began."""
-        check = await pool.backend.checks.found(volume)
+        check = await pool.backend.checks.current(volume)
         if check is not None and check.result == "running":
             raise self._running(pool, volume, check)
 
@@ -49,11 +49,11 @@ class Checks:
         if fs_type != "ext4":
             return volume, False
         checks = pool.backend.checks
-        check = await checks.found(volume)
+        check = await checks.current(volume)
         if check is not None:
             return await self._take_result(pool, volume, check), True
         known = volume.condition
-        if known is not None and known.state == "damaged" and known.stamp == pool.backend.stamp(volume):
+        if known is not None and known.state == "damaged" and known.stamp == pool.backend.change_token(volume):
             raise not_mountable(volume, known.said)
         why = await checks.complaint(volume, is_ext4=volume.format == "ext4")
         if why:
@@ -65,7 +65,8 @@ class Checks:
         backend = pool.backend
         await backend.access.detach(volume)
         # A thick volume takes its space twice, as in a rollback: the old content is kept beside the new.
-        with reserve_space(pool, "the check of a thick volume", space_needed(pool, made=volume), CHECKED):
+        needed = backend.space_needed(SpaceOperation("check", volume=volume))
+        async with reserve_space(pool, "the check of a thick volume", needed):
             check = await backend.checks.begin(volume, why, self._context.now())
         _LOG.warning("checking %s before it is mounted, because %s", volume.id, why)
         raise self._running(pool, volume, check)
@@ -113,7 +114,7 @@ class Checks:
         )
 
     async def _note(self, pool: Pool, volume: Volume, said: str) -> Volume:
-        stamp = pool.backend.stamp(volume)
+        stamp = pool.backend.change_token(volume)
         volume = await self._save(
             pool, replace(volume, condition=Condition("damaged", self._context.now(), said, stamp=stamp))
         )

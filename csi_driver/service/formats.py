@@ -18,7 +18,7 @@ async def detect_format(pool: Pool, item: Volume | Snapshot) -> tuple[str, str]:
     """
     if item.format not in (*FILE_SYSTEMS, RAW):
         return item.format, ""
-    detected = await pool.backend.found(item)
+    detected = await pool.backend.content_format(item)
     return _MOUNTED_AS.get(detected, item.format), detected
 
 

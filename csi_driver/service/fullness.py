@@ -73,7 +73,7 @@ class Fullness:
         """Check one pool and log a change; returns whether it is full. Raises Unavailable."""
         if pool.refusal is not None:
             return False
-        account = pool.serving().account()
+        account = await pool.serving().account()
         now = self._clock()
         if not has_run_full(pool, account):
             if self._reported.pop(pool.name, None) is not None:
@@ -87,7 +87,7 @@ class Fullness:
                 free=human(account.space.free),
                 total=human(account.space.total),
             )
-            await self._usage_scanner.walk(pool)  # after the first message: with many images it takes long
+            await self._usage_scanner.scan(pool)  # after the first message: with many images it takes long
             candidates = [str(freed) for freed in self.would_free(pool)]
             log.error("deleting one of these would free most", pool=pool.name, would_free=candidates)
         return True
@@ -116,7 +116,7 @@ class Fullness:
         kind: Literal["volume", "snapshot", "group"],
         images: Sequence[Volume | Snapshot],
     ) -> Freed:
-        usages = [self._usage_scanner.known(image) for image in images]
+        usages = [self._usage_scanner.last_usage(image) for image in images]
         return Freed(str(item.id), item.name, kind, sum(usage.exclusive for usage in usages if usage is not None))
 
 

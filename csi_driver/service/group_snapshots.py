@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
+from csi_driver.backends.base import SpaceOperation
 from csi_driver.domain.errors import AlreadyExists, Damaged, InvalidRequest, NotFound, Precondition
 from csi_driver.domain.ids import member_name, name_hash, parse
 from csi_driver.domain.model import GroupSnapshot, Volume
 from csi_driver.domain.requests import check_name, refuse_parameters, split_labels
 from csi_driver.service.dependencies import ServiceDependencies
 from csi_driver.service.pools import Pool
-from csi_driver.service.reservations import CUT, reserve_space, space_needed
+from csi_driver.service.reservations import reserve_space
 from csi_driver.service.snapshots import check_room, plan
 
 MAX_MEMBERS = 64
@@ -47,7 +48,7 @@ class GroupSnapshots:
             if existing is not None:
                 return existing
             pool, volumes = self._sources(source_ids)
-            check_room(pool, volumes)
+            await check_room(pool, volumes)
             planned = GroupSnapshot(
                 id=pool.ref.new_group_id(name),
                 name=name,
@@ -59,9 +60,12 @@ class GroupSnapshots:
                 ),
                 labels=labels,
             )
-            with reserve_space(pool, "a group snapshot of thick volumes", space_needed(pool, cut=volumes), CUT):
-                async with self._context.holds.extend_hold_while(pool, volumes):
-                    group, report = await pool.backend.create_group(planned, volumes)
+            needed = pool.backend.space_needed(SpaceOperation("snapshot", tuple(volumes)))
+            async with (
+                reserve_space(pool, "a group snapshot of thick volumes", needed),
+                self._context.holds.extend_hold_while(pool, volumes),
+            ):
+                group, report = await pool.backend.create_group(planned, volumes)
             pool.put_group(group)
             self._context.observer.snapshot_taken(pool.name, report)
             return group

@@ -79,9 +79,9 @@ class Lineage:
             raise Busy(f"{volume_id} was deleted and made again during this call: try again")
         return replace(node, item=current), pool.snapshots_of(current.uid)
 
-    def pools(self) -> list[tuple[Pool, CapacityReport]]:
+    async def pools(self) -> list[tuple[Pool, CapacityReport]]:
         """Return every pool with its capacity."""
-        return [(pool, pool.account()) for pool in self._pools.all_serving()]
+        return [(pool, await pool.account()) for pool in self._pools.all_serving()]
 
     def holder(self, volume: Volume) -> str:
         """Who holds the volume now; empty where nobody does."""

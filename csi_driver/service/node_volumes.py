@@ -111,7 +111,7 @@ class NodeVolumes:
         staging = _check_path(staging, "the staging path")
         async with self._pools.locks.hold(f"NodeUnstageVolume of {volume_id}", [self._lock_key(volume_id)]):
             if unavailable := self._unavailable_pool(volume_id):
-                await unavailable[0].backend.access.clear(unavailable[1], staging, last=True)
+                await unavailable[0].backend.access.cleanup_unavailable(unavailable[1], staging, last=True)
                 return
             pool, volume = self._pool_for_cleanup(volume_id)
             if volume is not None:
@@ -168,7 +168,7 @@ class NodeVolumes:
         target = _check_path(target, "the target path")
         async with self._pools.locks.hold(f"NodeUnpublishVolume of {volume_id}", [self._lock_key(volume_id)]):
             if unavailable := self._unavailable_pool(volume_id):
-                await unavailable[0].backend.access.clear(unavailable[1], target, last=False)
+                await unavailable[0].backend.access.cleanup_unavailable(unavailable[1], target, last=False)
             else:
                 pool, volume = self._pool_for_cleanup(volume_id)
                 await pool.backend.access.unmount(volume, target)
@@ -232,8 +232,8 @@ class NodeVolumes:
         if volume.format != BLANK:
             # An interrupted mkfs: the volume was never mounted, so it has no data of a user.
             await access.detach(volume)
-            await access.erase(volume)
-        elif not await access.is_empty(volume):
+            await pool.backend.erase(volume)
+        elif not await pool.backend.is_empty(volume):
             raise Precondition(
                 f"{volume.id} was never formatted by this driver, but has data: it is not formatted; to read the data, "
                 "take a snapshot and restore it with volumeMode Block"
@@ -275,7 +275,7 @@ class NodeVolumes:
             return volume
         if volume.format not in (*FILE_SYSTEMS, BLANK):
             await pool.backend.access.detach(volume)
-            await pool.backend.access.erase(volume)
+            await pool.backend.erase(volume)
             await pool.backend.access.attach(volume)
         return await self._save(pool, replace(volume, format=RAW))
 

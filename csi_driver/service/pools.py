@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 
 from csi_driver.backends.base import Backend
-from csi_driver.domain.capacity import CapacityPolicy, CapacityReport, promised_to_thick
+from csi_driver.domain.capacity import CapacityPolicy, CapacityReport, Space, promised_to_thick
 from csi_driver.domain.errors import DriverError, NotFound, OutOfSpace, Unavailable
 from csi_driver.domain.ids import ObjectId, PoolRef, parse
 from csi_driver.domain.model import GroupSnapshot, Snapshot, Volume
 from csi_driver.service.locks import Locks
+from csi_driver.service.space_cache import SpaceCache
 
 
 class Pool:
@@ -25,6 +26,7 @@ class Pool:
         """Real space that was promised to work under way on thick volumes, see promises.py."""
         self.refusal: DriverError | None = Unavailable(f"pool {self.name} is not open yet: try again")
         self._committed = 0
+        self._space = SpaceCache(self._ask_space, backend.space_max_age)
         self._snapshots_of: dict[str, set[str]] = {}
 
     @property
@@ -69,17 +71,31 @@ class Pool:
         self.backend.check()
         return self
 
-    def account(self) -> CapacityReport:
-        """The sums behind an answer about capacity: one statvfs, and one stat for each thick volume."""
+    async def account(self) -> CapacityReport:
+        """Return the sums behind an answer about capacity. Nothing else runs between them and the caller."""
+        return self._report(await self._space.get())
+
+    async def _ask_space(self) -> Space:
+        return await self.backend.space()
+
+    def last_account(self) -> CapacityReport | None:
+        """Return the sums by the space that was asked for last, without asking the backend; None before the first answer."""
+        return self._report(self._space.last) if self._space.last is not None else None
+
+    def _report(self, space: Space) -> CapacityReport:
         thick = [v for v in self.volumes.values() if v.thick]
         allocated = {v.id.hash: self.backend.allocated(v) for v in thick}
         return CapacityReport(
-            self.backend.space(),
+            space,
             self.policy,
             self._committed + self.pending,
             promised_to_thick(thick, allocated) + self.pending_thick,
             self.pending_thick,
         )
+
+    def space_changed(self) -> None:
+        """Note that something was made, grown or deleted, or failed on the way: the space is asked for again."""
+        self._space.changed()
 
     def put_volume(self, volume: Volume) -> None:
         """Index a new or changed volume."""
@@ -93,9 +109,11 @@ class Pool:
         if volume is None:
             return
         self._committed -= volume.size
+        self.space_changed()
 
     def put_snapshot(self, snapshot: Snapshot) -> None:
         """Index a new snapshot."""
+        self.space_changed()
         self.snapshots[snapshot.id.hash] = snapshot
         self._snapshots_of.setdefault(snapshot.source_uid, set()).add(snapshot.id.hash)
 
@@ -103,6 +121,7 @@ class Pool:
         """Forget a deleted snapshot."""
         snapshot = self.snapshots.pop(digest, None)
         if snapshot is not None:
+            self.space_changed()
             left = self._snapshots_of[snapshot.source_uid]
             left.discard(digest)
             if not left:

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass, replace
 
+from csi_driver.backends.base import SpaceOperation
 from csi_driver.domain.errors import AlreadyExists, Busy, InUse, InvalidRequest, Precondition
 from csi_driver.domain.ids import name_hash
 from csi_driver.domain.model import CompletedRollback, Hold, Snapshot, Volume
@@ -10,7 +11,7 @@ from csi_driver.domain.requests import check_name
 from csi_driver.service.dependencies import ServiceDependencies
 from csi_driver.service.holds import HOLD_SECONDS
 from csi_driver.service.pools import Pool
-from csi_driver.service.reservations import BACK, reserve_space, space_needed
+from csi_driver.service.reservations import reserve_space
 from csi_driver.service.snapshots import Snapshots
 
 REMEMBERED = 16
@@ -113,10 +114,10 @@ class Rollbacks:
         await self._ensure_not_used(pool, volume)
         # The old content stays until the new one is complete. The safety snapshot takes space on top of that: it reserves its
         # own, while this reservation stands, so that no snapshot is taken for a rollback that then has no space.
-        needed = space_needed(pool, made=volume)
-        with reserve_space(pool, "a rollback of a thick volume", needed, BACK):
+        needed = pool.backend.space_needed(SpaceOperation("rollback", volume=volume))
+        async with reserve_space(pool, "a rollback of a thick volume", needed):
             await pool.backend.access.detach(volume)
-            safety = await self._safety_snapshot_id(pool, volume, request, needed)
+            safety = await self._safety_snapshot_id(pool, volume, request, needed.bytes)
             rolled = CompletedRollback(request.name, request.snapshot_id, self._context.now(), safety)
             rollbacks = (*volume.rollbacks, rolled)[-REMEMBERED:]
             # The condition was found on the content that is replaced.

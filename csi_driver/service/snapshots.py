@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from csi_driver.backends.base import SpaceOperation
 from csi_driver.domain.capacity import human
 from csi_driver.domain.errors import AlreadyExists, Damaged, InvalidRequest, OutOfSpace, Precondition
 from csi_driver.domain.ids import name_hash
@@ -11,7 +12,7 @@ from csi_driver.domain.paging import page
 from csi_driver.domain.requests import check_name, refuse_parameters, split_labels
 from csi_driver.service.dependencies import ServiceDependencies
 from csi_driver.service.pools import Pool
-from csi_driver.service.reservations import CUT, reserve_space, space_needed
+from csi_driver.service.reservations import reserve_space
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +62,10 @@ class Snapshots:
 
         `reserved_before`: bytes that the same call has reserved for something else.
         """
-        check_room(pool, [volume])
+        await check_room(pool, [volume])
         planned = plan(self._context, pool, volume, name, labels)
-        with reserve_space(
-            pool, "a snapshot of a thick volume", space_needed(pool, cut=[volume]), CUT, own=reserved_before
-        ):
+        needed = pool.backend.space_needed(SpaceOperation("snapshot", (volume,)))
+        async with reserve_space(pool, "a snapshot of a thick volume", needed, own=reserved_before):
             snapshot, report = await pool.backend.create_snapshot(planned, volume)
         pool.put_snapshot(snapshot)
         self._context.observer.snapshot_taken(pool.name, report)
@@ -155,9 +155,9 @@ def plan(
     )
 
 
-def check_room(pool: Pool, volumes: list[Volume]) -> None:
+async def check_room(pool: Pool, volumes: list[Volume]) -> None:
     """Raise Precondition at the limit of snapshots, OutOfSpace in a pool that is nearly full; both name the numbers."""
-    account = pool.account()
+    account = await pool.account()
     if account.below_reserve:
         raise OutOfSpace(
             f"pool {pool.name} has {human(account.space.free)} free and keeps {human(account.reserve)} in reserve: delete something "

@@ -1,4 +1,4 @@
-"""The slow walk behind the figures of a pool's exclusive bytes and extents: counting them is never a scrape's work."""
+"""Counts the exclusive bytes and extents of a pool's objects in the background: that is never the work of a metrics scrape."""
 
 import asyncio
 import time
@@ -10,17 +10,17 @@ from csi_driver.service.dependencies import ServiceDependencies
 from csi_driver.service.pools import Pool
 
 PAUSE_SECONDS = 300.0
-"""Between the end of one walk and the next."""
-BREATH_SECONDS = 0.02
+"""Between the end of one scan and the next."""
+MIN_PAUSE = 0.02
 """The least pause between two images."""
-SHARE = 10
+PAUSE_FACTOR = 10
 """A pause is this many times as long as the count before it: counting extents and cloning them take the same lock in XFS, and
-a cut inside a freeze must not wait for a figure."""
+a clone inside a freeze must not wait for a metric."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScanResult:
-    """The sums of one walk, and when it ended (Unix nanoseconds; 0 before the first)."""
+    """The sums of one scan, and when it ended (Unix nanoseconds; 0 before the first)."""
 
     exclusive: int = 0
     extents: int = 0
@@ -28,32 +28,32 @@ class ScanResult:
 
 
 class UsageScanner:
-    """Walks all images of all pools again and again; what has not changed since the last walk is not counted again."""
+    """Scans all pools again and again; what has not changed since the last scan is not counted again."""
 
     def __init__(self, context: ServiceDependencies) -> None:
         self._context = context
         self._known: dict[str, tuple[str, Usage]] = {}
         self._sums: dict[str, ScanResult] = {}
 
-    def sums(self, pool: str) -> ScanResult:
-        """The last finished walk of a pool."""
+    def totals(self, pool: str) -> ScanResult:
+        """Return the sums of the last finished scan of a pool."""
         return self._sums.get(pool, ScanResult())
 
-    def known(self, item: Volume | Snapshot) -> Usage | None:
-        """What the last look at an image found; None before the first."""
+    def last_usage(self, item: Volume | Snapshot) -> Usage | None:
+        """Return what was counted last of an object; None before that."""
         found = self._known.get(str(item.id))
         return found[1] if found else None
 
     async def run(self) -> None:
-        """Walk until cancelled."""
+        """Scan until cancelled."""
         while True:
             for pool in self._context.pools:
                 if pool.refusal is None:
-                    await self.walk(pool)
+                    await self.scan(pool)
             await asyncio.sleep(PAUSE_SECONDS)
 
-    async def walk(self, pool: Pool, breath: float = BREATH_SECONDS) -> ScanResult:
-        """Walk one pool once."""
+    async def scan(self, pool: Pool, pause: float = MIN_PAUSE) -> ScanResult:
+        """Scan one pool once."""
         exclusive = extents = 0
         seen: set[str] = set()
         items: list[Volume | Snapshot] = [*pool.volumes.values(), *pool.snapshots.values()]
@@ -65,15 +65,15 @@ class UsageScanner:
                 seen.add(str(item.id))
                 exclusive += usage.exclusive
                 extents += usage.extents
-            await asyncio.sleep(max(breath, SHARE * took))
+            await asyncio.sleep(max(pause, PAUSE_FACTOR * took))
         for gone in [key for key in self._known if key not in seen and key.split(":")[1] == pool.name]:
-            self._known.pop(gone, None)  # another walk of the same pool may have seen that too
+            self._known.pop(gone, None)  # another scan of the same pool may have seen that too
         self._sums[pool.name] = ScanResult(exclusive, extents, self._context.now())
         return self._sums[pool.name]
 
     async def _usage(self, pool: Pool, item: Volume | Snapshot) -> Usage | None:
         try:
-            stamp = pool.backend.stamp(item)
+            stamp = pool.backend.change_token(item)
             known = self._known.get(str(item.id))
             if known is None or known[0] != stamp:
                 known = (stamp, await pool.backend.usage(item))

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from csi_driver.backends.base import SpaceNeeded, SpaceOperation
 from csi_driver.domain.capacity import human
 from csi_driver.domain.errors import AlreadyExists, Damaged, InUse, InvalidRequest, OutOfRange, OutOfSpace
 from csi_driver.domain.ids import name_hash
@@ -23,7 +24,7 @@ from csi_driver.domain.sizes import check_range, choose, expanded, least_request
 from csi_driver.service.dependencies import ServiceDependencies
 from csi_driver.service.formats import check_format, clone_format, unmountable
 from csi_driver.service.pools import Pool
-from csi_driver.service.reservations import COPIED, MADE, reserve_space, space_needed
+from csi_driver.service.reservations import reserve_space
 
 Topologies = Sequence[str]
 """Owners that the caller accepts; empty if it accepts any."""
@@ -65,13 +66,16 @@ class Volumes:
             source = self._reload(source)
             begins_as = await clone_format(pool, request, source)
             check_format(request, source, begins_as)
-            volume = self._plan(pool, request, source, begins_as)
+            volume = await self._plan(pool, request, source, begins_as)
             frozen = [source] if isinstance(source, Volume) else []
             # A thick source is allocated again after the clone, so reserve space for it even when the clone is thin.
-            doing, formula = ("a clone of a thick volume", COPIED) if frozen else ("a thick volume", MADE)
-            with reserve_space(pool, doing, space_needed(pool, frozen, volume), formula, volume.size):
-                async with self._context.holds.extend_hold_while(pool, frozen):
-                    report = await pool.backend.create_volume(volume, source)
+            doing = "a clone of a thick volume" if frozen else "a thick volume"
+            operation = SpaceOperation("clone" if frozen else "create", tuple(frozen), volume)
+            async with (
+                reserve_space(pool, doing, pool.backend.space_needed(operation), volume.size),
+                self._context.holds.extend_hold_while(pool, frozen),
+            ):
+                report = await pool.backend.create_volume(volume, source)
             pool.put_volume(volume)
             if isinstance(source, Volume):
                 self._context.observer.snapshot_taken(pool.name, report)
@@ -119,14 +123,15 @@ class Volumes:
             size = expanded(volume.size, size_range)
             growth = size - volume.size
             if growth:
-                account = pool.account()
+                account = await pool.account()
                 available = account.available_thick_later if volume.thick else account.available
                 if growth > available:
                     raise OutOfRange(
                         f"pool {pool.name} has room for {available} more bytes, {growth} are needed: request less"
                     )
             grown = replace(volume, size=size)
-            with reserve_space(pool, "the growth of a thick volume", growth * volume.thick, "what it grows by", growth):
+            needed = SpaceNeeded(growth * volume.thick, "what it grows by")
+            async with reserve_space(pool, "the growth of a thick volume", needed, growth):
                 await pool.backend.expand_volume(grown)
             # In the index before record and device are changed: the next start would find this size.
             pool.put_volume(grown)
@@ -167,7 +172,7 @@ class Volumes:
                 return reason
         return ""
 
-    def capacity(
+    async def capacity(
         self, parameters: Mapping[str, str], capabilities: Sequence[Capability], topology: str | None = None
     ) -> tuple[int, int, int]:
         """Return available bytes, the largest and the smallest size of a volume. 0 for a pool or topology of other nodes."""
@@ -179,7 +184,7 @@ class Volumes:
         name = asked.get("pool", "")
         if topology not in {None, self._pools.owner} or (name and self._pools.known(name) is None):
             return 0, 0, least
-        account = self._pools.named(name).account()
+        account = await self._pools.named(name).account()
         available = account.available_thick if asked.get("provisioning") == "thick" else account.available
         return available, available, least
 
@@ -236,14 +241,16 @@ class Volumes:
             return self._pools.volume(str(source.id))[1]
         return self._pools.snapshot(str(source.id))[1] if source is not None else None
 
-    def _plan(self, pool: Pool, request: VolumeRequest, source: Volume | Snapshot | None, begins_as: str) -> Volume:
+    async def _plan(
+        self, pool: Pool, request: VolumeRequest, source: Volume | Snapshot | None, begins_as: str
+    ) -> Volume:
         holds = begins_as if begins_as in FILE_SYSTEMS else ""
         least = smallest(request.capabilities, holds or asked_file_system(request))
         size = choose(request.range, least, source.size if source else 0, source.requested if source else 0)
         # A clone of no requested size takes over the requested size of its source.
         asked = request.range.required or (source.requested if source is not None and source.size == size else 0)
         thick = request.parameters.get("provisioning") == "thick"
-        account = pool.account()
+        account = await pool.account()
         # An empty volume may as well be created elsewhere; a clone waits here until work under way has returned its space.
         free = account.available_thick if source is None else account.available_thick_later
         available = free if thick else account.available

@@ -23,6 +23,7 @@ from support.machine import why_no_pool
 from support.pool_disk import clean, share
 from support.ports import free_port
 
+from csi_driver.backends.reflink.layout import IMAGE
 from csi_driver.domain.model import AccessMode, Capability, SizeRange
 from csi_driver.host.block import loop
 from csi_driver.host.fs import mountinfo, mounts
@@ -82,7 +83,7 @@ class Pods(AgentRig):
         pool = mountinfo.at(str(self.pool))
         if pool is not None:
             inside = os.makedev(pool.major, pool.minor)
-            for device in [device for device in loop.scan(loop.IMAGE_NAME) if device.backing[0] == inside]:
+            for device in [device for device in loop.scan(IMAGE) if device.backing[0] == inside]:
                 loop.detach(device)
             mounts.umount(self.pool)
         if self.image.exists() and (device := loop.find(self.image, self.image.name)) is not None:

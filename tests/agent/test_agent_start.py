@@ -257,11 +257,11 @@ def test_every_option_is_a_variable_too(disks: Any, launch: Any, tmp_path: Path)
 
 def test_a_node_whose_lvm_looks_into_disks_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Path(__file__).parent.parent.parent
-    monkeypatch.setattr("csi_driver.agent.host_check.missing_tools", list)
+    monkeypatch.setattr("csi_driver.agent.host_check.missing_tools", lambda _tools: [])
     monkeypatch.setattr("csi_driver.agent.host_check.os.access", lambda *_: True)
     settings = Settings(pools=(PoolSpec("default", "reflink", "/srv/tidemark"),))
     for why, expected in (("", 0), ("no global_filter", 1)):
-        monkeypatch.setattr("csi_driver.host.block.lvm.why_looks_into_volumes", lambda why=why: why)
+        monkeypatch.setattr("csi_driver.host.block.lvm.why_looks_into_volumes", lambda _image, why=why: why)
         with structlog.testing.capture_logs() as lines:
             check_host(settings)
         assert [line["event"] for line in lines] == [LVM_LOOKS] * expected

@@ -11,6 +11,7 @@ from support.pool_disk import clean, make_disk
 from support.sizes import GIB
 
 from csi_driver.backends.memory.backend import Faults
+from csi_driver.backends.registry import BACKENDS
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +24,7 @@ def xfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         clean(place)
 
 
-@pytest_asyncio.fixture(params=[pytest.param(n, marks=[pytest.mark.root] if n != "memory" else []) for n in RIGS])
+@pytest_asyncio.fixture(params=[pytest.param(n, marks=[pytest.mark.root] if BACKENDS[n].block else []) for n in RIGS])
 async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
     async with RIGS[request.param](request) as made:
         yield made

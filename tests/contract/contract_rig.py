@@ -14,6 +14,7 @@ from support.fork_servers import helper_pool
 
 from csi_driver.backends.base import Backend
 from csi_driver.backends.memory.backend import Faults, MemoryBackend
+from csi_driver.backends.registry import BACKENDS, PoolOptions
 from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.model import (
     AccessMode,
@@ -100,19 +101,19 @@ class ReflinkRig:
 @asynccontextmanager
 async def reflink_rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
     root: Path = request.getfixturevalue("xfs")
-    from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
-
     directory = root / f"pool-{time.monotonic_ns()}"
     directory.mkdir()
     async with helper_pool() as helpers:
-        yield ReflinkRig(lambda: ReflinkBackend(ReflinkOptions(POOL, OWNER, str(directory), init=True), helpers))
+        yield ReflinkRig(lambda: BACKENDS["reflink"].make(PoolOptions(POOL, OWNER, str(directory), init=True), helpers))
 
 
 RIGS: dict[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Rig]]] = {
     "memory": memory_rig,
     "reflink": reflink_rig,
 }
-"""A third technology is one more line here."""
+"""One for each kind of backends/registry.py."""
+
+assert RIGS.keys() == BACKENDS.keys()
 
 
 class World:

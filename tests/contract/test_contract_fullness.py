@@ -18,6 +18,10 @@ MEGA = 1 << 20
 Logs = list[tuple[str, Any]]
 
 
+async def answering(space: Space) -> Space:
+    return space
+
+
 class Watched:
     """A pool of 10 GiB of which a test says how much is free, and what was told of it."""
 
@@ -27,7 +31,7 @@ class Watched:
         self.free = 5 * GIB
         self.walk = UsageScanner(world.context)
         self.fullness = Fullness(world.pools, self.walk, lambda: self.now)
-        monkeypatch.setattr(world.backend, "space", lambda: Space(10 * GIB, self.free))
+        monkeypatch.setattr(world.backend, "space", lambda: answering(Space(10 * GIB, self.free)))
 
     async def look(self) -> Logs:
         with capture_logs() as logs:
@@ -84,7 +88,7 @@ async def test_a_refusal_says_what_there_is_to_do(faulty: Faulty, monkeypatch: p
     """In an empty pool there is nothing to delete."""
     world, _ = faulty
     world.pool.policy = CapacityPolicy()
-    monkeypatch.setattr(world.backend, "space", lambda: Space(GIB, GIB - MEGA))
+    monkeypatch.setattr(world.backend, "space", lambda: answering(Space(GIB, GIB - MEGA)))
     small = await world.volume("small", 512 * MEGA)
     await world.volumes.delete(str(small.id))
     world.pool.policy = CapacityPolicy(reserve=GIB)

@@ -111,7 +111,7 @@ async def test_a_full_pool(faulty: Faulty) -> None:
     await small.open(CapacityPolicy(reserve=0))
     a = await small.volume("a", 4 * mega)
     await small.write(a, (0, os.urandom(3 * mega)))
-    assert pool.space().free == mega
+    assert (await pool.space()).free == mega
     for attempt in (small.snapshot("s", a), small.volume("b", 0, source=a), small.group("g", a)):
         with pytest.raises(OutOfSpace):
             await attempt

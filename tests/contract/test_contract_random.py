@@ -66,4 +66,6 @@ async def test_every_object_holds_what_the_model_says(world: World, seed: int) -
         assert await world.read(volume) == model, volume.name
     for snapshot, frozen in cuts.values():
         assert await world.content(snapshot) == frozen, snapshot.name
-    assert world.volumes.capacity({}, [])[0] == 2 * world.backend.space().total - sum(v.size for v, _ in disks.values())
+    assert (await world.volumes.capacity({}, []))[0] == 2 * (await world.backend.space()).total - sum(
+        v.size for v, _ in disks.values()
+    )

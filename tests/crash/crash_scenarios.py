@@ -216,7 +216,7 @@ SCENARIOS = [
     Scenario(
         "erase thick",
         half_formatted_thick,
-        lambda rig: rig.access.erase(_v(rig)),
+        lambda rig: rig.backend.erase(_v(rig)),
         between=(_erased((3, 0)), _erased((3, 0), (1, 0)), _erased((3, 0), (1, 0), (3, DISK // 2))),
     ),
     Scenario("expand unevenly", uneven_volume, _expand_unevenly, between=(_grown_and_not_written_down,)),

@@ -12,6 +12,7 @@ from freeze_rig import Pool
 from support.machine import CAP_SYS_RESOURCE, has_capability, skip_unless_root
 from support.pool_disk import clean
 
+from csi_driver.backends.reflink.layout import IMAGE
 from csi_driver.host.block import loop
 from csi_driver.host.commands import run
 from csi_driver.host.fs import mounts
@@ -72,7 +73,7 @@ def image(xfs_dir: Path) -> Callable[..., Path]:
     """Make sparse images `<pool>/<name>/disk.img`."""
 
     def make(name: str = "a", size: int = 512 << 20) -> Path:
-        path = xfs_dir / name / loop.IMAGE_NAME
+        path = xfs_dir / name / IMAGE
         path.parent.mkdir()
         with path.open("wb") as file:
             file.truncate(size)

@@ -180,11 +180,16 @@ class Pool:
         wait_until(gone)
 
 
+def cloning(clones: list[dict[str, str]]) -> dict[str, object]:
+    """The action of a snapshot."""
+    return {"kind": "clone_files", "files": clones}
+
+
 async def cut(
     children: HelperPool, *disks: Disk, clones: list[dict[str, str]], deadline: float = DEADLINE, **more: Any
 ) -> Any:
     mounts = [disk.mount for disk in disks]
-    job = children.run("cut", TIMEOUT, mounts=mounts, clones=clones, deadline=deadline, **more)
+    job = children.run("cut", TIMEOUT, mounts=mounts, action=cloning(clones), deadline=deadline, **more)
     return await asyncio.wait_for(job, TIMEOUT)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.host.block import loop
+from csi_driver.host.block import loop, sources
 from csi_driver.host.commands import run
 from csi_driver.host.errors import CommandError, Unsupported
 from csi_driver.host.fs import extents, files, filesystems, mounts
@@ -59,7 +59,7 @@ def test_growths_at_once_end_or_ask_for_another_try(image: Image, point: Path) -
 
     def grow() -> BlockingIOError | None:
         try:
-            device_jobs.grow(os.fspath(path), False, os.fspath(point), "xfs")
+            device_jobs.grow(sources.image(os.fspath(path), False), os.fspath(point), "xfs")
         except BlockingIOError as error:
             return error
         return None

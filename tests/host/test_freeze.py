@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from freeze_rig import DEADLINE, PAUSE, Pool, cut, end_pause, ended, fails, freeze_mount, offspring, paused, sh
+from freeze_rig import DEADLINE, PAUSE, Pool, cloning, cut, end_pause, ended, fails, freeze_mount, offspring, paused, sh
 from support.waiting import until
 
 from csi_driver.host.freeze import journal
@@ -44,7 +44,7 @@ async def test_a_clone_under_a_writer_is_clean_and_holds_all_that_was_acknowledg
     acknowledged = 50
     clone = pool.clone(disk)
     answer = await cut(children, disk, clones=[clone])
-    assert 0 < answer["clone_seconds"] < answer["frozen_seconds"] < DEADLINE
+    assert 0 < answer["action_seconds"] < answer["frozen_seconds"] < DEADLINE
     record_property("cut", json.dumps(answer))
     print(fs, answer)
     for _ in range(50):  # the writer goes on
@@ -122,14 +122,14 @@ async def test_only_our_own_mounts_are_frozen(children: HelperPool, pool: Pool, 
         disk.mount | {"major": 0, "minor": os.minor(os.stat("/proc").st_dev), "point": "/proc"},
     ]
     for mount in wrong:
-        for job, args in (("cut", {"mounts": [mount], "clones": [], "deadline": 5}), ("sync", mount)):
+        for job, args in (("cut", {"mounts": [mount], "action": cloning([]), "deadline": 5}), ("sync", mount)):
             error = await fails(children.run(job, 10, **args))
             assert error.type == "NotOurs", (job, mount)
     assert (await children.run("thaw", 10, mounts=wrong[:5])) == {"thawed": [False] * 5}, "it falls back to the device"
     assert host == os.stat("/").st_dev
     assert not disk.is_frozen()
     for mounts in ([], [disk.mount, disk.mount]):
-        assert (await fails(children.run("cut", 10, mounts=mounts, clones=[], deadline=5))).errno == 22
+        assert (await fails(children.run("cut", 10, mounts=mounts, action=cloning([]), deadline=5))).errno == 22
     assert (await fails(children.run("cut", 10, mounts=[disk.mount]))).type == "TypeError"
     await children.run("sync", 10, **disk.mount)
     await children.run("statvfs", 10, **disk.mount)
@@ -237,23 +237,23 @@ async def test_many_cuts_leave_nothing(
     print(facts)
 
 
-def test_announcements_are_files_that_survive(tmp_path: Path) -> None:
+def test_journal_entries_are_files_that_survive(tmp_path: Path) -> None:
     directory = str(tmp_path)
-    assert journal.announced(str(tmp_path / "missing")) == {}
+    assert journal.read_entries(str(tmp_path / "missing")) == {}
     journal.record(directory, "a-1", {"x": 1})
     journal.record(directory, "a-1", {"x": 2})
     journal.record(directory, "b", [1])
     (tmp_path / "c.frozen.json.new").write_text("{")
     (tmp_path / "d.frozen.json").write_text("{")
     (tmp_path / "unrelated").write_text("{")
-    assert journal.announced(directory) == {"a-1": {"x": 2}, "b": [1], "d": None}
+    assert journal.read_entries(directory) == {"a-1": {"x": 2}, "b": [1], "d": None}
     journal.remove(directory, "a-1")
     journal.remove(directory, "a-1")
-    assert set(journal.announced(directory)) == {"b", "d"}
+    assert set(journal.read_entries(directory)) == {"b", "d"}
     journal.record(directory, "group", [{"x": 1}, {"x": 2}])
     for fact, left in (({"x": 3}, [{"x": 1}, {"x": 2}]), ({"x": 1}, [{"x": 2}]), ({"x": 2}, None), ({"x": 2}, None)):
         journal.remove_entry(directory, "group", fact)
-        assert journal.announced(directory).get("group") == left
+        assert journal.read_entries(directory).get("group") == left
     for key in ("", ".", "..", "a/b", "../x", "a\n", "x" * 201, "ä"):
         with pytest.raises(ValueError, match="not a key"):
             journal.record(directory, key, {})

@@ -20,6 +20,7 @@ from freeze_rig import (
     Disk,
     Pool,
     alive,
+    cloning,
     cut,
     fails,
     freeze_mount,
@@ -72,7 +73,9 @@ async def test_a_cancelled_cut_is_thawed(children: HelperPool, pool: Pool) -> No
 async def test_a_cut_past_the_agents_own_deadline_is_thawed(children: HelperPool, pool: Pool) -> None:
     disk = pool.disk()
     with pytest.raises(JobStuck) as caught:
-        await children.run("cut", 3.0, mounts=[disk.mount], clones=[pool.clone(disk)], deadline=LONG, test_pause=PAUSE)
+        await children.run(
+            "cut", 3.0, mounts=[disk.mount], action=cloning([pool.clone(disk)]), deadline=LONG, test_pause=PAUSE
+        )
     assert caught.value.gone.is_set()
     disk.takes_writes()
 
@@ -121,7 +124,7 @@ async def test_a_cut_outlives_its_fork_server(children: HelperPool, pool: Pool) 
     os.kill(server, signal.SIGKILL)
     await until(lambda: children.server_pid != server)
     os.kill(cloner, signal.SIGUSR1)
-    assert (await asyncio.wait_for(task, 30))["clone_seconds"] > 0
+    assert (await asyncio.wait_for(task, 30))["action_seconds"] > 0
     disk.takes_writes()
     await cut(children, disk, clones=[pool.clone(disk)])
 
@@ -172,7 +175,7 @@ def agent(pool: Pool, *disks: Disk, announce: str = "") -> tuple["subprocess.Pop
     """Start an agent of its own that freezes the disks and stays inside; returns it and its fork server's pid."""
     work = {
         "mounts": [disk.mount for disk in disks],
-        "clones": [pool.clone(disk) for disk in disks],
+        "action": cloning([pool.clone(disk) for disk in disks]),
         "deadline": LONG,
         "test_pause": PAUSE,
     }
@@ -208,7 +211,7 @@ def test_a_killed_agents_hanging_freeze_is_thawed_when_it_returns(pool: Pool) ->
     disk = pool.disk()
     sh("sync", "-f", disk.point)
     freeze_mount(pool.path)
-    process, server = agent_with(pool, {"mounts": [disk.mount], "clones": [], "deadline": LONG})
+    process, server = agent_with(pool, {"mounts": [disk.mount], "action": cloning([]), "deadline": LONG})
     wait_until(lambda: hangs(server))
     process.kill()
     process.wait(30)
@@ -241,7 +244,7 @@ async def test_when_all_die_the_announcement_is_enough_to_thaw(
             sh("umount", disk.point)
             assert not disk.is_mounted()
 
-    found = journal.announced(str(directory))
+    found = journal.read_entries(str(directory))
     assert list(found) == ["volume"]
     facts: Any = found["volume"]
     assert [fact["boot"] for fact in facts] == [journal.boot_id()] * 2
@@ -250,7 +253,7 @@ async def test_when_all_die_the_announcement_is_enough_to_thaw(
     assert (await children.run("thaw", 10, mounts=facts)) == {"thawed": [True, True]}
     assert (await children.run("thaw", 10, mounts=facts)) == {"thawed": [False, False]}
     journal.remove(str(directory), "volume")
-    assert journal.announced(str(directory)) == {}
+    assert journal.read_entries(str(directory)) == {}
     for disk in disks:
         if unmounted:
             wait_until(lambda disk=disk: not Path(f"/sys/fs/{disk.fs}/{Path(disk.device).name}").exists())  # type: ignore[misc]

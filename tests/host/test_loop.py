@@ -15,7 +15,10 @@ from types import SimpleNamespace
 import pytest
 from support.waiting import wait_until
 
-from csi_driver.host.block import device_users, loop, loop_ioctl
+from csi_driver.backends.reflink.layout import IMAGE
+from csi_driver.host.block import device as block_device
+from csi_driver.host.block import device_users, loop, loop_ioctl, sources
+from csi_driver.host.block.loop import LoopDevice
 from csi_driver.host.commands import run
 from csi_driver.host.errors import Busy, HostError, Mismatch
 from csi_driver.host.fs import allocation, extents, files, filesystems, mountinfo, mounts
@@ -27,6 +30,21 @@ MIB = 1 << 20
 Image = Callable[..., Path]
 Spawn = Callable[..., "subprocess.Popen[str]"]
 Opened = Callable[..., int]
+
+
+def flush(device: LoopDevice) -> None:
+    with loop.opened(device) as opened:
+        opened.flush()
+
+
+def set_read_only(device: LoopDevice, read_only: bool) -> None:
+    with loop.opened(device) as opened:
+        opened.set_read_only(read_only)
+
+
+def is_read_only(device: LoopDevice) -> bool:
+    with loop.opened(device) as opened:
+        return opened.is_read_only()
 
 
 def sysfs(device: loop.LoopDevice, name: str) -> str | None:
@@ -71,7 +89,7 @@ def test_attach_gives_direct_io_in_4096_byte_blocks(image: Image) -> None:
     assert loop.size(device) == status.st_size
     assert loop.find(path) == loop.find(status) == device
     assert device in loop.scan()
-    assert device in loop.scan(loop.IMAGE_NAME)
+    assert device in loop.scan(IMAGE)
     assert device not in loop.scan("other.img")
     loop.detach(device)
     assert loop.find(path) is None
@@ -117,7 +135,7 @@ def test_a_file_is_never_attached_twice(image: Image) -> None:
 
 
 def test_512_byte_blocks_become_buffered_after_a_reflink_and_ours_do_not(make_pool: Callable[..., Path]) -> None:
-    path = make_pool(sector=512) / "a" / loop.IMAGE_NAME
+    path = make_pool(sector=512) / "a" / IMAGE
     path.parent.mkdir()
     with path.open("wb") as file:
         file.truncate(512 * MIB)
@@ -190,7 +208,7 @@ def test_the_devices_of_other_volumes_are_not_asked(image: Image, monkeypatch: p
     """One that hangs in the kernel does not answer, and must not keep the others from their own."""
     path = image()
     pool = path.parent.parent / "volumes"
-    places = [pool / (digit * 32) / loop.IMAGE_NAME for digit in "ab"]
+    places = [pool / (digit * 32) / IMAGE for digit in "ab"]
     for place in places:
         place.parent.mkdir(parents=True)
         run(("cp", "--sparse=always", str(path), str(place)), 10)
@@ -203,7 +221,7 @@ def test_the_devices_of_other_volumes_are_not_asked(image: Image, monkeypatch: p
         return real(number, flags)
 
     monkeypatch.setattr(loop_ioctl, "opened", opened)
-    assert loop.find(places[0]) == ours
+    assert loop.find(places[0], names=r"/volumes/([0-9a-f]{32})/disk\.img$") == ours
     assert ours.number in asked
     assert others.number not in asked
 
@@ -220,7 +238,7 @@ def test_only_the_file_that_is_meant_is_formatted(image: Image, fs_type: str) ->
     device = loop.attach(other)
     use_all(device, MIB)
     before = other.stat().st_blocks, beginning()
-    told = device_jobs.make_file_system(str(meant), False, fs_type)
+    told = device_jobs.make_file_system(sources.image(str(meant), False), fs_type)
     assert told["path"] != device.path
     assert filesystems.probe(meant) == fs_type
     assert (other.stat().st_blocks, beginning()) == before
@@ -236,16 +254,16 @@ def test_a_number_that_holds_another_file_by_now_is_left_alone(image: Image) -> 
     for attempt in (
         lambda: loop.detach(stale),
         lambda: loop.resize(stale),
-        lambda: loop.sync(stale),
+        lambda: flush(stale),
         lambda: loop.tune(stale),
         lambda: loop.refuse_discard(stale),
-        lambda: loop.set_read_only(stale, True),
+        lambda: set_read_only(stale, True),
     ):
         with pytest.raises(Mismatch):
             attempt()
     assert loop.find(gone) is None
-    assert loop.find(gone.parent.parent / "present" / loop.IMAGE_NAME) == device
-    assert not loop.is_read_only(device)
+    assert loop.find(gone.parent.parent / "present" / IMAGE) == device
+    assert not is_read_only(device)
 
 
 def test_an_open_device_is_not_pulled_away_later(image: Image, spawn: Spawn) -> None:
@@ -341,17 +359,18 @@ def test_a_missing_node_is_made(image: Image) -> None:
 
 def test_a_wrong_node_is_not_taken(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
     device = loop.attach(image())
-    real = loop_ioctl.sysfs
+    real = block_device.sysfs
 
-    def sysfs_(number: int, name: str) -> str | None:
+    def sysfs_(name: str, attribute: str) -> str | None:
         """The kernel's word is changed, not the node: that one is everybody's."""
-        return f"{device.major}:{device.minor + 1}" if (number, name) == (device.number, "dev") else real(number, name)
+        wrong = f"{device.major}:{device.minor + 1}"
+        return wrong if (name, attribute) == (device.name, "dev") else real(name, attribute)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop_ioctl, "sysfs", sysfs_)
+        patch.setattr(block_device, "sysfs", sysfs_)
         with pytest.raises(Mismatch, match="is not the node"):
-            loop.sync(device)
-    loop.sync(device)
+            flush(device)
+    flush(device)
 
 
 def test_it_grows_while_in_use(image: Image, point: Path) -> None:
@@ -366,18 +385,18 @@ def test_read_only(image: Image) -> None:
     path = image()
     device = loop.attach(path)
     fd = os.open(device.path, os.O_RDWR)
-    loop.set_read_only(device, True)
-    assert loop.is_read_only(device)
+    set_read_only(device, True)
+    assert is_read_only(device)
     with pytest.raises(OSError, match="not permitted"):
         os.pwrite(fd, bytes(4096), 0)
     os.close(fd)
     loop.detach(device)
     device = loop.attach(path)  # the flag belongs to the number, and outlived the detach
-    assert not loop.is_read_only(device)
+    assert not is_read_only(device)
     loop.detach(device)
     path.chmod(0o400)
     device = loop.attach(path, read_only=True)
-    assert loop.is_read_only(device)
+    assert is_read_only(device)
     assert sysfs(device, "loop/dio") == "1"
 
 
@@ -387,7 +406,7 @@ def test_a_number_that_was_read_only_is_writable_for_the_next(image: Image, how:
     """Also for a stranger, who does not reset what the last owner left: losetup does not, and mkfs fails then."""
     path = image()
     device = loop.attach(path, read_only=how == "attached read-only")
-    loop.set_read_only(device, True)
+    set_read_only(device, True)
     if let_go == "detach":
         loop.detach(device)
     else:
@@ -405,7 +424,7 @@ def test_what_is_synced_is_in_the_file(image: Image) -> None:
     device = loop.attach(path)
     fd = os.open(device.path, os.O_RDWR)
     os.pwrite(fd, b"here", 0)
-    loop.sync(device)
+    flush(device)
     with path.open("rb") as file:
         assert file.read(4) == b"here"
     os.close(fd)
@@ -415,9 +434,9 @@ def test_a_number_that_is_shown_after_all_is_given_back(image: Image, monkeypatc
     path = image()
     elsewhere = mountinfo.Mount(1, 1, 0, 5, "/loop0", "/elsewhere", (), "devtmpfs", "udev", ())
     shows = SimpleNamespace(mounts_of=lambda *_: [elsewhere])
-    monkeypatch.setattr(device_jobs, "mountinfo", shows)
+    monkeypatch.setattr(sources, "mountinfo", shows)
     with pytest.raises(Busy, match="still shown at /elsewhere"):
-        device_jobs.attach(str(path), thick=False)
+        device_jobs.attach(sources.image(str(path), False))
     assert loop.find(path) is None
 
 
@@ -431,10 +450,10 @@ def test_tune(image: Image) -> None:
 def test_a_device_in_use_is_adopted_without_a_write_to_its_queue(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each write would hold its user's I/O up, and a volume is attached again at each of its growths."""
     path = str(image())
-    first = device_jobs.attach(path, thick=True)
+    first = device_jobs.attach(sources.image(path, True))
     written: list[str] = []
     monkeypatch.setattr(loop_ioctl, "write_sysfs", lambda _number, name, _value: written.append(name))
-    assert device_jobs.attach(path, thick=True) == first
+    assert device_jobs.attach(sources.image(path, True)) == first
     assert written == []
 
 

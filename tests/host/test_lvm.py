@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from csi_driver.backends.reflink.layout import IMAGE
 from csi_driver.host import commands
 from csi_driver.host.block import device_users, loop, loop_ioctl, lvm
 from csi_driver.host.commands import run
@@ -36,7 +37,7 @@ def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def looks(etc: Path) -> str:
-    return lvm.why_looks_into_volumes(str(etc), str(etc / "udev"))
+    return lvm.why_looks_into_volumes(IMAGE, str(etc), str(etc / "udev"))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_without_lvm_nothing_is_said_and_without_a_file_it_looks(etc: Path, monk
 
 def test_what_it_has_done_is_seen_where_its_configuration_is_not(etc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pod has udev's records of the host, and nothing of its /etc."""
-    files = {3: f"/pool/volumes/{'a' * 32}/{loop.IMAGE_NAME}", 4: "/home/admin/own.img"}
+    files = {3: f"/pool/volumes/{'a' * 32}/{IMAGE}", 4: "/home/admin/own.img"}
     monkeypatch.setattr(loop_ioctl, "numbers", lambda: [3, 4, 5])
     monkeypatch.setattr(loop_ioctl, "sysfs", lambda n, name: f"7:{n}" if name == "dev" else files.get(n))
     (etc / "udev").mkdir()

@@ -206,7 +206,7 @@ async def test_frozen_by_somebody_else(rig: Rig, fs_type: str) -> None:
     freeze(target)
     try:
         for _ in range(2):
-            with pytest.raises(Precondition, match=r"frozen already, by somebody else.*fsfreeze -u"):
+            with pytest.raises(Precondition, match=r"frozen already, by another program.*fsfreeze -u"):
                 await rig.snapshot("s", volume)
             assert is_frozen(target)
         with pytest.raises(Precondition, match=r"frozen already"):
@@ -323,7 +323,7 @@ async def test_a_hanging_child_harms_its_volume_alone(rig: Rig) -> None:
         # Lists, gets and everything else go on.
         assert {v.id for v in rig.volumes.list()[0]} == {volume.id, other.id}
         assert rig.volumes.get(str(volume.id)).id == volume.id
-        assert rig.volumes.capacity({}, [])[0] > 0
+        assert (await rig.volumes.capacity({}, []))[0] > 0
         write_file(f"{works}/data", b"1")
         assert await rig.read(await rig.snapshot("w", other)) == b"1"
         write_file(f"{target}/data", b"1")
@@ -413,7 +413,7 @@ async def test_a_host_file_system_is_never_frozen(rig: Rig, monkeypatch: pytest.
         return await real(job, timeout, **args)
 
     monkeypatch.setattr(rig.children, "run", run_)
-    with pytest.raises(Busy, match=r"the mount changed during the cut"):
+    with pytest.raises(Busy, match=r"the mount changed during the snapshot"):
         await rig.snapshot("s", volume)
     assert not is_frozen(rig.disk.point)
     assert mountinfo.at(staging) is None
@@ -429,7 +429,7 @@ async def test_a_failing_cut_is_told_in_the_drivers_words(rig: Rig, monkeypatch:
 
     async def run_(job: str, timeout: float, **args: Any) -> Any:
         if job == "cut":
-            args["clones"][0]["source"] += "-gone"
+            args["action"]["files"][0]["source"] += "-gone"
         return await real(job, timeout, **args)
 
     monkeypatch.setattr(rig.children, "run", run_)
@@ -452,7 +452,7 @@ async def test_a_cut_that_cannot_be_killed(rig: Rig, monkeypatch: pytest.MonkeyP
         return await real(job, timeout, **args)
 
     monkeypatch.setattr(rig.children, "run", run_)
-    with pytest.raises(Busy, match=r"given up.* has \d+ extents"):
+    with pytest.raises(Busy, match=r"aborted and undone.* has \d+ extents"):
         await rig.snapshot("s", volume)
     assert os.listdir(rig.layout.freezes) != [], "what may be frozen stays announced"
     for call in (rig.snapshot("s", volume), rig.unpublish(volume), rig.group("g", volume, other)):

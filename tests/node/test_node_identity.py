@@ -160,9 +160,9 @@ async def test_a_device_attached_by_hand_otherwise_is_refused(rig: Rig, options:
     image = rig.image(volume)
     node = run(("losetup", "--find", "--show", *options, str(image)), 10).strip()
     before = image.read_bytes()
-    with pytest.raises(Precondition, match=r"attached by somebody else with (512|4096)-byte blocks.*: detach it"):
+    with pytest.raises(Precondition, match=r"attached by another program with (512|4096)-byte blocks.*: detach it"):
         await rig.stage(volume)
-    with pytest.raises(Precondition, match=r"attached by somebody else"):
+    with pytest.raises(Precondition, match=r"attached by another program"):
         await rig.expand(volume, 2 * volume.size)
     assert mountinfo.at(rig.staging(volume)) is None
     assert image.read_bytes()[: len(before)] == before

@@ -46,7 +46,7 @@ def left_frozen(kind: str = "StillFrozen") -> Run:
 
 def announced(rig: Rig) -> list[str]:
     """The mount points in all announcements."""
-    found: dict[str, Any] = journal.announced(str(rig.layout.freezes))
+    found: dict[str, Any] = journal.read_entries(str(rig.layout.freezes))
     return sorted(fact["point"] for facts in found.values() for fact in facts)
 
 
@@ -100,7 +100,7 @@ async def test_what_cannot_be_thawed_is_busy_and_stays_announced(rig: Rig, monke
     with monkeypatch.context() as patch:
         answering(rig, patch, "thaw", thaw)
         for call in (rig.snapshot("s", volume), rig.group("g", other, volume)):
-            with pytest.raises(Busy, match=r"an earlier cut of .* may have left it frozen"):
+            with pytest.raises(Busy, match=r"an earlier snapshot of .* may have left it frozen"):
                 await call
         await rig.snapshot("w", other)
         await rig.reopen()

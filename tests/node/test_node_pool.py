@@ -215,7 +215,7 @@ async def test_one_agent_owns_a_pool(disk: Disk) -> None:
         await (await open_pool(agents, disk.point)).close()
 
 
-@pytest.mark.parametrize("failing", [(pool_reader, "read"), (journal, "announced")], ids=["records", "freezes"])
+@pytest.mark.parametrize("failing", [(pool_reader, "read"), (journal, "read_entries")], ids=["records", "freezes"])
 async def test_a_pool_whose_disk_failed_while_it_was_opened_opens_later(
     disk: Disk, monkeypatch: pytest.MonkeyPatch, failing: tuple[object, str]
 ) -> None:

@@ -215,7 +215,7 @@ async def test_whatever_is_done_with_it_needs_what_it_takes_and_the_reserve(rig:
 @pytest.mark.parametrize("rig", [{"size": 20 * GIB}], indirect=True)
 async def test_more_than_half_of_an_empty_pool(rig: Rig) -> None:
     rig.pool.policy = CapacityPolicy()
-    size = rig.pool.account().available_thick // GIB * GIB
+    size = (await rig.pool.account()).available_thick // GIB * GIB
     assert size >= 18 * GIB
     volume = await rig.volume("v", "block", size, thick=True)
     assert allocated(rig.image(volume)) >= size
@@ -236,7 +236,7 @@ async def test_what_a_stage_repairs_does_not_fail_it(rig: Rig, fs_type: str) -> 
     assert [(entry["log_level"], entry["volume"]) for entry in logs] == [("warning", str(volume.id))]
     await rig.unstage(volume)
     assert allocated(rig.image(volume)) < SIZE
-    assert rig.pool.account().promised > 40 * MIB, "kept for it"
+    assert (await rig.pool.account()).promised > 40 * MIB, "kept for it"
     leave(rig, 96 * MIB)
     await rig.stage(volume)
     assert allocated(rig.image(volume)) >= SIZE
@@ -246,19 +246,19 @@ async def test_a_snapshot_sets_aside_what_overwriting_can_cost(rig: Rig) -> None
     volume = await rig.volume("v", size=SIZE, thick=True)
     target = await rig.show(volume)
     write_file(f"{target}/data", os.urandom(200 * MIB))
-    before = rig.pool.account().available_thick
+    before = (await rig.pool.account()).available_thick
     snapshot = await rig.snapshot("s", volume)
     assert exclusive(rig.image(volume)) >= SIZE, "the snapshot has the old blocks, the volume has as many of its own"
     assert exclusive(rig.image(snapshot)) >= 200 * MIB
-    assert rig.pool.account().promised == 0
-    assert before - rig.pool.account().available_thick == pytest.approx(200 * MIB, abs=40 * MIB)
+    assert (await rig.pool.account()).promised == 0
+    assert before - (await rig.pool.account()).available_thick == pytest.approx(200 * MIB, abs=40 * MIB)
     await rig.delete(snapshot)
 
 
 async def test_a_snapshot_of_a_thick_volume_without_room_for_it(rig: Rig) -> None:
     volume = await rig.volume("v", size=SIZE, thick=True)
     fill(rig.disk.point, keep=200 * MIB)
-    needs = r"must set aside \d+ bytes \([^;]+; as much again as each thick volume that is cut has allocated"
+    needs = r"must set aside \d+ bytes \([^;]+; as much again as each thick volume that is snapshotted has allocated"
     with pytest.raises(OutOfSpace, match=needs):
         await rig.snapshot("s", volume)
     with pytest.raises(OutOfSpace):

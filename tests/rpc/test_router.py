@@ -208,7 +208,7 @@ async def test_no_room_anywhere(cluster: Cluster) -> None:
 async def test_immediate_binding_walks_on_where_a_pool_is_too_small_for_ever(cluster: Cluster) -> None:
     """Nodes differ: what the first one's pool could never hold may fit into the next one's."""
     small, large = cluster.agents["n-10"].pool, cluster.agents["n-1"].pool
-    total = large.backend.space().total
+    total = (await large.backend.space()).total
     small.policy, large.policy = CapacityPolicy(overcommit=0.25, reserve=0), CapacityPolicy(overcommit=2.0, reserve=0)
     wanted = places("n-10", "n-1")
     request = create_volume("v", accessibility_requirements=wanted)

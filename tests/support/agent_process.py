@@ -49,6 +49,7 @@ class AgentRig:
         """Start the agent and wait until Probe says that it is ready."""
         argv = [*self.prefix, sys.executable, "-m", "csi_driver.cli.main", "agent", "--endpoint", self.endpoint]
         argv += ["--pool-image", str(self.image), "--pool-size", self._size, "--pool-image-sparse"]
+        argv += ["--runtime-dir", str(self.root / "run")]
         argv += ["--pool-mount", str(self.pool), "--reserve", "64Mi", "--overcommit", "100", "--node-name", "node1"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen([*argv, *self._options, *options], stdout=log, stderr=log)

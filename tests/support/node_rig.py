@@ -105,7 +105,8 @@ class Rig:
 
     async def open(self) -> None:
         """A new agent on the pool; the one before was closed, or is taken for dead."""
-        self.backend = ReflinkBackend(ReflinkOptions(POOL, OWNER, str(self.disk.point), **self.options), self.children)
+        options = {"runtime_directory": str(self.place / "run")} | self.options
+        self.backend = ReflinkBackend(ReflinkOptions(POOL, OWNER, str(self.disk.point), **options), self.children)
         self.pool = Pool(self.backend, self.policy)
         self.pools = Pools(OWNER, [self.pool])
         services = build_services(self.pools, now=self.clock)
@@ -258,7 +259,13 @@ class Rig:
     def left_inside(self) -> list[str]:
         """What lies where nothing may be left after an operation."""
         hidden = [".new", ".freeze"]
-        return [f"{name}/{entry}" for name in hidden for entry in os.listdir(self.disk.point / name)]
+        inside = [f"{name}/{entry}" for name in hidden for entry in os.listdir(self.disk.point / name)]
+        return inside + [f"{path.parent.name}/{path.name}" for path in self.node_local.glob("*")]
+
+    @property
+    def node_local(self) -> Path:
+        """Where the journal of freezes lies on the node."""
+        return self.place / "run" / "freezes" / self.backend.identity.uuid
 
     async def put_away(self) -> None:
         """Unpublish and unstage everything, through the driver."""

@@ -17,7 +17,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from csi_driver import DRIVER_NAME
 from csi_driver._pb import tidemark_pb2
 from csi_driver.agent.metrics import AgentMetrics
-from csi_driver.agent.settings import DEFAULT_POOL
+from csi_driver.agent.settings import DEFAULT_POOL, DEFAULT_RUNTIME_DIRECTORY
 from csi_driver.backends.base import SnapshotTimings
 from csi_driver.backends.reflink import checks, pool_lock, pool_reader
 from csi_driver.backends.reflink.layout import IMAGE, RECORD, Layout
@@ -208,6 +208,11 @@ def test_freezes_are_announced_as_they_were() -> None:
     first = {key: facts[key] for key in known["first"]}
     assert journal.of_boot([first], str(facts["boot"])) == [first]
     assert CONTRACT["freeze"]["schema"] == journal.SCHEMA
+    assert set(journal.entry_for("/p", 7, 1, (1, 2), "loop1/3", "0" * 32)) | {"in_pool"} == {
+        *known["first"],
+        *known["later"],
+    }
+    assert CONTRACT["freeze"]["node_local"].startswith(f"{DEFAULT_RUNTIME_DIRECTORY}/freezes/")
 
 
 async def test_a_check_is_noted_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,19 @@ async def test_a_freeze_that_the_version_before_left_is_thawed(old: Rig) -> None
 
 
 @pytest.mark.timeout(240)
+async def test_a_freeze_of_that_version_is_left_alone_on_a_node_that_has_a_journal(old: Rig) -> None:
+    """The two places are one journal: what lies in the pool is dealt with, and the node's entries are those of this version."""
+    await old.open()
+    thin = volume(old, "thin")
+    await old.show(thin)
+    await old.snapshot("now", thin)
+    assert old.left_inside() == []
+    await old.close()
+    assert not old.node_local.exists()
+    await old.open()
+
+
+@pytest.mark.timeout(240)
 async def test_it_is_used_and_emptied(old: Rig) -> None:
     await old.open()
     thin = await old.expand(volume(old, "thin"), 64 * MIB)

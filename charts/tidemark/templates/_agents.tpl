@@ -193,6 +193,7 @@ spec:
             - {name: udev, mountPath: /run/udev, readOnly: true}
             - {name: tls, mountPath: /etc/tidemark/tls, readOnly: true}
             - {name: run, mountPath: /run}
+            - {name: runtime, mountPath: /run/tidemark}
             - {name: tmp, mountPath: /tmp}
             {{- if $pools }}
             {{- range $pools }}
@@ -215,6 +216,9 @@ spec:
         - {name: udev, hostPath: {path: /run/udev, type: ""}}
         - {name: tls, secret: {secretName: {{ default (printf "%s-agent-tls" $full) (include "tidemark.givenSecret" (list $root "agent")) | quote }}}}
         - {name: run, emptyDir: {medium: Memory, sizeLimit: 16Mi}}
+        # The journal of freezes: an agent that is killed with its pod leaves it to the next one. Of the host's /run, since no
+        # freeze outlives a boot.
+        - {name: runtime, hostPath: {path: /run/tidemark, type: DirectoryOrCreate}}
         - {name: tmp, emptyDir: {medium: Memory, sizeLimit: 16Mi}}
         {{- if $pools }}
         {{- range $pools }}

@@ -49,18 +49,6 @@ class MemoryAccess:
         self._attached.discard(volume.uid)
 
     @faulty
-    async def is_empty(self, volume: Volume) -> bool:
-        """See Access."""
-        return self._image(volume).is_empty()
-
-    @faulty
-    async def erase(self, volume: Volume) -> None:
-        """See Access."""
-        image = self._image(volume)
-        image.erase()
-        image.grow(volume.size, volume.thick)
-
-    @faulty
     async def make_file_system(self, volume: Volume, fs_type: str) -> None:  # noqa: ARG002
         """Refused."""
         raise block_only(self.pool)
@@ -109,7 +97,7 @@ class MemoryAccess:
                     links.discard(link)
 
     @faulty
-    async def clear(self, digest: str, path: str, last: bool) -> None:  # noqa: ARG002
+    async def cleanup_unavailable(self, digest: str, path: str, last: bool) -> None:  # noqa: ARG002
         """See Access. A link tells by itself whose it is."""
         await self.unmount(None, path)
 
@@ -165,7 +153,7 @@ class NoChecks:
         """See Checks."""
         return ""
 
-    async def found(self, volume: Volume) -> Check | None:  # noqa: ARG002
+    async def current(self, volume: Volume) -> Check | None:  # noqa: ARG002
         """See Checks."""
         return None
 

@@ -13,7 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from csi_driver.backends.base import Checks, PoolContents, PoolIdentity, SnapshotTimings, VolumeAccess
+from csi_driver.backends import shared_blocks
+from csi_driver.backends.base import (
+    Checks,
+    PoolContents,
+    PoolIdentity,
+    SnapshotTimings,
+    SpaceNeeded,
+    SpaceOperation,
+    VolumeAccess,
+)
 from csi_driver.backends.memory.access import MemoryAccess, NoChecks, block_only
 from csi_driver.backends.memory.faults import Faults, faulty
 from csi_driver.backends.memory.images import Image
@@ -65,8 +74,10 @@ class MemoryBackend:
         self._snapshots: dict[str, _Held] = {}
         self._groups: dict[str, _Held] = {}
 
+    space_max_age = 0.0
+
     @property
-    def attached(self) -> int:
+    def attached_devices(self) -> int:
         """See Backend. Images need no device here."""
         return 0
 
@@ -105,10 +116,19 @@ class MemoryBackend:
         if not self._open:
             raise Unavailable(f"pool {self.pool} is closed: open it")
 
-    def space(self) -> Space:
+    async def space(self) -> Space:
         """See Backend."""
         self.faults.reach_now("space")
+        return self._space()
+
+    def _space(self) -> Space:
         return Space(self._total, max(0, self._total - sum(image.allocated for image in self._images())))
+
+    def space_needed(self, operation: SpaceOperation) -> SpaceNeeded:
+        """See Backend."""
+        self.faults.reach_now("space_needed")
+        allocated = {source.id.hash: self.allocated(source) for source in shared_blocks.thick(operation)}
+        return shared_blocks.space_needed(operation, allocated)
 
     def allocated(self, volume: Volume) -> int:
         """See Backend."""
@@ -116,7 +136,7 @@ class MemoryBackend:
         return self._image(volume).allocated
 
     @faulty
-    async def found(self, item: Volume | Snapshot) -> str:
+    async def content_format(self, item: Volume | Snapshot) -> str:
         """See Backend."""
         return filesystems.probe(self._image(item).path)
 
@@ -149,6 +169,18 @@ class MemoryBackend:
         image.grow(volume.size, volume.thick)
 
     @faulty
+    async def is_empty(self, volume: Volume) -> bool:
+        """See Backend."""
+        return self._image(volume).is_empty()
+
+    @faulty
+    async def erase(self, volume: Volume) -> None:
+        """See Backend."""
+        image = self._image(volume)
+        image.erase()
+        image.grow(volume.size, volume.thick)
+
+    @faulty
     async def delete_volume(self, volume: Volume) -> None:
         """See Backend."""
         _close(_known(self._volumes, volume))
@@ -172,13 +204,13 @@ class MemoryBackend:
     async def create_group(
         self, group: GroupSnapshot, sources: Sequence[Volume]
     ) -> tuple[GroupSnapshot, SnapshotTimings]:
-        """See Backend. Members in use are refused, as raw block volumes are anywhere: they cannot be held still."""
+        """See Backend. Members in use are refused, as raw block volumes are anywhere: they cannot be frozen."""
         _refuse_taken(self._groups, group)
         used = [source for source in sources if self._access.paths(source)]
         if used and len(sources) > 1:
             raise Precondition(
-                f"{used[0].id} is in use as a raw block device, which cannot be held still: such a volume can be cut "
-                "alone, or in a group while it is not staged"
+                f"{used[0].id} is in use as a raw block device, which cannot be frozen; snapshot it "
+                "individually, or in a group while it is not staged"
             )
         with self._drafts() as draft:
             started, moment = time.monotonic(), self._now()
@@ -215,9 +247,9 @@ class MemoryBackend:
             self._volumes[volume.id.hash] = _Held(dump_volume(volume), {volume.id.hash: image})
         _close(old)
 
-    def stamp(self, item: Volume | Snapshot) -> str:
+    def change_token(self, item: Volume | Snapshot) -> str:
         """See Backend."""
-        self.faults.reach_now("stamp")
+        self.faults.reach_now("change_token")
         status = os.fstat(self._image(item).fd)
         return f"{status.st_ino}:{status.st_mtime_ns}"
 
@@ -278,7 +310,7 @@ class MemoryBackend:
             raise
 
     def _refuse_full(self, needed: int) -> None:
-        free = self.space().free
+        free = self._space().free
         if needed > free:
             raise OutOfSpace(f"pool {self.pool} has {free} bytes free and {needed} are needed: delete something first")
 

@@ -26,7 +26,7 @@ from csi_driver.domain.errors import DriverError, OutOfSpace, Unavailable
 
 Point = Literal["before", "half", "after"]
 
-IMMEDIATE = frozenset({"check", "space", "allocated", "stamp"})
+IMMEDIATE = frozenset({"check", "space", "space_needed", "allocated", "change_token"})
 """Methods that do not wait: they can fail before, and not pause."""
 
 WITH_HALF = frozenset({"create_volume", "create_snapshot", "create_group", "roll_back"})
@@ -35,8 +35,8 @@ METHODS = (
     IMMEDIATE
     | WITH_HALF
     | frozenset(
-        "open close found save_volume expand_volume delete_volume delete_snapshot delete_group usage "
-        "use attach detach is_empty erase make_file_system mount grow bind stage_block unmount clear stats trouble".split()
+        "open close content_format save_volume expand_volume delete_volume delete_snapshot delete_group usage "
+        "use attach detach is_empty erase make_file_system mount grow bind stage_block unmount cleanup_unavailable stats trouble".split()
     )
 )
 """Everything that may be named: the methods of Backend and of Access."""
@@ -111,7 +111,7 @@ class Faults:
 
 def _check(method: str, point: Point) -> None:
     if method not in METHODS:
-        raise ValueError(f"{method!r} is no method of a pool: {', '.join(sorted(METHODS))}")
+        raise ValueError(f"{method!r} is not a method of a pool: {', '.join(sorted(METHODS))}")
     if (point == "half" and method not in WITH_HALF) or (point == "after" and method in IMMEDIATE):
         raise ValueError(f"{method} has no point {point!r}")
 

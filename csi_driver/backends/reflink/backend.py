@@ -9,7 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from csi_driver.backends.base import Checks, PoolContents, PoolIdentity, SnapshotTimings, VolumeAccess
+from csi_driver.backends import shared_blocks
+from csi_driver.backends.base import (
+    Checks,
+    PoolContents,
+    PoolIdentity,
+    SnapshotTimings,
+    SpaceNeeded,
+    SpaceOperation,
+    VolumeAccess,
+)
 from csi_driver.backends.block_access import BlockDeviceAccess
 from csi_driver.backends.reflink import pool_lock, pool_reader
 from csi_driver.backends.reflink.checks import ReflinkChecks, stamp
@@ -18,9 +27,10 @@ from csi_driver.backends.reflink.loop_devices import LoopDevices
 from csi_driver.backends.reflink.snapshotter import ImageClone, Snapshotter
 from csi_driver.backends.volume_helpers import finish_despite_cancel
 from csi_driver.domain.capacity import Space
-from csi_driver.domain.errors import Unavailable
+from csi_driver.domain.errors import Precondition, Unavailable
 from csi_driver.domain.model import GroupSnapshot, Snapshot, Usage, Volume
 from csi_driver.domain.records import dump_group, dump_snapshot, dump_volume
+from csi_driver.host.freeze.journal import Journal
 from csi_driver.host.fs import allocation, extents, files, filesystems
 from csi_driver.host.helper.client import HelperPool
 
@@ -37,7 +47,8 @@ _TRASH_SECONDS = 30.0
 class ReflinkOptions:
     """What the agent says about a pool. `backing`: the sparse image that holds the pool, whose host must have room.
 
-    `in_container`: the pool, and all places where volumes are shown, must lie on mounts of the host.
+    `in_container`: the pool, and all places where volumes are mounted, must lie on mounts of the host. `runtime_directory`: a
+    directory of the node that is empty after a boot, for notes of what does not outlive one; empty: they lie in the pool.
     """
 
     name: str
@@ -47,6 +58,7 @@ class ReflinkOptions:
     freeze_deadline: float = 5.0
     backing: str = ""
     in_container: bool = False
+    runtime_directory: str = ""
 
 
 class ReflinkBackend:
@@ -58,7 +70,7 @@ class ReflinkBackend:
         self._devices = LoopDevices(self.layout, children)
         self._kernel = BlockDeviceAccess(self._devices, seen_outside=options.in_container)
         self.access: VolumeAccess = self._kernel
-        self._cutter = Snapshotter(self.layout, self._devices, options.freeze_deadline, self._in_thread)
+        self._snapshotter = Snapshotter(self.layout, self._devices, options.freeze_deadline, self._in_thread)
         self._checks = ReflinkChecks(self.layout, self.image, _take_size, self._in_thread, self._empty_trash)
         self.checks: Checks = self._checks
         self.identity = PoolIdentity(options.name, options.owner, "", "reflink", options.path)
@@ -67,8 +79,10 @@ class ReflinkBackend:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"pool-{options.name}")
         self._janitor = ThreadPoolExecutor(1, thread_name_prefix=f"trash-{options.name}")
 
+    space_max_age = 0.0
+
     @property
-    def attached(self) -> int:
+    def attached_devices(self) -> int:
         """See Backend."""
         return self._devices.count()
 
@@ -77,7 +91,7 @@ class ReflinkBackend:
         try:
             with self.layout.translated("opening"):
                 await self._in_thread(self._take)
-                await self._cutter.thaw_announced()
+                await self._snapshotter.freezes.open(self._journal())
                 contents = await self._in_thread(self._read)
                 await self._devices.sweep()
                 await self._kernel.sweep(contents.volumes)
@@ -87,9 +101,22 @@ class ReflinkBackend:
         self._empty_trash()
         return contents
 
+    def _journal(self) -> Journal:
+        runtime = self._options.runtime_directory
+        directory = os.path.join(runtime, "freezes", self.identity.uuid) if runtime else ""
+        if directory:
+            try:
+                os.makedirs(directory, mode=0o700, exist_ok=True)
+            except OSError as error:
+                raise Precondition(
+                    f"--runtime-dir {runtime} cannot be used ({error.strerror}): name a directory of the node's /run that the "
+                    "agent may write to"
+                ) from error
+        return Journal(directory, str(self.layout.freezes))
+
     async def close(self) -> None:
         """See Backend."""
-        await self._cutter.close()
+        await self._snapshotter.freezes.close()
         self._janitor.shutdown(wait=False, cancel_futures=True)
         # What it removes now has a directory of the pool open, which would keep the pool's disk from being unmounted.
         with suppress(TimeoutError):
@@ -117,7 +144,7 @@ class ReflinkBackend:
                 f"pool {self.layout.name}: {self.layout.root} is no longer what was opened: mount its disk again"
             )
 
-    def space(self) -> Space:
+    async def space(self) -> Space:
         """See Backend."""
         with self.layout.translated("the pool's space was asked for"):
             pool = os.statvfs(self.layout.root)
@@ -128,12 +155,17 @@ class ReflinkBackend:
                 free = min(free, host.f_bavail * host.f_frsize)
             return Space(pool.f_blocks * pool.f_frsize, free)
 
+    def space_needed(self, operation: SpaceOperation) -> SpaceNeeded:
+        """See Backend."""
+        allocated = {source.id.hash: self.allocated(source) for source in shared_blocks.thick(operation)}
+        return shared_blocks.space_needed(operation, allocated)
+
     def allocated(self, volume: Volume) -> int:
         """See Backend."""
         with self.layout.translated("a volume's allocation was asked for"):
             return os.stat(self.image(volume)).st_blocks * 512
 
-    async def found(self, item: Volume | Snapshot) -> str:
+    async def content_format(self, item: Volume | Snapshot) -> str:
         """See Backend. From the image, which has what was written to a device once nobody has that open any more."""
         with self.layout.translated(f"looking at {item.id}"):
             return await self._in_thread(filesystems.probe, self.image(item))
@@ -157,6 +189,16 @@ class ReflinkBackend:
         with self.layout.translated(f"expansion of {volume.id}"):
             await self._in_thread(self._expand, volume)
 
+    async def is_empty(self, volume: Volume) -> bool:
+        """See Backend."""
+        with self.layout.translated(f"looking into {volume.id}"):
+            return await self._in_thread(_is_empty, self.image(volume))
+
+    async def erase(self, volume: Volume) -> None:
+        """See Backend."""
+        with self.layout.translated(f"emptying {volume.id}"):
+            await self._in_thread(_erase, self.image(volume), volume)
+
     async def delete_volume(self, volume: Volume) -> None:
         """See Backend."""
         await self._discard(str(volume.id), self._place(volume))
@@ -167,8 +209,8 @@ class ReflinkBackend:
         with self.layout.translated(f"snapshot {snapshot.name!r} of {source.id}"):
             async with self._draft(IMAGE) as draft:
                 image = draft / IMAGE
-                report = await self._cutter.cut([ImageClone(source, self.image(source), image)])
-                await self._keep_promise([source])
+                report = await self._snapshotter.clone([ImageClone(source, self.image(source), image)])
+                await self._unshare_thick([source])
 
                 def finish() -> Snapshot:
                     condition = report.conditions.get(source.id.hash, "")
@@ -176,7 +218,7 @@ class ReflinkBackend:
                     self.layout.publish(draft, dump_snapshot(made), self.layout.snapshots / made.id.hash)
                     return made
 
-                return await self._in_thread(finish), report.report
+                return await self._in_thread(finish), report.timings
 
     async def create_group(
         self, group: GroupSnapshot, sources: Sequence[Volume]
@@ -187,10 +229,10 @@ class ReflinkBackend:
             async with self._draft(*names) as draft:
                 images = [draft / name for name in names]
                 pairs = zip(sources, images, strict=True)
-                report = await self._cutter.cut(
+                report = await self._snapshotter.clone(
                     [ImageClone(source, self.image(source), image) for source, image in pairs]
                 )
-                await self._keep_promise(sources)
+                await self._unshare_thick(sources)
 
                 def finish() -> GroupSnapshot:
                     sizes = [_freeze_image(image) for image in images]
@@ -203,7 +245,7 @@ class ReflinkBackend:
                     self.layout.publish(draft, dump_group(made), self.layout.groups / made.id.hash)
                     return made
 
-                return await self._in_thread(finish), report.report
+                return await self._in_thread(finish), report.timings
 
     async def delete_snapshot(self, snapshot: Snapshot) -> None:
         """See Backend."""
@@ -222,7 +264,7 @@ class ReflinkBackend:
             # When this returns, the room is no longer promised: it should be there for who waits for it.
             await asyncio.wait({asyncio.wrap_future(emptied)}, timeout=_TRASH_SECONDS)
 
-    def stamp(self, item: Volume | Snapshot) -> str:
+    def change_token(self, item: Volume | Snapshot) -> str:
         """See Backend."""
         with self.layout.translated(f"looking at {item.id}"):
             return stamp(self.image(item))
@@ -240,7 +282,7 @@ class ReflinkBackend:
             return pool_reader.member_image(self.layout.groups / item.group, item.id.hash)
         return self.layout.snapshots / item.id.hash / IMAGE
 
-    async def _keep_promise(self, sources: Sequence[Volume]) -> None:
+    async def _unshare_thick(self, sources: Sequence[Volume]) -> None:
         """Give thick volumes that were just cut blocks of their own again, so that overwriting them cannot fail.
 
         Outside the freeze, in steps between which writers go on. Raises OSError ENOSPC; without the cut nothing is shared.
@@ -282,8 +324,8 @@ class ReflinkBackend:
     async def _copy_volume(self, volume: Volume, source: Volume) -> SnapshotTimings:
         async with self._draft(IMAGE) as draft:
             image = draft / IMAGE
-            report = await self._cutter.cut([ImageClone(source, self.image(source), image)])
-            await self._keep_promise([source])
+            report = await self._snapshotter.clone([ImageClone(source, self.image(source), image)])
+            await self._unshare_thick([source])
 
             def finish() -> None:
                 with image.open("r+b") as file:
@@ -291,7 +333,7 @@ class ReflinkBackend:
                 self.layout.publish(draft, dump_volume(volume), self._place(volume))
 
             await self._in_thread(finish)
-            return report.report
+            return report.timings
 
     @asynccontextmanager
     async def _draft(self, *images: str) -> AsyncIterator[Path]:
@@ -342,6 +384,20 @@ class ReflinkBackend:
 
     async def _in_thread(self, function: Callable[..., _T], *args: object) -> _T:
         return await finish_despite_cancel(asyncio.get_running_loop().run_in_executor(self._threads, function, *args))
+
+
+def _is_empty(image: Path) -> bool:
+    with image.open("rb") as file:
+        return not files.has_data(file.fileno())
+
+
+def _erase(image: Path, volume: Volume) -> None:
+    with image.open("r+b") as file:
+        if volume.thick:
+            allocation.renew(file.fileno(), volume.size)
+        else:
+            files.punch_all(file.fileno())
+        os.fsync(file.fileno())
 
 
 def _own_blocks(image: Path, size: int) -> None:

@@ -64,7 +64,7 @@ class ReflinkChecks:
             found: str = await self._in_thread(_complaint, self._image(volume), is_ext4)
             return found
 
-    async def found(self, volume: Volume) -> Check | None:
+    async def current(self, volume: Volume) -> Check | None:
         """See Checks."""
         with self._layout.translated(f"looking for a check of {volume.id}"):
             check: Check | None = await self._in_thread(self._found, volume)
@@ -142,7 +142,7 @@ class ReflinkChecks:
         outcome = fsck.outcome(str(place))
         if outcome.result == "interrupted":
             _LOG.warning(
-                "the check of %s was ended in the middle (%s), which harmed nothing: the next stage begins it anew",
+                "the check of %s was interrupted (%s); nothing was changed, and the next stage starts it again",
                 volume.id,
                 outcome.message,
             )

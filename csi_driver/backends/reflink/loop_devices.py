@@ -8,20 +8,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from csi_driver.backends.block_access import CHECKED, QUICK, SLOW
-from csi_driver.backends.devices import BlockDevice
+from csi_driver.backends.block_access import FAST_TIMEOUT, GROWTH_TIMEOUT, SLOW_TIMEOUT
 from csi_driver.backends.reflink.layout import IMAGE, Layout
 from csi_driver.backends.volume_helpers import VolumeHelpers, finish_despite_cancel
 from csi_driver.domain.errors import DriverError, Precondition
 from csi_driver.domain.model import Volume
-from csi_driver.host.block import loop_ioctl
+from csi_driver.host.block import loop_ioctl, sources
+from csi_driver.host.block.device import BlockDevice
 from csi_driver.host.block.loop import BLOCK_SIZE
 from csi_driver.host.errors import Unsupported
-from csi_driver.host.fs import allocation, files, filesystems, mountinfo
+from csi_driver.host.fs import allocation, filesystems, mountinfo
 from csi_driver.host.helper.client import HelperPool
 
 _T = TypeVar("_T")
-_LOOP = 7
 _DELETED = " (deleted)"
 _DEAD = (0, 0)
 """What loop_identities says of a file that cannot be asked."""
@@ -51,35 +50,36 @@ class LoopDevices:
 
     async def _among(self, volume: Volume, numbers: list[int]) -> BlockDevice | None:
         """The one of these devices that holds the volume's image. Raises Precondition where more than one does."""
-        held = await self._held(numbers)
+        attachments = {number: loop_ioctl.attachment(number) for number in numbers}
+        held = await self._files_of_attachments(attachments)
         with self._layout.translated(f"looking for {volume.id}"):
             status = self._image(volume).stat()
         found = [number for number, file in held.items() if file == (status.st_dev, status.st_ino)]
         if len(found) > 1:
             names = " and ".join(f"/dev/loop{number}" for number in found)
             raise Precondition(f"the image of {volume.id} is attached more than once, which corrupts it: {names}")
-        return _device(found[0]) if found else None
+        return _device(found[0], attachments[found[0]]) if found else None
 
     def source(self, volume: Volume) -> dict[str, Any]:
         """See Devices."""
-        return {"path": str(self._image(volume)), "thick": volume.thick}
+        return sources.image(str(self._image(volume)), volume.thick, _VOLUME.pattern)
 
-    def note(self, told: Mapping[str, Any]) -> BlockDevice:
+    def note(self, answer: Mapping[str, Any]) -> BlockDevice:
         """See Devices."""
-        if told["attachment"]:
-            self._seen[told["attachment"]] = tuple(told["backing"])
-        return BlockDevice(told["path"], told["name"], told["major"], told["minor"])
+        if answer["identity"]:
+            self._seen[answer["identity"]] = tuple(answer["backing"])
+        return BlockDevice(answer["path"], answer["name"], answer["major"], answer["minor"], answer["identity"])
 
-    async def _held(self, numbers: list[int]) -> dict[int, tuple[int, int]]:
-        """Device and inode of the file that each loop device holds; (0, 0) where the kernel cannot say.
+    async def _backing_files(self, numbers: list[int]) -> dict[int, tuple[int, int]]:
+        """Return device and inode of the file that each loop device holds; (0, 0) if the kernel cannot tell."""
+        return await self._files_of_attachments({number: loop_ioctl.attachment(number) for number in numbers})
 
-        Each attachment is asked once: the kernel's number of it is never used again.
-        """
-        attachments = {number: loop_ioctl.attachment(number) for number in numbers}
+    async def _files_of_attachments(self, attachments: Mapping[int, str]) -> dict[int, tuple[int, int]]:
+        """As `_backing_files`, for these attachments. Each is asked once: the kernel's number of it is never used again."""
         held = {number: self._seen[key] for number, key in attachments.items() if key in self._seen}
-        unknown = [number for number in numbers if number not in held]
+        unknown = [number for number in attachments if number not in held]
         if unknown:
-            told = await self.jobs.run(None, "loop_identities", QUICK, numbers=unknown)
+            told = await self.jobs.run(None, "loop_identities", FAST_TIMEOUT, numbers=unknown)
             bound = {loop_ioctl.attachment(number) for number in loop_ioctl.numbers()}
             self._seen = {key: seen for key, seen in self._seen.items() if key in bound}
             for number in unknown:
@@ -90,32 +90,16 @@ class LoopDevices:
 
     async def attach(self, volume: Volume) -> BlockDevice:
         """See Devices."""
-        return self.note(await self.jobs.run(volume, "attach", QUICK, **self.source(volume)))
+        return self.note(await self.jobs.run(volume, "attach", FAST_TIMEOUT, source=self.source(volume)))
 
     async def detach(self, volume: Volume) -> None:
         """See Devices."""
-        await self.jobs.run(volume, "loop_detach", SLOW, path=str(self._image(volume)))
-
-    async def is_empty(self, volume: Volume) -> bool:
-        """See Devices."""
-        return await self._with_image(volume, "looking into", "rb", lambda fd: not files.has_data(fd))
-
-    async def erase(self, volume: Volume) -> None:
-        """See Devices."""
-
-        def erase(fd: int) -> None:
-            if volume.thick:
-                allocation.renew(fd, volume.size)
-            else:
-                files.punch_all(fd)
-            os.fsync(fd)
-
-        await self._with_image(volume, "emptying", "r+b", erase)
+        await self.jobs.run(volume, "loop_detach", SLOW_TIMEOUT, path=str(self._image(volume)), names=_VOLUME.pattern)
 
     async def grow_unmounted(self, volume: Volume) -> bool:
         """See Devices. Costs the clone of the image twice: once to make it, once to give the old one's references back.
 
-        A thick volume's space that was never written is not cloned: `settle` takes it again, after the growth.
+        A thick volume's space that was never written is not cloned: `restore_allocation` takes it again, after the growth.
         """
         draft, place = self._layout.draft_path(), self._image(volume).parent
         if not await self._with_image(volume, "looking into", "rb", _may_grow):
@@ -123,7 +107,7 @@ class LoopDevices:
         try:
             await self._in_pool(volume, "growing", lambda: self._layout.begin(draft, IMAGE))
             paths = {"image": str(place / IMAGE), "copy": str(draft / IMAGE)}
-            grown: bool = await self.jobs.run(volume, "grow_copy", CHECKED, **paths)
+            grown: bool = await self.jobs.run(volume, "grow_copy", GROWTH_TIMEOUT, **paths)
             if grown:
                 if await self.find(volume) is not None:
                     await self.detach(volume)
@@ -132,7 +116,7 @@ class LoopDevices:
         finally:
             await asyncio.to_thread(self._layout.abandon, draft)
 
-    async def settle(self, volume: Volume) -> None:
+    async def restore_allocation(self, volume: Volume) -> None:
         """See Devices. mkfs and file systems may have given blocks back by writing zeroes: they are taken again."""
         if volume.thick:
             await self._with_image(volume, "allocating", "r+b", lambda fd: allocation.fill(fd, volume.size))
@@ -161,11 +145,11 @@ class LoopDevices:
         backing = loop_ioctl.sysfs(number, "loop/backing_file")
         if backing is None:
             return True
-        held = (await self._held([number]))[number]
+        held = (await self._backing_files([number]))[number]
         if not self._lies_in_pool(held, backing):
             return False
         # A bind of a device's node may be older than what the number holds by now; a file system is what it is.
-        living = _hash(backing) if mount.major == _LOOP else ""
+        living = _hash(backing) if mount.major == loop_ioctl.MAJOR else ""
         return not living or (volume is not None and living == volume.id.hash) or not self._is_image(held, living)
 
     def is_unbound_device_node(self, mount: mountinfo.Mount) -> bool:
@@ -177,37 +161,37 @@ class LoopDevices:
         """See Devices."""
         return [mount for mount in mountinfo.read_with(b" /loop") if _node_number(mount) is not None]
 
-    def holding(self, mount: mountinfo.Mount) -> str:
+    def device_generation(self, mount: mountinfo.Mount) -> str:
         """See Devices."""
         number = _loop_number(mount)
         return "" if number is None else _attachment(number)
 
-    async def reclaim(self, mount: mountinfo.Mount, held: str) -> None:
+    async def release_unknown_device(self, mount: mountinfo.Mount, generation: str) -> None:
         """See Devices."""
         number = _loop_number(mount)
-        if number is not None and held:
-            await self._let_go(number, held)
+        if number is not None and generation:
+            await self._detach_if_unused(number, generation)
 
-    async def shown(self, digest: str) -> list[mountinfo.Mount]:
+    async def mounts_of_volume(self, digest: str) -> list[mountinfo.Mount]:
         """See Devices."""
         mounts = mountinfo.read()
-        lost = await self._lost(digest)
-        return [m for n in lost for m in mountinfo.mounts_of(_LOOP, n, f"loop{n}", mounts)]
+        lost = await self._devices_by_path_only(digest)
+        return [m for n in lost for m in mountinfo.mounts_of(loop_ioctl.MAJOR, n, f"loop{n}", mounts)]
 
-    async def abandon(self, digest: str) -> None:
+    async def detach_unavailable(self, digest: str) -> None:
         """See Devices. Where the pool was never opened, a device that is not dead stays: the sweep finds it later."""
-        for number, backing in (await self._lost(digest)).items():
-            if self.file_system or (await self._held([number]))[number] == _DEAD:
-                await self.jobs.run(None, "loop_abandon", SLOW, number=number, backing=backing)
+        for number, backing in (await self._devices_by_path_only(digest)).items():
+            if self.file_system or (await self._backing_files([number]))[number] == _DEAD:
+                await self.jobs.run(None, "loop_abandon", SLOW_TIMEOUT, number=number, backing=backing)
 
-    async def _lost(self, digest: str) -> dict[int, str]:
+    async def _devices_by_path_only(self, digest: str) -> dict[int, str]:
         """The devices, with their files' paths, that hold a volume of this pool if the pool cannot be asked.
 
         The file of a dead file system has no identity: what is left is the path that the kernel remembers, in which the
         hash says whose it is. A file that has one is another pool's, unless it lies in this one's file system.
         """
         named = _named(digest)
-        held = await self._held(list(named))
+        held = await self._backing_files(list(named))
         possible = {_DEAD[0], self.file_system}
         return {n: path for n, path in named.items() if not self.file_system or held[n][0] in possible}
 
@@ -218,22 +202,22 @@ class LoopDevices:
         paths that read the same.
         """
         bound = list(_bound())
-        await self._held(bound)  # all at once
+        await self._backing_files(bound)  # all at once
         for number in bound:
             with suppress(DriverError):  # somebody has it open: it is found again at the next stage
-                await self._let_go(number, _attachment(number))
+                await self._detach_if_unused(number, _attachment(number))
 
-    async def _let_go(self, number: int, attachment: str) -> None:
+    async def _detach_if_unused(self, number: int, attachment: str) -> None:
         """Detach a device that holds a file of this pool, unless it is shown somewhere or holds another one by now.
 
         A number that comes free is given to the next volume at once, which is shown nowhere until it is formatted and mounted.
         """
         backing = loop_ioctl.sysfs(number, "loop/backing_file")
-        if backing is None or mountinfo.mounts_of(_LOOP, number, f"loop{number}"):
+        if backing is None or mountinfo.mounts_of(loop_ioctl.MAJOR, number, f"loop{number}"):
             return
-        held = (await self._held([number]))[number]
+        held = (await self._backing_files([number]))[number]
         if self._lies_in_pool(held, backing) and _attachment(number) == attachment:
-            await self.jobs.run(None, "loop_detach_held", SLOW, number=number, backing=held)
+            await self.jobs.run(None, "loop_detach_held", SLOW_TIMEOUT, number=number, backing=held)
 
     def _lies_in_pool(self, held: tuple[int, int], backing: str) -> bool:
         """Whether a file is, or was before it was deleted, an image of this pool.
@@ -297,18 +281,18 @@ def _may_grow(fd: int) -> bool:
     return os.fstat(fd).st_size - size >= BLOCK_SIZE
 
 
-def _device(number: int) -> BlockDevice | None:
-    """The device of a number, None where it has gone."""
+def _device(number: int, identity: str) -> BlockDevice | None:
+    """Return the device of a number; None: it has gone."""
     numbers = loop_ioctl.sysfs(number, "dev")
     if numbers is None:
         return None
     major, minor = map(int, numbers.split(":"))
-    return BlockDevice(f"/dev/loop{number}", f"loop{number}", major, minor)
+    return BlockDevice(f"/dev/loop{number}", f"loop{number}", major, minor, identity)
 
 
 def _loop_number(mount: mountinfo.Mount) -> int | None:
     """The loop device behind a mount: of a file system on it, or of its node."""
-    return mount.minor if mount.major == _LOOP else _node_number(mount)
+    return mount.minor if mount.major == loop_ioctl.MAJOR else _node_number(mount)
 
 
 def _node_number(mount: mountinfo.Mount) -> int | None:

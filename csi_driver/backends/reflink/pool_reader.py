@@ -58,7 +58,7 @@ def _size(image: Path) -> int:
     try:
         status = os.stat(image, follow_symlinks=False)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "it is no plain file")
+            raise OSError(errno.EINVAL, "it is not a regular file")
         return status.st_size
     except OSError as error:
         raise Damaged(f"{image} cannot be read ({error.strerror}): look at it, and move its directory out") from error

@@ -1,16 +1,16 @@
-"""Who uses a loop device: holders, mounts, processes."""
+"""Who uses a block device: holders, mounts, processes."""
 
 import os
 from contextlib import suppress
 
-from csi_driver.host.block.loop_ioctl import LoopDevice
+from csi_driver.host.block.device import Device
 from csi_driver.host.fs import mountinfo
 
 TENANTS_DATA = "docs/how-to/tenants-data.md"
 """How to end what a node has begun by itself with a tenant's data, and how to keep it from that."""
 
 
-def holders(device: LoopDevice, system: str = "/sys/block") -> list[str]:
+def holders(device: Device, system: str = "/sys/block") -> list[str]:
     """Name the block devices that are stacked on this one (device mapper, md), from sysfs, and whose they are."""
     with suppress(FileNotFoundError):
         return [_holder(name, system) for name in sorted(os.listdir(f"{system}/{device.name}/holders"))]
@@ -29,12 +29,12 @@ def _holder(name: str, system: str) -> str:
     return f"{name} ({told[0]}{f', made by {owner}' if owner else ''})"
 
 
-def mount_points_of(device: LoopDevice) -> list[str]:
+def mount_points_of(device: Device) -> list[str]:
     """Name the mount points, in this namespace, of file systems on the device and of its bind-mounted node."""
     return [mount.point for mount in mountinfo.mounts_of(device.major, device.minor, device.name)]
 
 
-def processes_with_open(device: LoopDevice, ours: int = -1) -> list[str]:
+def processes_with_open(device: Device, ours: int = -1) -> list[str]:
     """Name the processes (pid and command) that have the device's node open, as far as this pid namespace shows.
 
     `ours`: a descriptor of this process that does not count.

@@ -5,39 +5,38 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from csi_driver.host import syscalls
+from csi_driver.host.block import device as block_device
 from csi_driver.host.block import loop_ioctl
+from csi_driver.host.block.device import BlockDevice, OpenDevice
 from csi_driver.host.block.device_users import TENANTS_DATA, holders, mount_points_of, processes_with_open
 from csi_driver.host.block.loop_ioctl import LoopDevice
 from csi_driver.host.errors import Busy, HostError, Mismatch, Unsupported
 from csi_driver.host.fs import mountinfo
 
 __all__ = [
-    "BLOCK_SIZE", "IMAGE_NAME", "LoopDevice", "attach", "detach", "detach_unverified", "find", "is_read_only", "refuse_discard",
-    "resize", "scan", "set_read_only", "size", "sync", "tune",
+    "BLOCK_SIZE", "LoopDevice", "attach", "detach", "detach_unverified", "find", "opened", "refuse_discard", "resize", "scan",
+    "size", "tune",
 ]  # fmt: skip
 
 StrPath = str | os.PathLike[str]
 
 BLOCK_SIZE = 4096
-IMAGE_NAME = "disk.img"
 _ATTACH_TRIES = 64
-_MAJOR = 7
-_VOLUME = re.compile(r"/volumes/([0-9a-f]{32})/disk\.img$")
 _WAIT_TRIES, _WAIT_SECONDS = 50, 0.01
 
 
-def attach(path: StrPath, *, read_only: bool = False) -> LoopDevice:
+def attach(path: StrPath, *, read_only: bool = False, names: str = "") -> LoopDevice:
     """Bind the image `path`, of a multiple of 4096 bytes, to a free loop device: 4096-byte blocks, direct I/O.
 
     4096 from the first day, since a file that was ever reflinked takes direct I/O in no smaller units: 512-byte blocks
     would silently become buffered. Both are checked afterwards and the device is let go again where they are not so
     (Unsupported). What the number's last owner may have left behind, read-only or refused discard, is undone; `tune`
     and `refuse_discard` are the caller's. Raises Busy where the file has a device already (two on one file corrupt it),
-    else OSError. The caller must hold the volume's lock.
+    else OSError. The caller must hold the volume's lock. `names`: see `find`.
     """
     flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     file_fd = os.open(path, flags)
@@ -45,7 +44,7 @@ def attach(path: StrPath, *, read_only: bool = False) -> LoopDevice:
         status = os.fstat(file_fd)
         if not stat.S_ISREG(status.st_mode) or not status.st_size or status.st_size % BLOCK_SIZE:
             raise HostError(errno.EINVAL, f"{os.fspath(path)} is not a file of a multiple of {BLOCK_SIZE} bytes")
-        present = find(status, os.path.basename(os.fspath(path)), os.fspath(path))
+        present = find(status, os.path.basename(os.fspath(path)), os.fspath(path), names)
         if present:
             raise Busy(f"{os.fspath(path)} is attached already, as {present.path}")
         return _bind(file_fd, status, os.fsencode(path), read_only=read_only)
@@ -91,12 +90,14 @@ def _free_number() -> int:
         if not _discard_permanently_off(number):
             return number
         _recreate(number)
-    raise HostError(errno.EBUSY, f"loop{number} refuses discard for ever, and cannot be removed: somebody has it open")
+    raise HostError(
+        errno.EBUSY, f"loop{number} refuses discard permanently and cannot be removed while another process has it open"
+    )
 
 
 def _has_stale_mounts(number: int) -> bool:
     """Whether the node of a free device is still bind-mounted somewhere."""
-    return bool(mountinfo.mounts_of(_MAJOR, number, f"loop{number}"))
+    return bool(mountinfo.mounts_of(loop_ioctl.MAJOR, number, f"loop{number}"))
 
 
 def _discard_permanently_off(number: int) -> bool:
@@ -127,7 +128,7 @@ def _clean(number: int) -> None:
         return
     with suppress(OSError), loop_ioctl.opened(number, os.O_RDONLY | os.O_EXCL) as fd:
         if loop_ioctl.describe(fd, number) is None:
-            loop_ioctl.set_read_only(fd, False)
+            block_device.set_read_only(fd, False)
 
 
 def _checked(fd: int, number: int, status: os.stat_result, *, read_only: bool) -> LoopDevice:
@@ -142,7 +143,7 @@ def _checked(fd: int, number: int, status: os.stat_result, *, read_only: bool) -
             "the pool's file system or disk does not take direct I/O in such blocks",
         )
     # BLKROSET outlives a detach too (measured): the flag may be the last owner's.
-    loop_ioctl.set_read_only(fd, read_only)
+    block_device.set_read_only(fd, read_only)
     return device
 
 
@@ -155,13 +156,13 @@ def scan(basename: str | None = None) -> list[LoopDevice]:
     return _scan(basename, {errno.ENXIO})
 
 
-def _scan(basename: str | None, left_out: set[int], target: str = "") -> list[LoopDevice]:
+def _scan(basename: str | None, left_out: set[int], target: str = "", names: str = "") -> list[LoopDevice]:
     found = []
     for number in loop_ioctl.numbers():
         backing = loop_ioctl.sysfs(number, "loop/backing_file")
         if backing is None or (basename and os.path.basename(backing.removesuffix(" (deleted)")) != basename):
             continue
-        if target and _is_anothers(backing.removesuffix(" (deleted)"), target):
+        if names and _is_anothers(backing.removesuffix(" (deleted)"), target, names):
             continue
         try:
             with loop_ioctl.opened(number, os.O_RDONLY) as fd:
@@ -175,32 +176,46 @@ def _scan(basename: str | None, left_out: set[int], target: str = "") -> list[Lo
     return found
 
 
-def find(target: StrPath | os.stat_result, basename: str | None = IMAGE_NAME, path: str = "") -> LoopDevice | None:
+def find(
+    target: StrPath | os.stat_result, basename: str | None = "", path: str = "", names: str = ""
+) -> LoopDevice | None:
     """Find the device that holds the file `target`, by device and inode of the file; None: it is not attached.
 
-    `basename`: the file's name, None to look at every loop device. `path`: the file's, where `target` is not one. Raises HostError EUCLEAN where the file has more
-    than one, which corrupts it sooner or later: somebody must look. OSError otherwise.
+    Devices that are surely another file's are not asked, since one that hangs does not answer: those whose file is not called
+    `basename` (empty: as the target; None: all are asked), and those of whose path the pattern `names` takes another name than
+    of `path`, the target's (empty: there is no such pattern). Raises HostError EUCLEAN if the file has more than one device,
+    which corrupts it sooner or later: somebody must look. OSError otherwise.
     """
+    if not isinstance(target, os.stat_result):
+        path = os.fspath(target)
     status = target if isinstance(target, os.stat_result) else os.stat(target, follow_symlinks=False)
+    if basename == "":
+        basename = os.path.basename(path) or None
     # EIO: the file system of a device's file is dead. The target's is not, so that it is another one: a dead pool must not
     # keep the volumes of others from their devices.
-    path = path if isinstance(target, os.stat_result) else os.fspath(target)
-    living = _scan(basename, {errno.ENXIO, errno.EIO}, path)
+    living = _scan(basename, {errno.ENXIO, errno.EIO}, path, names)
     found = [device for device in living if device.backing == (status.st_dev, status.st_ino)]
     if len(found) > 1:
-        names = " and ".join(device.path for device in found)
-        raise HostError(errno.EUCLEAN, f"one file is attached more than once: {names}")
+        paths = " and ".join(device.path for device in found)
+        raise HostError(errno.EUCLEAN, f"one file is attached more than once: {paths}")
     return found[0] if found else None
 
 
-def _is_anothers(backing: str, target: str) -> bool:
-    """Whether a device's file is surely another volume's than `target`, so that nobody need ask the device.
+def _is_anothers(backing: str, target: str, names: str) -> bool:
+    """Return whether a device's file is surely another one than `target`, by what `names` finds in the two paths.
 
-    One that hangs does not answer, and must not keep the others from theirs. Where the path begins depends on who opened the file;
-    its end, volumes/HASH/disk.img, does not.
+    Where the path begins depends on who opened the file, so a pattern goes by its end.
     """
-    theirs, ours = _VOLUME.findall(backing), _VOLUME.findall(target)
+    theirs, ours = re.findall(names, backing), re.findall(names, target)
     return bool(theirs and ours) and theirs != ours
+
+
+@contextmanager
+def opened(device: LoopDevice) -> Iterator[OpenDevice]:
+    """Open the device for the length of a block, and make sure that it holds the file it should. Raises Mismatch, OSError."""
+    with loop_ioctl.held(device) as fd:
+        identity = loop_ioctl.attachment(device.number)
+        yield OpenDevice(BlockDevice(device.path, device.name, device.major, device.minor, identity), fd)
 
 
 def detach(device: LoopDevice, mounted: Callable[[LoopDevice], Sequence[str]] = mount_points_of) -> None:
@@ -254,7 +269,7 @@ def detach_unverified(number: int, backing: str) -> None:
             return
         raise
     try:
-        device = LoopDevice(number, f"/dev/loop{number}", _MAJOR, number, (0, 0))
+        device = LoopDevice(number, f"/dev/loop{number}", loop_ioctl.MAJOR, number, (0, 0))
         if loop_ioctl.sysfs(number, "loop/backing_file") != backing:
             return
         users = [*holders(device), *mount_points_of(device)]
@@ -324,26 +339,6 @@ def size(device: LoopDevice) -> int:
     """Tell the size of the device in bytes, from sysfs. Raises OSError."""
     # sysfs counts sectors of 512 bytes whatever the block size.
     return int(_attribute(device, "size")) * 512
-
-
-def sync(device: LoopDevice) -> None:
-    """Write back the device's page cache, then flush down to the disk. Raises Mismatch, OSError."""
-    with loop_ioctl.held(device) as fd:
-        os.fsync(fd)
-
-
-def set_read_only(device: LoopDevice, read_only: bool) -> None:
-    """Have the device refuse all writes, also by who has it open already, or take them again.
-
-    Raises Mismatch, OSError.
-    """
-    with loop_ioctl.held(device) as fd:
-        loop_ioctl.set_read_only(fd, read_only)
-
-
-def is_read_only(device: LoopDevice) -> bool:
-    """Tell whether the device refuses writes. Raises OSError."""
-    return _attribute(device, "ro") == "1"
 
 
 def _attribute(device: LoopDevice, name: str) -> str:

@@ -4,22 +4,19 @@ import ctypes
 import errno
 import os
 import re
-import stat
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from csi_driver.host import syscalls
+from csi_driver.host.block import device
 from csi_driver.host.errors import Mismatch
 
 CONFIGURE, CLR_FD, SET_STATUS64, GET_STATUS64, SET_CAPACITY = 0x4C0A, 0x4C01, 0x4C04, 0x4C05, 0x4C07
 CTL_ADD, CTL_REMOVE, CTL_GET_FREE = 0x4C80, 0x4C81, 0x4C82
-_BLKROSET = 0x125D
+MAJOR = 7
 READ_ONLY, AUTOCLEAR, DIRECT_IO = 1, 4, 16
 _NAME = re.compile(r"loop(\d+)")
-_PAGE = 4096
-"""Bytes that a file in sysfs holds at most."""
 
 
 class Info(ctypes.Structure):
@@ -80,28 +77,13 @@ def numbers() -> list[int]:
 
 
 def sysfs(number: int, name: str) -> str | None:
-    """Read a file below /sys/block/loopN without its newline; None where there is none, as when nothing is bound."""
-    try:
-        # Every snapshot looks at every loop device of the machine: a file object would double what that takes.
-        fd = os.open(f"/sys/block/loop{number}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return os.fsdecode(os.read(fd, _PAGE).removesuffix(b"\n"))
-        finally:
-            os.close(fd)
-    except OSError as error:
-        # ENODEV, ENXIO: it went away while it was read.
-        if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-            return None
-        raise
+    """Read a file below /sys/block/loopN without its newline; None if there is none, as when nothing is bound."""
+    return device.sysfs(f"loop{number}", name)
 
 
 def attachment(number: int) -> str:
-    """Which attachment of a loop device this is: none comes twice while the kernel runs. Empty: the kernel does not say.
-
-    Kernels from 5.15 on do (diskseq).
-    """
-    sequence = sysfs(number, "diskseq")
-    return f"{number}/{sequence}" if sequence else ""
+    """Return which attachment of a loop device this is: see `device.identity`. Empty: the kernel does not tell."""
+    return device.identity(f"loop{number}")
 
 
 def shows(number: int, name: str, word: str) -> bool:
@@ -121,19 +103,8 @@ def write_sysfs(number: int, name: str, value: str) -> None:
 
 
 def open_node(number: int, flags: int) -> int:
-    """Open /dev/loopN, made first where it is missing (a container's own /dev has only the nodes of its start)."""
-    path, wanted = f"/dev/loop{number}", sysfs(number, "dev")
-    if wanted is None:
-        raise OSError(errno.ENXIO, f"the kernel has no loop{number}")
-    major, minor = map(int, wanted.split(":"))
-    with suppress(FileExistsError):
-        if not os.path.lexists(path):
-            os.mknod(path, stat.S_IFBLK | 0o600, os.makedev(major, minor))
-    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    if os.fstat(fd).st_rdev != os.makedev(major, minor):
-        os.close(fd)
-        raise Mismatch(errno.ENODEV, f"{path} is not the node of device {wanted}")
-    return fd
+    """Open /dev/loopN. Raises as `device.open_node`."""
+    return device.open_node(f"loop{number}", flags)
 
 
 def control(what: str, request: int, number: int = 0) -> int:
@@ -145,11 +116,6 @@ def control(what: str, request: int, number: int = 0) -> int:
         os.close(fd)
 
 
-def set_read_only(fd: int, read_only: bool) -> None:
-    """Set the read-only flag of the open block device. Raises OSError."""
-    syscalls.ioctl("BLKROSET", fd, _BLKROSET, ctypes.create_string_buffer(int(read_only).to_bytes(4, sys.byteorder), 4))
-
-
 def status(fd: int) -> Info:
     """Read the state of the open loop device. Raises OSError ENXIO where no file is bound to it."""
     info = Info()
@@ -158,7 +124,7 @@ def status(fd: int) -> Info:
 
 
 def describe(fd: int, number: int) -> LoopDevice | None:
-    """Say what is bound to the open device; None: nothing."""
+    """Return what is bound to the open device; None: nothing."""
     try:
         info = status(fd)
     except OSError as error:
@@ -172,6 +138,24 @@ def describe(fd: int, number: int) -> LoopDevice | None:
     return LoopDevice(number, f"/dev/loop{number}", os.major(node), os.minor(node), backing)
 
 
+def backing(minor: int) -> tuple[int, int] | None:
+    """Return (st_dev, st_ino) of the file behind a loop device; None: it is bound to nothing, or gone. Raises OSError.
+
+    Opens no node that is missing, and makes none.
+    """
+    try:
+        fd = os.open(f"/dev/loop{minor}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENOENT):
+            return None
+        raise
+    try:
+        found = describe(fd, minor)
+    finally:
+        os.close(fd)
+    return found.backing if found else None
+
+
 @contextmanager
 def opened(number: int, flags: int) -> Iterator[int]:
     """Open /dev/loopN for the length of a block. Raises as `open_node`."""
@@ -183,13 +167,13 @@ def opened(number: int, flags: int) -> Iterator[int]:
 
 
 @contextmanager
-def held(device: LoopDevice) -> Iterator[int]:
+def held(loop: LoopDevice) -> Iterator[int]:
     """Open the device and make sure that it holds the file it should; it cannot become another's meanwhile.
 
     Raises Mismatch, OSError.
     """
-    with opened(device.number, os.O_RDONLY) as fd:
-        present = describe(fd, device.number)
-        if present is None or present.backing != device.backing:
-            raise Mismatch(errno.ESTALE, f"{device.path} does not hold the file any more that it was attached to")
+    with opened(loop.number, os.O_RDONLY) as fd:
+        present = describe(fd, loop.number)
+        if present is None or present.backing != loop.backing:
+            raise Mismatch(errno.ESTALE, f"{loop.path} no longer holds the file that it was attached to")
         yield fd

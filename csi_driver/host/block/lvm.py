@@ -11,7 +11,6 @@ from contextlib import suppress
 
 from csi_driver.host import commands
 from csi_driver.host.block import loop_ioctl
-from csi_driver.host.block.loop import IMAGE_NAME
 
 _NAMES = ("/dev/loop0", "/dev/loop7", "/dev/loop42", "/dev/loop1000")
 """Of numbers that a volume may get: a filter must reject each of them."""
@@ -25,23 +24,25 @@ _DEFAULT = re.compile(r"^\s*#\s*use_devicesfile\s*=\s*(\d)", re.MULTILINE)
 """LVM's own file shows in a comment what it was built with: 1 on RHEL and its kin from 9 on, 0 on Debian and its."""
 
 
-def why_looks_into_volumes(directory: str = "/etc/lvm", udev: str = "/run/udev/data") -> str:
-    """Say why this machine's LVM looks into loop devices; empty: it does not, there is none, or nothing can be seen of it.
+def why_looks_into_volumes(image: str, directory: str = "/etc/lvm", udev: str = "/run/udev/data") -> str:
+    """Return why this machine's LVM looks into loop devices; empty: it does not, there is none, or nothing can be seen of it.
+
+    `image`: what the file behind a volume's device is called.
 
     By its configuration; and by what it has done already, which is all that a container shows. Never raises.
     """
     with suppress(OSError):
-        for taken in _taken(udev):
+        for taken in _taken(image, udev):
             return taken
     with suppress(OSError):
         return _configured(directory)
     return ""
 
 
-def _taken(udev: str) -> Iterator[str]:
+def _taken(image: str, udev: str) -> Iterator[str]:
     for number in loop_ioctl.numbers():
         backing = loop_ioctl.sysfs(number, "loop/backing_file")
-        if backing is None or os.path.basename(backing) != IMAGE_NAME:
+        if backing is None or os.path.basename(backing) != image:
             continue
         # What udev has written down of a device is what LVM's rule has told it, if LVM was let look.
         if group := _GROUP.search(_read(f"{udev}/b{loop_ioctl.sysfs(number, 'dev')}") or ""):

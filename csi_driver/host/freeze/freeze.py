@@ -1,7 +1,7 @@
-"""Freezing file systems: a cut of several images at one moment, and the certainty that nothing stays frozen afterwards.
+"""Freezing file systems for one action, and the certainty that nothing stays frozen afterwards.
 
-The job `cut` runs in a child of the fork server (forkserver.py), never in the agent. What it did to each mount is kept in a
-page shared with the fork server (frozen.py), so that, whoever dies at whatever point, the survivor thaws what we froze, and
+The job `cut` runs in a child of the fork server (helper/server.py), never in the agent. What it did to each mount is kept in a
+page shared with the fork server (state.py), so that, whoever dies at whatever point, the survivor thaws what we froze, and
 only that: a file system that somebody else froze is never thawed by us.
 """
 
@@ -11,10 +11,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from csi_driver.host import syscalls
-from csi_driver.host.freeze.cloner import Cloner
+from csi_driver.host.freeze.action import ActionProcess, action_of
 from csi_driver.host.freeze.state import (
     FIFREEZE,
     FITHAW,
@@ -32,7 +33,7 @@ from csi_driver.host.freeze.state import (
 )
 
 _THAW_GRACE = 1.0
-"""Seconds that a cut waits for a killed cloner and for its own thaws before it answers without them."""
+"""Seconds that a freeze waits for a killed action and for its own thaws before it answers without them."""
 _READY_TIMEOUT = 10.0
 
 Answer = Callable[[dict[str, object]], None]
@@ -40,7 +41,7 @@ Answer = Callable[[dict[str, object]], None]
 
 
 class _Freezes:
-    """The freezes of one cut, each made and undone by a thread that may hang in the kernel without holding up the others."""
+    """The freezes of one job, each made and undone by a thread that may hang in the kernel without holding up the others."""
 
     def __init__(self, mounts: Sequence[dict[str, object]], fds: Sequence[int], states: FreezePage) -> None:
         self._mounts, self._fds, self._states = mounts, fds, states
@@ -106,7 +107,7 @@ class _Freezes:
         index, error = min(self.errors.items(), key=lambda item: item[1].errno != errno.EBUSY)
         code, point = error.errno or 0, self.point(index)
         if code == errno.EBUSY:
-            message = f"the file system at {point} is frozen already, by somebody else: thaw it where it was frozen"
+            message = f"the file system at {point} is frozen already, by another program: thaw it with that program"
             return FreezeError("FrozenElsewhere", message, code, point=point)
         return FreezeError("FreezeFailed", f"freezing {point}: {os.strerror(code)}", code, point=point)
 
@@ -150,7 +151,7 @@ class _Freezes:
 
 def cut(
     mounts: Sequence[dict[str, object]],
-    clones: Sequence[dict[str, str]],
+    action: Mapping[str, Any],
     deadline: float,
     sync_timeout: float = 30.0,
     test_pause: float = 0.0,
@@ -158,15 +159,14 @@ def cut(
     states: FreezePage,
     answer: Answer,
 ) -> None:
-    """Clone image files while the file systems on them are frozen. Returns only when nothing that it froze is frozen.
+    """Perform an action while file systems are frozen. Returns only when nothing that it froze is frozen.
 
-    `mounts`: [{"point", "major", "minor"}], the file systems to freeze; `clones`: [{"source", "target"}], image files,
-    the targets made before and empty (the caller syncs and publishes them, and removes them after any error: they may hold
-    a part). `deadline`: seconds from the first FIFREEZE to the kill of the clone; `sync_timeout`: seconds for the syncfs
-    before it; the caller's own timeout has to be longer than both and 5 s more. `test_pause` is fault
-    injection for tests: seconds that the cloning process waits before it clones, unless a SIGUSR1 ends that.
+    `mounts`: [{"point", "major", "minor"}], the file systems to freeze; `action`: see action.py (the caller removes what it
+    leaves half made after any error). `deadline`: seconds from the first FIFREEZE to the kill of the action; `sync_timeout`:
+    seconds for the syncfs before it; the caller's own timeout has to be longer than both and 5 s more. `test_pause` is fault
+    injection for tests: seconds that the action waits before its first step, unless a SIGUSR1 ends that.
 
-    Answers {"frozen_seconds", "clone_seconds", "moment"} (Unix nanoseconds, all being frozen) or one of FreezeError's kinds, after the thaw; only a FIFREEZE or FITHAW
+    Answers {"frozen_seconds", "action_seconds", "moment"} (Unix nanoseconds, all being frozen) or one of FreezeError's kinds, after the thaw; only a FIFREEZE or FITHAW
     that does not come back is answered before its end. Raises FreezeError where something had to be left frozen: the
     process must then end with a status other than 0, upon which the watchdog takes over. `states` tells it what to thaw.
     """
@@ -174,23 +174,25 @@ def cut(
     # Many threads for many mounts: the one that comes back from the kernel must not wait 5 ms for the interpreter.
     sys.setswitchinterval(0.0005)
     fds: list[int] = []
-    cloner = Cloner(clones, test_pause)
+    process: ActionProcess | None = None
     try:
         try:
+            process = ActionProcess(action_of(action), test_pause)
             if not 0 < len({numbers(mount) for mount in mounts}) == len(mounts) <= MAX_MOUNTS:
-                raise FreezeError("FreezeFailed", "a cut of no file system, or of one twice", errno.EINVAL)
+                raise FreezeError("FreezeFailed", "a freeze of no file system, or of one twice", errno.EINVAL)
             for mount in mounts:
                 fds.append(open_mount(str(mount["point"]), *numbers(mount)))
             _sync(mounts, fds, sync_timeout)
-            cloner.wait_ready(time.monotonic() + _READY_TIMEOUT)
+            process.wait_ready(time.monotonic() + _READY_TIMEOUT)
         except Exception:
-            cloner.kill(_THAW_GRACE)
+            if process is not None:
+                process.kill(_THAW_GRACE)
             raise
     except Exception as error:
         answer({"error": describe_error(error)})
         return
     states.frozen_since = time.monotonic()
-    _cut(_Freezes(mounts, fds, states), cloner, deadline, answer)
+    _cut(_Freezes(mounts, fds, states), process, deadline, answer)
 
 
 def _sync(mounts: Sequence[dict[str, object]], fds: Sequence[int], timeout: float) -> None:
@@ -219,26 +221,26 @@ def _sync(mounts: Sequence[dict[str, object]], fds: Sequence[int], timeout: floa
         raise errors[0]
 
 
-def _cut(freezes: _Freezes, cloner: Cloner, deadline: float, answer: Answer) -> None:
+def _cut(freezes: _Freezes, process: ActionProcess, deadline: float, answer: Answer) -> None:
     problem: FreezeError | None = None
-    clone_seconds, moment = 0.0, 0
+    action_seconds, moment = 0.0, 0
     started = time.monotonic()
     until = started + deadline
     try:
         freezes.start()
         freezes.wait(until)
         begun, moment = time.monotonic(), time.time_ns()
-        if not cloner.run(until):
-            raise FreezeError("Deadline", f"{cloner.done} of {cloner.total} images were cloned in time")
-        clone_seconds = time.monotonic() - begun
+        if not process.run(until):
+            raise FreezeError("Deadline", f"{process.done} of {process.total} images were cloned in time")
+        action_seconds = time.monotonic() - begun
     except FreezeError as error:
         problem = error
     except Exception as error:  # no thread, no memory, no pipe: whatever it is, the thaw comes first
         problem = FreezeError(type(error).__name__, str(error), getattr(error, "errno", None) or 0)
     frozen = freezes.count(FROZEN)
-    # A thaw waits for a clone that runs, so the cloner is dead first. After a success it has nothing left to do.
+    # A thaw waits for a clone that runs, so that process is dead first. After a success it has nothing left to do.
     if problem is not None:
-        cloner.kill(_THAW_GRACE)
+        process.kill(_THAW_GRACE)
     freezes.thaw(_THAW_GRACE)
     frozen_seconds = time.monotonic() - started
     if problem is not None and problem.kind == "Deadline":
@@ -247,24 +249,24 @@ def _cut(freezes: _Freezes, cloner: Cloner, deadline: float, answer: Answer) -> 
             f"the freeze passed its deadline of {deadline:g} s: {problem}",
             errno.ETIMEDOUT,
             frozen=frozen,
-            cloned=cloner.done,
-            of=cloner.total,
+            cloned=process.done,
+            of=process.total,
         )
     problem = _thaw_problem(freezes, problem)
     if problem is None:
-        answer({"ok": {"frozen_seconds": frozen_seconds, "clone_seconds": clone_seconds, "moment": moment}})
+        answer({"ok": {"frozen_seconds": frozen_seconds, "action_seconds": action_seconds, "moment": moment}})
     else:
         problem.details["frozen_seconds"] = frozen_seconds
         answer({"error": describe_error(problem)})
     # From here on nobody waits for us; what hangs is undone when it comes back, and the exit status says that all is thawed.
     freezes.join()
-    cloner.reap()
+    process.reap()
     if freezes.count(FROZEN) or freezes.count(FREEZING):
         raise FreezeError("ThawFailed", f"still frozen: {freezes.points(FROZEN, FREEZING)}")
 
 
 def _thaw_problem(freezes: _Freezes, problem: FreezeError | None) -> FreezeError | None:
-    """Turn what went wrong in the thaws into the cut's answer; a problem that came before them stays, unless a freeze does."""
+    """Turn what went wrong in the thaws into the answer; a problem that came before them stays, unless a freeze does."""
     real = {index: error for index, error in freezes.thaw_errors.items() if error.errno != errno.EINVAL}
     if real:
         index, error = next(iter(real.items()))
@@ -275,6 +277,6 @@ def _thaw_problem(freezes: _Freezes, problem: FreezeError | None) -> FreezeError
         return FreezeError("StillFrozen", f"{message} ({problem})" if problem else message, errno.ETIMEDOUT)
     if freezes.thaw_errors and problem is None:
         index = next(iter(freezes.thaw_errors))
-        message = f"somebody thawed {freezes.point(index)} while it was being cloned: the clones are not one moment"
+        message = f"another program thawed {freezes.point(index)} inside the freeze: the clones are not of one moment"
         return FreezeError("ThawedElsewhere", message, errno.EINVAL)
     return problem

@@ -1,4 +1,4 @@
-"""What freezing and thawing share: the identity of a mount, the page that tells the watchdog what is frozen, one error."""
+"""What freezing and thawing share: the identity of a mount, the page by which the watchdog knows what is frozen, one error."""
 
 import ctypes
 import errno
@@ -11,16 +11,16 @@ from csi_driver.host.fs import mountinfo
 FIFREEZE = 0xC0045877
 FITHAW = 0xC0045878
 
-# What has become of each mount of a cut: one byte each, shared with the watchdog. FREEZING: in the system call, which a
+# The state of each mount of a freeze: one byte each, shared with the watchdog. FREEZING: in the system call, which a
 # killed process finishes before it dies, so it is thawed too (if that call was about to answer EBUSY, wrongly: the price of
 # a kill within those microseconds, against a file system that nobody would thaw).
 UNTOUCHED, FREEZING, FROZEN, THAWED, REFUSED = range(5)
 MAX_MOUNTS = 4000
-"""Mounts in one cut."""
+"""Mounts in one freeze."""
 
 
 class FreezePage(ctypes.Structure):
-    """The page that a cut shares with its watchdog: the state of each mount by its index, and since when all are frozen."""
+    """The page that a freeze shares with its watchdog: the state of each mount by its index, and since when all are frozen."""
 
     _fields_ = (("_states", ctypes.c_uint8 * MAX_MOUNTS), ("_frozen_since", ctypes.c_double))
 
@@ -45,7 +45,7 @@ class FreezePage(ctypes.Structure):
 
 
 class FreezeError(Exception):
-    """Why a cut or thaw did not happen.
+    """Why a freeze or thaw did not happen.
 
     `kind` is one of: NotOurs (the path is not the mount that it should be; nothing was touched), SyncTimeout (nothing
     was frozen), Deadline, FrozenElsewhere (somebody else holds the file system frozen), FreezeFailed, CloneFailed,
@@ -97,9 +97,7 @@ def open_mount(point: str, major: int, minor: int, flags: int = os.O_RDONLY) -> 
     try:
         fd = os.open(point, flags | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise FreezeError(
-            "NotOurs", f"{point} is no directory that a file system is mounted on", error.errno or 0
-        ) from None
+        raise FreezeError("NotOurs", f"{point} is not a mount point", error.errno or 0) from None
     try:
         device = _device_of_mount(fd) if flags & os.O_PATH else os.fstat(fd).st_dev
     except BaseException:

@@ -3,11 +3,12 @@
 import errno
 import fcntl
 import os
-import struct
 import threading
 from collections.abc import Sequence
 
 from csi_driver.host import syscalls
+from csi_driver.host.block import device as block_device
+from csi_driver.host.block import loop_ioctl
 from csi_driver.host.freeze.state import (
     FITHAW,
     FREEZING,
@@ -20,9 +21,6 @@ from csi_driver.host.freeze.state import (
     open_mount,
 )
 
-_LOOP_GET_STATUS64 = 0x4C05
-_LOOP_MAJOR = 7
-
 _CLONE_NEWNS = 0x00020000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_SLAVE = 1, 2, 4, 8, 0x4000, 1 << 19
 
@@ -30,9 +28,9 @@ _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_SLAVE = 1, 2, 4, 8, 
 def thaw(mounts: Sequence[dict[str, object]], *, states: FreezePage | None = None) -> dict[str, object]:
     """Thaw file systems wherever they are mounted by now, also where no mount is left. Returns {"thawed": [bool, ...]}.
 
-    `mounts`: as for `cut`, or the facts of announcements (without looking at their boot id: that is the sweep's work).
-    False: it was not frozen. With "backing" the loop device must still hold that file, else it is left alone (False): the
-    number is another volume's by now. Raises FreezeError ThawFailed where a file system may still be frozen. May hang,
+    `mounts`: as for `cut`, or the facts of journal entries (without looking at their boot id: that is the sweep's work).
+    False: it was not frozen. With "identity" (or "backing", of a loop device) it must still be that device, else it is left
+    alone (False): the number is another volume's by now. Raises FreezeError ThawFailed where a file system may still be frozen. May hang,
     one mount never holding up another. `states`: the watchdog's page; only what it tells to be ours and frozen is thawed.
     """
     results: list[bool | BaseException] = [False] * len(mounts)
@@ -61,8 +59,8 @@ def thaw(mounts: Sequence[dict[str, object]], *, states: FreezePage | None = Non
 
 def _thaw_one(mount: dict[str, object]) -> bool:
     major, minor = numbers(mount)
-    backing = mount.get("backing")
-    if isinstance(backing, list) and major == _LOOP_MAJOR and _backing(minor) != tuple(backing):
+    name = block_device.name_of(major, minor)
+    if _is_another(mount, name, minor):
         return False
     for point in (str(mount["point"]), *_points(major, minor)):
         try:
@@ -73,34 +71,24 @@ def _thaw_one(mount: dict[str, object]) -> bool:
             return _fithaw(fd)
         finally:
             os.close(fd)
-    name = os.path.basename(os.path.realpath(f"/sys/dev/block/{major}:{minor}"))
     fs_type = living(name)
     return bool(fs_type and thaw_device(f"/dev/{name}", fs_type)["thawed"])
+
+
+def _is_another(mount: dict[str, object], name: str, minor: int) -> bool:
+    """Return whether the device that was frozen has gone, and its number is another volume's by now."""
+    identity = mount.get("identity")
+    if identity:
+        return block_device.identity(name) != identity
+    # Without: from a kernel that has none, or from an agent before this one, which had loop devices alone.
+    backing = mount.get("backing")
+    return isinstance(backing, list) and name.startswith("loop") and loop_ioctl.backing(minor) != tuple(backing)
 
 
 def _points(major: int, minor: int) -> list[str]:
     from csi_driver.host.fs import mountinfo
 
     return [mount.point for mount in mountinfo.read() if (mount.major, mount.minor) == (major, minor)]
-
-
-def _backing(minor: int) -> tuple[int, int] | None:
-    # LOOP_GET_STATUS64: the first two words are device and inode of the file; below 1,024 bytes fcntl copies the buffer.
-    try:
-        fd = os.open(f"/dev/loop{minor}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno in (errno.ENXIO, errno.ENOENT):
-            return None
-        raise
-    try:
-        device, inode = struct.unpack_from("QQ", fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(232)))
-        return int(device), int(inode)
-    except OSError as error:
-        if error.errno == errno.ENXIO:  # bound to nothing
-            return None
-        raise
-    finally:
-        os.close(fd)
 
 
 def _fithaw(fd: int) -> bool:

@@ -7,6 +7,7 @@ import os
 import stat
 import struct
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 
 from csi_driver.host import syscalls
@@ -14,8 +15,8 @@ from csi_driver.host.errors import Busy
 
 StrPath = str | os.PathLike[str]
 
-_FICLONE = 0x40049409
-_FICLONERANGE = 0x4020940D
+FICLONE = 0x40049409
+FICLONERANGE = 0x4020940D
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 _KEEP_SIZE = 0x01
@@ -41,7 +42,7 @@ def reflink(src_fd: int, dst_fd: int) -> None:
     where the file system cannot, EXDEV, ENOSPC, EIO.
     """
     # An int argument, unlike a large buffer, lets fcntl.ioctl release the interpreter's lock.
-    fcntl.ioctl(dst_fd, _FICLONE, src_fd)
+    fcntl.ioctl(dst_fd, FICLONE, src_fd)
 
 
 def reflink_range(src_fd: int, dst_fd: int, offset: int, length: int) -> None:
@@ -50,7 +51,7 @@ def reflink_range(src_fd: int, dst_fd: int, offset: int, length: int) -> None:
     Both are multiples of 4096; length 0 means up to the end. Raises OSError as `reflink`, and EINVAL for an unaligned
     range.
     """
-    fcntl.ioctl(dst_fd, _FICLONERANGE, struct.pack("=qQQQ", src_fd, offset, length, offset))
+    fcntl.ioctl(dst_fd, FICLONERANGE, struct.pack("=qQQQ", src_fd, offset, length, offset))
 
 
 def supports_reflink(directory: StrPath) -> bool:
@@ -98,6 +99,16 @@ def write_durably(path: StrPath, data: bytes, mode: int = 0o600) -> None:
     After a power cut it is the old one or the new one, once this has returned the new one. Raises OSError; then the old
     file is untouched, unless only the last fsync failed: then either may be found.
     """
+    _replace(path, data, mode, os.fsync)
+    fsync_directory(os.path.dirname(os.fspath(path)) or ".")
+
+
+def write_atomically(path: StrPath, data: bytes, mode: int = 0o600) -> None:
+    """Replace the file `path` by `data` in one step, for every process of this boot. A power cut may lose it. Raises OSError."""
+    _replace(path, data, mode, lambda _: None)
+
+
+def _replace(path: StrPath, data: bytes, mode: int, sync: Callable[[int], None]) -> None:
     target = os.fspath(path)
     directory, name = os.path.split(target)
     fd, temporary = tempfile.mkstemp(prefix=draft(name), dir=directory or ".")
@@ -106,13 +117,12 @@ def write_durably(path: StrPath, data: bytes, mode: int = 0o600) -> None:
             file.write(data)
             file.flush()
             os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
+            sync(file.fileno())
         os.rename(temporary, target)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
         raise
-    fsync_directory(directory or ".")
 
 
 def read_small(path: StrPath, limit: int = 1 << 20) -> bytes:

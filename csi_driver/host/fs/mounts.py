@@ -150,7 +150,7 @@ def bind(source: StrPath, target: StrPath, read_only: bool) -> None:
 
     Read-only is set before the mount is attached. `mount --bind` and a remount reach only our own namespace: of the
     copy that propagated to the kubelet's, the one that pods see, the remount takes nothing (measured: it stayed
-    writable). For a device node read-only means nothing: see `loop.set_read_only`. Raises OSError, with nothing
+    writable). For a device node read-only means nothing: see `device.set_read_only`. Raises OSError, with nothing
     mounted.
     """
     what = f"bind {os.fspath(source)} at {os.fspath(target)}"

@@ -1,17 +1,19 @@
-"""What children do to one volume's device and file system. Results are plain JSON; errors are OSErrors with an errno.
+"""What helper processes do to one volume's device and file system. Results are plain JSON; errors are OSErrors with an errno.
 
-Whatever attaches a volume or goes on with its device keeps the device open to its end: a number that is open stays bound, so
-that nothing is looked for, or verified, twice.
+Those that take a source (host/block/sources.py) work on a block device of any kind; the jobs of loop devices alone say so in
+their names.
 """
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from csi_driver.host.block import loop, loop_ioctl
+from csi_driver.host.block.device import BlockDevice, OpenDevice
 from csi_driver.host.block.loop import LoopDevice
+from csi_driver.host.block.sources import Source, attached, described
 from csi_driver.host.errors import Busy, CommandError, Mismatch
 from csi_driver.host.fs import condition, files, filesystems, mount_users, mountinfo
 
@@ -23,7 +25,7 @@ _GROWS_ALREADY = ("in progress already", "Device or resource busy")
 
 
 def loop_identities(numbers: Sequence[int]) -> dict[str, tuple[int, int]]:
-    """Tell (st_dev, st_ino) of the files behind loop devices; (0, 0) of one that holds nothing or cannot be asked."""
+    """Return (st_dev, st_ino) of the files behind loop devices; (0, 0) of one that holds nothing or cannot be asked."""
     found = {str(number): (0, 0) for number in numbers}
     for number in numbers:
         try:
@@ -39,77 +41,22 @@ def loop_identities(numbers: Sequence[int]) -> dict[str, tuple[int, int]]:
     return found
 
 
-def attach(path: str, thick: bool) -> dict[str, Any]:
-    """Attach an image, or adopt the device that it has: see `attached`. Tells the device."""
-    with attached(path, thick) as device:
-        return _described(device)
+def attach(source: Source) -> dict[str, Any]:
+    """Attach a volume, or adopt the device that it has: see `sources.attached`. Returns the device."""
+    with attached(source) as opened:
+        return described(opened)
 
 
-@contextmanager
-def attached(path: str, thick: bool) -> Iterator[LoopDevice]:
-    """The device of the image `path`, attached where it has none: direct I/O in 4096-byte blocks, at the image's size.
-
-    Open to the end of the block, so that its number is nobody else's meanwhile; it stays attached after it. `thick`: it is to
-    refuse discards, so that what is allocated stays so. An adopted one may be what an attach left that ended half-way, so it
-    is set as a new one is. Raises Mismatch for a device that somebody attached otherwise, Busy where a new one's number is
-    still shown for its last owner, OSError.
-    """
-    device = _attached(path, thick)
-    with loop_ioctl.held(device):
-        yield device
-
-
-def _attached(path: str, thick: bool) -> LoopDevice:
-    device = loop.find(path)
-    fresh = device is None
-    if device is None:
-        device = loop.attach(path)
-    else:
-        _check_adopted(device)
-        if loop.size(device) != os.stat(path).st_size:
-            loop.resize(device)
-    try:
-        loop.tune(device)
-        if thick:
-            loop.refuse_discard(device)
-        if fresh:
-            _refuse_stale(device)
-    except BaseException:
-        if fresh:
-            loop.detach(device, mounted=lambda _: [])  # what shows the number is not of this image
-        raise
-    return device
-
-
-def _refuse_stale(device: LoopDevice) -> None:
-    """A new device must be shown nowhere yet: a bind of the number's last owner would hand it this volume's data."""
-    stale = [mount.point for mount in mountinfo.mounts_of(device.major, device.minor, device.name)]
-    if stale:
-        raise Busy(f"{device.path} is still shown at {', '.join(stale)} for its last owner: unmount it there")
-
-
-def _check_adopted(device: LoopDevice) -> None:
-    block, direct = (
-        loop_ioctl.sysfs(device.number, "queue/logical_block_size"),
-        loop_ioctl.sysfs(device.number, "loop/dio"),
-    )
-    if (block, direct) != (str(loop.BLOCK_SIZE), "1"):
-        raise Mismatch(
-            errno.EINVAL,
-            f"{device.path} was attached by somebody else with {block}-byte blocks and dio={direct}: detach it",
-        )
-
-
-def loop_detach(path: str) -> None:
-    """Detach the image's device, verified; an image that has none is fine. Raises Busy naming the users."""
-    device = loop.find(path)
+def loop_detach(path: str, names: str = "") -> None:
+    """Detach the image's device, verified; an image that has none is fine. `names`: see `loop.find`. Raises Busy naming the users."""
+    device = loop.find(path, names=names)
     if device:
         loop.detach(device)
 
 
 def loop_detach_held(number: int, backing: Sequence[int]) -> None:
     """Detach a device by number if it still holds the file with this device and inode. Raises Busy naming the users."""
-    device = LoopDevice(number, f"/dev/loop{number}", 7, number, (backing[0], backing[1]))
+    device = LoopDevice(number, f"/dev/loop{number}", loop_ioctl.MAJOR, number, (backing[0], backing[1]))
     with suppress(Mismatch):
         loop.detach(device)
 
@@ -119,41 +66,41 @@ def loop_abandon(number: int, backing: str) -> None:
     loop.detach_unverified(number, backing)
 
 
-def set_read_only(path: str, thick: bool, read_only: bool) -> None:
-    """Have an image's device refuse writes, or take them again. Raises Mismatch, OSError."""
-    with attached(path, thick) as device:
-        loop.set_read_only(device, read_only)
+def set_read_only(source: Source, read_only: bool) -> None:
+    """Make a volume's device refuse writes, or take them again. Raises Mismatch, OSError."""
+    with attached(source) as opened:
+        opened.set_read_only(read_only)
 
 
-def make_file_system(path: str, thick: bool, fs_type: str) -> dict[str, Any]:
-    """Attach an image that reads as zeroes, format it, and write everything back. Tells the device.
+def make_file_system(source: Source, fs_type: str) -> dict[str, Any]:
+    """Attach a volume that reads as zeroes, format it, and write everything back. Returns the device.
 
-    Raises what `attached` raises, CommandError.
+    Raises what `sources.attached` raises, CommandError.
     """
-    with attached(path, thick) as device:
-        filesystems.run(filesystems.mkfs_argv(fs_type, device.path), _MKFS_SECONDS)
-        loop.sync(device)
-        return _described(device)
+    with attached(source) as opened:
+        filesystems.run(filesystems.mkfs_argv(fs_type, opened.path), _MKFS_SECONDS)
+        opened.flush()
+        return described(opened)
 
 
-def mount(path: str, thick: bool, point: str, fs_type: str, options: Sequence[str], mounted: bool) -> dict[str, Any]:
-    """Attach an image and mount it at `point`; `mounted`: it is there already. Tells the device, and what comes next.
+def mount(source: Source, point: str, fs_type: str, options: Sequence[str], mounted: bool) -> dict[str, Any]:
+    """Attach a volume and mount it at `point`; `mounted`: it is there already. Returns the device, and what comes next.
 
     `shut_down`: the file system refuses an open as one that was shut down. `room`: it is smaller than its device. Raises what
-    `attached` raises, Mismatch, ValueError.
+    `sources.attached` raises, Mismatch, ValueError.
     """
-    with attached(path, thick) as device:
-        shut_down = False
+    with attached(source) as opened:
+        device, shut_down = opened.device, False
         if not mounted:
             filesystems.mount(device.path, point, fs_type, [*options, *filesystems.mount_options(fs_type)])
             _check_shown(device, point)
         elif fs_type != "ext4":
             shut_down = condition.is_shut_down(point, device.major, device.minor)
-        room = not shut_down and _room_to_grow(device, point if fs_type == "xfs" else device.path)
-        return _described(device) | {"shut_down": shut_down, "room": room}
+        room = not shut_down and _room_to_grow(opened, point if fs_type == "xfs" else device.path)
+        return described(opened) | {"shut_down": shut_down, "room": room}
 
 
-def _check_shown(device: LoopDevice, point: str) -> None:
+def _check_shown(device: BlockDevice, point: str) -> None:
     """Raise Mismatch, with nothing left mounted, where somebody else's mount came between."""
     present = mountinfo.at(point)
     if present is None or (present.major, present.minor) != (device.major, device.minor):
@@ -221,19 +168,19 @@ def _users(point: str) -> str:
     return f"of nobody that is seen from here: `fuser -vm {point}` on the node tells more"
 
 
-def grow(path: str, thick: bool, point: str, fs_type: str, read_only: bool = False) -> None:
-    """Grow the device of an image to the image's size, and the file system that is mounted at `point` to the device's.
+def grow(source: Source, point: str, fs_type: str, read_only: bool = False) -> None:
+    """Grow the device of a volume to the volume's size, and the file system that is mounted at `point` to the device's.
 
     `read_only`: no mount of it can be written through, so that it cannot grow. Raises BlockingIOError while another growth
     of it is under way, such as that of a killed agent, which its freeze held up in the kernel; CommandError, OSError.
     """
-    with attached(path, thick) as device:
+    with attached(source) as opened:
         # Less than one allocation group or block group cannot be added; the tools know, and do nothing then.
-        if _room_to_grow(device, point if fs_type == "xfs" else device.path):
-            _grow(device, point, fs_type, read_only)
+        if _room_to_grow(opened, point if fs_type == "xfs" else opened.path):
+            _grow(opened.device, point, fs_type, read_only)
 
 
-def _grow(device: LoopDevice, point: str, fs_type: str, read_only: bool) -> None:
+def _grow(device: BlockDevice, point: str, fs_type: str, read_only: bool) -> None:
     if read_only:
         raise PermissionError(
             errno.EPERM,
@@ -254,8 +201,8 @@ def _grow(device: LoopDevice, point: str, fs_type: str, read_only: bool) -> None
         raise
 
 
-def _room_to_grow(device: LoopDevice, file_system: str) -> bool:
-    return loop.size(device) - filesystems.size_of_file_system(file_system) >= loop.BLOCK_SIZE
+def _room_to_grow(opened: OpenDevice, file_system: str) -> bool:
+    return opened.size() - filesystems.size_of_file_system(file_system) >= loop.BLOCK_SIZE
 
 
 def may_grow_mounted_ext4() -> bool:
@@ -263,18 +210,6 @@ def may_grow_mounted_ext4() -> bool:
     with open("/proc/self/status", encoding="ascii") as file:
         effective = next(line for line in file if line.startswith("CapEff:"))
     return bool(int(effective.split()[1], 16) >> _CAP_SYS_RESOURCE & 1)
-
-
-def _described(device: LoopDevice) -> dict[str, Any]:
-    """A device that is held, for whoever asks next: with the file and the number of this attachment."""
-    return {
-        "path": device.path,
-        "name": device.name,
-        "major": device.major,
-        "minor": device.minor,
-        "backing": device.backing,
-        "attachment": loop_ioctl.attachment(device.number),
-    }
 
 
 TABLE: dict[str, Callable[..., Any]] = {

@@ -119,7 +119,7 @@ class Controller(NotOffered):
         except UnsupportedCapability:
             return csi_pb2.GetCapacityResponse(maximum_volume_size=Int64Value(value=0))
         owner = convert.owner(request.accessible_topology) if request.accessible_topology.segments else None
-        available, largest, smallest = self._volumes.capacity(request.parameters, capabilities, owner)
+        available, largest, smallest = await self._volumes.capacity(request.parameters, capabilities, owner)
         return csi_pb2.GetCapacityResponse(
             available_capacity=available,
             maximum_volume_size=Int64Value(value=largest),

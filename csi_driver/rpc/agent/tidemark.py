@@ -75,7 +75,7 @@ class Tidemark(tidemark_pb2_grpc.TidemarkServicer):
         self, _request: tidemark_pb2.ListPoolsRequest, _context: _Context
     ) -> tidemark_pb2.ListPoolsResponse:
         """Return the pools and their capacity."""
-        pools = sorted(self._lineage.pools(), key=lambda entry: (entry[0].backend.identity.owner, entry[0].name))
+        pools = sorted(await self._lineage.pools(), key=lambda entry: (entry[0].backend.identity.owner, entry[0].name))
         return tidemark_pb2.ListPoolsResponse(pools=[self._pool(pool, account) for pool, account in pools])
 
     def _pool(self, pool: Pool, account: CapacityReport) -> tidemark_pb2.Pool:

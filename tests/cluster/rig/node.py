@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from csi_driver.backends.reflink.layout import IMAGE
 from csi_driver.host.block import loop, loop_ioctl
 from rig import certificates, cgroups, network
 from rig.machine import Machine, command, until
@@ -117,7 +118,7 @@ class Node(Machine):
             return [], []
         own = [each for each in loop.scan(self.pool_image.name) if each.backing == (status.st_dev, status.st_ino)]
         pools = {os.makedev(each.major, each.minor) for each in own}
-        return [each for each in loop.scan(loop.IMAGE_NAME) if each.backing[0] in pools], own
+        return [each for each in loop.scan(IMAGE) if each.backing[0] in pools], own
 
     def _remove_groups(self) -> bool:
         with suppress(OSError):
