@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from csi_driver.backends.block_access import FAST_TIMEOUT
+from csi_driver.backends.block_access import FAST_TIMEOUT, SLOW_TIMEOUT
 from csi_driver.backends.volume_helpers import VolumeHelpers, finish_despite_cancel, translate
 from csi_driver.domain.errors import Busy, DriverError, Precondition
 from csi_driver.domain.model import Volume
