@@ -134,7 +134,7 @@ def test_a_pool_lies_where_it_lay(tmp_path: Path) -> None:
     shown, hidden = (layout.volumes, layout.snapshots, layout.groups), (layout.new, layout.trash, layout.freezes)
     assert [path.name for path in (*shown, *hidden, layout.checks, layout.kept)] == CONTRACT["pool"]["directories"]
     member = pool_reader.member_image(tmp_path, "{member hash}").name
-    announced = Path(journal._announcement("", "any")).name.replace("any", "{any}")
+    announced = Path(journal._path("", "any")).name.replace("any", "{any}")
     files = [layout.identity.name, layout.lock.name, IMAGE, RECORD, member, announced]
     assert files == CONTRACT["pool"]["files"]
     pool_lock._make(layout, "n")
