@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node_host import freeze, is_frozen, thaw, write_file
-from node_rig import Rig
+from support.files import write_file
+from support.freezing import freeze, is_frozen, thaw
+from support.node_rig import Rig
 from test_node_left_frozen import answering, left_frozen
 
 from csi_driver.domain.errors import Busy, Precondition

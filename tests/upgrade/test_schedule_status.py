@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "kube"))
-
-from fake_api import FakeApi
-from schedule_rig import World
+from support.fake_api import FakeApi
+from support.schedule_rig import World
 
 from csi_driver.domain.timestamps import format_timestamp
 from csi_driver.kube.resources import SCHEDULES, SNAPSHOTS
