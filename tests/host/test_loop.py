@@ -20,7 +20,7 @@ from csi_driver.host.block import device as block_device
 from csi_driver.host.block import device_users, loop, loop_ioctl, sources
 from csi_driver.host.block.loop import LoopDevice
 from csi_driver.host.commands import run
-from csi_driver.host.errors import Busy, HostError, Mismatch
+from csi_driver.host.errors import Busy, CommandError, HostError, Mismatch
 from csi_driver.host.fs import allocation, extents, files, filesystems, mountinfo, mounts
 from csi_driver.host.fs.filesystems import mkfs_argv, mount_options
 from csi_driver.host.helper import device_jobs
@@ -405,13 +405,18 @@ def test_read_only(image: Image) -> None:
 def test_a_number_that_was_read_only_is_writable_for_the_next(image: Image, how: str, let_go: str) -> None:
     """Also for a stranger, who does not reset what the last owner left: losetup does not, and mkfs fails then."""
     path = image()
-    device = loop.attach(path, read_only=how == "attached read-only")
-    set_read_only(device, True)
-    if let_go == "detach":
-        loop.detach(device)
+    for _ in range(50):
+        device = loop.attach(path, read_only=how == "attached read-only")
+        set_read_only(device, True)
+        if let_go == "detach":
+            loop.detach(device)
+        else:
+            loop.detach_unverified(device.number, str(path))
+        with suppress(CommandError):  # another test may have got the number meanwhile
+            run(("losetup", device.path, str(path)), 10)
+            break
     else:
-        loop.detach_unverified(device.number, str(path))
-    run(("losetup", device.path, str(path)), 10)
+        pytest.fail("others got the number each time")
     try:
         assert run(("blockdev", "--getro", device.path), 10).strip() == "0"
         run(("mkfs.ext4", "-q", device.path), 60)

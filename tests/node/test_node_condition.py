@@ -155,7 +155,7 @@ async def test_an_xfs_that_the_kernel_does_not_mount(rig: Rig) -> None:
         file.seek(208)  # a feature that a checksum covers
         file.write(b"\xff")
     for _ in range(2):
-        with pytest.raises(NotMountable, match=r"cannot be mounted: .*restore that with volumeMode Block"):
+        with pytest.raises(NotMountable, match=r"cannot be mounted: .*restore it with volumeMode Block"):
             await rig.stage(volume)
     assert rig.devices() == []
     assert [t.kind for _, t in rig.context.conditions.all()] == ["Damaged"]

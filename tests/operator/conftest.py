@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from rollback_rig import World
 from support.fake_api import FakeApi
+from support.rollback_rig import World
 
 from csi_driver.rpc.clients import agent_channels
 

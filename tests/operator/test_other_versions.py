@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from rollback_cases import CREATED, HELD, READY, ROLLING, SPEC, TARGET, UID, done, next_of, volume
+from support.rollback_cases import CREATED, HELD, READY, ROLLING, SPEC, TARGET, UID, done, next_of, volume
 
 from csi_driver import __version__
 from csi_driver.kube.resources import SCHEDULES

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from rollback_rig import World, reconciling
 from support.fake_api import Call, Fault
+from support.rollback_rig import World, reconciling
 from support.waiting import until
 
 from csi_driver.kube.resources import ROLLBACKS

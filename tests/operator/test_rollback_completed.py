@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from rollback_cases import SPEC, UID, volume
+from support.rollback_cases import SPEC, UID, volume
 
 from csi_driver.domain.errors import Damaged
 from csi_driver.operator.rollback.completed import COMPLETED_ANNOTATION, MOST_RECORDS, read_completed, record_completed

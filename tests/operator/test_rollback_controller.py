@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from rollback_rig import NAMESPACE, World, reconciling
 from support.fake_api import Call, Fault
+from support.rollback_rig import NAMESPACE, World, reconciling
 from support.waiting import until
 
 from csi_driver.kube import informer as informer_module

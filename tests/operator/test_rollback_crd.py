@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from rollback_cases import CREATED, SPEC, TARGET, UID
+from support.rollback_cases import CREATED, SPEC, TARGET, UID
 
 from csi_driver.domain.durations import parse_duration
 from csi_driver.kube.resources import ROLLBACKS

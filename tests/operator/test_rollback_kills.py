@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rollback_rig import World
+from support.rollback_rig import World
 
 from csi_driver.domain.errors import DriverError
 from csi_driver.kube.resources import PODS, PVS, ROLLBACKS, SNAPSHOTS

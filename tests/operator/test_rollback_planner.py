@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from rollback_cases import (
+from support.rollback_cases import (
     CREATED,
     HELD,
     MINE,

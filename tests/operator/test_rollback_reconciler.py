@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from rollback_rig import NAMESPACE, World, completed, nothing_left
+from support.rollback_rig import NAMESPACE, World, completed, nothing_left
 
 from csi_driver.kube.resources import EVENTS, PVCS, PVS, ROLLBACKS, SNAPSHOT_CLASSES, SNAPSHOT_CONTENTS, SNAPSHOTS
 from csi_driver.operator.rollback.resource import FINALIZER

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from rollback_cases import DRIVER, NAMESPACE, SPEC, TARGET, claim, content, objects, pod, snapshot, volume
+from support.rollback_cases import DRIVER, NAMESPACE, SPEC, TARGET, claim, content, objects, pod, snapshot, volume
 
 from csi_driver.operator.rollback.pods_using_claim import describe_users, pods_using
 from csi_driver.operator.rollback.references import UnresolvedReference, resolve

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from rollback_cases import CREATED, SPEC, UID
+from support.rollback_cases import CREATED, SPEC, UID
 
 from csi_driver.operator.rollback.resource import (
     format_time,

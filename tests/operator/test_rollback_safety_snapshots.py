@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
-from rollback_cases import SPEC, TARGET, UID, earlier_safety, safety
-from rollback_rig import NAMESPACE, World, completed
+from support.rollback_cases import SPEC, TARGET, UID, earlier_safety, safety
+from support.rollback_rig import NAMESPACE, World, completed
 
 from csi_driver.kube.resources import PVCS, SNAPSHOTS
 from csi_driver.operator.rollback.safety_snapshots import (

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from rollback_cases import CREATED, SPEC, TARGET, UID
+from support.rollback_cases import CREATED, SPEC, TARGET, UID
 
 from csi_driver.operator.rollback.actions import UpdateStatus
 from csi_driver.operator.rollback.resource import (

@@ -387,8 +387,8 @@ def test_the_controller_knows_the_fields_of_the_definitions_and_no_others() -> N
 @pytest.mark.parametrize(("before", "after"), CONTRACT["metrics"].items())
 def test_a_renamed_metric_is_written_under_both_names(before: str, after: str) -> None:
     metrics = AgentMetrics()
-    metrics.late("csi.v1.Controller/CreateVolume", "OK", 1.0)
-    metrics.cut("fast", SnapshotTimings(cloned=0.01))
+    metrics.after_cancel("csi.v1.Controller/CreateVolume", "OK", 1.0)
+    metrics.snapshot_taken("fast", SnapshotTimings(cloned=0.01))
     families = {family.name: family for family in metrics.registry.collect()}
     values = [
         [

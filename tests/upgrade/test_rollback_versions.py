@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from rollback_cases import READY, SPEC, TARGET, UID
+from support.rollback_cases import READY, SPEC, TARGET, UID
 
 from csi_driver.operator.rollback.actions import Finished, UpdateStatus
 from csi_driver.operator.rollback.planner import next_action

@@ -15,11 +15,6 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rollback_cases import DRIVER, claim, content, pod, snapshot, snapshot_class, volume
-from support.cluster_rig import Cluster
-from support.dying import Dying, Killed, KillPoint
-from support.fake_api import FakeApi
-
 from csi_driver.domain.errors import DriverError, InUse
 from csi_driver.domain.model import AccessMode, Capability, SizeRange, Snapshot, Volume, VolumeRequest
 from csi_driver.kube.client import Api
@@ -31,6 +26,10 @@ from csi_driver.operator.rollback.reconciler import RollbackReconciler
 from csi_driver.operator.rollback.resource import format_time
 from csi_driver.rpc.clients.agent_api import AgentApi
 from csi_driver.service.snapshots import SnapshotRequest
+from support.cluster_rig import Cluster
+from support.dying import Dying, Killed, KillPoint
+from support.fake_api import FakeApi
+from support.rollback_cases import DRIVER, claim, content, pod, snapshot, snapshot_class, volume
 
 SIZE = 4096
 NAMESPACE = "shop"
