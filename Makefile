@@ -101,11 +101,12 @@ cluster-up: system-cluster $(TEST_STAMP) ## Brings up that cluster here, Tidemar
 cluster-down: ## Removes the cluster, and all that it had on this machine
 	@$(RIG) down
 
-check: $(TEST_STAMP) ## Checks the code without running it: format, lint, types, layers
+check: $(TEST_STAMP) ## Checks the code without running it: format, lint, types, layers, retired words
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tests/tools/words.py
 
 words: $(TEST_STAMP) ## Refuses retired words in code, docs and charts (docs/glossary.md)
 	$(BIN)/python tests/tools/words.py $(ARGS)

@@ -55,7 +55,7 @@ class MetricReaders:
     def unhealthy_volumes(self) -> list[UnhealthyVolume]:
         """Return the volumes whose file systems have a problem, with their PVCs."""
         volumes = []
-        for volume, trouble in self._conditions.all():
+        for volume, condition in self._conditions.all():
             namespace, _, pvc = pvc_of(volume).partition("/")
-            volumes.append(UnhealthyVolume(volume.id.pool, str(volume.id), namespace, pvc, trouble.kind))
+            volumes.append(UnhealthyVolume(volume.id.pool, str(volume.id), namespace, pvc, condition.kind))
         return volumes

@@ -64,7 +64,7 @@ class NodeMetrics:
     """This agent at one moment."""
 
     loop_devices: int
-    written_off: int
+    abandoned: int
 
 
 class AgentMetrics:
@@ -170,7 +170,7 @@ class _Gauges:
         if node is not None:
             yield GaugeMetricFamily("tidemark_loop_devices", "Loop devices attached.", value=node.loop_devices)
             yield GaugeMetricFamily(
-                "tidemark_children_written_off", "Helper processes stuck in the kernel.", value=node.written_off
+                "tidemark_children_written_off", "Helper processes stuck in the kernel.", value=node.abandoned
             )
 
 

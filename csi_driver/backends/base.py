@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from csi_driver.domain.capacity import Space
-from csi_driver.domain.model import Capability, GroupSnapshot, Snapshot, Trouble, Usage, Volume, VolumeUsage
+from csi_driver.domain.model import Capability, GroupSnapshot, Snapshot, Usage, Volume, VolumeCondition, VolumeUsage
 
 STAGED_NODE = "device"
 """The name under which a staged block volume is visible inside its staging directory."""
@@ -39,7 +39,7 @@ class SnapshotTimings:
 
 @dataclass(frozen=True, slots=True)
 class SpaceOperation:
-    """An operation that takes space: it shares the blocks of `sources`, and makes the content of `volume` (None: of none) anew.
+    """An operation that takes space: it shares the blocks of `sources`, and makes the content of `volume` (None: of none) again.
 
     create: an empty volume, or one from a snapshot. clone: a volume from a volume. check: a file system is mended beside what the
     volume holds. rollback: the volume's content is replaced.
@@ -79,8 +79,8 @@ class FileSystemStats:
     inodes: int = 0
     inodes_used: int = 0
     inodes_free: int = 0
-    trouble: Trouble | None = None
-    """The trouble of the file system; None: the kernel knows of none."""
+    condition: VolumeCondition | None = None
+    """The condition of the file system; None: nothing is wrong as far as the kernel knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ class VolumeAccess(Protocol):
         """Return the space at `path`, and what is wrong there. Raises NotFound if the volume is not mounted there."""
         ...
 
-    async def trouble(self, volume: Volume) -> Trouble | None:
+    async def condition(self, volume: Volume) -> VolumeCondition | None:
         """Return what is wrong with the volume's mounted file system; None: nothing that the kernel knows of."""
         ...
 
@@ -233,7 +233,7 @@ class Backend(Protocol):
     def space_needed(self, operation: SpaceOperation) -> SpaceNeeded:
         """Return the space that an operation takes at once on thick volumes, so that it is reserved before it begins.
 
-        Costs one look at each source at most.
+        Inspects each source once at most.
         """
         ...
 

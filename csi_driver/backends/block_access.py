@@ -26,7 +26,7 @@ from csi_driver.domain.errors import (
     TooSlow,
     Unavailable,
 )
-from csi_driver.domain.model import Capability, Trouble, Volume, VolumeUsage
+from csi_driver.domain.model import Capability, Volume, VolumeCondition, VolumeUsage
 from csi_driver.host.block.device import BlockDevice, sysfs
 from csi_driver.host.fs import mount_points, mountinfo
 from csi_driver.host.helper.device_jobs import may_grow_mounted_ext4
@@ -144,10 +144,10 @@ class BlockDeviceAccess:
         device = self._devices.note(answer)
         if present is None:
             await self._refuse_unpropagated(volume, point)
-            if fs_type == "ext4" and (trouble := condition.of_ext4(device.name, ())):
+            if fs_type == "ext4" and (abnormal := condition.of_ext4(device.name, ())):
                 # Its superblock answer of none before: they were met at the mount.
                 await self._jobs.run(volume, "umount", SLOW_TIMEOUT, point=point)
-                raise NotMountable(f"its mount met what cannot be right ({trouble.text})")
+                raise NotMountable(f"its mount met what cannot be right ({abnormal.text})")
         await self._try_to_restore_allocation(volume)
         return bool(answer["room"])
 
@@ -165,8 +165,8 @@ class BlockDeviceAccess:
         missing = [flag for flag in flags if _visibly_missing(flag, present)]
         if missing:
             raise AlreadyExists(f"{staged} without {', '.join(missing)}: unstage it first")
-        if fs_type == "ext4" and (trouble := condition.of_ext4(device.name, present.super_options)):
-            raise condition.refusal(volume, trouble, "staging")
+        if fs_type == "ext4" and (abnormal := condition.of_ext4(device.name, present.super_options)):
+            raise condition.refusal(volume, abnormal, "staging")
 
     async def _grow_unmounted(self, volume: Volume) -> None:
         """Grow the volume's ext4 as far as possible before it is mounted: the mount does not need more."""
@@ -189,8 +189,8 @@ class BlockDeviceAccess:
         if _is_device_node(mount, device):
             await self._devices.attach(volume)
         else:
-            if mount.fs_type == "ext4" and (trouble := await self._trouble_of(volume, device, mount)):
-                raise condition.refusal(volume, trouble, "growth")
+            if mount.fs_type == "ext4" and (abnormal := await self._condition_of(volume, device, mount)):
+                raise condition.refusal(volume, abnormal, "growth")
             # A pod's own mount may be read-only while the file system is not.
             views = [mount, *(view for view in _mounts(device, mountinfo.read()) if not _is_device_node(view, device))]
             writable = next((view for view in views if not view.read_only), None)
@@ -243,11 +243,11 @@ class BlockDeviceAccess:
             if present.read_only != (read_only or staged.read_only):
                 now = "read-only" if present.read_only else "writable"
                 raise AlreadyExists(f"{volume.id} is published at {target} {now}: unpublish it there first")
-            if trouble := await self._trouble_of(volume, device, present):
-                raise condition.refusal(volume, trouble, "publishing")
+            if abnormal := await self._condition_of(volume, device, present):
+                raise condition.refusal(volume, abnormal, "publishing")
             return
-        if staged.fs_type == "ext4" and (trouble := await self._trouble_of(volume, device, staged)):
-            raise condition.refusal(volume, trouble, "publishing")
+        if staged.fs_type == "ext4" and (abnormal := await self._condition_of(volume, device, staged)):
+            raise condition.refusal(volume, abnormal, "publishing")
         fresh = not os.path.lexists(target)
         _make_directory(target)
         mount_points.mark(target, _mount_mark(volume))
@@ -326,9 +326,9 @@ class BlockDeviceAccess:
         )
         unit = found["f_frsize"]
         if found["shut_down"]:
-            trouble: Trouble | None = condition.of_shut_down(mount.fs_type if mount else "file system")
+            abnormal: VolumeCondition | None = condition.of_shut_down(mount.fs_type if mount else "file system")
         else:
-            trouble = await self._trouble_of(volume, device, mount) if mount and mount.fs_type == "ext4" else None
+            abnormal = await self._condition_of(volume, device, mount) if mount and mount.fs_type == "ext4" else None
         return FileSystemStats(
             total=found["f_blocks"] * unit,
             used=(found["f_blocks"] - found["f_bfree"]) * unit,
@@ -336,18 +336,20 @@ class BlockDeviceAccess:
             inodes=found["f_files"],
             inodes_used=found["f_files"] - found["f_ffree"],
             inodes_free=found["f_ffree"],
-            trouble=trouble,
+            condition=abnormal,
         )
 
-    async def trouble(self, volume: Volume) -> Trouble | None:
+    async def condition(self, volume: Volume) -> VolumeCondition | None:
         """See VolumeAccess."""
         device = await self._devices.find(volume)
         if device is None:
             return None
         mount = next((mount for mount in _mounts(device, mountinfo.read()) if not _is_device_node(mount, device)), None)
-        return await self._trouble_of(volume, device, mount) if mount is not None else None
+        return await self._condition_of(volume, device, mount) if mount is not None else None
 
-    async def _trouble_of(self, volume: Volume, device: BlockDevice, mount: mountinfo.Mount) -> Trouble | None:
+    async def _condition_of(
+        self, volume: Volume, device: BlockDevice, mount: mountinfo.Mount
+    ) -> VolumeCondition | None:
         """What is wrong with the file system on a device that is mounted there. Of an ext4 it is answer without a process."""
         if mount.fs_type == "ext4":
             return condition.of_ext4(device.name, mount.super_options)

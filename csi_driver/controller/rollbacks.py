@@ -12,7 +12,7 @@ from csi_driver.operator.rollback.controller import RollbackController
 from csi_driver.operator.rollback.resource import Phase
 
 UNSERVED_SECONDS = 30.0
-"""Between looks for the definition of VolumeRollback, where the cluster has none."""
+"""Between checks for the definition of VolumeRollback, where the cluster has none."""
 
 
 log = structlog.get_logger()

@@ -77,21 +77,21 @@ class CapacityReport:
         return max(0, int(self.space.total * self.policy.overcommit) - self.committed)
 
     @property
-    def unpromised(self) -> int:
-        """Real free bytes that nobody was promised and that are not kept in reserve."""
+    def reservable(self) -> int:
+        """Real free bytes that are neither reserved for an operation nor kept in reserve."""
         return max(0, self.space.free - self.reserve - self.promised)
 
     def reservable_after_pending(self, own: int = 0) -> int:
-        """What `unpromised` may be at most when the calls under way have ended, but for the one that was promised `own` of that.
+        """What `reservable` may be at most when the calls under way have ended, but for the one that reserved `own` of that.
 
-        Each may have taken all that it was promised, so that it counts twice now, and give it back.
+        Each may have taken all that it reserved, so that it counts twice now, and give it back.
         """
         return max(0, self.space.free - self.reserve - self.promised + 2 * (self.under_way - own))
 
     @property
     def available_thick(self) -> int:
         """The largest thick volume: real bytes for all of it, inside the thin bound as well."""
-        return min(self.available, self.unpromised)
+        return min(self.available, self.reservable)
 
     @property
     def available_thick_later(self) -> int:
@@ -104,7 +104,7 @@ class CapacityReport:
         return max(0, int(self.space.total * self.policy.overcommit))
 
 
-def promised_to_thick(volumes: Iterable[Volume], allocated: dict[str, int]) -> int:
+def reserved_for_thick(volumes: Iterable[Volume], allocated: dict[str, int]) -> int:
     """What thick volumes may still take: nearly nothing, since their blocks are allocated and their own.
 
     `allocated` maps a volume's hash to its image's allocated bytes.

@@ -96,7 +96,7 @@ class CompletedRollback:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class VolumeCondition:
     """What is wrong with a file system: `kind` for programs, `text` for people, as the rest of "since ...".
 
     `stopped`: nothing can be written to it any more.

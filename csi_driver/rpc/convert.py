@@ -147,7 +147,7 @@ def volume(item: Volume) -> csi_pb2.Volume:
 
 
 def snapshot(item: Snapshot) -> csi_pb2.Snapshot:
-    """A snapshot: its moment is that of the cut, and it is ready since then.
+    """A snapshot: its moment is when it was taken, and it is ready since then.
 
     Its size here is the smallest request that may restore it, so that a claim as it was written can be: a claim of 10G has an
     image of 10000003072 bytes.

@@ -25,7 +25,7 @@ from csi_driver.rpc.server import Server
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 BACK_OFF = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
-"""Seconds before a socket is made anew after a refusal; the last one from then on."""
+"""Seconds before a socket is made again after a refusal; the last one from then on."""
 
 SILENCE_SECONDS = 60.0
 """Without a call of the kubelet: it looks at a new socket within a second or two."""

@@ -127,7 +127,7 @@ class AgentHealth(Protocol):
         ...
 
     async def close_removed(self) -> None:
-        """Close the connections to agents on nodes that the cluster does not have any more."""
+        """Close the connections to agents on nodes that the cluster no longer has."""
         ...
 
 

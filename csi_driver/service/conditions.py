@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Container
 
-from csi_driver.domain.model import Trouble, Volume
+from csi_driver.domain.model import Volume, VolumeCondition
 from csi_driver.domain.timestamps import format_timestamp
 
 _LOG = logging.getLogger(__name__)
@@ -13,20 +13,20 @@ class Conditions:
     """The last known condition of each volume in trouble. Another thread reads it too, as a copy."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[Volume, Trouble]] = {}
+        self._known: dict[str, tuple[Volume, VolumeCondition]] = {}
 
-    def note(self, volume: Volume, trouble: Trouble | None) -> None:
+    def note(self, volume: Volume, condition: VolumeCondition | None) -> None:
         """Note what is wrong with a volume now; None if nothing is. A change is logged once."""
         key = str(volume.id)
         before = self._known.get(key)
-        if trouble is None:
+        if condition is None:
             self._known.pop(key, None)
             return
-        self._known[key] = (volume, trouble)
-        if before is None or before[1].kind != trouble.kind:
-            _LOG.error("%s (%s) is in trouble, because %s", volume.id, pvc_of(volume) or volume.name, trouble.text)
+        self._known[key] = (volume, condition)
+        if before is None or before[1].kind != condition.kind:
+            _LOG.error("%s (%s) is in trouble, because %s", volume.id, pvc_of(volume) or volume.name, condition.text)
 
-    def get(self, volume: Volume) -> Trouble | None:
+    def get(self, volume: Volume) -> VolumeCondition | None:
         """Return what was wrong with a volume when it was last inspected; None if nothing was."""
         known = self._known.get(str(volume.id))
         return known[1] if known is not None and known[0].uid == volume.uid else None
@@ -36,20 +36,22 @@ class Conditions:
         for key in [key for key in self._known if key not in ids]:
             self._known.pop(key, None)
 
-    def all(self) -> list[tuple[Volume, Trouble]]:
+    def all(self) -> list[tuple[Volume, VolumeCondition]]:
         """Return every volume in trouble."""
         return list(self._known.values())
 
 
-def is_damaged(said: str) -> Trouble:
+def is_damaged(said: str) -> VolumeCondition:
     """Return the condition of a volume whose file system no check repairs."""
-    return Trouble("Damaged", f"its file system is damaged and cannot be repaired automatically ({said})", stopped=True)
+    return VolumeCondition(
+        "Damaged", f"its file system is damaged and cannot be repaired automatically ({said})", stopped=True
+    )
 
 
-def recorded_trouble(volume: Volume) -> Trouble | None:
+def recorded_condition(volume: Volume) -> VolumeCondition | None:
     """Return the condition in a volume's record: it stays while the volume cannot be mounted."""
-    condition = volume.condition
-    return is_damaged(condition.said) if condition is not None and condition.state == "damaged" else None
+    check = volume.condition
+    return is_damaged(check.said) if check is not None and check.state == "damaged" else None
 
 
 def pvc_of(volume: Volume) -> str:
@@ -59,14 +61,14 @@ def pvc_of(volume: Volume) -> str:
     return f"{labels.get('csi.storage.k8s.io/pvc/namespace', '')}/{name}" if name else ""
 
 
-def describe_condition(volume: Volume, trouble: Trouble | None, pool_path: str) -> str:
+def describe_condition(volume: Volume, condition: VolumeCondition | None, pool_path: str) -> str:
     """Describe a volume's condition for a person; empty if there is nothing to report."""
-    if trouble is not None:
-        return trouble.text
-    condition = volume.condition
-    if condition is None:
+    if condition is not None:
+        return condition.text
+    check = volume.condition
+    if check is None:
         return ""
-    if condition.state == "damaged":
-        return is_damaged(condition.said).text
-    at = format_timestamp(condition.at // 1_000_000_000)
-    return f"repaired by e2fsck at {at} ({condition.said}); the old content was kept at {pool_path}/{condition.kept} for a week"
+    if check.state == "damaged":
+        return is_damaged(check.said).text
+    at = format_timestamp(check.at // 1_000_000_000)
+    return f"repaired by e2fsck at {at} ({check.said}); the old content was kept at {pool_path}/{check.kept} for a week"

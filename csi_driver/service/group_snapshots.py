@@ -10,7 +10,7 @@ from csi_driver.domain.requests import check_name, refuse_parameters, split_labe
 from csi_driver.service.dependencies import ServiceDependencies
 from csi_driver.service.pools import Pool
 from csi_driver.service.reservations import reserve_space
-from csi_driver.service.snapshots import check_room, plan
+from csi_driver.service.snapshots import check_capacity, plan
 
 MAX_MEMBERS = 64
 
@@ -34,7 +34,7 @@ class GroupSnapshots:
         asked, labels = split_labels(parameters, "parameters")
         refuse_parameters(asked, "group snapshots")
         digest = name_hash("group", name)
-        # Before the look-up: a group that is being deleted must not be returned.
+        # Before the lookup: a group that is being deleted must not be returned.
         await self._pools.locks.ensure_not_changing(digest)
         existing = self._existing(digest, name, source_ids)
         if existing is not None:
@@ -48,7 +48,7 @@ class GroupSnapshots:
             if existing is not None:
                 return existing
             pool, volumes = self._sources(source_ids)
-            await check_room(pool, volumes)
+            await check_capacity(pool, volumes)
             planned = GroupSnapshot(
                 id=pool.ref.new_group_id(name),
                 name=name,

@@ -8,7 +8,7 @@ import asyncio
 from contextlib import suppress
 
 from csi_driver.domain.errors import DriverError
-from csi_driver.service.conditions import recorded_trouble
+from csi_driver.service.conditions import recorded_condition
 from csi_driver.service.dependencies import ServiceDependencies
 from csi_driver.service.pools import Pool
 
@@ -37,9 +37,9 @@ class HealthScanner:
         conditions = self._context.conditions
         for digest, volume in list(pool.volumes.items()):
             with suppress(DriverError):
-                trouble = await pool.backend.access.trouble(volume)
+                condition = await pool.backend.access.condition(volume)
                 if (current := pool.volumes.get(digest)) is not None:
-                    conditions.note(current, recorded_trouble(current) or trouble)
+                    conditions.note(current, recorded_condition(current) or condition)
             await asyncio.sleep(pause)
         conditions.retain_only({str(volume.id) for each in self._context.pools for volume in each.volumes.values()})
         with suppress(DriverError):

@@ -135,7 +135,7 @@ def _parent_uid(pool: Pool, volume: Volume) -> str:
     if source is None or source.kind == "volume":
         return volume.source_uid
     for snapshot in pool.snapshots_of(volume.source_uid):
-        # A record keeps the uid of the volume whose blocks it shares, so the age tells a namesake made later.
+        # A record keeps the uid of the volume whose blocks it shares, so the age tells another one of the same name that was made later.
         if str(snapshot.id) == source.id and snapshot.created <= volume.created:
             return snapshot.uid
     return ""

@@ -27,8 +27,8 @@ from csi_driver.domain.model import (
     AccessMode,
     Capability,
     SizeRange,
-    Trouble,
     Volume,
+    VolumeCondition,
     VolumeUsage,
     formatting,
     is_formatting,
@@ -37,7 +37,7 @@ from csi_driver.domain.requests import FILE_SYSTEMS, asked_file_system, check_ca
 from csi_driver.domain.sizes import check_range
 from csi_driver.host.fs import mount_points
 from csi_driver.service.checks import Checks
-from csi_driver.service.conditions import recorded_trouble
+from csi_driver.service.conditions import recorded_condition
 from csi_driver.service.dependencies import ServiceDependencies
 from csi_driver.service.formats import detect_format
 from csi_driver.service.pools import Pool
@@ -124,7 +124,7 @@ class NodeVolumes:
             await pool.backend.access.unmount(volume, staging)
             if volume is not None:
                 await pool.backend.access.detach(volume)
-                self._context.conditions.note(volume, recorded_trouble(volume))
+                self._context.conditions.note(volume, recorded_condition(volume))
 
     async def publish(
         self, volume_id: str, staging: str, target: str, capability: Capability, read_only: bool = False
@@ -178,15 +178,15 @@ class NodeVolumes:
         """Return space and condition of a volume at one of its paths. Raises NotFound if it is not mounted there."""
         pool, volume, mount_path = await self._find_mount(volume_id, path)
         stats = await pool.backend.access.stats(volume, mount_path)
-        self._context.conditions.note(volume, stats.trouble)
+        self._context.conditions.note(volume, stats.condition)
         return volume, stats
 
-    async def trouble(self, volume_id: str) -> Trouble | None:
+    async def condition(self, volume_id: str) -> VolumeCondition | None:
         """Return what is wrong with a volume's file system, staged or not; None if nothing is known. Raises NotFound."""
         pool, volume = self._pools.volume(volume_id)
-        trouble = recorded_trouble(volume) or await pool.backend.access.trouble(volume)
-        self._context.conditions.note(volume, trouble)
-        return trouble
+        condition = recorded_condition(volume) or await pool.backend.access.condition(volume)
+        self._context.conditions.note(volume, condition)
+        return condition
 
     async def expand(self, volume_id: str, path: str, size_range: SizeRange) -> Volume:
         """Grow the file system at `path` (or the device) to the volume's size, which ControllerExpandVolume changes."""
@@ -267,7 +267,7 @@ class NodeVolumes:
     async def _update_condition(self, pool: Pool, volume: Volume) -> None:
         """After a refusal, note the file system's condition, so that metrics and lists report it too."""
         with suppress(DriverError):
-            self._context.conditions.note(volume, await pool.backend.access.trouble(volume))
+            self._context.conditions.note(volume, await pool.backend.access.condition(volume))
 
     async def _mark_raw(self, pool: Pool, volume: Volume) -> Volume:
         """Record that the volume was staged as a block device: its user formats it, and this driver never does."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from csi_driver.backends.base import Backend
-from csi_driver.domain.capacity import CapacityPolicy, CapacityReport, Space, promised_to_thick
+from csi_driver.domain.capacity import CapacityPolicy, CapacityReport, Space, reserved_for_thick
 from csi_driver.domain.errors import DriverError, NotFound, OutOfSpace, Unavailable
 from csi_driver.domain.ids import ObjectId, PoolRef, parse
 from csi_driver.domain.model import GroupSnapshot, Snapshot, Volume
@@ -23,7 +23,7 @@ class Pool:
         self.pending = 0
         """Bytes of volumes being made or grown now: promised, though not yet in the index."""
         self.pending_thick = 0
-        """Real space that was promised to work under way on thick volumes, see promises.py."""
+        """Real space reserved for operations in progress on thick volumes, see reservations.py."""
         self.refusal: DriverError | None = Unavailable(f"pool {self.name} is not open yet: try again")
         self._committed = 0
         self._space = SpaceCache(self._ask_space, backend.space_max_age)
@@ -89,7 +89,7 @@ class Pool:
             space,
             self.policy,
             self._committed + self.pending,
-            promised_to_thick(thick, allocated) + self.pending_thick,
+            reserved_for_thick(thick, allocated) + self.pending_thick,
             self.pending_thick,
         )
 

@@ -22,16 +22,16 @@ async def reserve_space(
     are reserved for this one already: whether they keep them is known when these have ended. Thin volumes need none.
     """
     account = await pool.account() if needed.bytes else None
-    if account is not None and needed.bytes > account.unpromised:
+    if account is not None and needed.bytes > account.reservable:
         what = f"{doing} must set aside {needed.bytes} bytes ({human(needed.bytes)}; {needed.formula})"
         if needed.bytes <= account.reservable_after_pending(own):
             raise Busy(
-                f"{what}, and pool {pool.name} has room for {human(account.unpromised)} while other thick volumes are worked on, "
-                f"for which {human(account.under_way - own)} are promised: try again"
+                f"{what}, and pool {pool.name} can reserve {human(account.reservable)} while other thick volumes are worked on, "
+                f"for which {human(account.under_way - own)} are reserved: try again"
             )
         raise OutOfSpace(
-            f"{what}, and pool {pool.name} has room for {account.unpromised} bytes ({human(account.space.free)} free, less "
-            f"{human(account.reserve)} kept in reserve and {human(account.promised)} promised to thick volumes): {pool.way_out}"
+            f"{what}, and pool {pool.name} can reserve {account.reservable} bytes ({human(account.space.free)} free, less "
+            f"{human(account.reserve)} kept in reserve and {human(account.promised)} reserved for thick volumes): {pool.way_out}"
         )
     pool.pending += size
     pool.pending_thick += needed.bytes

@@ -39,7 +39,7 @@ class Snapshots:
         parameters, labels = split_labels(request.parameters, "parameters")
         refuse_parameters(parameters, "snapshots")
         digest = name_hash("snapshot", request.name)
-        # Before the look-up: a snapshot that is being deleted must not be returned.
+        # Before the lookup: a snapshot that is being deleted must not be returned.
         await self._pools.locks.ensure_not_changing(digest)
         existing = self._existing(digest, request)
         if existing is not None:
@@ -62,7 +62,7 @@ class Snapshots:
 
         `reserved_before`: bytes that the same call has reserved for something else.
         """
-        await check_room(pool, [volume])
+        await check_capacity(pool, [volume])
         planned = plan(self._context, pool, volume, name, labels)
         needed = pool.backend.space_needed(SpaceOperation("snapshot", (volume,)))
         async with reserve_space(pool, "a snapshot of a thick volume", needed, own=reserved_before):
@@ -155,7 +155,7 @@ def plan(
     )
 
 
-async def check_room(pool: Pool, volumes: list[Volume]) -> None:
+async def check_capacity(pool: Pool, volumes: list[Volume]) -> None:
     """Raise Precondition at the limit of snapshots, OutOfSpace in a pool that is nearly full; both name the numbers."""
     account = await pool.account()
     if account.below_reserve:

@@ -42,7 +42,7 @@ class Volumes:
         check_volume_request(request)
         check_range(request.range)
         digest = name_hash("volume", request.name)
-        # Before the look-up: a volume that is being deleted must not be returned.
+        # Before the lookup: a volume that is being deleted must not be returned.
         await self._pools.locks.ensure_not_changing(digest)
         existing = self._existing(digest, request)
         if existing is not None:
@@ -127,7 +127,7 @@ class Volumes:
                 available = account.available_thick_later if volume.thick else account.available
                 if growth > available:
                     raise OutOfRange(
-                        f"pool {pool.name} has room for {available} more bytes, {growth} are needed: request less"
+                        f"pool {pool.name} can reserve {available} more bytes, {growth} are needed: request less"
                     )
             grown = replace(volume, size=size)
             needed = SpaceNeeded(growth * volume.thick, "what it grows by")
@@ -258,7 +258,7 @@ class Volumes:
             raise OutOfRange(f"pool {pool.name} can never hold {size} bytes, at most {account.ceiling}: request less")
         if account.below_reserve or size > available:
             raise OutOfSpace(
-                f"pool {pool.name} has room for {available} bytes, {size} are needed ({human(account.space.free)} free, "
+                f"pool {pool.name} can reserve {available} bytes, {size} are needed ({human(account.space.free)} free, "
                 f"{human(account.reserve)} kept in reserve, {human(account.committed)} of {human(account.ceiling)} reserved): "
                 f"use another pool, or {pool.way_out}"
             )

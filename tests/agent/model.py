@@ -81,7 +81,7 @@ class Op:
 
     `done` tells from the agent's tree whether it has happened; `answer` checks what was answered. Until a call that was
     cut off is repeated, the disk `loose` may be half shown or hidden, formatted or not, and have a safety snapshot more.
-    `then` runs between a cut-off call and its repetition, told whether it has happened. `span` stretches the delay before
+    `then` runs between an interrupted call and its repetition, told whether it has happened. `span` stretches the delay before
     the kill.
     """
 

@@ -192,7 +192,7 @@ class Bench(Driven):
 
     def look(self, which: int, more: int) -> None:
         """Read an object as its user would: a disk through its device, a snapshot by restoring it (larger by `more`)."""
-        # A look at a disk that was never staged would settle its format.
+        # Reading a disk that was never staged would settle its format.
         seen = [i for i in self.world.values() if isinstance(i, Disk) and i.format != "blank" and not i.holder]
         items: list[Disk | Cut] = [*seen, *(i for i in self.world.values() if isinstance(i, Cut))]
         if not items:

@@ -12,7 +12,7 @@ from model_bench import Bench
 from support.machine import CAP_SYS_RESOURCE, has_capability
 
 from csi_driver.domain.model import SizeRange, Source
-from csi_driver.rpc.clients.cli_client import Client, Made
+from csi_driver.rpc.clients.cli_client import Client, CreatedVolume
 
 DISK_NAMES, CUT_NAMES, GROUP_NAMES = 5, 6, 2
 MOST_CUTS = 14
@@ -87,7 +87,7 @@ class Calls(RuleBasedStateMachine):
         """Every disk with each of its own snapshots, or of the others."""
         return [(disk, cut) for disk in self.disks for cut in self.cuts if (cut in self.own(disk)) is own]
 
-    def is_namesake(self, item_id: str, life: int) -> bool:
+    def is_other_of_name(self, item_id: str, life: int) -> bool:
         """Whether an id is by now another object's."""
         now = self.bench.world.get(item_id)
         return now is not None and now.life != life
@@ -116,11 +116,11 @@ class Calls(RuleBasedStateMachine):
         """CreateVolume, of a size that is rounded up."""
         asked = SizeRange(disk.size - disk.odd)
 
-        def call(client: Client) -> Made:
+        def call(client: Client) -> CreatedVolume:
             return client.create_volume(disk.name, asked, [capability(disk.fs)], source=source)
 
-        def answer(made: Made, _: Nodes) -> None:
-            assert made == Made(disk.id, disk.size)
+        def answer(made: CreatedVolume, _: Nodes) -> None:
+            assert made == CreatedVolume(disk.id, disk.size)
 
         op = Op(what, disk, call, lambda nodes: disk.id in nodes, lambda world, _: put(world, disk), answer)
         self.remember(disk, call, self.bench.run(op, kill))
@@ -207,7 +207,7 @@ class Calls(RuleBasedStateMachine):
 
     def roll_back(self, disk: Disk, cut: Cut, draw: Draw, holder: str = "") -> None:
         """A rollback. Where the agent is killed, the disk is written to before the call is repeated."""
-        name, life = f"way back {self.bench.life()}", self.bench.life()
+        name, life = f"rollback {self.bench.life()}", self.bench.life()
         skip = len(self.cuts) > MOST_CUTS or (not holder and draw.coin)
 
         def after(world: World, nodes: Nodes) -> World:

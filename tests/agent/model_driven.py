@@ -57,7 +57,7 @@ class Driven:
             self._close()
         self.rig.clean()
 
-    def begin_anew(self) -> None:
+    def begin_again(self) -> None:
         """After a failure: keep what tells about it, and go on in a new pool."""
         self.failures.append("\n".join(self.steps))
         self.close()

@@ -138,8 +138,8 @@ async def test_controllers_are_served_as_soon_as_there_are_certificates(pod: Pod
     async with pod.channel(tls.CONTROLLER) as channel:
         identity = csi_pb2_grpc.IdentityStub(channel)
         assert (await identity.Probe(csi_pb2.ProbeRequest(), timeout=10)).ready.value
-        told = await identity.GetPluginInfo(csi_pb2.GetPluginInfoRequest(), timeout=10)
-        assert told.manifest[CERTIFICATES] == tls.TlsDirectory(pod.certificates).fingerprint()
+        info = await identity.GetPluginInfo(csi_pb2.GetPluginInfoRequest(), timeout=10)
+        assert info.manifest[CERTIFICATES] == tls.TlsDirectory(pod.certificates).fingerprint()
         answer = await csi_pb2_grpc.ControllerStub(channel).GetCapacity(csi_pb2.GetCapacityRequest(), timeout=10)
         assert answer.available_capacity > 0
         # Node is the kubelet's: on its socket alone.
@@ -177,9 +177,9 @@ async def test_the_kubelet_finds_it_once_it_is_ready(pod: Pod) -> None:
         async with asyncio.timeout(10):  # it heard the verdict, and has yet to pass it on
             while not (await asyncio.to_thread(pod.ask, "readyz"))[1].endswith("registered: yes\n"):
                 await asyncio.sleep(0.02)
-        (told,) = pod.logged("not registered with the kubelet")
-        assert told["level"] == "error"
-        assert "not now" in told["why"]
+        (line,) = pod.logged("not registered with the kubelet")
+        assert line["level"] == "error"
+        assert "not now" in line["why"]
         assert pod.process is not None
         for number in (signal.SIGTERM, signal.SIGKILL):
             pod.process.send_signal(number)

@@ -243,8 +243,8 @@ def test_every_option_is_a_variable_too(disks: Any, launch: Any, tmp_path: Path)
         assert scrape(port)["tidemark_pool_volumes", (("pool", "fast"),)] == 1
     assert ended(process) == 0
     log = tmp_path / "log"
-    told = {json.loads(line)["event"] for line in log.read_text().splitlines()}
-    assert told - {LVM_LOOKS} == {"ready", "call", "stopped"}
+    events = {json.loads(line)["event"] for line in log.read_text().splitlines()}
+    assert events - {LVM_LOOKS} == {"ready", "call", "stopped"}
 
     # An option says more than the variable.
     said = ["--node-name", "node-env", "--overcommit", "2"]

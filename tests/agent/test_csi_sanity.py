@@ -164,14 +164,14 @@ def run(suite: str, endpoint: str, root: Path, kind: Kind) -> None:
 
 
 def _failures(specs: list[dict[str, object]]) -> str:
-    told = []
+    lines = []
     for spec in specs:
         failure = spec.get("Failure")
         if isinstance(failure, dict):
-            told.append(
+            lines.append(
                 f"{spec['LeafNodeText']}: {failure.get('Message')} ({failure.get('Location', {}).get('LineNumber')})"
             )
-    return "\n".join(told)
+    return "\n".join(lines)
 
 
 def nothing_is_left(rig: AgentRig, client: Client) -> None:

@@ -85,7 +85,7 @@ def in_progress(rig: AgentRig, volume: str) -> bool:
 
 
 def takes_no_more(rig: AgentRig) -> bool:
-    """Whether an agent that was told to end says so to whoever calls now."""
+    """Whether an agent that is ending says so to whoever calls now."""
     with Client(rig.endpoint) as late:
         try:
             late.probe()
@@ -207,9 +207,9 @@ class Left:
     def __init__(self, rig: AgentRig, method: str, name: str) -> None:
         lines = [json.loads(line) for line in rig.log.read_text().splitlines() if line.startswith("{")]
         mine = [line for line in lines if line.get("method", "").endswith(method) and line.get("name") == name]
-        self.told = [(line["event"], line["code"]) for line in mine if line["code"] != "ABORTED"]
-        self.at_work = self.told == [("call", "CANCELLED"), ("call finished after cancel", "OK"), ("call", "OK")]
-        self.too_late = self.told[:1] == [("call", "OK")]
+        self.events = [(line["event"], line["code"]) for line in mine if line["code"] != "ABORTED"]
+        self.at_work = self.events == [("call", "CANCELLED"), ("call finished after cancel", "OK"), ("call", "OK")]
+        self.too_late = self.events[:1] == [("call", "OK")]
 
 
 @pytest.mark.parametrize("going", ["deadline", "cancel", "disconnect"])
@@ -241,7 +241,7 @@ def test_a_client_that_goes_away_leaves_whole_objects(big: Big, going: str) -> N
             delete(made.id)
             quiet(rig)
             seconds *= 0.5 if found.too_late else 1.7
-        raise AssertionError(f"{method} was never left while it worked; at last: {found.told}")
+        raise AssertionError(f"{method} was never left while it worked; at last: {found.events}")
 
     with serving(rig, "--log-format", "json") as client:
         quiet(rig)
@@ -271,7 +271,7 @@ def test_a_client_that_goes_away_leaves_whole_objects(big: Big, going: str) -> N
         assert rig.stop() == 0
 
 
-def test_a_client_that_goes_away_inside_a_cut(rig: AgentRig, client: Client) -> None:
+def test_a_client_that_goes_away_inside_a_snapshot(rig: AgentRig, client: Client) -> None:
     """The same for a file system in use, whose clone is made by a child: that stands still while the client goes."""
     volume = client.create_volume("v", SizeRange(320 * MIB), [XFS]).id
     target = use(rig, client, volume, "target", XFS)

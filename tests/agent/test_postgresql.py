@@ -1,4 +1,4 @@
-"""A real database under load is cut, restored, rolled back: it starts, is whole, and has all that it ever promised.
+"""A real database under load is snapshotted, restored, rolled back: it starts, is whole, and has all that it ever promised.
 
 What a snapshot must hold is told by two times around the call: each transaction acknowledged before it, none begun after.
 
@@ -32,7 +32,7 @@ DISK = SizeRange(1 << 30)
 
 @dataclass(frozen=True)
 class Taken:
-    """A cut under load: the ids of what it made, and the last acknowledgement that it must and that it may hold."""
+    """A snapshot under load: the ids of what it made, and the last acknowledgement that it must and that it may hold."""
 
     ids: tuple[str, ...]
     must: int
@@ -110,7 +110,7 @@ def load(server: Postgres, checkpoints: bool = False) -> Iterator[Acks]:
 
 
 def looked_through(server: Postgres, taken: Taken) -> int:
-    """Start what was cut, and look whether it is whole and has what it must; returns the last acknowledgement in it."""
+    """Start from a snapshot, and check whether it is whole and has what it must; returns the last acknowledgement in it."""
     server.start()
     assert server.recovered()
     connection = server.connect()
@@ -134,7 +134,7 @@ def restored(node: Node, snapshot: str, name: str, fs_type: str) -> tuple[str, P
 
 
 def verified(node: Node, taken: Taken, name: str, fs_type: str) -> int:
-    """A new disk from a cut, the database on it looked through, and the disk away again."""
+    """A new disk from a snapshot, the database on it looked through, and the disk away again."""
     volume, place = restored(node, taken.ids[0], name, fs_type)
     last = looked_through(node.server(place, name), taken)
     node.free(volume, name)
@@ -143,7 +143,7 @@ def verified(node: Node, taken: Taken, name: str, fs_type: str) -> int:
 
 
 @pytest.mark.parametrize("fs_type", ["ext4", "xfs"])
-def test_snapshots_of_a_busy_database_and_the_way_back(
+def test_snapshots_of_a_busy_database_and_the_rollback(
     node: Node, fs_type: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client = node.client
@@ -170,8 +170,8 @@ def test_snapshots_of_a_busy_database_and_the_way_back(
             time.sleep(0.3)
     taken = [Taken((snapshot,), *acks.bounds(called, returned)) for snapshot, called, returned in cuts]
     musts = [one.must for one in taken]
-    assert musts == sorted(set(musts)), "each cut must have something new to hold"
-    total = acks.told[-1].number
+    assert musts == sorted(set(musts)), "each snapshot must have something new to hold"
+    total = acks.answered[-1].number
     assert taken[-1].may < total, "something must have been acknowledged after the last cut"
     under_load = time.monotonic() - began
 
@@ -214,7 +214,7 @@ def test_snapshots_of_a_busy_database_and_the_way_back(
         took = ", ".join(f"{(returned - called) * 1000:.0f}" for _, called, returned in cuts)
         print(
             f"\n{fs_type}: CreateSnapshot under pgbench took {took} ms; {total} acknowledged; slowest commit "
-            f"{max(ack.acknowledged - ack.sent for ack in acks.told) * 1000:.0f} ms; {under_load:.0f} s until the last "
+            f"{max(ack.acknowledged - ack.sent for ack in acks.answered) * 1000:.0f} ms; {under_load:.0f} s until the last "
             f"cut, {time.monotonic() - began:.0f} s in all"
         )
 
@@ -263,5 +263,5 @@ def test_data_and_log_on_two_volumes_are_cut_as_one(node: Node, capsys: pytest.C
     with capsys.disabled():
         took = ", ".join(f"{(returned - called) * 1000:.0f}" for _, called, returned in cuts)
         print(
-            f"\ngroup of two: CreateVolumeGroupSnapshot under pgbench took {took} ms; {acks.told[-1].number} acknowledged"
+            f"\ngroup of two: CreateVolumeGroupSnapshot under pgbench took {took} ms; {acks.answered[-1].number} acknowledged"
         )

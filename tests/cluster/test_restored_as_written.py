@@ -27,9 +27,9 @@ def test_the_same_claim_is_restored_from_its_own_snapshot(kubectl: Kubectl, xfs:
     for name in asked:
         kubectl.sh(f"{name}-user", f"echo {name} >/disk/file; sync")
     kubectl.sh("device-user", "echo device | dd of=/dev/disk bs=4096 conv=sync,notrunc,fsync 2>/dev/null")
-    told = cut(kubectl, *asked, "device")
+    statuses = cut(kubectl, *asked, "device")
     for name, (size, _) in asked.items():
-        assert whole(told[name]["restoreSize"]) == whole(size), name
+        assert whole(statuses[name]["restoreSize"]) == whole(size), name
 
     for name, (size, used) in asked.items():
         again = claim(f"{name}-again", size, snapshot=name, storage_class=used)

@@ -34,8 +34,8 @@ def test_the_example_from_end_to_end(kubectl: Kubectl) -> None:
     completed(kubectl, "to-before", first["safetySnapshotName"])
     assert read(kubectl) == {"1": "d5", "2": "d3", "3": "d4"}
     claimed = f"--claim={kubectl.namespace}/v1"
-    told = tidemark("rollback", claimed, "--snapshot=s1", "--name=to-s1-again", f"--kubeconfig={KUBECONFIG}")
-    assert "Completed: the volume has the content of VolumeSnapshot s1" in told
+    output = tidemark("rollback", claimed, "--snapshot=s1", "--name=to-s1-again", f"--kubeconfig={KUBECONFIG}")
+    assert "Completed: the volume has the content of VolumeSnapshot s1" in output
     assert read(kubectl) == {"1": "d1", "2": "d2"}
 
     refused(kubectl, "another", "s1", "SnapshotOfOtherVolume", "/w", "/s1", "dataSource", of="w")
@@ -47,8 +47,8 @@ def test_the_example_from_end_to_end(kubectl: Kubectl) -> None:
     shown = kubectl("get", "volumerollbacks")
     assert "to-s1-again" in shown
     assert "RolledBack" in shown
-    told = kubectl.events("v1")
-    assert any(line.startswith("RolledBack VolumeRollback to-s1:") for line in told), told
+    events = kubectl.events("v1")
+    assert any(line.startswith("RolledBack VolumeRollback to-s1:") for line in events), events
 
 
 def tidemark(*argv: str) -> str:
@@ -116,7 +116,7 @@ def test_a_deployment_that_brings_its_pod_back_makes_it_time_out(kubectl: Kubect
 
 @pytest.mark.slow(seconds=40)
 def test_a_pod_that_comes_writes_and_leaves_before_the_disk_is_held_loses_nothing(kubectl: Kubectl) -> None:
-    """And the way back is a second, pre-provisioned snapshot with a content of its own and the same handle."""
+    """To undo it takes a second, pre-provisioned snapshot with a content of its own and the same handle."""
     make(kubectl)
     write(kubectl, a="old")
     cut(kubectl, "s1")
@@ -160,9 +160,9 @@ def test_after_mkfs_in_a_pod_on_a_raw_block_claim(kubectl: Kubectl) -> None:
     def on_disk(script: str) -> str:
         kubectl.apply(pod("raw", devices=device))
         kubectl.ready("raw")
-        told = kubectl.sh("raw", script)
+        output = kubectl.sh("raw", script)
         kubectl.delete("pod", "raw")
-        return told
+        return output
 
     on_disk("printf before | dd of=/dev/disk bs=4096 seek=3 conv=notrunc,fsync")
     cut(kubectl, "s1")

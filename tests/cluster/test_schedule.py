@@ -100,8 +100,8 @@ def test_every_minute(kubectl: Kubectl) -> None:
     status = kubectl.until(between_runs, "snapshotschedule", "single", seconds=150)["status"]
     skipped = {each["name"]: each.get("skipped", "") for each in status["claims"]}
     assert skipped == {"never-bound": "it is not bound", "one": ""}
-    told = {each["type"]: (each["status"], each["reason"]) for each in status["conditions"]}
-    assert told == {
+    conditions = {each["type"]: (each["status"], each["reason"]) for each in status["conditions"]}
+    assert conditions == {
         "Ready": ("True", "Scheduled"),
         "ClaimsSelected": ("False", "ClaimsSkipped"),
         "Complete": ("True", "AllReady"),

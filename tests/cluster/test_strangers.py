@@ -115,8 +115,8 @@ def test_nobody_but_a_controller_talks_to_an_agent(cluster: Cluster, kubectl: Ku
     }
     kubectl.apply(pod("stranger", image=TIDEMARK, script="sleep 600"))
     kubectl.ready("stranger")
-    told = json.loads(kubectl("exec", "-i", "stranger", "--", PYTHON, "-c", KNOCK, stdin=json.dumps(given)))
-    assert told == {
+    output = json.loads(kubectl("exec", "-i", "stranger", "--", PYTHON, "-c", KNOCK, stdin=json.dumps(given)))
+    assert output == {
         "plain text": "UNAVAILABLE",
         "no certificate": "UNAVAILABLE",
         "an agent's": "PERMISSION_DENIED",
@@ -142,9 +142,9 @@ def test_the_authority_is_replaced_and_no_call_is_lost(cluster: Cluster) -> None
             assert release.get("secret", name)["data"]["ca.crt"] == authority
     finally:
         answers = [caller.communicate(timeout=120) for caller in callers]
-    for caller, (told, complaint) in zip(callers, answers, strict=True):
+    for caller, (output, complaint) in zip(callers, answers, strict=True):
         assert caller.returncode == 0, complaint
-        counted = json.loads(told)
+        counted = json.loads(output)
         assert list(counted) == ["OK"], counted
         assert counted["OK"] >= 200
 

@@ -115,7 +115,7 @@ async def test_what_open_finds_is_what_was_made(world: World) -> None:
     assert contents.groups == (both,)
 
 
-async def test_a_cut_fills_in_moment_and_size(world: World) -> None:
+async def test_a_snapshot_fills_in_moment_and_size(world: World) -> None:
     v = volume("v", 5 * BLOCK)
     await world.backend.create_volume(v, None)
     before = world.clock()

@@ -23,7 +23,7 @@ async def answering(space: Space) -> Space:
 
 
 class Watched:
-    """A pool of 10 GiB of which a test says how much is free, and what was told of it."""
+    """A pool of 10 GiB of which a test says how much is free, and what was reported of it."""
 
     def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         self.world = world

@@ -69,7 +69,7 @@ async def test_after_an_expansion_the_larger_request_counts(world: World) -> Non
     assert await told(world, "s", v) == 2 * SIZE - 1
     await world.expand(v, 4 * SIZE)
     assert await told(world, "even", v) == 4 * SIZE
-    # The disk keeps its size on the way back, and so does what was asked for of it.
+    # The disk keeps its size in the rollback, and so does what was asked for of it.
     await world.roll_back(v, before, "r")
     assert await told(world, "back", v) == 4 * SIZE
     assert asked(world.snapshots.get(str(before.id))) == UNEVEN

@@ -156,7 +156,7 @@ async def test_a_safety_snapshot_of_the_callers_own(world: World) -> None:
 
 
 async def test_a_safety_snapshot_is_not_taken_for_the_target(world: World) -> None:
-    """A try that ended after its safety snapshot, and then a wish to go back to just that, under the same name."""
+    """A try that ended after its safety snapshot, and then a request to roll back to just that, under the same name."""
     v = await world.volume("v")
     await world.write(v, piece(0, "a"))
     s = await world.snapshot("s", v)
@@ -363,7 +363,7 @@ async def test_a_safety_snapshot_from_before_a_lapse_is_replaced(world: World) -
     assert await world.content(safety) == filled("b")
 
 
-async def test_a_look_tells_holds_and_rollbacks_as_they_are_at_its_end(
+async def test_a_listing_reports_holds_and_rollbacks_as_they_are_at_its_end(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was done while a copy was looked at is in the answer: else a rollback would seem never to have been begun."""

@@ -74,7 +74,7 @@ async def test_a_rollback_of_a_thick_volume_is_not_begun_without_room_for_it(wor
 
 
 class Disks:
-    """Two thick volumes and a thin one, all written in full since each was cut."""
+    """Two thick volumes and a thin one, all written in full since its snapshot."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -160,7 +160,7 @@ async def test_thin_volumes_need_no_room_for_thick_ones(faulty: Faulty) -> None:
         ("rollback with safety", "create_snapshot"),
     ],
 )
-async def test_the_same_room_is_not_promised_to_two(
+async def test_the_same_room_is_not_reserved_for_two(
     faulty: Faulty, monkeypatch: pytest.MonkeyPatch, name: str, method: str, ends: str, took: bool
 ) -> None:
     """One stands still, and all that is there is his, until his call ends."""

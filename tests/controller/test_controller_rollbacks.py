@@ -49,7 +49,7 @@ async def test_the_leader_takes_a_disk_back(rig: ControllerRig) -> None:
     await until(lambda: not (fake.get(ROLLBACKS, "back") or {})["metadata"].get("finalizers"))
     volume = rig.agents["n-1"].pool.volumes[volume_id.rsplit(":", 1)[1]]
     assert [rolled.snapshot for rolled in volume.rollbacks] == [cut.snapshot.snapshot_id]
-    told = await figures(rig)
-    assert 'tidemark_rollbacks{phase="Completed"} 1.0' in told
-    assert 'tidemark_rollbacks{phase="Pending"} 1.0' in told
-    assert 'tidemark_rollbacks{phase="RollingBack"} 0.0' in told
+    metrics = await figures(rig)
+    assert 'tidemark_rollbacks{phase="Completed"} 1.0' in metrics
+    assert 'tidemark_rollbacks{phase="Pending"} 1.0' in metrics
+    assert 'tidemark_rollbacks{phase="RollingBack"} 0.0' in metrics

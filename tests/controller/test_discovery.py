@@ -172,7 +172,7 @@ async def test_what_lives_is_not_forgotten_unless_forced(fake: FakeApi, api: Api
     fake.put(NODES, node("n"))
     fake.put(NODES, node("quiet", ready=False))
     fake.put(PODS, agent_pod("a", "n", 1), NAMESPACE)
-    # Of machines without power: nobody is there to say that their pods are not ready any more.
+    # Of machines without power: nobody is there to say that their pods are no longer ready.
     fake.put(PODS, agent_pod("b", "quiet", 1), NAMESPACE)
     fake.put(PODS, agent_pod("c", "gone", 1), NAMESPACE)
     with pytest.raises(Precondition, match="agent of node n answers"):

@@ -38,7 +38,7 @@ def test_an_hour_is_counted_from_the_first_look() -> None:
     assert older_than_grace(since, 100 + GRACE_SECONDS) == [A1]
 
 
-def test_what_is_named_or_gone_is_forgotten_and_what_is_silent_is_not() -> None:
+def test_what_is_named_or_gone_is_dropped_and_what_is_silent_is_not() -> None:
     since = {A1: 1.0, A2: 1.0, B1: 1.0}
     assert unreferenced_since(since, {"a": [A2]}, set(), 5) == {
         A2: 1.0,
@@ -46,11 +46,11 @@ def test_what_is_named_or_gone_is_forgotten_and_what_is_silent_is_not() -> None:
     }  # a answered: A1 is deleted; b is silent
     assert unreferenced_since(since, {"a": [A1, A2]}, {A1}, 5) == {A2: 1.0, B1: 1.0}
     assert unreferenced_since(since, {}, {B1}, 5) == {A1: 1.0, A2: 1.0}
-    # Named, and then not named any more: a PersistentVolume was removed by hand. The hour begins now.
+    # Named, and then no longer named: a PersistentVolume was removed by hand. The hour begins now.
     assert unreferenced_since({}, {"a": [A1]}, set(), 9) == {A1: 9}
 
 
-def test_namesakes() -> None:
+def test_volumes_of_the_same_name() -> None:
     twin = {"metadata": {"name": "pvc-1"}, "handle": "b:default:x"}
     lost = f"a:default:{name_hash('volume', 'pvc-1')}"
     assert same_name_pvs([lost, A1, "no id"], [twin]) == {lost: twin}

@@ -135,7 +135,7 @@ async def test_a_provisioner_that_restarts_gets_the_same_volume(rig: ControllerR
 
 
 async def test_a_controller_killed_between_call_and_answer(rig: ControllerRig) -> None:
-    """The volume is made, nobody was told, and its node is full now: whoever asks next gets that volume."""
+    """The volume is made, nobody got the answer, and its node is full now: whoever asks next gets that volume."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "csi_driver.cli.main", "controller", "--no-operator",
         "--endpoint", f"unix://{rig.root}/killed.sock", "--certificates", str(rig.root / "own"),
@@ -250,7 +250,7 @@ async def test_immediate_binding_does_not_begin_with_a_node_that_is_away(rig: Co
 
 
 @pytest.mark.parametrize("removed", [True, False], ids=["removed", "not ready"])
-async def test_what_was_on_a_forgotten_node_can_be_deleted_and_made_elsewhere(
+async def test_what_was_on_a_decommissioned_node_can_be_deleted_and_made_elsewhere(
     rig: ControllerRig, removed: bool
 ) -> None:
     await until_ready(rig.identity)

@@ -98,7 +98,7 @@ async def test_a_full_pool_is_asked_once(restoring: Restoring) -> None:
 
 
 async def test_a_pool_that_promises_room_and_has_none(restoring: Restoring) -> None:
-    """In an hour: at once, and then after 1, 2, 4 ... 256 s and every five minutes, on a look each two seconds."""
+    """In an hour: at once, and then after 1, 2, 4 ... 256 s and every five minutes, on a reconciliation each two seconds."""
     restoring.cluster.agents["n-1"].faults.fail("create_volume", OSError(errno.ENOSPC, "full"), times=None)
     await restoring.run(3600)
     assert 15 <= restoring.calls <= 21

@@ -58,7 +58,7 @@ class Points:
 
     def _end(self) -> None:
         if self._how == "power":
-            # What the disk was not told to keep is gone, as after a power cut; the parent mounts it again.
+            # What was not synced to the disk is gone, as after a power cut; the parent mounts it again.
             fd = os.open(self._pool, os.O_RDONLY)
             fcntl.ioctl(fd, _GOINGDOWN, struct.pack("I", _NO_LOG_FLUSH))
         os.kill(os.getpid(), signal.SIGKILL)

@@ -143,7 +143,7 @@ class World:
             await rig.close()
 
     def remount(self) -> None:
-        """The disk after a power cut: what it was not told to keep is gone."""
+        """The disk after a power cut: what was not synced is gone."""
         mounts.umount(self.disk.point)
         mounts.mount(self.disk.device.path, self.disk.point, "xfs", ["noatime"])
 
@@ -340,7 +340,7 @@ async def recovered(
     between: list[State],
     twice: bool,
 ) -> None:
-    """Check what a kill left. Without a look at a second recovery, the agent that recovered is the one that is called again."""
+    """Check what a kill left. Without a check of a second recovery, the agent that recovered is the one that is called again."""
     by_file = bool(scenario.mounted)
 
     async def call_again(rig: Rig) -> None:

@@ -85,7 +85,7 @@ async def held(rig: Rig) -> None:
 
 
 async def leftovers(rig: Rig) -> None:
-    """What a crash leaves at its worst: drafts, trash, half a record, a void announcement."""
+    """What a crash leaves at its worst: drafts, trash, half a record, a void journal entry."""
     await two_volumes(rig)
     root = rig.disk.point
     draft = root / ".new" / "0123456789abcdef"

@@ -73,7 +73,7 @@ async def died_frozen(world: World, pool: Path, staging: str, wait: float) -> bo
 
 
 async def test_agent_and_watchdog_die_inside_a_freeze(world: World) -> None:
-    """Nobody is left to thaw: the announcement is enough for the next start."""
+    """Nobody is left to thaw: the journal entry is enough for the next start."""
     pool = await world.copy(ext4_volume)
     async with world.opened(pool) as rig:
         await rig.stage(find(rig, "m"))

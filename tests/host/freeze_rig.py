@@ -25,13 +25,13 @@ SIZES = {"xfs": 300 << 20, "ext4": 64 << 20}
 
 # On a busy machine a step of a few milliseconds may take seconds: each of these is far from the one before it.
 DEADLINE = 30.0
-"""Seconds that a cut has which is to succeed; also, for a write, to be taken."""
+"""Seconds that a snapshot has which is to succeed; also, for a write, to be taken."""
 LONG = 100.0
-"""The deadline of a cut that a test interferes with: who thaws must come long before it."""
+"""The deadline of a snapshot that a test interferes with: who thaws must come long before it."""
 PAUSE = 110.0
-"""Seconds that such a cut's cloning process sleeps."""
+"""Seconds that such a snapshot's cloning process sleeps."""
 TIMEOUT = 120.0
-"""Seconds that a cut's job has."""
+"""Seconds that a snapshot's job has."""
 
 
 def sh(*argv: str | Path, check: bool = True) -> str:
@@ -202,7 +202,7 @@ async def fails(job: Awaitable[object]) -> JobFailed:
 async def paused(
     children: HelperPool, pool: Pool, *disks: Disk, pause: float = PAUSE, deadline: float = LONG
 ) -> "asyncio.Task[Any]":
-    """Start a cut whose cloning process sleeps, and return once all disks are frozen."""
+    """Start a snapshot whose cloning process sleeps, and return once all disks are frozen."""
     clones = [pool.clone(disk) for disk in disks]
     task = asyncio.create_task(cut(children, *disks, clones=clones, deadline=deadline, test_pause=pause))
     await until(lambda: in_pause(children.server_pid) or task.done())
@@ -212,12 +212,12 @@ async def paused(
 
 
 def offspring(pid: int) -> list[int]:
-    """Name the children of a process; the cut's child is the fork server's, the cloner is its."""
+    """Name the children of a process; the snapshot's child is the fork server's, the cloner is its."""
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def in_pause(server: int) -> bool:
-    """Whether a cloner has got its word, which it gets once all is frozen. (To ask by freezing would disturb the cut.)"""
+    """Whether a cloner has got its word, which it gets once all is frozen. (To ask by freezing would disturb the snapshot.)"""
     with suppress(OSError):
         cloners = [cloner for child in offspring(server) for cloner in offspring(child)]
         return any("sigtimedwait" in Path(f"/proc/{cloner}/wchan").read_text() for cloner in cloners)

@@ -102,7 +102,7 @@ def test_without_room_none_is_taken(
         take(fd, 1 << 40)
     assert caught.value.errno == errno.ENOSPC
     assert own(fd) == (MIB, 0)
-    # Others take it between the look and the taking: an error, and no loop.
+    # Others take it between the check and the taking: an error, and no loop.
     monkeypatch.setattr(allocation, "_refuse_full", lambda *_: None)
     with pytest.raises(OSError, match="No space"):
         take(fd, 1 << 40)

@@ -173,8 +173,8 @@ def test_what_was_unmounted_by_hand_is_taken_away_and_what_was_there_before_stay
     inode = place.stat().st_ino
     run("mount", "db", str(place))
     subprocess.run(["umount", str(place)], check=True)
-    told = run("volume", "delete", "db", refused=True)
-    assert "unpublish and unstage it first: `tidemark umount db` unstages it" in told
+    message = run("volume", "delete", "db", refused=True)
+    assert "unpublish and unstage it first: `tidemark umount db` unstages it" in message
     assert "db is no longer in use" in run("umount", str(place))
     assert "no volume is mounted at" in run("umount", str(place), refused=True)
     assert place.stat().st_ino == inode
@@ -189,9 +189,9 @@ def test_what_was_unmounted_by_hand_is_taken_away_and_what_was_there_before_stay
     # Somebody works in it: told by name, and nothing is changed.
     run("mount", "db", str(place))
     with subprocess.Popen(["sleep", "600"], cwd=place) as process:
-        told = run("umount", str(place), refused=True)
+        message = run("umount", str(place), refused=True)
         process.kill()
-    assert f"pid {process.pid} (sleep)" in told
+    assert f"pid {process.pid} (sleep)" in message
     run("umount", str(place))
     assert place.stat().st_ino == inode
     run("volume", "delete", "db")

@@ -40,8 +40,12 @@ def test_a_device_that_is_there_is_formatted_mounted_and_grown(
 ) -> None:
     source = sources.present(somebodys)
     assert device_jobs.attach(source)["identity"] == somebodys.identity
-    told = device_jobs.make_file_system(source, fs_type)
-    assert (told["path"], told["major"], told["minor"]) == (somebodys.path, somebodys.major, somebodys.minor)
+    identity = device_jobs.make_file_system(source, fs_type)
+    assert (identity["path"], identity["major"], identity["minor"]) == (
+        somebodys.path,
+        somebodys.major,
+        somebodys.minor,
+    )
     mounted = device_jobs.mount(source, str(point), fs_type, (), False)
     try:
         assert not mounted["shut_down"]

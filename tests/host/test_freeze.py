@@ -156,8 +156,8 @@ async def test_one_failure_in_a_group_leaves_nothing_frozen(children: HelperPool
     assert (await cut(children, *disks, clones=good))["frozen_seconds"] < DEADLINE
 
 
-async def test_the_moment_of_a_cut_is_inside_its_freeze(children: HelperPool, pool: Pool) -> None:
-    """What is acknowledged after the thaw is later than the cut says it was made, and what was before is earlier."""
+async def test_the_moment_of_a_snapshot_is_inside_its_freeze(children: HelperPool, pool: Pool) -> None:
+    """What is acknowledged after the thaw is later than the snapshot says it was made, and what was before is earlier."""
     disk = pool.disk()
     before = time.time_ns()
     task = await paused(children, pool, disk)

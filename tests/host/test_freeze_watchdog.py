@@ -1,4 +1,4 @@
-"""Whoever dies in the middle of a freeze, at whatever point: the survivor thaws, or the announcement is enough."""
+"""Whoever dies in the middle of a freeze, at whatever point: the survivor thaws, or the journal entry is enough."""
 
 import asyncio
 import json
@@ -44,7 +44,7 @@ pytestmark = [
 ]
 
 
-async def test_a_cut_killed_inside_its_freeze_is_thawed_by_the_watchdog(children: HelperPool, pool: Pool) -> None:
+async def test_a_snapshot_killed_inside_its_freeze_is_thawed_by_the_watchdog(children: HelperPool, pool: Pool) -> None:
     disks = [pool.disk("xfs"), pool.disk("ext4")]
     task = await paused(children, pool, *disks)
     (child,) = offspring(children.server_pid)
@@ -70,7 +70,7 @@ async def test_a_cancelled_cut_is_thawed(children: HelperPool, pool: Pool) -> No
     await until(lambda: not offspring(children.server_pid))
 
 
-async def test_a_cut_past_the_agents_own_deadline_is_thawed(children: HelperPool, pool: Pool) -> None:
+async def test_a_snapshot_past_the_agents_own_deadline_is_thawed(children: HelperPool, pool: Pool) -> None:
     disk = pool.disk()
     with pytest.raises(JobStuck) as caught:
         await children.run(
@@ -115,7 +115,7 @@ async def test_a_stopped_child_is_late_and_thawed_by_the_watchdog(children: Help
     disk.takes_writes()
 
 
-async def test_a_cut_outlives_its_fork_server(children: HelperPool, pool: Pool) -> None:
+async def test_a_snapshot_outlives_its_fork_server(children: HelperPool, pool: Pool) -> None:
     disk = pool.disk()
     task = await paused(children, pool, disk)
     server = children.server_pid
@@ -129,7 +129,9 @@ async def test_a_cut_outlives_its_fork_server(children: HelperPool, pool: Pool) 
     await cut(children, disk, clones=[pool.clone(disk)])
 
 
-async def test_without_its_fork_server_a_cut_that_dies_is_thawed_by_the_agent(children: HelperPool, pool: Pool) -> None:
+async def test_without_its_fork_server_a_snapshot_that_dies_is_thawed_by_the_agent(
+    children: HelperPool, pool: Pool
+) -> None:
     disk = pool.disk()
     task = await paused(children, pool, disk)
     server = children.server_pid
@@ -196,7 +198,7 @@ def test_a_killed_agents_freeze_is_thawed_by_the_watchdog(pool: Pool) -> None:
 
 
 def hangs(server: int) -> bool:
-    """Whether a cut sleeps uninterruptibly in its freeze, or in the syncfs before it."""
+    """Whether a snapshot job sleeps uninterruptibly in its freeze, or in the syncfs before it."""
     with suppress(OSError):
         for child in offspring(server):
             for thread in Path(f"/proc/{child}/task").iterdir():
@@ -224,7 +226,7 @@ def test_a_killed_agents_hanging_freeze_is_thawed_when_it_returns(pool: Pool) ->
 
 
 @pytest.mark.parametrize("unmounted", [False, True], ids=["mounted", "unmounted"])
-async def test_when_all_die_the_announcement_is_enough_to_thaw(
+async def test_when_all_die_the_journal_entry_is_enough_to_thaw(
     children: HelperPool, pool: Pool, unmounted: bool
 ) -> None:
     disks = [pool.disk("xfs"), pool.disk("ext4")]

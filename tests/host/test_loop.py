@@ -238,8 +238,8 @@ def test_only_the_file_that_is_meant_is_formatted(image: Image, fs_type: str) ->
     device = loop.attach(other)
     use_all(device, MIB)
     before = other.stat().st_blocks, beginning()
-    told = device_jobs.make_file_system(sources.image(str(meant), False), fs_type)
-    assert told["path"] != device.path
+    identity = device_jobs.make_file_system(sources.image(str(meant), False), fs_type)
+    assert identity["path"] != device.path
     assert filesystems.probe(meant) == fs_type
     assert (other.stat().st_blocks, beginning()) == before
 
@@ -340,7 +340,7 @@ def test_a_bind_mounted_node_keeps_its_device(image: Image, tmp_path: Path, unli
     target.touch()
     mounts.bind(device.path, target, read_only=False)
     if unlinked:
-        os.unlink(device.path)  # made again by the next look
+        os.unlink(device.path)  # made again by the next search
         assert next(mount.root for mount in mountinfo.read() if mount.point == str(target)).endswith("//deleted")
     with pytest.raises(Busy, match=str(target)):
         loop.detach(device)

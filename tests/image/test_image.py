@@ -99,8 +99,8 @@ def image() -> Iterator[Image]:
 
 def loops() -> dict[str, tuple[str, str]]:
     """Loop devices: device number and inode of what each is backed by."""
-    told = output("losetup", "--list", "--json", "--output", "NAME,BACK-MAJ:MIN,BACK-INO")
-    devices = json.loads(told)["loopdevices"] if told else []
+    output_text = output("losetup", "--list", "--json", "--output", "NAME,BACK-MAJ:MIN,BACK-INO")
+    devices = json.loads(output_text)["loopdevices"] if output_text else []
     return {device["name"]: (device["back-maj:min"].strip(), str(device["back-ino"])) for device in devices}
 
 
@@ -206,8 +206,8 @@ def test_its_controller_runs_as_nobody(node: Node, words: tuple[str, ...]) -> No
 
 
 def test_the_demo_runs_in_it(node: Node) -> None:
-    told = output(*node.in_container("demo"), timeout=120)
-    assert "checks passed on XFS reflink" in told, told
+    output_text = output(*node.in_container("demo"), timeout=120)
+    assert "checks passed on XFS reflink" in output_text, output_text
 
 
 def test_its_agent_conforms(node: Node, tmp_path: Path) -> None:

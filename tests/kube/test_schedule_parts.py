@@ -30,11 +30,11 @@ from csi_driver.operator.schedule.naming import (
 from csi_driver.operator.schedule.objects import read_snapshot
 
 NAMES = st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,250}[a-z0-9])?", fullmatch=True)
-INSTANTS = st.integers(0, 4_000_000_000)
+TIMESTAMPS = st.integers(0, 4_000_000_000)
 SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
-@given(NAMES, NAMES, INSTANTS)
+@given(NAMES, NAMES, TIMESTAMPS)
 def test_names_are_names(schedule: str, claim: str, instant: int) -> None:
     for name in (snapshot_name(schedule, claim, instant), group_name(schedule, claim, instant)):
         assert len(name) <= 63

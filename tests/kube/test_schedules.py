@@ -145,7 +145,7 @@ async def test_what_others_made_is_left_alone(world: World, operator: Operator) 
     ]
 
 
-async def test_a_change_between_the_look_and_the_deletion_keeps_it(world: World, operator: Operator) -> None:
+async def test_a_change_between_the_listing_and_the_deletion_keeps_it(world: World, operator: Operator) -> None:
     world.claim("a")
     world.schedule(retention={"keepLast": 1})
     await hours(world, operator, 13)
@@ -228,7 +228,7 @@ async def test_at_the_cap_nothing_is_made_and_it_is_said(world: World, operator:
     assert world.snapshots() == [("a", "06-17T14:00"), ("a", "06-17T15:00")]
 
 
-async def test_failures_are_kept_for_a_look_and_cleaned(world: World, operator: Operator) -> None:
+async def test_failures_are_kept_for_a_person_and_cleaned(world: World, operator: Operator) -> None:
     world.claim("a")
     world.claim("b")
     world.broken = {"disk-default-a"}

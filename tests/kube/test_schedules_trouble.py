@@ -109,7 +109,7 @@ async def test_two_leaders_at_once(world: World) -> None:
 
 
 async def test_the_leader_changes_in_the_middle_of_a_run(world: World) -> None:
-    """The run is gone on with: also for the claims that do not match any more would it be wrong to begin anew."""
+    """The run is gone on with: it would be wrong to begin again, also for the claims that no longer match."""
     for number in range(6):
         world.claim(f"a{number}")
     world.schedule()
@@ -189,7 +189,7 @@ async def test_too_late_is_not_made_up_for_and_is_told_once(world: World, operat
     assert operator.counts.late_["default", "s"] is None
 
 
-async def test_the_deadline_is_a_wish(world: World, operator: Operator) -> None:
+async def test_the_deadline_is_part_of_the_spec(world: World, operator: Operator) -> None:
     world.claim("a")
     world.schedule(every="1d", startingDeadline="12h")
     world.pass_to(20, 11, 59)
@@ -210,7 +210,7 @@ async def test_suspended_for_a_while(world: World, operator: Operator) -> None:
     assert world.condition("Ready")["reason"] == "Suspended"
     assert operator.counts.late_["default", "s"] is None
     assert "nextScheduleTime" not in world.status()
-    # Resumed shortly after a time: that one passed while it was suspended, and is nobody's wish.
+    # Resumed shortly after a time: that one passed while it was suspended, and is not made up for.
     world.pass_to(17, 18, 5)
     await operator.settle()
     world.fake.change(SCHEDULES, "s", {"spec": {"suspend": False}})
@@ -316,7 +316,7 @@ async def test_jitter_delays_the_run_and_not_its_name(world: World, operator: Op
     assert world.snapshots() == [("a", "06-17T13:00")]
 
 
-async def test_what_is_gone_is_forgotten(world: World, operator: Operator) -> None:
+async def test_what_is_gone_is_dropped(world: World, operator: Operator) -> None:
     """Handles and UIDs never come again: an index that kept one for each that ever was would grow until the process ends."""
     two_runs(world, grouped=False)
     world.schedule("pairs", grouped=True, retention={"keepLast": 1})

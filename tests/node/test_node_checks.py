@@ -199,7 +199,7 @@ async def test_what_no_check_mends_is_refused_with_a_way_that_works(rig: Rig) ->
     assert os.listdir(rig.layout.checks) == kept(rig) == []
     await HealthScanner(rig.context).scan(rig.pool, 0)
     assert [(v.name, t.kind) for v, t in rig.context.conditions.all()] == [("v", "Damaged")]
-    assert (await rig.nodes.trouble(str(volume.id))).kind == "Damaged"
+    assert (await rig.nodes.condition(str(volume.id))).kind == "Damaged"
     # The way that the refusal names: snapshot, Block, e2fsck, snapshot, file system.
     broken = await rig.snapshot("broken", volume)
     mend = await rig.volume("mend", source=broken, capabilities=(block(),))

@@ -45,7 +45,7 @@ async def test_what_takes_no_more_writes_is_refused_with_the_way_out(rig: Rig, f
     assert mount is not None
     for call in (
         rig.publish(volume, "b"),
-        rig.publish(volume),  # a kubelet that starts anew
+        rig.publish(volume),  # a kubelet that starts again
         rig.stage(volume),
     ):
         with pytest.raises(
@@ -55,13 +55,13 @@ async def test_what_takes_no_more_writes_is_refused_with_the_way_out(rig: Rig, f
     assert not os.path.lexists(rig.target(volume, "b"))
     assert mountinfo.at(rig.staging(volume)) is not None, "what is there stays: somebody may read from it"
     # Everybody who asks is told.
-    assert (await rig.nodes.trouble(str(volume.id))).kind == KINDS[fs_type]
-    told = (await rig.nodes.stats(str(volume.id), target))[1]
-    assert told.trouble is not None
-    assert told.trouble.kind == KINDS[fs_type]
-    assert told.total > 0
+    assert (await rig.nodes.condition(str(volume.id))).kind == KINDS[fs_type]
+    stats = (await rig.nodes.stats(str(volume.id), target))[1]
+    assert stats.condition is not None
+    assert stats.condition.kind == KINDS[fs_type]
+    assert stats.total > 0
     assert [(v.name, t.kind) for v, t in rig.context.conditions.all()] == [("v", KINDS[fs_type])]
-    assert [node.condition for node in await rig.trees.tree()] == [told.trouble.text]
+    assert [node.condition for node in await rig.trees.tree()] == [stats.condition.text]
     # And the way out leads out.
     await rig.hide(volume)
     assert rig.context.conditions.all() == []
@@ -69,7 +69,7 @@ async def test_what_takes_no_more_writes_is_refused_with_the_way_out(rig: Rig, f
     target = await rig.publish(volume)
     assert Path(target, "data").read_bytes() == b"kept" * 1024
     write_file(f"{target}/more", b"1")
-    assert (await rig.nodes.stats(str(volume.id), target))[1].trouble is None
+    assert (await rig.nodes.stats(str(volume.id), target))[1].condition is None
 
 
 async def test_an_ext4_that_goes_on_after_errors_is_refused_too(rig: Rig) -> None:

@@ -352,7 +352,7 @@ async def test_what_changes_a_volume_is_busy_while_it_is_cut(rig: Rig, monkeypat
     while not (cloners := waiting_cloners(rig.children.server_pid)):
         assert not cut.done()
         await asyncio.sleep(0.01)
-    # A touch of a frozen file system waits for its thaw; a second freeze, to look, would be in the cut's way.
+    # A touch of a frozen file system waits for its thaw; a second freeze, to look, would be in the snapshot's way.
     touch = await asyncio.create_subprocess_exec("touch", f"{target}/touched")
     for call in (
         rig.snapshot("s", volume),
@@ -401,7 +401,7 @@ async def test_a_call_that_is_cancelled_leaves_nothing(rig: Rig, monkeypatch: py
 
 
 async def test_a_host_file_system_is_never_frozen(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mount goes between the look and the freeze: what lies below must not be frozen in its place."""
+    """The mount goes between the check and the freeze: what lies below must not be frozen in its place."""
     volume = await rig.volume("v")
     await rig.stage(volume)
     staging = rig.staging(volume)
@@ -439,7 +439,7 @@ async def test_a_failing_cut_is_told_in_the_drivers_words(rig: Rig, monkeypatch:
     assert not is_frozen(rig.staging(volume))
 
 
-async def test_a_cut_that_cannot_be_killed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_snapshot_that_cannot_be_killed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may still hold its volume frozen: until it has ended, that volume alone answers ABORTED."""
     volume, other = await rig.volume("v"), await rig.volume("w")
     await rig.show(volume)

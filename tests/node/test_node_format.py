@@ -164,10 +164,10 @@ async def test_another_file_system_after_a_formatting_that_did_not_end(
 ) -> None:
     volume = await rig.volume("v", "xfs", capabilities=(mounted(""), block()))
 
-    async def cut_short(self: Any, volume: Volume, fs_type: str) -> None:
+    async def interrupted(self: Any, volume: Volume, fs_type: str) -> None:
         raise Busy("cut short")
 
-    monkeypatch.setattr(type(rig.backend.access), "make_file_system", cut_short)
+    monkeypatch.setattr(type(rig.backend.access), "make_file_system", interrupted)
     with pytest.raises(Busy):
         await rig.stage(volume, mounted("xfs"))
     monkeypatch.undo()
@@ -250,7 +250,7 @@ async def test_written_as_a_block_device_and_then_mounted(
 
 
 @pytest.mark.parametrize("recorded", ["now", "by an older driver"])
-async def test_a_block_copy_that_its_user_formatted_anew_is_restored_as_what_it_is(rig: Rig, recorded: str) -> None:
+async def test_a_block_copy_that_its_user_formatted_again_is_restored_as_what_it_is(rig: Rig, recorded: str) -> None:
     """Its record, and its snapshot's, named what the source held."""
     origin = await rig.volume("v", "ext4")
     async with rig.shown(origin):
@@ -309,7 +309,7 @@ async def test_a_refused_stage_as_a_block_device_makes_nothing_raw(rig: Rig) -> 
 
 @pytest.mark.parametrize("thick", [False, True], ids=["thin", "thick"])
 async def test_a_copy_of_a_blank_volume_is_blank_and_formatted(rig: Rig, thick: bool) -> None:
-    """As it was at the cut; allocated space is no data."""
+    """As it was at the snapshot; allocated space is no data."""
     origin = await rig.volume("v")
     snapshot = await rig.snapshot("s", origin)
     async with rig.shown(origin) as path:

@@ -45,7 +45,7 @@ async def test_each_freeze_is_recorded_on_the_node_and_in_the_pool(rig: Rig, mon
 
 
 async def test_a_freeze_that_is_recorded_on_the_node_alone_is_thawed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A later version has no copy in the pool any more, and there may be a way back from it."""
+    """A later version keeps no copy in the pool, and a downgrade from it may happen."""
     volume = await rig.volume("v")
     target = await left(rig, monkeypatch, volume)
     ((key, (fact,)),) = entries(rig.node_local).items()

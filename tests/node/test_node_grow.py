@@ -295,10 +295,10 @@ async def test_a_stage_that_fails_after_its_mount_leaves_nothing_behind(
     real = rig.children.run
 
     async def run_(job: str, timeout: float, **args: Any) -> Any:
-        told = await real(job, timeout, **args)
+        result = await real(job, timeout, **args)
         if job == "mount":
             raise JobFailed(job, 0, "signal 9", "Crashed")
-        return told
+        return result
 
     with monkeypatch.context() as patch:
         patch.setattr(rig.children, "run", run_)

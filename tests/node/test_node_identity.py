@@ -118,7 +118,7 @@ async def test_devices_that_a_crash_left_go_when_the_pool_is_opened(rig: Rig) ->
 
 @pytest.mark.parametrize("kind", ["ext4", pytest.param("block", marks=pytest.mark.alone)])  # takes a loop number
 async def test_publish_looks_again_after_the_bind(rig: Rig, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """The device goes and its number comes back as another's between the look and the bind: the bind is undone."""
+    """The device goes and its number comes back as another's between the check and the bind: the bind is undone."""
     volume, other = await rig.volume("v", kind), await rig.volume("w", "block")
     mark(rig.image(other), b"other's secret")
     await rig.stage(volume)
@@ -139,7 +139,7 @@ async def test_publish_looks_again_after_the_bind(rig: Rig, monkeypatch: pytest.
         return await real(owner, job, timeout, **args)
 
     monkeypatch.setattr(jobs, "run", run_)
-    with pytest.raises(Precondition, match=r"lost its device|does not show the volume any more"):
+    with pytest.raises(Precondition, match=r"lost its device|is no longer the volume's device"):
         await rig.publish(volume)
     monkeypatch.undo()
     assert mountinfo.at(rig.target(volume)) is None
@@ -269,7 +269,7 @@ def test_the_access_port_is_the_kernels() -> None:
 async def test_a_number_that_comes_free_and_is_given_on_is_not_taken_away(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the unmount of a stale bind and the look at what was behind it, the number goes to a volume that is staged now."""
+    """Between the unmount of a stale bind and the inspection of what was behind it, the number goes to a volume that is staged now."""
     old, new = await rig.volume("old", "block"), await rig.volume("new", "block")
     _, number = await stale_bind(rig, old)
     await rig.unpublish(old)  # the last bind is the one below the staging directory

@@ -1,4 +1,4 @@
-"""What a cut left frozen is ours: it stays announced, whatever comes, until it is known to be thawed."""
+"""What a snapshot left frozen is ours: it stays in the journal, whatever comes, until it is known to be thawed."""
 
 import asyncio
 import errno
@@ -31,7 +31,7 @@ def answering(rig: Rig, monkeypatch: pytest.MonkeyPatch, job: str, answer: Calla
 
 
 def left_frozen(kind: str = "StillFrozen") -> Run:
-    """A cut that freezes and does not thaw, and whose watchdog gives up as well."""
+    """A snapshot that freezes and does not thaw, and whose watchdog gives up as well."""
 
     def cut(mounts: list[dict[str, Any]], **_: object) -> None:
         for mount in mounts:
@@ -45,7 +45,7 @@ def left_frozen(kind: str = "StillFrozen") -> Run:
 
 
 def announced(rig: Rig) -> list[str]:
-    """The mount points in all announcements."""
+    """The mount points in all journal entries."""
     found: dict[str, Any] = journal.read_entries(str(rig.layout.freezes))
     return sorted(fact["point"] for facts in found.values() for fact in facts)
 
@@ -134,7 +134,7 @@ async def test_a_pool_that_is_refused_keeps_nothing_frozen(rig: Rig, monkeypatch
 
 
 async def cut_without_end(rig: Rig, monkeypatch: pytest.MonkeyPatch, volume: Volume) -> JobEnded:
-    """A cut that is given up while it is at work still; the event that tells its end."""
+    """A snapshot that is given up while it is still in progress; the event that is set at its end."""
     gone = JobEnded()
 
     def hanging(**_: object) -> None:
@@ -147,7 +147,7 @@ async def cut_without_end(rig: Rig, monkeypatch: pytest.MonkeyPatch, volume: Vol
     return gone
 
 
-async def test_a_cut_that_ended_well_after_its_answer_leaves_nothing_to_thaw(
+async def test_a_snapshot_that_ended_well_after_its_answer_leaves_nothing_to_thaw(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is frozen since is somebody else's, and stays so."""
@@ -168,7 +168,7 @@ async def test_a_cut_that_ended_well_after_its_answer_leaves_nothing_to_thaw(
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["well", "frozen"])
-async def test_what_a_cut_announced_goes_when_it_has_ended_well(
+async def test_what_a_snapshot_recorded_goes_when_it_has_ended_well(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, frozen: bool
 ) -> None:
     """Without another cut: the next start would thaw what a backup tool has frozen since."""
@@ -191,7 +191,7 @@ async def test_what_a_cut_announced_goes_when_it_has_ended_well(
             thaw(target)
 
 
-async def test_a_pool_closes_while_a_cut_has_not_ended(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_pool_closes_while_a_snapshot_has_not_ended(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """It stays announced: the next start looks at it."""
     volume = await rig.volume("v")
     await rig.show(volume)

@@ -288,7 +288,7 @@ async def test_the_lock_ends_with_its_agent_whatever_its_children_do(disk: Disk)
 
 
 async def test_two_agents_make_a_pool_at_the_same_time(disk: Disk) -> None:
-    """One of them gets it, and what it was told of the pool stays true."""
+    """One of them gets it, and what it knows of the pool stays true."""
     code = AGENT.replace('print("ready", flush=True)', 'print("ready", backend.identity.uuid, flush=True)')
     agents = [
         subprocess.Popen(
@@ -433,7 +433,7 @@ async def test_the_sweep_at_start_thaws_what_was_announced(rig: Rig, fs_type: st
     write_file(f"{target}/data", b"1")
 
 
-async def test_an_announcement_of_another_boot_is_void(rig: Rig) -> None:
+async def test_a_journal_entry_of_another_boot_is_void(rig: Rig) -> None:
     from csi_driver.host.freeze import journal as freezing
 
     volume = await rig.volume("v")
@@ -453,8 +453,8 @@ async def test_an_announcement_of_another_boot_is_void(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("found", ['{"schema": 2, "boot": "%s", "mounts": []}', "{", '[{"boot": "%s"}]'])
-async def test_an_announcement_that_cannot_be_read_is_kept_and_told(rig: Rig, found: str) -> None:
-    """A newer driver wrote it, before the way back to this one. What it froze is not forgotten; all others are thawed."""
+async def test_a_journal_entry_that_cannot_be_read_is_kept_and_reported(rig: Rig, found: str) -> None:
+    """A newer driver wrote it, before the downgrade to this one. What it froze is not forgotten; all others are thawed."""
     from csi_driver.host.freeze import journal as freezing
 
     volume = await rig.volume("v")
@@ -479,7 +479,7 @@ async def test_an_announcement_that_cannot_be_read_is_kept_and_told(rig: Rig, fo
     write_file(f"{target}/data", b"1")
 
 
-async def test_a_later_announcement_of_another_boot_is_void(rig: Rig) -> None:
+async def test_a_later_journal_entry_of_another_boot_is_void(rig: Rig) -> None:
     later = rig.layout.freezes / f"{'a' * 32}.frozen.json"
     later.write_text('{"schema": 2, "boot": "before"}')
     await rig.reopen()

@@ -1,4 +1,4 @@
-"""The way back, as a pod sees it."""
+"""A rollback, as a pod sees it."""
 
 import errno
 import os

@@ -148,7 +148,7 @@ async def test_a_thick_volume_that_grows_takes_the_new_space(rig: Rig) -> None:
 
 @pytest.mark.parametrize("seen", [True, False], ids=["at once", "in the middle"])
 async def test_growth_that_finds_no_space_takes_none(rig: Rig, monkeypatch: pytest.MonkeyPatch, seen: bool) -> None:
-    """Thin volumes may take, between the look at the account and the growth, or during it, what the account had."""
+    """Thin volumes may take, between the reading of the account and the growth, or during it, what the account had."""
     volume = await rig.volume("v", size=SIZE, thick=True)
     before = allocated(rig.image(volume))
     if not seen:
@@ -263,7 +263,7 @@ async def test_a_snapshot_of_a_thick_volume_without_room_for_it(rig: Rig) -> Non
         await rig.snapshot("s", volume)
     with pytest.raises(OutOfSpace):
         await rig.volume("copy", size=SIZE, source=volume, thick=True)
-    with pytest.raises(OutOfSpace, match=r"has room for"):
+    with pytest.raises(OutOfSpace, match=r"can reserve"):
         await rig.volume("w", size=SIZE, thick=True)
     for entry in rig.disk.point.glob("filler-*"):
         entry.unlink()

@@ -79,7 +79,7 @@ class CertificatesRig:
     def __init__(self, fake: FakeApi) -> None:
         self.fake = fake
         self.peers = Peers(fake)
-        self.told = Told()
+        self.emitter = Told()
         self.expiry: dict[str, datetime] = {}
         self.now = datetime.now(UTC)
         fake.put(
@@ -105,7 +105,7 @@ class CertificatesRig:
             AUTHORITY,
             [wanted("controller", CONTROLLER), wanted("agent", AGENT)],
             "tidemark-pin",
-            self.told,
+            self.emitter,
             self.expiry.__setitem__,
             lambda: self.now,
         )

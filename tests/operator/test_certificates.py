@@ -69,7 +69,7 @@ async def test_two_replicas_at_once_end_with_one_authority(trusting: Certificate
     await asyncio.gather(*(replica.reconcile() for replica in replicas))
     assert waiting == 2
     trusting.check_rest()
-    assert trusting.told.reasons == ["CaCreated"]
+    assert trusting.emitter.reasons == ["CaCreated"]
 
 
 async def test_a_certificate_is_renewed_and_nothing_else_changes(trusting: CertificatesRig) -> None:
@@ -105,9 +105,9 @@ async def test_a_rotation_waits_for_every_peer(trusting: CertificatesRig) -> Non
     trusting.peers.check()
     assert trusting.authority() != root
     assert "tidemark.dev/rotate" not in trusting.secret(AUTHORITY)["metadata"].get("annotations", {})
-    reasons = [reason for reason in trusting.told.reasons if reason != "RotationWaiting"]
+    reasons = [reason for reason in trusting.emitter.reasons if reason != "RotationWaiting"]
     assert reasons == ["CaCreated", "RotationStarted", "NextCaPromoted", "RotationCompleted"]
-    waits = [message for reason, message in trusting.told.events if reason == "RotationWaiting"]
+    waits = [message for reason, message in trusting.emitter.events if reason == "RotationWaiting"]
     assert "n-1, n-2, pod-1, pod-2" in waits[0]
 
 
@@ -172,7 +172,7 @@ async def test_replicas_that_rotate_together(trusting: CertificatesRig) -> None:
         trusting.peers.check()
     trusting.check_rest()
     assert trusting.authority() != root
-    assert trusting.told.reasons.count("RotationStarted") == 1
+    assert trusting.emitter.reasons.count("RotationStarted") == 1
 
 
 async def test_a_lost_authority_is_replaced_without_a_refusal(trusting: CertificatesRig) -> None:
@@ -183,7 +183,7 @@ async def test_a_lost_authority_is_replaced_without_a_refusal(trusting: Certific
     await rotate(trusting)
     trusting.check_rest()
     assert trusting.authority() != root
-    assert trusting.told.events[1] == (
+    assert trusting.emitter.events[1] == (
         "CaCreated",
         "created a CA, because the key of the trusted one was lost",
     )

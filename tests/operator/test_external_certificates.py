@@ -25,17 +25,17 @@ async def test_their_end_is_watched(fake: FakeApi) -> None:
     hook = {"metadata": {"name": "pin"}, "webhooks": [{"name": "a", "clientConfig": {"service": {"name": "s"}}}]}
     fake.put(MUTATING_WEBHOOKS, hook)
     expiry: dict[str, datetime] = {}
-    told = Told()
+    emitter = Told()
     given = {"controller": "mine", "agent": "agents", "third": "not there"}
-    watch = ExternalCertificates(await fake.connect(), NS, given, "pin", told, expiry.__setitem__, lambda: now)
+    watch = ExternalCertificates(await fake.connect(), NS, given, "pin", emitter, expiry.__setitem__, lambda: now)
     for _ in range(2):
         await watch.reconcile()
     assert {role: round((ends - now) / timedelta(days=1)) for role, ends in expiry.items()} == {
         "controller": 90,
         "agent": 5,
     }
-    assert told.reasons == ["CertificateExpiring"], "once, and only of the one that ends soon"
-    assert "renew Secret agents" in told.events[0][1]
+    assert emitter.reasons == ["CertificateExpiring"], "once, and only of the one that ends soon"
+    assert "renew Secret agents" in emitter.events[0][1]
     written = [(call.verb, call.kind) for call in fake.calls if call.verb not in {"get", "list"}]
     assert written == [("patch", MUTATING_WEBHOOKS)], "once"
     found = fake.get(MUTATING_WEBHOOKS, "pin")

@@ -46,7 +46,7 @@ def test_a_phase_of_another_version_is_that_versions_alone() -> None:
 
 
 @pytest.mark.parametrize("base", [READY, HELD, ROLLING], ids=["ready", "held", "rolling"])
-def test_a_field_of_another_version_is_no_wish_that_may_be_overlooked(base: Any) -> None:
+def test_a_field_of_another_version_must_not_be_overlooked(base: Any) -> None:
     made = rollback()
     made["spec"]["dryRun"] = True
     assert parse_spec(made).unknown_fields == ("dryRun",)
@@ -68,12 +68,12 @@ def test_names_that_cannot_be_read_stop_a_rollback_before_it_begins_and_none_tha
     assert isinstance(action, UpdateStatus)
     assert (action.phase, action.reason) == (Phase.WAITING, "CompletedRollbacksUnreadable")
     assert isinstance(next_of(ROLLING, completed=unread), RollBack)
-    told = next_of(ROLLING, completed=unread, volume_rollbacks=done())
-    assert isinstance(told, UpdateStatus)
-    assert (told.phase, told.reason) == (Phase.ROLLING, "CompletedRollbacksUnreadable")
+    plan = next_of(ROLLING, completed=unread, volume_rollbacks=done())
+    assert isinstance(plan, UpdateStatus)
+    assert (plan.phase, plan.reason) == (Phase.ROLLING, "CompletedRollbacksUnreadable")
 
 
-def test_what_another_version_noted_beside_a_spent_name_stays() -> None:
+def test_what_another_version_noted_beside_a_used_name_stays() -> None:
     entry = {"uid": "u", "snapshot": "s", "at": "t", "by": "somebody"}
     noted = volume(
         metadata={"annotations": {COMPLETED_ANNOTATION: json.dumps({"shop/other": entry, "shop/back": entry})}}

@@ -42,16 +42,16 @@ async def test_it_applies_the_resource_and_shows_how_it_goes(world: World) -> No
         assert process.stdout is not None
         await until(lambda: world.fake.all(ROLLBACKS))
         await until(lambda: (world.fake.all(ROLLBACKS)[0].get("status") or {}).get("reason") == "VolumeInUse")
-        told = b""
-        while b"WaitingForRelease" not in told:
-            told += await process.stdout.readline()
+        output = b""
+        while b"WaitingForRelease" not in output:
+            output += await process.stdout.readline()
         world.end_pod()
         out, err = await process.communicate()
     assert process.returncode == 0, err
     made = world.fake.all(ROLLBACKS)[0]
     assert made["metadata"]["name"].startswith("v1-")
     assert made["spec"] == {"claimName": "v1", "snapshotName": "s1", "timeout": "5m"}
-    lines = (told + out).decode().splitlines()
+    lines = (output + out).decode().splitlines()
     assert lines[0] == f"VolumeRollback shop/{made['metadata']['name']} is applied"
     assert "pod web-1" in lines[1]
     safety = made["status"]["safetySnapshotName"]

@@ -12,7 +12,7 @@ from csi_driver.domain.errors import Damaged
 from csi_driver.operator.rollback.completed import COMPLETED_ANNOTATION, MOST_RECORDS, read_completed, record_completed
 
 
-def test_spent_names_are_read_as_they_were_written() -> None:
+def test_used_names_are_read_as_they_were_written() -> None:
     written = record_completed(volume(), SPEC, "2027-01-01T00:00:00Z")
     read = read_completed(volume(metadata={"annotations": {COMPLETED_ANNOTATION: written}}))
     assert read["shop/back"].uid == UID
@@ -44,7 +44,7 @@ def test_names_that_cannot_be_read_may_be_spent(text: str) -> None:
             read()
 
 
-def test_without_the_annotation_no_name_is_spent() -> None:
+def test_without_the_annotation_no_name_is_used() -> None:
     assert (
         read_completed(volume(metadata={"annotations": {COMPLETED_ANNOTATION: ""}})) == read_completed(volume()) == {}
     )

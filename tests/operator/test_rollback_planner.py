@@ -87,10 +87,14 @@ def test_the_way_when_nothing_is_in_it() -> None:
         metadata={"name": "pvc-1", "annotations": {COMPLETED_ANNOTATION: record_completed(volume(), SPEC, "t")}}
     )
     assert next_of(ROLLING, volume_rollbacks=done(), pv=remembered) == Release(TARGET.volume_id)
-    told = next_of(ROLLING, volume_rollbacks=done(), pv=remembered, volume_hold=None)
-    assert isinstance(told, UpdateStatus)
-    assert (told.phase, told.reason, told.safety_snapshot) == (Phase.COMPLETED, "RolledBack", f"safety-{UID}")
-    assert f"is in VolumeSnapshot safety-{UID}" in told.message
+    completed_status = next_of(ROLLING, volume_rollbacks=done(), pv=remembered, volume_hold=None)
+    assert isinstance(completed_status, UpdateStatus)
+    assert (completed_status.phase, completed_status.reason, completed_status.safety_snapshot) == (
+        Phase.COMPLETED,
+        "RolledBack",
+        f"safety-{UID}",
+    )
+    assert f"is in VolumeSnapshot safety-{UID}" in completed_status.message
     assert next_of(ROLLING, status_phase=Phase.COMPLETED, volume_rollbacks=done(), volume_hold=None) == Cleanup()
     assert next_of(ROLLING, status_phase=Phase.COMPLETED, status_has_finalizer=False) == Finished()
 
@@ -171,7 +175,7 @@ def test_a_disk_that_its_agent_does_not_know_is_refused() -> None:
 
 
 def test_a_disk_that_is_lost_while_it_goes_back_ends_it_without_a_word_of_what_it_held() -> None:
-    lost = NotFound("n-1:default:aaaa was lost with node n-1, which was forgotten")
+    lost = NotFound("n-1:default:aaaa was lost with node n-1, which was decommissioned")
     said = next_of(ROLLING, volume=lost)
     assert isinstance(said, UpdateStatus)
     assert (said.phase, said.reason) == (Phase.FAILED, "VolumeLost")
@@ -195,10 +199,10 @@ def test_the_agents_final_no_is_told_after_the_release(kind: type[InvalidRequest
     )
 
 
-# ---- names that are spent
+# ---- names that were used before
 
 
-def test_a_name_is_spent_whatever_uid_the_next_object_has() -> None:
+def test_a_name_is_used_once_whatever_uid_the_next_object_has() -> None:
     spent = {f"{NAMESPACE}/back": CompletionRecord("another-uid", "s1", "2027-01-01T00:00:00Z")}
     action = next_of(READY, status_phase=None, status_has_finalizer=False, completed=spent, pods=[pod()])
     assert isinstance(action, UpdateStatus)
@@ -244,7 +248,7 @@ def test_a_timeout_says_what_was_waited_for() -> None:
     failed(next_of(READY, now=LATE, target=never), "WrongDriver", "taken by x")
 
 
-def test_a_rollback_that_began_again_counts_anew() -> None:
+def test_a_rollback_that_began_again_counts_from_the_beginning() -> None:
     again = {"status_started_at": LATE + 50, "status_rolling_back_at": CREATED + 4}
     assert next_of(READY, now=LATE + 60, **again) == Hold(TARGET.volume_id)
     failed(next_of(READY, now=LATE + 50 + SPEC.timeout, **again), "DeadlineExceeded")
@@ -263,11 +267,11 @@ def test_a_hold_is_renewed_while_the_safety_snapshot_is_waited_for() -> None:
 
 def test_after_a_lapse_there_is_a_new_safety_snapshot() -> None:
     """Somebody may have written between: what was cut before the hold that stands may miss that."""
-    anew = held_by(SPEC.holder, SINCE + 2)
-    assert next_of(WITH_SAFETY, volume_hold=anew) == CreateSafetySnapshot(TARGET.volume_id, "tidemark", 2)
-    assert next_of(ROLLING, volume_hold=anew) == CreateSafetySnapshot(TARGET.volume_id, "tidemark", 2)
+    held_again = held_by(SPEC.holder, SINCE + 2)
+    assert next_of(WITH_SAFETY, volume_hold=held_again) == CreateSafetySnapshot(TARGET.volume_id, "tidemark", 2)
+    assert next_of(ROLLING, volume_hold=held_again) == CreateSafetySnapshot(TARGET.volume_id, "tidemark", 2)
     waits(
-        next_of(ROLLING, volume_hold=anew, safety_snapshots=[safety(), safety(2, ready=False)]),
+        next_of(ROLLING, volume_hold=held_again, safety_snapshots=[safety(), safety(2, ready=False)]),
         Phase.SAFETY,
         "CreatingSafetySnapshot",
     )
@@ -276,7 +280,7 @@ def test_after_a_lapse_there_is_a_new_safety_snapshot() -> None:
         "safety_handles": {f"safety-{UID}": SAFETY_ID, f"safety-{UID}-2": "n-1:default:dddd"},
         "volume_snapshots": {**WITH_SAFETY.volume.snapshots, "n-1:default:dddd": SINCE + 2},  # type: ignore[union-attr]
     }
-    rolled = next_of(ROLLING, volume_hold=anew, **second)
+    rolled = next_of(ROLLING, volume_hold=held_again, **second)
     assert isinstance(rolled, RollBack)
     assert rolled.request.safety == "n-1:default:dddd"
     stale = next_of(ROLLING, volume_hold=held_by(SPEC.holder, SINCE + 3), **second)
@@ -313,8 +317,8 @@ def test_what_keeps_the_safety_snapshot_from_being_made_is_told() -> None:
     broken["status"]["error"] = {"message": "the cap is 256"}
     waits(next_of(HELD, safety_snapshots=[broken]), Phase.SAFETY, "SafetySnapshotFailing", "the cap is 256")
     assert next_of(HELD, safety_snapshots=[broken], now=LATE) == Release(TARGET.volume_id)
-    told = {"status_reason": "SafetySnapshotFailing", "status_message": "the cap is 256"}
-    failed(next_of(READY, safety_snapshots=[broken], now=LATE, **told), "DeadlineExceeded", "the cap is 256")
+    status = {"status_reason": "SafetySnapshotFailing", "status_message": "the cap is 256"}
+    failed(next_of(READY, safety_snapshots=[broken], now=LATE, **status), "DeadlineExceeded", "the cap is 256")
 
 
 # ---- the outcome

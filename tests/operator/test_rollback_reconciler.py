@@ -140,7 +140,7 @@ async def test_another_disks_snapshot_is_refused(world: World) -> None:
     await failed(world, "SnapshotOfOtherVolume", "shop/theirs", "shop/v1", "dataSource", to="theirs")
 
 
-async def test_a_claim_made_anew_under_the_same_name_is_another_disk(world: World) -> None:
+async def test_a_claim_made_again_under_the_same_name_is_another_disk(world: World) -> None:
     await world.disk()
     old = await world.cut("s1")
     await world.disk()
@@ -194,7 +194,7 @@ async def test_a_quota_that_forbids_the_safety_snapshot_is_told(world: World) ->
     await failed(world, "DeadlineExceeded", "exceeded quota: snapshots", timeout="20s")
 
 
-# ---- names that are spent
+# ---- names that were used before
 
 
 async def test_the_same_object_made_again_changes_nothing(world: World) -> None:

@@ -57,7 +57,7 @@ def test_some_are_left_alone() -> None:
 
 
 def test_only_ready_ones_are_counted() -> None:
-    """One that never became ready is no way back: it is not kept instead of one that is."""
+    """One that never became ready cannot be rolled back to: it is not kept instead of one that is."""
     broken = earlier_safety(30, UIDS[30])
     broken["status"]["readyToUse"] = False
     old = [earlier_safety(i, UIDS[i]) for i in range(3)]

@@ -84,7 +84,7 @@ def test_a_condition_keeps_its_time_while_it_stays_what_it_is() -> None:
 
 
 def test_what_began_again_has_a_new_start_and_keeps_when_it_first_rolled() -> None:
-    lapsed = UpdateStatus(Phase.WAITING, "HoldExpired", "anew", 0, TARGET)
+    lapsed = UpdateStatus(Phase.WAITING, "HoldExpired", "again", 0, TARGET)
     status = status_after((CREATED + 3, ROLLING), (CREATED + 1000, lapsed), (CREATED + 1003, ROLLING))
     assert status["startTime"] == format_time(CREATED + 1000)
     assert status["rollingBackTime"] == format_time(CREATED + 3)

@@ -87,7 +87,7 @@ async def test_what_is_being_made_is_followed_and_is_no_success(world: World) ->
     assert "lastSuccessfulTime" not in world.status()
 
 
-async def test_that_one_was_cut_short_is_nothing_to_the_next(world: World) -> None:
+async def test_that_one_was_incomplete_is_nothing_to_the_next(world: World) -> None:
     await interrupted(world)
     world.pass_to(25, 2)
     operator = await world.operator(limit=1)

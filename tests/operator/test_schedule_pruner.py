@@ -246,7 +246,7 @@ async def test_of_many_that_are_to_go_a_change_of_mind_spares_the_rest(world: Wo
     asked = {"spec": {"retention": {"keepLast": 2}}, "metadata": {"generation": 4}}
     world.fake.change(SCHEDULES, "s", asked)
     await operator.settle()
-    assert len(world.snapshots()) == 2, "what is left of many goes in the looks after"
+    assert len(world.snapshots()) == 2, "what is left of many is deleted in the reconciliations after"
 
 
 async def test_those_that_the_api_refuses_keep_no_others_from_going(world: World) -> None:

@@ -155,7 +155,7 @@ async def test_a_long_node_name(leading: TopologyRig) -> None:
     assert leading.selected("r") == "a-node-with-a-long-name"
 
 
-async def test_a_claim_that_changes_meanwhile_is_left_for_the_next_look(leading: TopologyRig) -> None:
+async def test_a_claim_that_changes_meanwhile_is_left_for_the_next_reconciliation(leading: TopologyRig) -> None:
     leading.snapshot("s", "n-1")
     leading.put(claim("r", snapshot="s"))
     await leading.reconcile()
@@ -218,7 +218,7 @@ async def test_a_pod_whose_other_disk_lies_elsewhere(leading: TopologyRig) -> No
     assert "PVC old on node n-2" in words
     leading.bound("r", "n-1", snapshot="s")
     await leading.reconcile()
-    assert leading.reasons("Pod p") == ["SourceNodeConflict"], "the same is not told again at once"
+    assert leading.reasons("Pod p") == ["SourceNodeConflict"], "the same is not reported again at once"
 
 
 async def test_a_pod_with_generic_ephemeral_volumes(leading: TopologyRig) -> None:

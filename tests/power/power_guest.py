@@ -144,14 +144,14 @@ def files_of(directory: Path) -> dict[str, Any]:
 def tell_all(machine: Machine) -> None:
     """Everything that the agent serves, and what lies in the pool beside it."""
     for name, node in machine.nodes()["volume"].items():
-        if name.startswith(LOOK):  # of a look that was cut off
+        if name.startswith(LOOK):  # of a check that was cut off
             machine.client.delete_volume(node.id)
-    told = {Path(f"{POOL}/.lock"), Path(f"{POOL}/pool.json")}
+    reported = {Path(f"{POOL}/.lock"), Path(f"{POOL}/pool.json")}
     nodes = machine.nodes()
     for kind in ("volume", "snapshot"):
         for name, node in nodes[kind].items():
             image = image_of(node)
-            told |= {image, image.parent / "record.json"}
+            reported |= {image, image.parent / "record.json"}
             facts: dict[str, Any] = {"size": node.size, "source": node.parent_id, "group": node.group_id}
             if node.format in {"xfs", "ext4"}:
                 facts["files"] = look(machine, node)
@@ -161,7 +161,7 @@ def tell_all(machine: Machine) -> None:
     until = time.monotonic() + _TRASH_SECONDS
     while list((POOL / ".trash").iterdir()) and time.monotonic() < until:
         time.sleep(0.02)
-    strange = [str(path) for path in POOL.rglob("*") if path.is_file() and path not in told]
+    strange = [str(path) for path in POOL.rglob("*") if path.is_file() and path not in reported]
     loops = [str(path) for path in Path("/sys/block").glob("loop*/loop/backing_file")]
     say(all=True, strange=strange, loops=loops)
 

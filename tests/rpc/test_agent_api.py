@@ -108,7 +108,7 @@ async def test_a_silent_agent_is_named(cluster: Cluster, agents: AgentApi) -> No
             await call
 
 
-async def test_a_disk_is_gone_with_a_forgotten_node_unless_the_cluster_knows_it_again(
+async def test_a_disk_is_gone_with_a_decommissioned_node_unless_the_cluster_knows_it_again(
     cluster: Cluster, agents: AgentApi
 ) -> None:
     made = await volume(cluster)

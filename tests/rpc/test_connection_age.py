@@ -1,4 +1,4 @@
-"""Connections are made anew from time to time: no call notices, and what is trusted no more is found out."""
+"""Connections are made again from time to time: no call notices, and what is trusted no more is found out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def restless(cluster: Cluster) -> Cluster:
 
 
 async def test_no_call_notices(restless: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls without a pause, until connections were made anew often enough; and one that lasts for all of them."""
+    """Calls without a pause, until connections were made again often enough; and one that lasts for all of them."""
     handshakes = 0
     latest = tls.ReloadingTlsFiles.__call__
 

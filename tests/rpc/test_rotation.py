@@ -170,9 +170,9 @@ async def test_a_rotation_waits_for_a_replica_that_has_not_loaded_its_files(trus
     trusted.ready("n-1", False)
     trusted.fake.change(PODS, "pod-2", {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}, NAMESPACE)
     assert (await trusted.keeper.settle()).waiting == ("n-10", "n-2", "pod-1"), "the next phase has begun"
-    told = trusted.fake.get(SECRETS, "controller-tls", NAMESPACE)
-    assert told is not None
-    assert not [key for key in told["metadata"]["annotations"] if key.startswith(LOADED_PREFIX)], (
-        "what was told is out of date"
+    secret = trusted.fake.get(SECRETS, "controller-tls", NAMESPACE)
+    assert secret is not None
+    assert not [key for key in secret["metadata"]["annotations"] if key.startswith(LOADED_PREFIX)], (
+        "what was reported is out of date"
     )
     await second.refresh()

@@ -48,25 +48,25 @@ def test_a_refinement_has_its_base_s_code() -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError("secret"), OSError(28, "secret"), errors.DriverError("secret")])
 def test_a_defect_says_a_number_and_nothing_else(error: Exception) -> None:
-    told = to_status(error)
-    assert told.code is grpc.StatusCode.INTERNAL
-    assert told.incident
-    assert told.incident in told.message
-    assert "secret" not in told.message
-    assert to_status(error).incident != told.incident
+    status = to_status(error)
+    assert status.code is grpc.StatusCode.INTERNAL
+    assert status.incident
+    assert status.incident in status.message
+    assert "secret" not in status.message
+    assert to_status(error).incident != status.incident
 
 
 @pytest.mark.parametrize("text", ["x" * 5000, "ä" * 2000, "\N{CROSS MARK}" * 700, "\0" * 4000, "a\n" * 3000])
 def test_messages_are_capped_in_bytes(text: str) -> None:
-    told = to_status(errors.NotFound(text)).message
-    assert len(told.encode()) <= MAX_MESSAGE_BYTES
-    assert "..." in told
+    message = to_status(errors.NotFound(text)).message
+    assert len(message.encode()) <= MAX_MESSAGE_BYTES
+    assert "..." in message
 
 
 def test_what_to_do_survives_a_long_quotation() -> None:
-    told = to_status(errors.NotFound(f"volume {'x' * 100_000!r} does not exist: list those that do")).message
-    assert told.startswith("volume 'xxx")
-    assert told.endswith("does not exist: list those that do")
+    message = to_status(errors.NotFound(f"volume {'x' * 100_000!r} does not exist: list those that do")).message
+    assert message.startswith("volume 'xxx")
+    assert message.endswith("does not exist: list those that do")
 
 
 def test_messages_cannot_steer_a_terminal() -> None:

@@ -54,7 +54,7 @@ def test_calls_and_cuts() -> None:
     # The old names are written for one release.
     for name in ("tidemark_csi_requests_completed_after_cancel_total", "tidemark_late_calls_total"):
         assert found[name, (call[0], "ABORTED")] == 1
-    assert found["tidemark_freeze_seconds_count", ("p",)] == 1  # a cut without a mount froze nothing
+    assert found["tidemark_freeze_seconds_count", ("p",)] == 1  # a snapshot without a mount froze nothing
     for name in ("tidemark_snapshot_clone_duration_seconds", "tidemark_snapshot_seconds"):
         assert found[f"{name}_count", ("p",)] == 2
     assert found["tidemark_build_info", (__version__,)] == 1
@@ -63,7 +63,7 @@ def test_calls_and_cuts() -> None:
 def test_gauges_are_read_at_the_scrape() -> None:
     telemetry = AgentMetrics()
     now = [figures()]
-    telemetry.watch(lambda: now, lambda: NodeMetrics(loop_devices=2, written_off=1))
+    telemetry.watch(lambda: now, lambda: NodeMetrics(loop_devices=2, abandoned=1))
     found = samples(telemetry)
     assert found["tidemark_pool_total_bytes", ("p",)] == 100
     assert found["tidemark_pool_available_bytes", ("p",)] == 130

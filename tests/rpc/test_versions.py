@@ -29,10 +29,10 @@ class LaterAgent(Tidemark):
 
     def __init__(self, before: Tidemark) -> None:
         super().__init__(before._rollbacks, before._lineage)
-        self.was_told: list[bytes] = []
+        self.requests: list[bytes] = []
 
     async def Hold(self, request: Any, context: Any) -> Any:
-        self.was_told.append(request.SerializeToString())
+        self.requests.append(request.SerializeToString())
         answer = await super().Hold(request, context)
         return T.HoldResponse.FromString(answer.SerializeToString() + LATER)
 
@@ -42,7 +42,7 @@ class LaterAgent(Tidemark):
         return T.GetTreeResponse(nodes=[*nodes, T.TreeNode(id="n-1:default:" + "0" * 32, name="tape", kind=9)])
 
 
-async def served_anew(agent: AgentOnTls, *servicers: object) -> None:
+async def served_again(agent: AgentOnTls, *servicers: object) -> None:
     """The agent is replaced by another one at the same address."""
     await agent.server.stop(0)
     agent.servicers = list(servicers)
@@ -58,11 +58,11 @@ async def test_what_the_controller_does_not_know_goes_through_it(cluster: Cluste
     agent = cluster.agents["n-1"]
     (before,) = [one for one in agent.servicers if isinstance(one, Tidemark)]
     later = LaterAgent(before)
-    await served_anew(agent, *(one for one in agent.servicers if one is not before), later)
+    await served_again(agent, *(one for one in agent.servicers if one is not before), later)
     made = await volume(cluster)
     asked = T.HoldRequest.FromString(T.HoldRequest(volume_id=made, holder="me").SerializeToString() + LATER)
     held = await cluster.tidemark.Hold(asked)
-    assert LATER in later.was_told[0]
+    assert LATER in later.requests[0]
     assert LATER in held.SerializeToString()
     for request in (T.GetTreeRequest(volume_id=made), T.GetTreeRequest()):
         nodes = (await cluster.tidemark.GetTree(request)).nodes
@@ -75,7 +75,7 @@ async def test_what_the_controller_does_not_know_goes_through_it(cluster: Cluste
 async def test_a_call_that_the_agent_lacks_names_both_versions_and_is_waited_for(cluster: Cluster) -> None:
     made = await volume(cluster)
     agent = cluster.agents["n-1"]
-    await served_anew(agent, *(one for one in agent.servicers if not isinstance(one, Tidemark)))
+    await served_again(agent, *(one for one in agent.servicers if not isinstance(one, Tidemark)))
     lacks = f"of version {__version__} and does not have tidemark.v1.Tidemark/"
     words = ("n-1", lacks, f"of version {__version__}, needs")
     await refused(cluster.tidemark.Hold(T.HoldRequest(volume_id=made, holder="me")), CODE.UNIMPLEMENTED, *words)
@@ -90,7 +90,7 @@ async def test_a_call_that_the_agent_lacks_names_both_versions_and_is_waited_for
 
 async def test_an_agent_whose_version_cannot_be_asked_for_is_named_all_the_same(cluster: Cluster) -> None:
     agent = cluster.agents["n-1"]
-    await served_anew(agent, *(one for one in agent.servicers if isinstance(one, Tidemark)))
+    await served_again(agent, *(one for one in agent.servicers if isinstance(one, Tidemark)))
     method, kind = "csi.v1.Controller/GetCapacity", C.GetCapacityResponse
     with pytest.raises(OtherVersion, match=r"node n-1 is of version unknown \(UNIMPLEMENTED\)"):
         await cluster.channels.call("n-1", method, C.GetCapacityRequest(), kind, 5)
@@ -110,6 +110,6 @@ async def test_the_command_says_what_is_lacking(cluster: Cluster) -> None:
 def test_the_command_shows_a_kind_that_it_does_not_know() -> None:
     node = cli_client._node(T.TreeNode(id="n-1:default:" + "0" * 32, name="tape", kind=9, size_bytes=4096))
     assert node.kind == "other"
-    told = io.StringIO()
-    Console(file=told, width=200).print(draw([node]))
-    assert "tape  of a kind that this version does not know" in told.getvalue()
+    drawn = io.StringIO()
+    Console(file=drawn, width=200).print(draw([node]))
+    assert "tape  of a kind that this version does not know" in drawn.getvalue()

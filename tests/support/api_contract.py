@@ -93,7 +93,7 @@ async def lists_are_paged_and_selected(api: Api, namespace: str) -> None:
         await api.delete(CONFIG_MAPS, name, namespace)
 
 
-async def a_mirror_follows(api: Api, namespace: str) -> None:
+async def an_informer_follows(api: Api, namespace: str) -> None:
     await api.create(CONFIG_MAPS, config_map("first", a="1"), namespace)
     informer = Informer(api, CONFIG_MAPS, namespace, labels=OURS)
     seen: list[tuple[str, str]] = []
@@ -164,7 +164,7 @@ CHECKS: list[Check] = [
     what_is_not_there,
     a_finalizer_holds_an_object,
     lists_are_paged_and_selected,
-    a_mirror_follows,
+    an_informer_follows,
     events_are_counted,
     one_leads,
     a_refusal_has_its_reason,

@@ -129,7 +129,7 @@ def some_rules(chance: random.Random) -> RetentionPolicy:
 
 
 def history(chance: random.Random, length: int) -> list[str]:
-    """Lives through the occasions of one schedule and applies retention after each; the violations met.
+    """Lives through the runs of one schedule and applies retention after each; the violations met.
 
     Disks come and go, snapshots fail, hang or become ready late, groups are switched on and off, somebody labels one and takes
     the label away, a restore begins and ends, the rules change, the schedule stands still for years, the clock jumps back.

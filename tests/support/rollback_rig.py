@@ -38,7 +38,7 @@ CHANGING = {"create", "patch", "replace", "delete", "hold", "release", "roll_bac
 
 
 class World(KillPoint):
-    """One claim `v1` on node n-1 with its disk, made anew by `disk()`; `forward` turns the clock."""
+    """One claim `v1` on node n-1 with its disk, made again by `disk()`; `forward` turns the clock."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ class World(KillPoint):
     # ---- time and the operator
 
     async def step(self, name: str = "back") -> float | None:
-        """One reconciliation; a killed operator is started anew, and one that failed is repeated after its first backoff."""
+        """One reconciliation; a killed operator is started again, and one that failed is repeated after its first backoff."""
         try:
             return (await self.reconciler.reconcile((NAMESPACE, name))).requeue_after
         except DriverError:

@@ -111,7 +111,7 @@ class Operator:
 
 
 class World:
-    """What there is. `now` is the operator's clock; nodes in `away` give no answer, disks in `broken` cannot be cut."""
+    """What there is. `now` is the operator's clock; nodes in `away` give no answer, disks in `broken` cannot be snapshotted."""
 
     def __init__(self, fake: FakeApi) -> None:
         self.fake = fake

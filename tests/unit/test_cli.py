@@ -407,11 +407,13 @@ def test_a_disk_made_from_a_snapshot_knows_it_by_the_uid_of_its_source() -> None
 def test_a_pool_in_trouble_is_told_below_the_table() -> None:
     freed = (Freed("n1:default:" + "b" * 32, "nightly", "snapshot", 3 << 30),)
     space = PoolSpace("fast", "n1", "reflink", "/srv", "u", 20 << 30, 1 << 20, 0, 0, 1 << 30, 2.0, 1, 1, True, freed)
-    told = pools._warning(space)
-    assert "Pool fast of n1 has run full" in told
-    assert told.endswith("Deleting would free most: snapshot nightly (3 GiB).")
-    told = pools._warning(replace(space, full=False, would_free=()))
-    assert told.strip() == "Pool fast of n1 refuses new volumes and snapshots: less than its reserve of 1 GiB is free."
+    warning = pools._warning(space)
+    assert "Pool fast of n1 has run full" in warning
+    assert warning.endswith("Deleting would free most: snapshot nightly (3 GiB).")
+    warning = pools._warning(replace(space, full=False, would_free=()))
+    assert (
+        warning.strip() == "Pool fast of n1 refuses new volumes and snapshots: less than its reserve of 1 GiB is free."
+    )
 
 
 # Nobody there

@@ -81,7 +81,7 @@ def began(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, st
 def test_what_runs_in_a_pod_begins_again_without_them(
     began: list[tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
-    """A controller; and the chart's check, or what another program was told would refuse an uninstallation."""
+    """A controller; and the chart's check, or what another program was given would refuse an uninstallation."""
     monkeypatch.setattr(main, "app", lambda **_: None)
     monkeypatch.setattr(sys, "argv", ["tidemark", *words])
     main.main()

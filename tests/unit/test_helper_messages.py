@@ -48,7 +48,7 @@ def test_answers() -> None:
             messages.decode_answer(line)
 
 
-def test_a_child_and_the_watchdog_share_the_page_of_a_cut() -> None:
+def test_a_child_and_the_watchdog_share_the_page_of_a_snapshot() -> None:
     job = RunningJob(RunJob(1, "cut", {"mounts": [{"point": "/a"}, {"point": "/b"}], "deadline": 1.0}))
     assert job.page is not None
     assert not job.may_be_frozen()

@@ -152,7 +152,7 @@ def test_a_volume_that_exists_keeps_a_value_that_is_refused_now() -> None:
     check_known_flags(["inode_readahead_blks=33", "allocsize=96k", "logbsize=0", "commit=08"], "")
 
 
-def test_a_flags_value_is_not_told() -> None:
+def test_a_flags_value_is_not_reported() -> None:
     """By the protocol it may be a secret."""
     for flag in ("commit=hunter2", "context=hunter2/", "passphrase=hunter2", "noatime=hunter2"):
         with pytest.raises(InvalidRequest) as refused:

@@ -92,9 +92,13 @@ def test_differences_are_named() -> None:
     assert difference(GOOD, GOOD) == ""
     assert difference(replace(GOOD, range=SizeRange(9), labels={"csi.storage.k8s.io/x": "y"}), GOOD) == ""
     assert "capabilities" in difference(replace(GOOD, capabilities=(EXT4,)), GOOD)
-    told = difference(replace(GOOD, parameters={"pool": "a"}), replace(GOOD, parameters={"provisioning": "thick"}))
-    assert "pool (None then, 'a' now)" in told
-    assert "provisioning ('thick' then, None now)" in told
-    told = difference(replace(GOOD, source=Source("volume", "x")), replace(GOOD, source=Source("snapshot", "x")))
-    assert "source" in told
+    difference_text = difference(
+        replace(GOOD, parameters={"pool": "a"}), replace(GOOD, parameters={"provisioning": "thick"})
+    )
+    assert "pool (None then, 'a' now)" in difference_text
+    assert "provisioning ('thick' then, None now)" in difference_text
+    difference_text = difference(
+        replace(GOOD, source=Source("volume", "x")), replace(GOOD, source=Source("snapshot", "x"))
+    )
+    assert "source" in difference_text
     assert "none then, x now" in difference(replace(GOOD, source=Source("volume", "x")), GOOD)

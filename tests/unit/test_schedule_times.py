@@ -48,7 +48,7 @@ def local(instant: int, zone: str) -> datetime:
     return datetime.fromtimestamp(instant, ZoneInfo(zone))
 
 
-def occasions(cron: Cron, start: int, end: int) -> Iterator[int]:
+def run_times(cron: Cron, start: int, end: int) -> Iterator[int]:
     instant = cron.after(start)
     while instant is not None and instant < end:
         yield instant
@@ -65,7 +65,7 @@ def backwards(cron: Cron, start: int, end: int) -> Iterator[int]:
 
 @cache
 def changes(zone: str, start: int = FROM, end: int = UNTIL) -> list[int]:
-    """The instants at which the clock changes in the decade, found hour by hour and then minute by minute."""
+    """The moments at which the clock changes in the decade, found hour by hour and then minute by minute."""
     found = []
     for hour in range(at(start, 1, 1), at(end, 1, 1), 3600):
         if local(hour, zone).utcoffset() != local(hour + 3600, zone).utcoffset():
@@ -82,7 +82,7 @@ def test_the_zones_change_as_often_as_they_should() -> None:
 @pytest.mark.parametrize("line", ["30 2 * * *", "0 2 * * *"])
 def test_a_nightly_run_is_made_once_each_night_of_a_decade(zone: str, line: str) -> None:
     minute, hour = (int(field) for field in line.split()[:2])
-    runs = list(occasions(Cron(line, ZoneInfo(zone)), at(FROM, 1, 1), at(UNTIL, 1, 1)))
+    runs = list(run_times(Cron(line, ZoneInfo(zone)), at(FROM, 1, 1), at(UNTIL, 1, 1)))
     days = [local(run, zone).date() for run in runs]
     assert len(set(days)) == len(days)
     assert days == [days[0] + timedelta(days=n) for n in range(len(days))]
@@ -130,7 +130,7 @@ def test_from_every_quarter_of_an_hour_around_a_change(zone: str, line: str) -> 
 def check_around(cron: Cron, line: str, zone: str, change: int) -> None:
     start, end = change - 14 * 3600, change + 14 * 3600
     times = expected(line, zone, start, end)
-    assert list(occasions(cron, start - 1, end)) == times, local(change, zone)
+    assert list(run_times(cron, start - 1, end)) == times, local(change, zone)
     assert list(backwards(cron, start - 1, end)) == times[::-1], local(change, zone)
 
 
@@ -156,7 +156,7 @@ def expected(line: str, zone: str, start: int, end: int) -> list[int]:
 
 @cache
 def walls(zone: str, minutes: range) -> dict[int, datetime]:
-    """What the clock on the wall shows at each of these instants."""
+    """What the clock on the wall shows at each of these moments."""
     return {m: local(m, zone).replace(tzinfo=None) for m in minutes}
 
 
@@ -177,7 +177,7 @@ def numbers(field: str) -> set[int]:
 
 
 # Found when the first test asks: a decade hour by hour takes seconds, and each process would else have them at its start.
-INSTANTS = st.integers(at(FROM, 1, 1), at(UNTIL, 1, 1)) | st.deferred(
+TIMESTAMPS = st.integers(at(FROM, 1, 1), at(UNTIL, 1, 1)) | st.deferred(
     lambda: st.sampled_from(
         [
             change + seconds
@@ -190,7 +190,7 @@ INSTANTS = st.integers(at(FROM, 1, 1), at(UNTIL, 1, 1)) | st.deferred(
 
 
 @settings(deadline=None)
-@given(st.sampled_from(LINES), st.sampled_from(ZONES), INSTANTS)
+@given(st.sampled_from(LINES), st.sampled_from(ZONES), TIMESTAMPS)
 def test_back_and_forth(line: str, zone: str, instant: int) -> None:
     cron = Cron(line, ZoneInfo(zone))
     following = cron.after(instant)
@@ -203,7 +203,7 @@ def test_back_and_forth(line: str, zone: str, instant: int) -> None:
     assert cron.after(before) == following
 
 
-@given(st.integers(1, 10**6), INSTANTS)
+@given(st.integers(1, 10**6), TIMESTAMPS)
 def test_every_counts_from_the_epoch(seconds: int, instant: int) -> None:
     every = Interval(seconds)
     assert every.after(instant) % seconds == every.at_or_before(instant) % seconds == 0
@@ -245,10 +245,10 @@ def test_jitter_spreads() -> None:
 
 @given(
     st.sampled_from([*(Interval(n) for n in (60, 600, 86400)), Cron("0 3 * * *", ZoneInfo("Europe/Berlin"))]),
-    INSTANTS,
+    TIMESTAMPS,
     st.floats(0, 0.999),
 )
-def test_the_latest_occasion_is_the_only_candidate(times: Interval | Cron, now: int, share: float) -> None:
+def test_the_latest_run_is_the_only_candidate(times: Interval | Cron, now: int, share: float) -> None:
     plan = ScheduleTimes(times, Jitter(10**6, share))
     latest = plan.latest(now)
     assert latest is not None

@@ -14,7 +14,7 @@ from csi_driver.domain.capacity import (
     Space,
     full_below,
     human,
-    promised_to_thick,
+    reserved_for_thick,
 )
 from csi_driver.domain.ids import ObjectId, name_hash
 from csi_driver.domain.model import Volume, VolumeRequest
@@ -97,5 +97,5 @@ def test_an_example() -> None:
 def test_what_thick_volumes_may_still_take() -> None:
     fresh, half, full, thin = (volume(n, 100, n != "thin") for n in ("fresh", "half", "full", "thin"))
     allocated = {half.id.hash: 50, full.id.hash: 120}
-    assert promised_to_thick([fresh, half, full, thin], allocated) == 100 + 50 + 0
-    assert promised_to_thick([], {}) == 0
+    assert reserved_for_thick([fresh, half, full, thin], allocated) == 100 + 50 + 0
+    assert reserved_for_thick([], {}) == 0

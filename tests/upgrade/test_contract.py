@@ -56,7 +56,7 @@ from csi_driver.operator.agents.discovery import AGENT_PORT
 from csi_driver.operator.certificates import ca_secret
 from csi_driver.operator.certificates.ca import new_ca
 from csi_driver.operator.installation import Installation
-from csi_driver.operator.rollback import resource as rollback_wish
+from csi_driver.operator.rollback import resource as rollback_resource
 from csi_driver.operator.rollback.safety_snapshots import safety_name
 from csi_driver.operator.schedule import resource as schedule_spec
 from csi_driver.operator.schedule import status as schedule_status
@@ -374,8 +374,8 @@ def test_the_controller_knows_the_fields_of_the_definitions_and_no_others() -> N
     rules = {path.partition(".")[2] for path in schedules["spec"] if path.startswith("retention.")}
     assert rules == schedule_spec.RULES
     assert {path for path in schedules["status"] if "." not in path} == schedule_status.KEYS
-    assert set(rollbacks["spec"]) == rollback_wish.FIELDS
-    assert [str(phase) for phase in rollback_wish.Phase] == rollbacks["phases"]
+    assert set(rollbacks["spec"]) == rollback_resource.FIELDS
+    assert [str(phase) for phase in rollback_resource.Phase] == rollbacks["phases"]
     definition = yaml.safe_load((CHART / "files" / "crds" / "volumerollbacks.yaml").read_text())
     (version,) = definition["spec"]["versions"]
     status = version["schema"]["openAPIV3Schema"]["properties"]["status"]

@@ -1,4 +1,4 @@
-"""A pool that a later version wrote to, and the way back to this one: notes stay, and states are not guessed at."""
+"""A pool that a later version wrote to, and the downgrade to this one: notes stay, and states are not guessed at."""
 
 import json
 from collections.abc import AsyncIterator

@@ -89,7 +89,7 @@ async def test_everything_is_there_byte_for_byte(old: Rig) -> None:
 @pytest.mark.timeout(240)
 async def test_what_was_half_done_is_finished_and_nothing_is_done_twice(old: Rig) -> None:
     await old.open()
-    assert old.left_inside() == [], "drafts and void announcements are gone"
+    assert old.left_inside() == [], "drafts and void journal entries are gone"
     at_that_time(old)
     held = volume(old, "held")
     with pytest.raises(InUse, match="VolumeRollback shop/back"):
@@ -125,7 +125,7 @@ async def test_what_was_half_done_is_finished_and_nothing_is_done_twice(old: Rig
 
 @pytest.mark.timeout(240)
 async def test_a_freeze_that_the_version_before_left_is_thawed(old: Rig) -> None:
-    """The announcement is its own, with the numbers of this boot and device in it."""
+    """The journal entry is its own, with the numbers of this boot and device in it."""
     (kept,) = (old.disk.point / ".freeze").iterdir()
     (fact,) = json.loads(kept.read_bytes())
     await old.open()

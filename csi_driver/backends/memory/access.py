@@ -8,7 +8,7 @@ from csi_driver.backends.base import STAGED_NODE, Check, FileSystemStats
 from csi_driver.backends.memory.faults import Faults, faulty
 from csi_driver.backends.memory.images import Image
 from csi_driver.domain.errors import AlreadyExists, InUse, InvalidRequest, NotFound, Precondition, Unsupported
-from csi_driver.domain.model import Capability, Trouble, Volume, VolumeUsage
+from csi_driver.domain.model import Capability, Volume, VolumeCondition, VolumeUsage
 
 _LINK = re.compile(r"/proc/(\d+)/fd/\d+", re.ASCII)
 
@@ -109,7 +109,7 @@ class MemoryAccess:
         return FileSystemStats(total=volume.size)
 
     @faulty
-    async def trouble(self, volume: Volume) -> Trouble | None:  # noqa: ARG002
+    async def condition(self, volume: Volume) -> VolumeCondition | None:  # noqa: ARG002
         """See Access. What is never mounted has no file system to be in trouble."""
         return None
 

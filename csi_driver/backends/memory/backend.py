@@ -2,7 +2,7 @@
 
 It keeps every promise of the Backend port but these: contents end with the process; only raw block access, never
 read-only; a copy costs what its source has allocated, in memory and in time (1 GiB takes about half a second, and
-nothing else is served meanwhile), so it is for small images; and a cut is one moment only for writers that wait for it.
+nothing else is served meanwhile), so it is for small images; and a snapshot is one moment only for writers that wait for it.
 Usage is counted as a pool that shares blocks would count it, see `MemoryBackend.usage`.
 """
 
@@ -49,7 +49,7 @@ class MemoryBackend:
     """One pool in memory. `total` is what it says of its size; memory is taken as it is written.
 
     Close and open it again, and it behaves as after a restart of the agent: what was made is there, as it was recorded.
-    `discard` gives the memory back for good. `now` is the clock of the cuts, in Unix nanoseconds.
+    `discard` gives the memory back for good. `now` is the clock of the snapshots, in Unix nanoseconds.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ METHODS = (
     | WITH_HALF
     | frozenset(
         "open close content_format save_volume expand_volume delete_volume delete_snapshot delete_group usage "
-        "use attach detach is_empty erase make_file_system mount grow bind stage_block unmount cleanup_unavailable stats trouble".split()
+        "use attach detach is_empty erase make_file_system mount grow bind stage_block unmount cleanup_unavailable stats condition".split()
     )
 )
 """Everything that may be named: the methods of Backend and of Access."""

@@ -285,7 +285,7 @@ class ReflinkBackend:
     async def _unshare_thick(self, sources: Sequence[Volume]) -> None:
         """Give thick volumes that were just cut blocks of their own again, so that overwriting them cannot fail.
 
-        Outside the freeze, in steps between which writers go on. Raises OSError ENOSPC; without the cut nothing is shared.
+        Outside the freeze, in steps between which writers go on. Raises OSError ENOSPC; if the snapshot fails, nothing is shared.
         """
         for source in sources:
             if source.thick:

@@ -79,11 +79,11 @@ class LoopDevices:
         held = {number: self._seen[key] for number, key in attachments.items() if key in self._seen}
         unknown = [number for number in attachments if number not in held]
         if unknown:
-            told = await self.jobs.run(None, "loop_identities", FAST_TIMEOUT, numbers=unknown)
+            identities = await self.jobs.run(None, "loop_identities", FAST_TIMEOUT, numbers=unknown)
             bound = {loop_ioctl.attachment(number) for number in loop_ioctl.numbers()}
             self._seen = {key: seen for key, seen in self._seen.items() if key in bound}
             for number in unknown:
-                held[number] = (told[str(number)][0], told[str(number)][1])
+                held[number] = (identities[str(number)][0], identities[str(number)][1])
                 if attachments[number] and attachments[number] == loop_ioctl.attachment(number):
                     self._seen[attachments[number]] = held[number]
         return held

@@ -16,7 +16,7 @@ from csi_driver.backends.reflink.layout import IMAGE, Layout
 from csi_driver.backends.reflink.loop_devices import LoopDevices
 from csi_driver.backends.volume_helpers import errno_of
 from csi_driver.domain.errors import Busy, Precondition, Unavailable
-from csi_driver.domain.model import Trouble, Volume
+from csi_driver.domain.model import Volume, VolumeCondition
 from csi_driver.host.block.device import BlockDevice
 from csi_driver.host.freeze import state as freeze_state
 from csi_driver.host.fs import extents, files, mountinfo
@@ -49,7 +49,7 @@ class _Mounted:
     clone: ImageClone
     mounted: MountedVolume
     fs_type: str
-    trouble: Trouble | None
+    condition: VolumeCondition | None
 
     @property
     def device(self) -> BlockDevice:
@@ -95,8 +95,8 @@ class Snapshotter:
             if mount is not None:
                 status = await self._in_thread(clone.source.stat)
                 member = MountedVolume(clone.volume, device, mount.point, (status.st_dev, status.st_ino))
-                trouble = condition.of_ext4(device.name, mount.super_options) if mount.fs_type == "ext4" else None
-                mounted.append(_Mounted(clone, member, mount.fs_type, trouble))
+                abnormal = condition.of_ext4(device.name, mount.super_options) if mount.fs_type == "ext4" else None
+                mounted.append(_Mounted(clone, member, mount.fs_type, abnormal))
             else:
                 # A device that is mounted nowhere is only left over; what was written through it counts all the same.
                 (raw if views else unseen).append((clone.volume, device))
@@ -125,7 +125,7 @@ class Snapshotter:
         return await self._clone_mounted(mounted)
 
     async def _clone_mounted(self, mounted: list[_Mounted]) -> SnapshotResult:
-        stopped = [member for member in mounted if member.trouble is not None and member.trouble.stopped]
+        stopped = [member for member in mounted if member.condition is not None and member.condition.stopped]
         live = [member for member in mounted if member not in stopped]
         for member in stopped:
             await self._devices.jobs.run(member.clone.volume, "sync_device", SLOW_TIMEOUT, device=member.device.path)
@@ -138,11 +138,11 @@ class Snapshotter:
             except Unavailable as refused:
                 # What refuses a freeze for an error of its own takes no writes either. Of an XFS only this tells it.
                 alone = len(live) == 1
-                checked = [replace(member, trouble=await self._trouble(member, alone, refused)) for member in live]
-                if not any(member.trouble is not None and member.trouble.stopped for member in checked):
+                checked = [replace(member, condition=await self._condition(member, alone, refused)) for member in live]
+                if not any(member.condition is not None and member.condition.stopped for member in checked):
                     raise
                 return await self._clone_mounted([*stopped, *checked])
-        troubles = {m.clone.volume.id.hash: m.trouble.text for m in mounted if m.trouble is not None}
+        troubles = {m.clone.volume.id.hash: m.condition.text for m in mounted if m.condition is not None}
         return replace(result, conditions=troubles)
 
     async def _clone_frozen(self, members: Sequence[_Mounted]) -> SnapshotResult:
@@ -151,7 +151,7 @@ class Snapshotter:
         result = await self.freezes.run([member.mounted for member in members], action)
         return SnapshotResult(result.moment, SnapshotTimings(result.frozen, result.action))
 
-    async def _trouble(self, member: _Mounted, alone: bool, refused: Unavailable) -> Trouble | None:
+    async def _condition(self, member: _Mounted, alone: bool, refused: Unavailable) -> VolumeCondition | None:
         """Return what is wrong with a file system whose freeze was refused, which was `alone` in it or not."""
         device, point = member.device, member.mounted.point
         if member.fs_type != "ext4":
@@ -162,10 +162,10 @@ class Snapshotter:
             return condition.of_shut_down(member.fs_type) if shut else None
         views = mountinfo.mounts_of(device.major, device.minor, device.name)
         mount = next((m for m in views if (m.major, m.minor) == (device.major, device.minor)), None)
-        trouble = condition.of_ext4(device.name, mount.super_options) if mount is not None else None
-        if trouble is not None and alone and errno_of(refused) == errno.EROFS:
-            return replace(trouble, stopped=True)  # a kernel that has no word for it in mountinfo
-        return trouble
+        abnormal = condition.of_ext4(device.name, mount.super_options) if mount is not None else None
+        if abnormal is not None and alone and errno_of(refused) == errno.EROFS:
+            return replace(abnormal, stopped=True)  # a kernel that has no word for it in mountinfo
+        return abnormal
 
     async def _explain(self, volumes: Sequence[Volume]) -> str:
         return ", ".join([f"{volume.id} has {await self._extents(volume)} extents" for volume in volumes])

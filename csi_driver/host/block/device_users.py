@@ -19,14 +19,14 @@ def holders(device: Device, system: str = "/sys/block") -> list[str]:
 
 def _holder(name: str, system: str) -> str:
     """A device of the device mapper is known to people by what its owner calls it, and its uuid begins with who that is."""
-    told = []
+    values = []
     for word in ("name", "uuid"):
         with suppress(OSError), open(f"{system}/{name}/dm/{word}", encoding="utf-8", errors="replace") as file:
-            told.append(file.read().strip())
-    if len(told) < 2:
+            values.append(file.read().strip())
+    if len(values) < 2:
         return name
-    owner = told[1].partition("-")[0]
-    return f"{name} ({told[0]}{f', made by {owner}' if owner else ''})"
+    owner = values[1].partition("-")[0]
+    return f"{name} ({values[0]}{f', made by {owner}' if owner else ''})"
 
 
 def mount_points_of(device: Device) -> list[str]:

@@ -118,7 +118,7 @@ def _recreate(number: int) -> None:
 def _clean(number: int) -> None:
     """Leave nothing of ours with a number that has no file any more: whoever gets it next may be a stranger.
 
-    A device that is made anew takes discard and writes again. Else read-only is undone, by an exclusive user: nobody can
+    A device that is made again takes discard and writes again. Else read-only is undone, by an exclusive user: nobody can
     bind a file meanwhile, whose flag this would be.
     """
     if _discard_permanently_off(number):
@@ -168,7 +168,7 @@ def _scan(basename: str | None, left_out: set[int], target: str = "", names: str
             with loop_ioctl.opened(number, os.O_RDONLY) as fd:
                 device = loop_ioctl.describe(fd, number)
         except OSError as error:
-            if error.errno in left_out:  # ENXIO: it was let go between the two looks
+            if error.errno in left_out:  # ENXIO: it was detached between the two reads
                 continue
             raise
         if device:

@@ -138,7 +138,7 @@ class _Freezes:
         with self._changed:
             if failure is not None:
                 self.thaw_errors[index] = failure
-            # EINVAL: not frozen any more, somebody has thawed it; that is told by thaw_errors.
+            # EINVAL: no longer frozen, somebody has thawed it; thaw_errors reports that.
             if failure is None or failure.errno == errno.EINVAL:
                 self._states[index] = THAWED
             self._changed.notify_all()

@@ -18,7 +18,7 @@ STEP = 64 << 20
 """Bytes of one call at most: writers wait, and the caller cannot be killed, during a call."""
 BLOCK = 4096
 _LEAST = 1 << 20
-"""Bytes of a call that is not halved any more where space is short."""
+"""Bytes of a call that is no longer halved if space is short."""
 _NEAR = 1 << 20
 """Runs closer than this are worked on in one call: an image in many pieces would take one for each, and each syncs."""
 
@@ -43,8 +43,8 @@ def fill(fd: int, end: int, start: int = 0) -> None:
 
     Raises OSError ENOSPC, before any is taken where it is plainly not there; what was taken before a later failure stays.
     """
-    runs, told = _holes(fd, start, end)
-    if told:
+    runs, reported = _holes(fd, start, end)
+    if reported:
         _refuse_full(fd, _length(runs))
     within = end <= os.fstat(fd).st_size  # NFS, for one, knows no other mode than 0
     _call(fd, "fallocate", 0 if within else _KEEP_SIZE, _joined(runs))
@@ -76,7 +76,7 @@ def renew(fd: int, size: int) -> None:
 
 
 def _holes(fd: int, start: int, end: int) -> tuple[list[Run], bool]:
-    """What has no space, and whether that was told: tmpfs, for one, tells no extents, nor does it reserve again what is there."""
+    """The holes, and whether the file system reports extents: tmpfs does not, nor does it reserve again what is there."""
     try:
         return list(_runs(fd, start, end, shared=False)), True
     except OSError as error:

@@ -16,11 +16,11 @@ from csi_driver.host.helper import job_table
 from csi_driver.host.helper.messages import RunJob, encode_answer
 
 LATE_SECONDS = 3.0
-"""Seconds after a cut's deadline at which the watchdog no longer expects its child to thaw (it needs 2 at worst)."""
+"""Seconds after a snapshot job's deadline at which the watchdog no longer expects its child to thaw (it needs 2 at worst)."""
 
 
 class RunningJob:
-    """A job whose child exists and, for a cut, what has to be undone after it."""
+    """A job whose child exists and, for a snapshot, what has to be undone after it."""
 
     def __init__(self, request: RunJob) -> None:
         self.number, self.name, self.args = request.number, request.name, request.args
@@ -87,7 +87,7 @@ def run_job(job: RunningJob, channel: socket.socket) -> bool:
 
 
 def run_thaw(job: RunningJob) -> bool:
-    """Thaw what a cut left frozen. False: a file system may still be frozen."""
+    """Thaw what a snapshot job left frozen. False: a file system may still be frozen."""
     try:
         thaw.thaw(job.mounts, states=job.page)
     except BaseException as error:

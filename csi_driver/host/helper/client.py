@@ -1,7 +1,7 @@
 """The agent's side of the fork server: jobs that may hang, awaited with a deadline that holds.
 
 Whatever a job's child does, `HelperPool.run` answers by its deadline: a child that cannot be killed (it sleeps in the kernel)
-is abandoned and counted, and is forgotten when it ends after all. No thread is used; every wait is the event loop's.
+is abandoned and counted, and is dropped from the count when it ends after all. No thread is used; every wait is the event loop's.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ _LOG = logging.getLogger(__name__)
 _GRACE = 0.5
 _THAW_TIMEOUT = 30.0
 _UNTHAWED = ("Deadline", "StillFrozen", "ThawFailed")
-"""What a cut answers that may have left something frozen."""
+"""The answer of a snapshot job that may have left something frozen."""
 
 
 class HelperPool:
@@ -112,7 +112,9 @@ class HelperPool:
                 if job := self._jobs.get(number):
                     job.ending = messages.describe_status(status)
                     if not thawed:
-                        job.leave_frozen(f"a file system may still be frozen after the cut's end ({job.ending})")
+                        job.leave_frozen(
+                            f"a file system may still be frozen after the snapshot job's end ({job.ending})"
+                        )
                     job.read()  # all that the child said is here by now
                     if not job.open:
                         self._forget(job)
@@ -139,7 +141,7 @@ class HelperPool:
     def _on_orphaned(self, job: Job) -> None:
         """The server of a job has died. Its processes live on, as long as the job's socket is open.
 
-        A cut goes on to its end: it thaws by itself, and nobody else would know when. Anything else is killed.
+        A snapshot job goes on to its end: it thaws by itself, and nobody else would know when. Anything else is killed.
         """
         job.read()  # an answer that has come counts
         if job.number not in self._jobs:
@@ -158,7 +160,7 @@ class HelperPool:
                 os.killpg(job.pid, signal.SIGKILL)
 
     def _on_orphan_gone(self, job: Job) -> None:
-        """Thaw from here what a cut left frozen that died inside its freeze: it has no watchdog any longer."""
+        """Thaw from here what a snapshot job left frozen that died inside its freeze: it has no watchdog any longer."""
         if self._supervisor.stopping:
             return
         if not job.taken:
@@ -175,8 +177,8 @@ class HelperPool:
         try:
             await self.run("thaw", _THAW_TIMEOUT, mounts=job.args["mounts"])
         except (JobFailed, JobStuck) as error:
-            _LOG.error("a cut died with its watchdog, and its file systems may be frozen: %s", error)
-            job.leave_frozen(f"the cut died with its watchdog: {error}")
+            _LOG.error("a snapshot job died with its watchdog, and its file systems may be frozen: %s", error)
+            job.leave_frozen(f"the snapshot job died with its watchdog: {error}")
         self._forget(job)
 
     # ---- jobs
@@ -186,7 +188,7 @@ class HelperPool:
 
         Raises JobFailed for an error inside the job, and JobStuck past its deadline: its processes are killed, and if
         they do not die within the grace they are abandoned. A cancelled call kills its job, waits for its end as
-        long, and leaks nothing. A cut that is killed is thawed by the watchdog before it counts as gone. Thaws have no
+        long, and leaks nothing. A snapshot job that is killed is thawed by the watchdog before it counts as gone. Thaws have no
         limit of number: they must always be possible.
         """
         limited = not name.startswith("thaw")

@@ -121,7 +121,7 @@ def grow_copy(image: str, copy: str) -> bool:
         try:
             filesystems.run(("e2fsck", "-f", "-p", copy), _GROW_SECONDS)
         except filesystems.CommandError as error:
-            if error.rc != 1:  # 1: it mended what a cut leaves behind, such as the journal's replay
+            if error.rc != 1:  # 1: it mended what a snapshot leaves behind, such as the journal's replay
                 raise
         filesystems.run(filesystems.grow_argv("ext4", copy, copy), _GROW_SECONDS)
         os.fsync(target.fileno())
@@ -140,7 +140,7 @@ def bind(source: str, target: str, read_only: bool, device_number: Sequence[int]
         finally:
             os.close(fd)
         if shown != os.makedev(*device_number):
-            raise Mismatch(errno.ESTALE, f"{source} does not show the volume any more")
+            raise Mismatch(errno.ESTALE, f"{source} is no longer the volume's device")
     filesystems.bind(source, target, read_only)
 
 

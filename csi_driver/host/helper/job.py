@@ -23,7 +23,7 @@ class JobEnded(asyncio.Event):
 class JobFailed(Exception):
     """A job ended with an error, or could not be run.
 
-    `type`: the kind or class of the error inside the job (FreezeError's kinds for a cut); or, from this side: Crashed (the
+    `type`: the kind or class of the error inside the job (FreezeError's kinds for a snapshot); or, from this side: Crashed (the
     child died without an answer), ForkFailed, TooLarge, NoServer, ServerDied, Busy (no slot in time), Stopped,
     TooManyStuck, StillFrozen (given up by the watchdog). `errno`: 0 where no system call failed. `gone` is nearly always
     set already.

@@ -200,7 +200,7 @@ class Server:
             job, thaws = self._children.pop(ended.si_pid, (None, False))
             status = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
             if job and (status or job.killed):
-                _kill_group(ended.si_pid)  # its tool, or the cloner of a cut
+                _kill_group(ended.si_pid)  # its tool, or the cloner of a snapshot
             os.waitpid(ended.si_pid, 0)
             if job and thaws:
                 self._on_thaw_exit(job, status)
@@ -220,7 +220,9 @@ class Server:
         job.thaw_attempts = 0
         if status != 0 and job.may_be_frozen():
             # A FIFREEZE that was under way at the kill has returned by now: only this thaw is final.
-            self._log(f"a cut ended inside its freeze ({messages.describe_status(status)}): thawing {job.points}")
+            self._log(
+                f"a snapshot job ended inside its freeze ({messages.describe_status(status)}): thawing {job.points}"
+            )
             self._thaw(job)
         self._finish(job)
 
@@ -242,7 +244,9 @@ class Server:
                 self._thaw(job)
             if job.is_late(now):
                 job.late = True
-                self._log(f"a cut is late by more than {LATE_SECONDS:g} s: killing it and thawing {job.points}")
+                self._log(
+                    f"a snapshot job is late by more than {LATE_SECONDS:g} s: killing it and thawing {job.points}"
+                )
                 self._kill(job)
 
     # ---- the end

@@ -1,1 +1,1 @@
-"""VolumeRollback: a claim goes back to one of its own snapshots."""
+"""VolumeRollback: a volume is rolled back to one of its own snapshots."""

@@ -193,7 +193,7 @@ def _create_safety_snapshot(observed: ObservedRollback, target: ResolvedReferenc
     snapshots = snapshots_of_rollback(observed.spec, observed.safety_snapshots)
     last = snapshots[-1] if snapshots else None
     if last is None or last["metadata"].get("deletionTimestamp") or _ready(last):
-        # None yet; or it is being deleted; or it is not complete any more, since the hold expired after it was taken.
+        # None yet; or it is being deleted; or it is no longer complete, since the hold expired after it was taken.
         number = number_of(observed.spec.uid, last) + 1 if last else 1
         return CreateSafetySnapshot(target.volume_id, class_name, number)
     name = last["metadata"]["name"]

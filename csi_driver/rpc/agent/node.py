@@ -67,7 +67,7 @@ class Node(csi_pb2_grpc.NodeServicer):
     async def NodeUnpublishVolume(
         self, request: csi_pb2.NodeUnpublishVolumeRequest, _context: _Context
     ) -> csi_pb2.NodeUnpublishVolumeResponse:
-        """The way back from publish; the target path goes too."""
+        """Undo a publish, and remove the target path."""
         volume_id = required(request.volume_id, "volume_id")
         await self._nodes.unpublish(volume_id, required(request.target_path, "target_path"))
         return csi_pb2.NodeUnpublishVolumeResponse()
@@ -80,11 +80,11 @@ class Node(csi_pb2_grpc.NodeServicer):
         _, stats = await self._nodes.stats(volume_id, required(request.volume_path, "volume_path"))
         if not stats.inodes:
             return conditions.with_condition(
-                _Stats(usage=[_Usage(total=stats.total, unit=_Usage.BYTES)]), stats.trouble
+                _Stats(usage=[_Usage(total=stats.total, unit=_Usage.BYTES)]), stats.condition
             )
         size = _Usage(total=stats.total, used=stats.used, available=stats.available, unit=_Usage.BYTES)
         inodes = _Usage(total=stats.inodes, used=stats.inodes_used, available=stats.inodes_free, unit=_Usage.INODES)
-        return conditions.with_condition(_Stats(usage=[size, inodes]), stats.trouble)
+        return conditions.with_condition(_Stats(usage=[size, inodes]), stats.condition)
 
     async def NodeExpandVolume(
         self, request: csi_pb2.NodeExpandVolumeRequest, _context: _Context
@@ -114,7 +114,7 @@ class Node(csi_pb2_grpc.NodeServicer):
     ) -> csi_pb2.NodeGetVolumeHealthResponse:
         """Return what is wrong with a volume, staged or not."""
         volume_id = required(request.volume_id, "volume_id")
-        volume_health = conditions.health(volume_id, await self._nodes.trouble(volume_id))
+        volume_health = conditions.health(volume_id, await self._nodes.condition(volume_id))
         return csi_pb2.NodeGetVolumeHealthResponse(volume_health=volume_health)
 
     async def NodeGetStorageHealth(

@@ -1,7 +1,7 @@
-"""A volume's trouble in the words of csi.v1: as 1.13 has them, and as clients that were built on 1.12 or older read them."""
+"""A volume's condition in the words of csi.v1: as 1.13 has them, and as clients that were built on 1.12 or older read them."""
 
 from csi_driver._pb import csi_pb2
-from csi_driver.domain.model import Trouble
+from csi_driver.domain.model import VolumeCondition
 
 VOLUME_CONDITION = csi_pb2.NodeServiceCapability.RPC.FromString(b"\x08\x04").type
 """The number of a capability that 1.13 has taken out of use, and kubelets up to 1.36 look for."""
@@ -19,24 +19,24 @@ _LONGEST = 900
 """Bytes of a message: it is copied into events."""
 
 
-def health(volume_id: str, trouble: Trouble | None) -> csi_pb2.VolumeHealth:
+def health(volume_id: str, condition: VolumeCondition | None) -> csi_pb2.VolumeHealth:
     """The health of a volume; without an entry it is well."""
     entries = []
-    if trouble is not None:
+    if condition is not None:
         entry = csi_pb2.VolumeHealth.VolumeHealthEntry
-        entries.append(entry(status=_STATUS[trouble.kind], reason=trouble.kind, message=trouble.text))
+        entries.append(entry(status=_STATUS[condition.kind], reason=condition.kind, message=condition.text))
     return csi_pb2.VolumeHealth(volume_id=volume_id, health_statuses=entries)
 
 
 def with_condition(
-    answer: csi_pb2.NodeGetVolumeStatsResponse, trouble: Trouble | None
+    answer: csi_pb2.NodeGetVolumeStatsResponse, condition: VolumeCondition | None
 ) -> csi_pb2.NodeGetVolumeStatsResponse:
     """The answer with the field that 1.13 has taken out of use: to whoever does not know it, it is not there.
 
     Written as bytes, since the messages are those of 1.13. Until 1.12 it had to be set wherever a condition is told at all.
     """
-    text = (trouble.text if trouble is not None else "no trouble is known").encode()[:_LONGEST]
-    message = b"\x08" + bytes([trouble is not None]) + _bytes_field(2, text.decode(errors="ignore").encode())
+    text = (condition.text if condition is not None else "no trouble is known").encode()[:_LONGEST]
+    message = b"\x08" + bytes([condition is not None]) + _bytes_field(2, text.decode(errors="ignore").encode())
     answer.MergeFromString(_bytes_field(_CONDITION, message))
     return answer
 

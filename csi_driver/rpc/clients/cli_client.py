@@ -42,7 +42,7 @@ class CallRefused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class CreatedVolume:
     """What a creation answered: id and size in bytes."""
 
     id: str
@@ -51,7 +51,7 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A snapshot as answered: its moment is when it was cut."""
+    """A snapshot as answered: its moment is when it was taken."""
 
     id: str
     size: int
@@ -172,7 +172,7 @@ class Client:
         capabilities: Iterable[Capability],
         parameters: Mapping[str, str] | None = None,
         source: Source | None = None,
-    ) -> Made:
+    ) -> CreatedVolume:
         """CreateVolume: empty, or with the content of a snapshot or of another volume."""
         request = csi_pb2.CreateVolumeRequest(
             name=name,
@@ -185,7 +185,7 @@ class Client:
         elif source is not None:
             request.volume_content_source.volume.volume_id = source.id
         volume = self._csi("Controller/CreateVolume", request, csi_pb2.CreateVolumeResponse, PATIENT).volume
-        return Made(volume.volume_id, volume.capacity_bytes)
+        return CreatedVolume(volume.volume_id, volume.capacity_bytes)
 
     def delete_volume(self, volume_id: str) -> None:
         """DeleteVolume; unknown is fine."""

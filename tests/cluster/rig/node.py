@@ -193,7 +193,7 @@ class Node(Machine):
         }
 
     def _pod_network(self) -> dict[str, object]:
-        # A cable for each pod, not a bridge: so all is routed, and answers take the way back through the translation of
+        # A cable for each pod, not a bridge: so all is routed, and answers return through the translation of
         # service addresses without the kernel module that has bridges look at them.
         addresses = {
             "type": "host-local",
