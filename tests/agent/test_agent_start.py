@@ -334,13 +334,14 @@ def test_a_start_that_fails_leaves_no_image(rig: AgentRig, disks: Any, launch: A
 HANGS = """
 import asyncio, sys
 from csi_driver.agent import main as agent
+from csi_driver.agent.pools import PoolStartup
 from csi_driver.agent.settings import MIB, PoolImage, PoolSpec, Settings
 
 async def hang(self):
     print("opening", flush=True)
     await asyncio.sleep(600)
 
-agent.Agent._open_pools = hang
+PoolStartup._open_pools = hang
 endpoint, image, mount = sys.argv[1:]
 pools = (PoolSpec("default", "reflink", mount),)
 settings = Settings(pools, PoolImage(image, mount, 400 * MIB), endpoint=endpoint, node_name="node1")

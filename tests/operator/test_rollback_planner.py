@@ -357,7 +357,7 @@ def test_deleted_during_rolling_back_it_ends_first() -> None:
     assert isinstance(next_of(ROLLING, **deleted), RollBack)
     assert next_of(ROLLING, volume_rollbacks=done(), **deleted) == RecordCompletion((SINCE + 5) / 1e9)
     waits(next_of(ROLLING, volume=UNREACHABLE, **deleted), Phase.ROLLING, "AgentUnreachable")
-    ended = {"status_phase": Phase.COMPLETED, "volume_rollbacks": done(), "volume_held": None}
+    ended = {"status_phase": Phase.COMPLETED, "volume_rollbacks": done(), "volume_hold": None}
     assert next_of(ROLLING, **ended, **deleted) == Cleanup()
 
 

@@ -64,7 +64,7 @@ class Trusted(Cluster):
         ]
         expiry: dict[str, datetime] = {}
         self.keeper = Certificates(api, NAMESPACE, "authority", wanted, "", Silent(), expiry.__setitem__)
-        await self.keeper.settle()
+        await self.keeper.reconcile()
         self.materials = [
             *(
                 TlsSecretFiles(api, NAMESPACE, "controller-tls", self.directory / pod, pod)
@@ -90,7 +90,7 @@ class Trusted(Cluster):
             for number, material in enumerate(self.materials)
         ]
         try:
-            while (await self.keeper.settle()).waiting:
+            while (await self.keeper.reconcile()).waiting:
                 await asyncio.sleep(0.02)
         finally:
             for task in following:
@@ -161,15 +161,15 @@ async def test_two_hundred_calls_at_once_see_nothing_of_a_rotation(trusted: Trus
 async def test_a_rotation_waits_for_a_replica_that_has_not_loaded_its_files(trusted: Trusted) -> None:
     first, second, *kubelets = trusted.materials
     trusted.fake.change(SECRETS, "authority", {"metadata": {"annotations": {"tidemark.dev/rotate": ""}}}, NAMESPACE)
-    assert (await trusted.keeper.settle()).waiting == (*OWNERS, "pod-1", "pod-2")
+    assert (await trusted.keeper.reconcile()).waiting == (*OWNERS, "pod-1", "pod-2")
     for material in (first, *kubelets):
         await material.refresh()
-    assert (await trusted.keeper.settle()).waiting == ("pod-2",)
+    assert (await trusted.keeper.reconcile()).waiting == ("pod-2",)
     await trusted.agents["n-1"].server.stop(0)
-    assert (await trusted.keeper.settle()).waiting == ("n-1", "pod-2")
+    assert (await trusted.keeper.reconcile()).waiting == ("n-1", "pod-2")
     trusted.ready("n-1", False)
     trusted.fake.change(PODS, "pod-2", {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}, NAMESPACE)
-    assert (await trusted.keeper.settle()).waiting == ("n-10", "n-2", "pod-1"), "the next phase has begun"
+    assert (await trusted.keeper.reconcile()).waiting == ("n-10", "n-2", "pod-1"), "the next phase has begun"
     secret = trusted.fake.get(SECRETS, "controller-tls", NAMESPACE)
     assert secret is not None
     assert not [key for key in secret["metadata"]["annotations"] if key.startswith(LOADED_PREFIX)], (
