@@ -172,8 +172,8 @@ def _for(snapshot: dict[str, Any]) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("spec", "why"),
     [
-        ({"every": "1h"}, "either by cron or by every"),
-        ({"claimName": "x"}, "either by selector or by claimName"),
+        ({"every": "1h"}, "set exactly one of cron and every"),
+        ({"claimName": "x"}, "set exactly one of selector and claimName"),
         ({"retention": {"keepLast": 9}, "maxSnapshotsPerVolume": 9}, "keepLast must be below"),
         ({"template": {"labels": {"tidemark.dev/keep": "x"}}}, "cannot be set by a template"),
         ({"template": {"annotations": {"snapshot.storage.kubernetes.io/x": "x"}}}, "cannot be set by a template"),
