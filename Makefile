@@ -41,7 +41,7 @@ TEST_STAMP := $(VENV)/.tidemark-test
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check format bench soak image gen clean always system-run system-test system-image \
+.PHONY: help demo test check words format bench soak image gen clean always system-run system-test system-image \
     cluster-up cluster-down test-cluster system-cluster test-all test-beside-builds test-tools test-side-by-side \
     test-alone scenarios
 
@@ -50,7 +50,7 @@ help: ## Shows this list
 	@echo
 	@sed -n 's/^#   /  /p' Makefile
 
-demo: system-run $(RUN_STAMP) ## Shows disks, their snapshots and the way back, on this machine, in a pool of its own
+demo: system-run $(RUN_STAMP) ## Shows disks, snapshots, clones and rollback on this machine, in a pool of its own
 	@$(BIN)/tidemark demo $(ARGS)
 
 ifneq ($(ARGS),)
@@ -101,11 +101,15 @@ cluster-up: system-cluster $(TEST_STAMP) ## Brings up that cluster here, Tidemar
 cluster-down: ## Removes the cluster, and all that it had on this machine
 	@$(RIG) down
 
-check: $(TEST_STAMP) ## Looks at the code without running it: format, lint, types, layers
+check: $(TEST_STAMP) ## Checks the code without running it: format, lint, types, layers, retired words
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tests/tools/words.py
+
+words: $(TEST_STAMP) ## Refuses retired words in code, docs and charts (docs/glossary.md)
+	$(BIN)/python tests/tools/words.py $(ARGS)
 
 format: $(TEST_STAMP) ## Formats the code, and mends what the linter can mend by itself
 	$(BIN)/ruff check --fix-only .

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 from bench.rig import agent, fragment, quantiles, timed
-from csi_driver.domain.model import Capability, Mode, SizeRange, Source
-from csi_driver.rpc.client import Client
+from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source
+from csi_driver.rpc.clients.cli_client import Client
 
-BLOCK = Capability("block", Mode.MULTI_WRITER)
+BLOCK = Capability("block", AccessMode.MULTI_WRITER)
 FICLONE = 0x40049409
 
 

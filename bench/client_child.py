@@ -76,27 +76,34 @@ async def aio_models(url: str) -> None:
     weigh("with_ten_watches_mib")
 
 
+async def _start(informers: list[Any]) -> None:
+    for informer in informers:
+        informer.start()
+    for informer in informers:
+        await informer.wait_synced()
+
+
 async def aio_json(url: str) -> None:
-    """The asyncio client's transport with plain documents: csi_driver.kube, mirrors of whole objects."""
+    """The asyncio client's transport with plain documents: csi_driver.kube, informers of whole objects."""
     from kubernetes.aio.client.configuration import Configuration
 
-    from csi_driver.kube.api import Api
-    from csi_driver.kube.kinds import CLAIMS, SNAPSHOTS
-    from csi_driver.kube.mirror import Mirror, start_all
+    from csi_driver.kube.client import Api
+    from csi_driver.kube.informer import Informer
+    from csi_driver.kube.resources import PVCS, SNAPSHOTS
 
     weigh("imported_mib")
     api = Api(Configuration(host=url))
     began = time.perf_counter()
-    mirrors = [Mirror(api, CLAIMS), Mirror(api, SNAPSHOTS)]
-    await start_all(mirrors)
+    informers = [Informer(api, PVCS), Informer(api, SNAPSHOTS)]
+    await _start(informers)
     figures["list_seconds"] = round(time.perf_counter() - began, 2)
     weigh("listed_mib")
-    more = [Mirror(api, kind, labels="none=here") for kind in (CLAIMS, SNAPSHOTS) for _ in range(4)]
-    await start_all(more)
+    more = [Informer(api, kind, labels="none=here") for kind in (PVCS, SNAPSHOTS) for _ in range(4)]
+    await _start(more)
     await asyncio.sleep(3)
     weigh("with_ten_watches_mib")
-    for mirror in (*mirrors, *more):
-        await mirror.stop()
+    for informer in (*informers, *more):
+        await informer.stop()
     await api.close()
 
 
@@ -120,10 +127,10 @@ async def quiet_aio(url: str) -> None:
 async def quiet_json(url: str) -> None:
     from kubernetes.aio.client.configuration import Configuration
 
-    from csi_driver.kube.api import Api
-    from csi_driver.kube.kinds import CLAIMS
+    from csi_driver.kube.client import Api
+    from csi_driver.kube.resources import PVCS
 
-    async for _ in Api(Configuration(host=url)).watch(CLAIMS, "", seconds=3600):
+    async for _ in Api(Configuration(host=url)).watch(PVCS, "", seconds=3600):
         pass
 
 

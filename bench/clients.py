@@ -5,14 +5,11 @@ import json
 import sys
 from collections.abc import Coroutine
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "kube"))
+from support.fake_api import FakeApi
 
-from fake_api import FakeApi
-
-from csi_driver.kube.kinds import CLAIMS, SNAPSHOTS
+from csi_driver.kube.resources import PVCS, SNAPSHOTS
 
 CLAIM_COUNT, SNAPSHOT_COUNT = 1_000, 5_000
 LONGEST = 330.0
@@ -73,7 +70,7 @@ def _fill(fake: FakeApi) -> None:
             "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "10Gi"}}},
             "status": {"phase": "Bound", "capacity": {"storage": "10Gi"}, "accessModes": ["ReadWriteOnce"]},
         }
-        fake.put(CLAIMS, body, f"ns-{number % 50}")
+        fake.put(PVCS, body, f"ns-{number % 50}")
     for number in range(SNAPSHOT_COUNT):
         labels = {f"tidemark.dev/label-{key}": f"value-{number}" for key in range(4)}
         body = {

@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 
 from bench.rig import agent
-from csi_driver.domain.model import Capability, Mode, SizeRange
-from csi_driver.rpc.client import Client
+from csi_driver.domain.model import AccessMode, Capability, SizeRange
+from csi_driver.rpc.clients.cli_client import Client
 
-BLOCK = Capability("block", Mode.MULTI_WRITER)
+BLOCK = Capability("block", AccessMode.MULTI_WRITER)
 
 
 def _rss(pid: int) -> float:

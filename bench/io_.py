@@ -8,10 +8,10 @@ from pathlib import Path
 
 from bench.calls import bare_clone
 from bench.rig import agent
-from csi_driver.domain.model import Capability, Mode, SizeRange
-from csi_driver.rpc.client import Client
+from csi_driver.domain.model import AccessMode, Capability, SizeRange
+from csi_driver.rpc.clients.cli_client import Client
 
-BLOCK = Capability("block", Mode.MULTI_WRITER)
+BLOCK = Capability("block", AccessMode.MULTI_WRITER)
 SIZE = 1 << 30
 SECONDS = 6
 TURNS = 3

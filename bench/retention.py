@@ -2,14 +2,10 @@
 
 import os
 import random
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "unit"))
-
-from retention_model import history
+from support.retention_model import history
 
 HISTORIES = 100_000
 SEED = 20260101

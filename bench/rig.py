@@ -4,15 +4,12 @@ import contextlib
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "agent"))
-
-from agent_rig import AgentRig
+from support.agent_process import AgentRig
 
 
 @contextlib.contextmanager

@@ -14,14 +14,14 @@ from pathlib import Path
 
 from bench.clients import FakeApi
 from bench.rig import quantiles
-from csi_driver.domain.model import Capability, Mode, SizeRange
-from csi_driver.kube.kinds import NODES, PODS, SECRETS
+from csi_driver.domain.model import AccessMode, Capability, SizeRange
+from csi_driver.kube.resources import NODES, PODS, SECRETS
+from csi_driver.operator.certificates import ca as authority
 from csi_driver.rpc import tls
-from csi_driver.rpc.client import CallRefused, Client
-from csi_driver.service import authority
+from csi_driver.rpc.clients.cli_client import CallRefused, Client
 
 CALLS = 2_000
-BLOCK = Capability("block", Mode.MULTI_WRITER)
+BLOCK = Capability("block", AccessMode.MULTI_WRITER)
 LABELS = {"app.kubernetes.io/name": "tidemark", "app.kubernetes.io/component": "agent"}
 
 
@@ -71,7 +71,7 @@ def _measure(root: Path) -> list[dict[str, object]]:
 
 def _describe(fake: FakeApi, root: Path, port: int) -> None:
     """The cluster that the controller is to find, and the certificates of both."""
-    ca = authority.new_authority()
+    ca = authority.new_ca()
     for name, role in (("controller", tls.CONTROLLER), ("agent", tls.AGENT)):
         pair = authority.issue(ca, role)
         files = {"ca.crt": ca.certificate, "tls.crt": pair.certificate, "tls.key": pair.key}

@@ -9,16 +9,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "kube"))
+from support.fake_api import FakeApi
+from support.started import start_all
 
-from fake_api import FakeApi
-
-from csi_driver.domain.instants import format_instant
-from csi_driver.kube.api import Api
+from csi_driver.domain.timestamps import format_timestamp
+from csi_driver.kube.client import Api
 from csi_driver.kube.events import Events
-from csi_driver.kube.kinds import CLAIMS, CONTENTS, SCHEDULES, SNAPSHOTS, VOLUMES
-from csi_driver.kube.mirror import Mirror, start_all
-from csi_driver.operator.schedule_names import (
+from csi_driver.kube.informer import Informer
+from csi_driver.kube.resources import PVCS, PVS, SCHEDULES, SNAPSHOT_CONTENTS, SNAPSHOTS
+from csi_driver.operator.schedule.cache import TRIMMERS
+from csi_driver.operator.schedule.naming import (
     CLAIM,
     SCHEDULE,
     SCHEDULED_FOR,
@@ -27,8 +27,7 @@ from csi_driver.operator.schedule_names import (
     schedule_label,
     snapshot_name,
 )
-from csi_driver.operator.schedule_view import KEPT
-from csi_driver.operator.schedules import Looks
+from csi_driver.operator.schedule.reconciler import ScheduleReconciler
 
 DRIVER = "csi.tidemark.dev"
 SCHEDULES_, CLAIMS_EACH, SNAPSHOTS_EACH = 200, 5, 5
@@ -47,13 +46,13 @@ async def _schedules() -> list[dict[str, object]]:
         await asyncio.to_thread(_fill, fake)
         with tempfile.TemporaryDirectory() as where:
             config = fake.kubeconfig(Path(where) / "kubeconfig")
-            looks = await _child(sys.executable, "-m", "bench.schedules", config)
+            reconciliations = await _child(sys.executable, "-m", "bench.schedules", config)
             rss = await _controller(fake, config, Path(where))
     rows: list[dict[str, object]] = [
         {"what": "resident memory of tidemark controller", "mib": round(rss, 1), "at_most": MIB_LIMIT},
-        *json.loads(looks),
+        *json.loads(reconciliations),
     ]
-    resync = sum(row["cpu_seconds"] for row in rows[1:] if row["what"] != "the first look at each schedule")  # type: ignore[misc]
+    resync = sum(row["cpu_seconds"] for row in rows[1:] if row["what"] != "the first reconciliation of each schedule")  # type: ignore[misc]
     rows.append({"what": "a full resync", "cpu_seconds": round(resync, 2), "at_most": SECONDS_LIMIT})
     if rss > MIB_LIMIT or resync > SECONDS_LIMIT:
         raise SystemExit(f"too much: {rows}")
@@ -64,7 +63,11 @@ def _fill(fake: FakeApi) -> None:
     now = int(time.time()) // 86400 * 86400
     for number in range(SCHEDULES_):
         namespace, name = f"team-{number % 20}", f"schedule-{number}"
-        meta: dict[str, Any] = {"name": name, "namespace": namespace, "creationTimestamp": format_instant(now - 86400)}
+        meta: dict[str, Any] = {
+            "name": name,
+            "namespace": namespace,
+            "creationTimestamp": format_timestamp(now - 86400),
+        }
         spec = {
             "cron": f"{number % 60} 3 * * *",
             "timeZone": "Europe/Berlin",
@@ -78,18 +81,18 @@ def _fill(fake: FakeApi) -> None:
 def _fill_claim(fake: FakeApi, namespace: str, schedule: str, claim: str, now: int) -> None:
     disk, fields = f"pvc-{digest(namespace, claim)}", [{"manager": "m", "fieldsV1": MANAGED}]
     handle = f"node-{hash(claim) % 50}:default:{digest(disk)}"
-    created = format_instant(now - 90000)
+    created = format_timestamp(now - 90000)
     meta = {"name": claim, "namespace": namespace, "uid": f"uid-{disk}", "creationTimestamp": created}
     body: dict[str, Any] = {"metadata": meta | {"labels": {"app": schedule}, "managedFields": fields}}
-    fake.put(CLAIMS, body | {"spec": {"volumeName": disk}, "status": {"phase": "Bound"}})
+    fake.put(PVCS, body | {"spec": {"volumeName": disk}, "status": {"phase": "Bound"}})
     owner = {"namespace": namespace, "name": claim, "uid": f"uid-{disk}"}
     spec = {"csi": {"driver": DRIVER, "volumeHandle": handle}, "claimRef": owner}
-    fake.put(VOLUMES, {"metadata": {"name": disk, "managedFields": fields}, "spec": spec})
+    fake.put(PVS, {"metadata": {"name": disk, "managedFields": fields}, "spec": spec})
     for back in range(SNAPSHOTS_EACH):
         instant = now - back * 86400
         name, content = snapshot_name(schedule, claim, instant), f"snapcontent-{digest(claim, str(instant))}"
         labels = {SCHEDULE: schedule_label(namespace, schedule), VOLUME: digest(handle)}
-        said = {SCHEDULE: schedule, SCHEDULED_FOR: format_instant(instant), CLAIM: claim, VOLUME: handle}
+        said = {SCHEDULE: schedule, SCHEDULED_FOR: format_timestamp(instant), CLAIM: claim, VOLUME: handle}
         meta = {"name": name, "namespace": namespace, "labels": labels, "annotations": said, "managedFields": fields}
         status = {"readyToUse": True, "boundVolumeSnapshotContentName": content, "restoreSize": "1Gi"}
         source = {"source": {"persistentVolumeClaimName": claim}, "volumeSnapshotClassName": "tidemark"}
@@ -97,7 +100,9 @@ def _fill_claim(fake: FakeApi, namespace: str, schedule: str, claim: str, now: i
         spec = {"driver": DRIVER, "source": {"volumeHandle": handle}, "deletionPolicy": "Delete"}
         spec["volumeSnapshotRef"] = {"namespace": namespace, "name": name}
         status = {"snapshotHandle": f"{handle}-{back}", "readyToUse": True}
-        fake.put(CONTENTS, {"metadata": {"name": content, "managedFields": fields}, "spec": spec, "status": status})
+        fake.put(
+            SNAPSHOT_CONTENTS, {"metadata": {"name": content, "managedFields": fields}, "spec": spec, "status": status}
+        )
 
 
 async def _child(*argv: str) -> str:
@@ -144,35 +149,35 @@ def _key(schedule: dict[str, Any]) -> tuple[str, str]:
 
 
 class _Nobody:
-    def made(self, namespace: str, name: str) -> None: ...
+    def snapshot_created(self, namespace: str, name: str) -> None: ...
 
-    def failed(self, namespace: str, name: str) -> None: ...
+    def snapshot_failed(self, namespace: str, name: str) -> None: ...
 
-    def deleted(self, namespace: str, name: str) -> None: ...
+    def snapshot_deleted(self, namespace: str, name: str) -> None: ...
 
-    def late(self, namespace: str, name: str, since: int | None) -> None: ...
+    def set_overdue(self, namespace: str, name: str, since: int | None) -> None: ...
 
-    def gone(self, namespace: str, name: str) -> None: ...
+    def remove(self, namespace: str, name: str) -> None: ...
 
 
-async def _look(config: str) -> list[dict[str, object]]:
-    """CPU seconds of this process: to list everything, to look at each schedule first, and to look again."""
+async def _reconcile(config: str) -> list[dict[str, object]]:
+    """CPU seconds of this process: to list everything, to reconcile each schedule first, and again."""
     api = await Api.connect(config)
-    mirrors = {kind: Mirror(api, kind, keep=keep) for kind, keep in KEPT.items()}
+    informers = {kind: Informer(api, kind, transform=keep) for kind, keep in TRIMMERS.items()}
     began = time.process_time()
-    await start_all(mirrors.values())
-    looks = Looks(api, mirrors, Events(api, "bench"), DRIVER, _Nobody())
+    await start_all(informers.values())
+    reconciler = ScheduleReconciler(api, informers, Events(api, "bench"), DRIVER, _Nobody())
     rows: list[dict[str, object]] = [{"what": "all lists", "cpu_seconds": time.process_time() - began}]
-    for what in ("the first look at each schedule", "another look at each"):
+    for what in ("the first reconciliation of each schedule", "another of each"):
         began = time.process_time()
-        for key in [*map(_key, mirrors[SCHEDULES].all())]:
-            await looks.look(key)
+        for key in [*map(_key, informers[SCHEDULES].all())]:
+            await reconciler.plan_and_execute(key)
         rows.append({"what": what, "cpu_seconds": time.process_time() - began})
-    for mirror in mirrors.values():
-        await mirror.stop()
+    for informer in informers.values():
+        await informer.stop()
     await api.close()
     return [{**row, "cpu_seconds": round(row["cpu_seconds"], 2)} for row in rows]  # type: ignore[call-overload]
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(_look(sys.argv[1]))))
+    print(json.dumps(asyncio.run(_reconcile(sys.argv[1]))))

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from bench.footprint import _rss
 from bench.rig import AgentRig, agent, machine
-from csi_driver.domain.model import Capability, Mode, SizeRange, Source
-from csi_driver.rpc.client import Client
+from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source
+from csi_driver.rpc.clients.cli_client import Client
 
-BLOCK = Capability("block", Mode.MULTI_WRITER)
+BLOCK = Capability("block", AccessMode.MULTI_WRITER)
 
 
 API_AWAY_SECONDS = 600

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 from bench.rig import agent, fragment
-from csi_driver.domain.model import Capability, Mode, SizeRange
-from csi_driver.rpc.client import Client
+from csi_driver.domain.model import AccessMode, Capability, SizeRange
+from csi_driver.rpc.clients.cli_client import Client
 
-MOUNT = Capability("mount", Mode.MULTI_WRITER, "xfs")
+MOUNT = Capability("mount", AccessMode.MULTI_WRITER, "xfs")
 
 
 def _fragmented(client: Client, extents: int, root: Path):

@@ -2,44 +2,65 @@
 
 All methods that take time are coroutines and leave the pool as it was if they fail. The service calls them under the
 locks of the objects that they change, so a backend never sees two operations on one object at a time. Errors are those
-of domain.errors; anything else is a defect.
+of domain.errors; anything else is a defect. docs/architecture.md ("What a backend does") has a table of what each method does.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from csi_driver.domain.model import Capability, Group, Snapshot, Trouble, Usage, Use, Volume
-from csi_driver.domain.space import Space
+from csi_driver.domain.capacity import Space
+from csi_driver.domain.model import Capability, GroupSnapshot, Snapshot, Usage, Volume, VolumeCondition, VolumeUsage
 
 STAGED_NODE = "device"
 """The name under which a staged block volume is visible inside its staging directory."""
 
 
 KEPT_SECONDS = 7 * 86400
-"""For so long what a volume held before its file system was mended can be looked at: time to find out that something is missing."""
+"""How long what a volume held before its file system was mended is kept: time to find out that something is missing."""
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
-    """All that lies in a pool, as read when it is opened."""
+class PoolContents:
+    """All objects of a pool, as read when it is opened."""
 
     volumes: tuple[Volume, ...]
     snapshots: tuple[Snapshot, ...]
-    groups: tuple[Group, ...]
+    groups: tuple[GroupSnapshot, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class CutReport:
-    """How long a cut held the volumes' file systems frozen (0 where none was mounted) and cloned, in seconds."""
+class SnapshotTimings:
+    """How long a snapshot held file systems frozen (0 if none was mounted) and how long it cloned, in seconds."""
 
     frozen: float = 0.0
     cloned: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
+class SpaceOperation:
+    """An operation that takes space: it shares the blocks of `sources`, and makes the content of `volume` (None: of none) again.
+
+    create: an empty volume, or one from a snapshot. clone: a volume from a volume. check: a file system is mended beside what the
+    volume holds. rollback: the volume's content is replaced.
+    """
+
+    kind: Literal["create", "clone", "snapshot", "check", "rollback"]
+    sources: tuple[Volume, ...] = ()
+    volume: Volume | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceNeeded:
+    """Bytes that an operation takes at once, and how they come about, in words for a refusal."""
+
+    bytes: int
+    formula: str
+
+
+@dataclass(frozen=True, slots=True)
 class PoolIdentity:
-    """What a pool says of itself."""
+    """The identity of a pool."""
 
     name: str
     owner: str
@@ -50,7 +71,7 @@ class PoolIdentity:
 
 @dataclass(frozen=True, slots=True)
 class FileSystemStats:
-    """What NodeGetVolumeStats answers: bytes always, inodes for file systems."""
+    """The answer to NodeGetVolumeStats: bytes always, inodes for file systems."""
 
     total: int
     used: int = 0
@@ -58,8 +79,8 @@ class FileSystemStats:
     inodes: int = 0
     inodes_used: int = 0
     inodes_free: int = 0
-    trouble: Trouble | None = None
-    """What is wrong with the file system; None: nothing that the kernel knows of."""
+    condition: VolumeCondition | None = None
+    """The condition of the file system; None: nothing is wrong as far as the kernel knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,75 +98,68 @@ class Check:
     said: str = ""
 
 
-class Access(Protocol):
-    """How a pool's volumes are shown on this node. State is the kernel's: nothing is remembered between calls."""
+class VolumeAccess(Protocol):
+    """Attaches, stages and publishes a pool's volumes on this node. State is the kernel's: nothing is remembered between calls."""
 
-    async def use(self, volume: Volume) -> Use:
-        """The volume's device and every path where it is visible now."""
+    async def use(self, volume: Volume) -> VolumeUsage:
+        """Return the volume's device and every path at which it is visible now."""
         ...
 
     async def attach(self, volume: Volume) -> str:
-        """Give the volume a device, or find the one that it has, at the image's size; returns its path. Never a second one."""
+        """Give the volume a device, or find the one that it has, at the volume's size; return its path. Never a second one."""
         ...
 
     async def detach(self, volume: Volume) -> None:
-        """Take an unused device away, verified. InUse where anything still uses it; fine where there is none."""
-        ...
-
-    async def is_empty(self, volume: Volume) -> bool:
-        """Whether the image holds no data at all."""
-        ...
-
-    async def erase(self, volume: Volume) -> None:
-        """Make the image empty: only for a volume whose format never completed."""
+        """Detach an unused device, verified. Raises InUse if anything still uses it; fine if there is none."""
         ...
 
     async def make_file_system(self, volume: Volume, fs_type: str) -> None:
-        """Format the attached device. The caller has made the intent durable."""
+        """Attach the volume and format it. The caller has made the intent durable."""
         ...
 
-    async def mount(self, volume: Volume, point: str, fs_type: str, flags: Sequence[str]) -> None:
-        """Mount the attached device at `point`; the same mount again is fine, another is AlreadyExists.
+    async def mount(self, volume: Volume, point: str, fs_type: str, flags: Sequence[str]) -> bool:
+        """Attach the volume and mount it at `point`; the same mount again is fine, another is AlreadyExists.
 
-        NotMountable where the file system contradicts itself, Precondition where what is mounted already is in trouble.
+        Returns whether its file system is smaller than the volume, so that `grow` has something to do. Raises NotMountable if
+        the file system contradicts itself, Precondition if what is mounted already is in trouble.
         """
         ...
 
     async def grow(self, volume: Volume, point: str) -> None:
         """Grow device and mounted file system (or the device alone for block) to the volume's size.
 
-        Precondition where it cannot grow as it is mounted.
+        Raises Precondition if it cannot grow as it is mounted.
         """
         ...
 
     async def bind(self, volume: Volume, source: str, target: str, how: Capability, read_only: bool) -> None:
-        """Show a staged volume at `target`: a directory for mount, a device node for block; verified to be this image."""
+        """Publish a staged volume at `target`: a directory for mount, a device node for block; verified to be this volume."""
         ...
 
     async def stage_block(self, volume: Volume, point: str) -> None:
-        """Make the attached device visible inside the staging directory, so that the kernel remembers the stage."""
+        """Bind the attached device's node inside the staging directory, so that the kernel remembers the stage."""
         ...
 
     async def unmount(self, volume: Volume | None, path: str, its_own: bool = False) -> None:
-        """Remove whatever this pool's node shows at `path`; fine if nothing. Leaves the (empty) path to the caller.
+        """Remove what is mounted at `path`; fine if nothing is. Leaves the (empty) path to the caller.
 
-        `its_own`: only what shows this very volume now.
+        `its_own`: only if it is this very volume's now.
         """
         ...
 
-    async def clear(self, digest: str, path: str, last: bool) -> None:
-        """Like `unmount`, for the volume with this hash in a pool that cannot be looked into: by what the kernel still says.
+    async def cleanup_unavailable(self, digest: str, path: str, last: bool) -> None:
+        """Do as `unmount`, for the volume with this hash in a pool that is unavailable: by what the kernel still says.
 
-        `last`: its device goes too; Precondition where it is shown elsewhere.
+        `last`: its device is detached too. Raises Precondition if it is mounted elsewhere.
         """
         ...
 
     async def stats(self, volume: Volume, path: str) -> FileSystemStats:
-        """Space at `path`, and what is wrong there. NotFound where the volume is not shown there."""
+        """Return the space at `path`, and what is wrong there. Raises NotFound if the volume is not mounted there."""
         ...
 
-    async def trouble(self, volume: Volume) -> Trouble | None:
-        """What is wrong with the file system on the volume, where it is mounted; None: nothing that the kernel knows of."""
+    async def condition(self, volume: Volume) -> VolumeCondition | None:
+        """Return what is wrong with the volume's mounted file system; None: nothing that the kernel knows of."""
         ...
 
 
@@ -162,7 +176,7 @@ class Checks(Protocol):
         """
         ...
 
-    async def found(self, volume: Volume) -> Check | None:
+    async def current(self, volume: Volume) -> Check | None:
         """The check of what the volume holds now, at work or ended; None: there is none."""
         ...
 
@@ -189,16 +203,16 @@ class Backend(Protocol):
     """One pool of volumes and snapshots."""
 
     identity: PoolIdentity
-    access: Access
+    access: VolumeAccess
     checks: Checks
 
     @property
-    def attached(self) -> int:
-        """How many devices hold images of this pool now; read from the kernel's lists, in microseconds each."""
+    def attached_devices(self) -> int:
+        """How many devices the pool's volumes have now; read from the kernel's lists, in microseconds each."""
         ...
 
-    async def open(self) -> Contents:
-        """Take the pool, undo what a crash left, and read it. Unavailable or Precondition with the reason otherwise."""
+    async def open(self) -> PoolContents:
+        """Take the pool, undo what a crash left, and read it. Raises Unavailable or Precondition with the reason."""
         ...
 
     async def close(self) -> None:
@@ -206,50 +220,70 @@ class Backend(Protocol):
         ...
 
     def check(self) -> None:
-        """Raise Unavailable where the pool has gone since it was opened (unmounted, shut down). Takes microseconds."""
+        """Raise Unavailable if the pool has gone since it was opened (unmounted, shut down). Takes microseconds."""
         ...
 
-    def space(self) -> Space:
-        """Size and free bytes now; starts no process, walks nothing. Unavailable where the pool has gone."""
+    space_max_age: float
+    """Seconds for which an answer of `space` may be used again: 0 if it costs microseconds, more if it starts a process."""
+
+    async def space(self) -> Space:
+        """Return size and free bytes now; may take time, and walks nothing. Raises Unavailable if the pool has gone."""
+        ...
+
+    def space_needed(self, operation: SpaceOperation) -> SpaceNeeded:
+        """Return the space that an operation takes at once on thick volumes, so that it is reserved before it begins.
+
+        Inspects each source once at most.
+        """
         ...
 
     def allocated(self, volume: Volume) -> int:
-        """Bytes that the volume's image has allocated (shared ones included): one stat."""
+        """Return the bytes that the volume has allocated (shared ones included), in microseconds."""
         ...
 
-    async def found(self, item: Volume | Snapshot) -> str:
-        """What lies in an image by its first bytes: the name of a file system or of another format; empty where none is known."""
+    async def content_format(self, item: Volume | Snapshot) -> str:
+        """Return the name of the file system, or of another format, that a volume or snapshot holds; empty if none is known."""
         ...
 
-    async def create_volume(self, volume: Volume, source: Volume | Snapshot | None) -> CutReport:
-        """Make image and record appear together, durably: empty, or with the source's content grown to `volume.size`."""
+    async def create_volume(self, volume: Volume, source: Volume | Snapshot | None) -> SnapshotTimings:
+        """Make content and record appear together, durably: empty, or with the source's content grown to `volume.size`."""
         ...
 
     async def save_volume(self, volume: Volume) -> None:
-        """Replace the volume's record, durably and atomically. The image is not touched."""
+        """Replace the volume's record, durably and atomically. The content is not touched."""
+        ...
+
+    async def is_empty(self, volume: Volume) -> bool:
+        """Return whether the volume holds no data at all."""
+        ...
+
+    async def erase(self, volume: Volume) -> None:
+        """Make a volume without a device empty, durably: only one whose format never completed."""
         ...
 
     async def expand_volume(self, volume: Volume) -> None:
-        """Grow the image to `volume.size`, durably. A device that it has follows at the next `attach`."""
+        """Grow the volume to `volume.size`, durably. A device that it has follows at the next `attach`."""
         ...
 
     async def delete_volume(self, volume: Volume) -> None:
         """Make the volume disappear, durably; space comes back soon after. Snapshots and clones are unharmed."""
         ...
 
-    async def create_snapshot(self, snapshot: Snapshot, source: Volume) -> tuple[Snapshot, CutReport]:
-        """Cut one volume: mounted ones frozen for the clone. Returns the snapshot with its moment and size filled in."""
+    async def create_snapshot(self, snapshot: Snapshot, source: Volume) -> tuple[Snapshot, SnapshotTimings]:
+        """Snapshot one volume, frozen if it is mounted. Returns the snapshot with its moment and size filled in."""
         ...
 
-    async def create_group(self, group: Group, sources: Sequence[Volume]) -> tuple[Group, CutReport]:
-        """Cut several volumes at one moment, all or none; `sources` in the order of `group.members`."""
+    async def create_group(
+        self, group: GroupSnapshot, sources: Sequence[Volume]
+    ) -> tuple[GroupSnapshot, SnapshotTimings]:
+        """Snapshot several volumes at one moment, all or none; `sources` in the order of `group.members`."""
         ...
 
     async def delete_snapshot(self, snapshot: Snapshot) -> None:
         """Make a snapshot disappear, durably."""
         ...
 
-    async def delete_group(self, group: Group) -> None:
+    async def delete_group(self, group: GroupSnapshot) -> None:
         """Make a group and all its members disappear at once, durably."""
         ...
 
@@ -257,10 +291,10 @@ class Backend(Protocol):
         """Replace the volume's content and record by the snapshot's content and `volume`, in one step."""
         ...
 
-    def stamp(self, item: Volume | Snapshot) -> str:
-        """Changes whenever the image does (for files: inode and ctime), so that what is counted need not be counted again."""
+    def change_token(self, item: Volume | Snapshot) -> str:
+        """Return a token that changes whenever the content does (for files: inode and ctime): what was counted then still counts."""
         ...
 
     async def usage(self, item: Volume | Snapshot) -> Usage:
-        """Exclusive and shared bytes and extents of one image, counted now."""
+        """Return exclusive and shared bytes and extents of one object, counted now."""
         ...

@@ -3,33 +3,33 @@
 from collections.abc import Collection
 
 from csi_driver.domain.errors import Precondition
-from csi_driver.domain.model import Trouble, Volume
-from csi_driver.host import condition
+from csi_driver.domain.model import Volume, VolumeCondition
+from csi_driver.host.fs import condition
 
 
-def of_ext4(name: str, options: Collection[str]) -> Trouble | None:
-    """The trouble of the ext4 mounted from the block device `name`, with mountinfo's options of the file system.
+def of_ext4(name: str, options: Collection[str]) -> VolumeCondition | None:
+    """The condition of the ext4 mounted from the block device `name`, with mountinfo's options of the file system.
 
     Starts no process and does not wait.
     """
     count = condition.errors_of_ext4(name)
     if "shutdown" in options:
-        return Trouble("ShutDown", "its ext4 was shut down", stopped=True)
+        return VolumeCondition("ShutDown", "its ext4 was shut down", stopped=True)
     if "emergency_ro" in options or (count and "ro" in options):
-        return Trouble("ReadOnlyAfterError", "its ext4 met an error and takes no more writes", stopped=True)
+        return VolumeCondition("ReadOnlyAfterError", "its ext4 met an error and takes no more writes", stopped=True)
     if count:
-        return Trouble("HasErrors", f"its ext4 has met errors ({count} by its own count)", stopped=False)
+        return VolumeCondition("HasErrors", f"its ext4 has met errors ({count} by its own count)", stopped=False)
     return None
 
 
-def of_shut_down(fs_type: str) -> Trouble:
-    """The trouble of a file system that refuses an open as one that was shut down."""
-    return Trouble("ShutDown", f"its {fs_type} shut itself down after an error", stopped=True)
+def of_shut_down(fs_type: str) -> VolumeCondition:
+    """The condition of a file system that refuses an open as one that was shut down."""
+    return VolumeCondition("ShutDown", f"its {fs_type} shut itself down after an error", stopped=True)
 
 
-def refusal(volume: Volume, trouble: Trouble, doing: str) -> Precondition:
+def refusal(volume: Volume, condition: VolumeCondition, doing: str) -> Precondition:
     """Why `doing` is refused while a file system is in trouble, and the way out."""
     return Precondition(
-        f"{doing} of {volume.id} is refused, since {trouble.text}: end every pod on this node that uses it (scale its workload "
+        f"{doing} of {volume.id} is refused, since {condition.text}: end every pod on this node that uses it (scale its workload "
         "to 0) until it is unstaged; the next stage mends it. What is on it now can be kept by a snapshot before"
     )

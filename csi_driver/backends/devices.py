@@ -1,30 +1,29 @@
-"""What a technology whose volumes are block devices supplies to be shown through the kernel."""
+"""What a technology whose volumes are block devices supplies to BlockDeviceAccess."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
-from csi_driver.backends.jobs import VolumeJobs
+from csi_driver.backends.volume_helpers import VolumeHelpers
 from csi_driver.domain.model import Volume
-from csi_driver.host import mountinfo
-
-
-@dataclass(frozen=True, slots=True)
-class BlockDevice:
-    """A device that holds a volume now."""
-
-    path: str
-    name: str
-    major: int
-    minor: int
+from csi_driver.host.block.device import BlockDevice
+from csi_driver.host.fs import mountinfo
 
 
 class Devices(Protocol):
-    """What a technology supplies to be shown here."""
+    """The block devices of one pool's volumes."""
 
-    jobs: VolumeJobs
+    jobs: VolumeHelpers
 
     async def find(self, volume: Volume) -> BlockDevice | None:
-        """The volume's device, told by identity, or None."""
+        """Return the volume's device, known by identity, or None. Costs no process if the attachment was met before."""
+        ...
+
+    def source(self, volume: Volume) -> dict[str, Any]:
+        """Return what a helper process attaches the volume by, or finds its device by: see host/block/sources.py."""
+        ...
+
+    def note(self, answer: Mapping[str, Any]) -> BlockDevice:
+        """Return the device that a helper process answered; `find` knows it from now on."""
         ...
 
     async def attach(self, volume: Volume) -> BlockDevice:
@@ -32,53 +31,44 @@ class Devices(Protocol):
         ...
 
     async def detach(self, volume: Volume) -> None:
-        """Take the volume's device away, verified. Raises InUse with nothing changed."""
-        ...
-
-    async def is_empty(self, volume: Volume) -> bool:
-        """Whether the volume holds no data at all."""
-        ...
-
-    async def erase(self, volume: Volume) -> None:
-        """Make a detached volume empty."""
+        """Detach the volume's device, verified. Raises InUse with nothing changed."""
         ...
 
     async def is_ours(self, mount: mountinfo.Mount, volume: Volume | None) -> bool:
-        """Whether what is mounted there is, or was, a volume of this pool, and no living one besides `volume`."""
+        """Return whether what is mounted is, or was, a volume of this pool, and no living one besides `volume`."""
         ...
 
-    def is_empty_node(self, mount: mountinfo.Mount) -> bool:
-        """Whether what is mounted is the node of a device that holds nothing."""
+    def is_unbound_device_node(self, mount: mountinfo.Mount) -> bool:
+        """Return whether what is mounted is the node of a device that holds nothing."""
         ...
 
     def nodes(self) -> list[mountinfo.Mount]:
-        """Every mount of the node of a device of this kind, whoever's it is."""
+        """Return every mount of the node of a device of this kind, whoever's it is."""
         ...
 
-    def holding(self, mount: mountinfo.Mount) -> str:
-        """What tells the device behind a mount, as it is bound now, from the next owner of its number. Empty: it holds nothing."""
+    def device_generation(self, mount: mountinfo.Mount) -> str:
+        """Return a token of the attachment behind a mount, which changes when its number is reused. Empty: it holds nothing."""
         ...
 
-    async def reclaim(self, mount: mountinfo.Mount, held: str) -> None:
-        """Take away the device that was behind a mount of a volume that is no longer known, if it still is what was `held`."""
+    async def release_unknown_device(self, mount: mountinfo.Mount, generation: str) -> None:
+        """Detach the device that was behind a mount of a volume that is no longer known, if its generation is still this one."""
         ...
 
-    def backing(self, volume: Volume) -> str:
-        """The path of the file that the volume's device holds; empty where devices hold no files."""
+    async def mounts_of_volume(self, digest: str) -> list[mountinfo.Mount]:
+        """Return the mounts of the volume with this hash, as far as they are known without its pool."""
         ...
 
-    async def shown(self, digest: str) -> list[mountinfo.Mount]:
-        """Where the volume with this hash is shown, as far as can be told without looking into its pool."""
-        ...
-
-    async def abandon(self, digest: str) -> None:
-        """Take away the device of a volume whose pool cannot be looked into, if it is surely that volume's. Raises InUse."""
+    async def detach_unavailable(self, digest: str) -> None:
+        """Detach the device of a volume whose pool is unavailable, if it is surely that volume's. Raises InUse."""
         ...
 
     async def grow_unmounted(self, volume: Volume) -> bool:
-        """Grow the ext4 of a volume that is shown nowhere to the volume's size, in one step. True: it has no device now."""
+        """Grow the ext4 of a volume that is mounted nowhere to the volume's size, in one step. True: it has no device now.
+
+        Costs no process if there is nothing to grow.
+        """
         ...
 
-    async def settle(self, volume: Volume) -> None:
-        """Make good what a thick volume was promised, where it lacks space. Raises OutOfSpace where the pool has none."""
+    async def restore_allocation(self, volume: Volume) -> None:
+        """Allocate what a thick volume lacks of its size. Raises OutOfSpace if the pool has no space."""
         ...

@@ -1,4 +1,4 @@
-"""`tidemark agent`: from options and environment to Settings. Every option is an environment variable too."""
+"""`tidemark agent`: reads options and environment into Settings. Every option is an environment variable too."""
 
 import os
 import re
@@ -8,40 +8,34 @@ from typing import Annotated, Literal
 import typer
 
 from csi_driver import DRIVER_NAME
-from csi_driver.cli.common import endpoint_of, size_of
-from csi_driver.environment import begin_again
-from csi_driver.settings import (
-    BACKENDS,
-    DEFAULT_ENDPOINT,
+from csi_driver.agent.settings import (
     DEFAULT_MOUNT,
     DEFAULT_POOL,
-    BadSetting,
+    DEFAULT_RUNTIME_DIRECTORY,
     PoolImage,
     PoolSpec,
     Settings,
     dump,
 )
+from csi_driver.backends.registry import DEFAULT_BACKEND, parse_pool
+from csi_driver.cli.common import endpoint_of, size_of
+from csi_driver.environment import restart_without_ambient
+from csi_driver.settings import DEFAULT_ENDPOINT, BadSetting
 
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\s]*):(\d{1,5})", re.ASCII)
 
 
 def pool_of(text: str) -> PoolSpec:
-    """`NAME=BACKEND:PATH`, `NAME=PATH`, or a path alone, which is `default=reflink:PATH`."""
-    name, found, rest = text.partition("=")
-    if not found or text.startswith("/"):
-        name, rest = DEFAULT_POOL, text
-    backend, found, path = rest.partition(":")
-    if rest.startswith("/") or (not found and rest not in BACKENDS):
-        backend, path = "reflink", rest
-    return PoolSpec(name, backend, path)
+    """Parse `NAME=BACKEND:PATH`, `NAME=PATH`, or a path alone, which is `default=reflink:PATH`."""
+    return PoolSpec(*parse_pool(text, DEFAULT_POOL))
 
 
 def address_of(text: str) -> tuple[str, int]:
-    """`HOST:PORT`; `:PORT` means every address, `[::1]:PORT` one of IPv6."""
+    """Parse `HOST:PORT`; `:PORT` is every IPv4 address, `[::1]:PORT` one of IPv6."""
     match = _ADDRESS.fullmatch(text)
     if match is None or not 0 < int(match[2]) < 1 << 16:
-        raise typer.BadParameter(f"{text!r} is not an address: write HOST:PORT, such as 127.0.0.1:9808")
-    return match[1].strip("[]") or "0.0.0.0", int(match[2])  # noqa: S104  asked for by leaving the host out
+        raise typer.BadParameter(f"{text!r} is not an address: use HOST:PORT, e.g. 127.0.0.1:9808")
+    return match[1].strip("[]") or "0.0.0.0", int(match[2])  # noqa: S104  requested by leaving out the host
 
 
 def agent(
@@ -50,8 +44,8 @@ def agent(
         typer.Option(
             envvar="TIDEMARK_POOL",
             metavar="NAME=BACKEND:PATH",
-            help="A pool; may be repeated, the first is the default. A path alone is default=reflink:PATH. "
-            "In the environment: several, separated by spaces or newlines.",
+            help="Pool, e.g. fast=/srv/nvme; may be repeated, the first is the default. A path alone is default=reflink:PATH. "
+            "In the environment: several pools, separated by spaces or newlines.",
         ),
     ] = None,
     pool_init: Annotated[
@@ -59,7 +53,7 @@ def agent(
         typer.Option(
             "--pool-init",
             envvar="TIDEMARK_POOL_INIT",
-            help="Make a new pool in an empty directory even if it is no mount point.",
+            help="Create a new pool in an empty directory even if it is not a mount point.",
         ),
     ] = False,
     pool_image: Annotated[
@@ -67,7 +61,7 @@ def agent(
         typer.Option(
             envvar="TIDEMARK_POOL_IMAGE",
             metavar="FILE",
-            help="Keep the pool in this file: made, formatted with XFS and mounted where it is not there yet.",
+            help="File that holds the pool, created, formatted with XFS and mounted if missing, e.g. /var/lib/tidemark/pool.img.",
         ),
     ] = "",
     pool_size: Annotated[
@@ -75,8 +69,8 @@ def agent(
         typer.Option(
             envvar="TIDEMARK_POOL_SIZE",
             metavar="SIZE",
-            show_default="20Gi for a new image, and no change of one that is there",
-            help="Size of the pool image: one that is smaller grows, in use or not; it never shrinks.",
+            show_default="20Gi for a new image; an existing one keeps its size",
+            help="Size of the pool image, at least 300Mi, e.g. 50Gi. A smaller image grows, also in use; it never shrinks.",
         ),
     ] = "",
     pool_image_sparse: Annotated[
@@ -84,11 +78,14 @@ def agent(
         typer.Option(
             "--pool-image-sparse",
             envvar="TIDEMARK_POOL_IMAGE_SPARSE",
-            help="Do not allocate the pool image in full: only for trying things out.",
+            help="Sparse pool image, not allocated in full; for tests only.",
         ),
     ] = False,
     pool_mount: Annotated[
-        str, typer.Option(envvar="TIDEMARK_POOL_MOUNT", metavar="DIR", help="Where the pool image is mounted.")
+        str,
+        typer.Option(
+            envvar="TIDEMARK_POOL_MOUNT", metavar="DIR", help="Mount point of the pool image, an absolute path."
+        ),
     ] = DEFAULT_MOUNT,
     endpoint: Annotated[
         str,
@@ -96,7 +93,7 @@ def agent(
             envvar=["CSI_ENDPOINT", "TIDEMARK_ENDPOINT"],
             metavar="SOCKET",
             callback=endpoint_of,
-            help="The CSI socket to serve.",
+            help="CSI socket to serve, e.g. unix:///run/tidemark/csi.sock.",
         ),
     ] = DEFAULT_ENDPOINT,
     node_name: Annotated[
@@ -104,11 +101,12 @@ def agent(
         typer.Option(
             envvar="TIDEMARK_NODE_NAME",
             show_default="the host's name",
-            help="The first part of every id made here: keep it.",
+            help="Node name; part of every volume id, must not change.",
         ),
     ] = "",
     overcommit: Annotated[
-        float, typer.Option(envvar="TIDEMARK_OVERCOMMIT", help="How often the pool's size may be promised.")
+        float,
+        typer.Option(envvar="TIDEMARK_OVERCOMMIT", help="Overcommit ratio (sum of volume sizes / pool size), > 0."),
     ] = 2.0,
     reserve: Annotated[
         str,
@@ -116,18 +114,19 @@ def agent(
             envvar="TIDEMARK_RESERVE",
             metavar="SIZE",
             show_default="5 %, at least 1 GiB but no more than 10 %",
-            help="Free space below which nothing new is made.",
+            help="Free space below which volumes and snapshots are refused, e.g. 10Gi.",
         ),
     ] = "",
     max_snapshots: Annotated[
-        int, typer.Option(envvar="TIDEMARK_MAX_SNAPSHOTS", help="Snapshots that one disk may have.")
+        int,
+        typer.Option(envvar="TIDEMARK_MAX_SNAPSHOTS", help="Maximum number of snapshots of one volume, at least 1."),
     ] = 256,
     freeze_deadline: Annotated[
         float,
         typer.Option(
             envvar="TIDEMARK_FREEZE_DEADLINE",
             metavar="SECONDS",
-            help="How long a snapshot may hold a file system still before it is given up.",
+            help="Maximum time for which a snapshot freezes a file system before it is aborted, > 0.",
         ),
     ] = 5.0,
     metrics_address: Annotated[
@@ -136,7 +135,7 @@ def agent(
             envvar="TIDEMARK_METRICS_ADDRESS",
             metavar="HOST:PORT",
             show_default="none",
-            help="Serve /metrics, /healthz and /readyz here.",
+            help="Address of /metrics, /healthz and /readyz, e.g. 127.0.0.1:9808.",
         ),
     ] = "",
     listen: Annotated[
@@ -145,7 +144,7 @@ def agent(
             envvar="TIDEMARK_LISTEN",
             metavar="HOST:PORT",
             show_default="none",
-            help="Serve controllers here, with mutual TLS.",
+            help="Address for controllers, with mutual TLS, e.g. :9807. Needs --certificates.",
         ),
     ] = "",
     certificates: Annotated[
@@ -154,7 +153,7 @@ def agent(
             envvar="TIDEMARK_CERTIFICATES",
             metavar="DIR",
             show_default="none",
-            help="Where ca.crt, tls.crt and tls.key lie, or will be put; changes are followed.",
+            help="Directory of ca.crt, tls.crt and tls.key; changed files are reloaded. Needs --listen.",
         ),
     ] = "",
     register: Annotated[
@@ -163,7 +162,7 @@ def agent(
             envvar="TIDEMARK_REGISTER",
             metavar="DIR",
             show_default="none",
-            help="Register with the kubelet that watches this directory (plugins_registry): for a pod.",
+            help="Directory in which the kubelet finds plugins (plugins_registry); for a pod. Needs --kubelet-socket.",
         ),
     ] = "",
     kubelet_socket: Annotated[
@@ -172,28 +171,37 @@ def agent(
             envvar="TIDEMARK_KUBELET_SOCKET",
             metavar="PATH",
             show_default="none",
-            help="Where the kubelet finds the CSI socket.",
+            help="Path of the CSI socket as the kubelet sees it. Needs --register.",
         ),
     ] = "",
+    runtime_directory: Annotated[
+        str,
+        typer.Option(
+            "--runtime-dir",
+            envvar="TIDEMARK_RUNTIME_DIR",
+            metavar="DIR",
+            help="Directory of the node that is empty after a boot, for the journal of freezes.",
+        ),
+    ] = DEFAULT_RUNTIME_DIRECTORY,
     log_format: Annotated[
         Literal["console", "json"],
-        typer.Option(envvar="TIDEMARK_LOG_FORMAT", help="Lines for people or for programs."),
+        typer.Option(envvar="TIDEMARK_LOG_FORMAT", help="Format of the log: console for people, json for programs."),
     ] = "console",
     driver_name: Annotated[
-        str, typer.Option(envvar="TIDEMARK_DRIVER_NAME", help="The CSI driver's name.")
+        str, typer.Option(envvar="TIDEMARK_DRIVER_NAME", help="Name of the CSI driver, as in its CSIDriver object.")
     ] = DRIVER_NAME,
     volume_health: Annotated[
         bool,
         typer.Option(
             "--volume-health",
             envvar="TIDEMARK_VOLUME_HEALTH",
-            help="Announce CSI's alpha capabilities for the health of volumes: for kubelets with the gate CSIVolumeHealth.",
+            help="Announce CSI's alpha capabilities for volume health; for kubelets with the feature gate CSIVolumeHealth.",
         ),
     ] = False,
 ) -> None:
     """Serve the pools of this node as a complete CSI driver on a unix socket.
 
-    The only part that needs root. It stops on SIGTERM; disks that are mounted stay mounted.
+    The only part that needs root. SIGTERM stops it; mounted volumes stay mounted.
 
     $ tidemark agent --pool /srv/tidemark
     $ tidemark agent --pool fast=/srv/nvme --pool bulk=/srv/disk
@@ -206,7 +214,7 @@ def agent(
             image = PoolImage(pool_image, pool_mount, size, pool_image_sparse)
         pools = tuple(pool_of(text) for text in pool or ())
         if image is not None and not pools:
-            pools = (PoolSpec(DEFAULT_POOL, "reflink", image.mount),)
+            pools = (PoolSpec(DEFAULT_POOL, DEFAULT_BACKEND, image.mount),)
         settings = Settings(
             pools=pools,
             image=image,
@@ -222,6 +230,7 @@ def agent(
             certificates=certificates,
             register=register,
             kubelet_socket=kubelet_socket,
+            runtime_directory=runtime_directory,
             log_format=log_format,
             driver_name=driver_name,
             volume_health=volume_health,
@@ -232,6 +241,6 @@ def agent(
 
 
 def _become(settings: Settings) -> None:
-    """Go on as the agent: the same process, without the memory of the command line."""
-    # Many short-lived allocations in many threads: two arenas are as quick as eight a core, and take less.
-    begin_again(["-m", "csi_driver", dump(settings)], {"MALLOC_ARENA_MAX": "2", **os.environ})
+    """Replace the command line by the agent: the same process, with less memory."""
+    # Many short-lived allocations in many threads: two arenas are as fast as eight a core, and take less memory.
+    restart_without_ambient(["-m", "csi_driver.agent", dump(settings)], {"MALLOC_ARENA_MAX": "2", **os.environ})

@@ -1,4 +1,4 @@
-"""What every subcommand shares: its options, the way to the agent, names instead of ids, and how an error is told.
+"""What the subcommands share: options, the connection to the agent, names instead of ids, output and errors.
 
 Neither rich nor gRPC is imported at the top: `tidemark agent` loads this module too, and stays small.
 """
@@ -19,32 +19,32 @@ from csi_driver.cli import sizes
 from csi_driver.domain.ids import parse
 
 if TYPE_CHECKING:
-    from csi_driver.rpc.client import Client, Kind, Node
+    from csi_driver.rpc.clients.cli_client import Client, Kind, Node
 
 
 WIDE = 1000
-"""Columns of what is never folded."""
+"""Columns of output that is never wrapped."""
 
 STAGING = Path(os.environ.get("TIDEMARK_STAGING", "/run/tidemark/staging"))
-"""Under /run: what `tidemark mount` staged before a reboot is not staged any more. TIDEMARK_STAGING: elsewhere, for who
-is not root; the same for mount and umount."""
+"""Under /run: volumes that `tidemark mount` has staged are no longer staged after a reboot. TIDEMARK_STAGING sets another
+directory for users other than root; it must be the same for mount and umount."""
 
 
 class Failure(Exception):
-    """Told on stderr as one sentence that ends in the next step; the exit code is 1."""
+    """Printed on stderr as one sentence that ends with the next step; the exit code is 1."""
 
 
 def endpoint_of(text: str) -> str:
-    """An endpoint as gRPC reads it; a bare path and `unix:/path`, as sidecars write them, are fine too."""
+    """Return an endpoint as gRPC reads it. A bare path and `unix:/path`, as sidecars write them, are accepted too."""
     path = text.removeprefix("unix:")
     path = path.removeprefix("//") if path.startswith("///") else path
     if not path.startswith("/") or path.startswith("//"):
-        raise typer.BadParameter(f"{text!r} is not a socket: write unix:///run/tidemark/csi.sock")
+        raise typer.BadParameter(f"{text!r} is not a socket: use unix:///run/tidemark/csi.sock")
     return f"unix://{path}"
 
 
 def size_of(text: str, option: str) -> int:
-    """The value of a size option."""
+    """Parse the value of a size option."""
     try:
         return sizes.parse(text)
     except sizes.BadSize as error:
@@ -52,15 +52,21 @@ def size_of(text: str, option: str) -> int:
 
 
 Endpoint = Annotated[
-    str, typer.Option(envvar="CSI_ENDPOINT", metavar="SOCKET", callback=endpoint_of, help="The agent's socket.")
+    str,
+    typer.Option(
+        envvar="CSI_ENDPOINT",
+        metavar="SOCKET",
+        callback=endpoint_of,
+        help="CSI socket of the agent, e.g. unix:///run/tidemark/csi.sock.",
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 @contextmanager
 def connect(endpoint: str) -> "Iterator[Client]":
-    """A client of the agent. What the agent refuses becomes a Failure with the agent's own words."""
-    from csi_driver.rpc.client import CallRefused, Client
+    """Yield a client of the agent. A refused call becomes a Failure with the agent's message."""
+    from csi_driver.rpc.clients.cli_client import CallRefused, Client
 
     with Client(endpoint) as client:
         try:
@@ -69,13 +75,13 @@ def connect(endpoint: str) -> "Iterator[Client]":
             raise Failure(refused.message) from None
 
 
-def patiently(call: Callable[[], None], seconds: float) -> None:
-    """Repeat a call that takes something away while it is refused as busy, as the kubelet would.
+def retry_while_busy(call: Callable[[], None], seconds: float) -> None:
+    """Retry a call that removes something while it is refused as busy, as the kubelet does, for up to `seconds`.
 
-    A device stays busy for a moment where another program made a mount namespace meanwhile: that holds a copy of every
+    A device stays busy for a moment if another program has created a mount namespace meanwhile: it holds a copy of every
     mount until it ends.
     """
-    from csi_driver.rpc.client import CallRefused
+    from csi_driver.rpc.clients.cli_client import CallRefused
 
     end = time.monotonic() + seconds
     while True:
@@ -90,7 +96,7 @@ def patiently(call: Callable[[], None], seconds: float) -> None:
 
 
 def shown_name(node: "Node", nodes: "Sequence[Node]" = ()) -> str:
-    """The name to show: that of a group's member is `group/volume` instead of the two parts joined by NUL."""
+    """Return the name to print: `group/volume` for a group's member, whose name joins the two parts by NUL."""
     group, found, source_id = node.name.partition("\0")
     if not found:
         return node.name
@@ -99,14 +105,14 @@ def shown_name(node: "Node", nodes: "Sequence[Node]" = ()) -> str:
 
 
 def find(client: "Client", text: str, *kinds: "Kind") -> "Node":
-    """The one object that a name or an id means. Raises Failure where there is none, or more than one."""
+    """Return the object with this name or id. Raises Failure if there is none, or more than one."""
     nodes = client.tree()
-    what = " or ".join(kinds)
+    kind_names = " or ".join(kinds)
     matches = [n for n in nodes if n.kind in kinds and n.id == text]
     matches = matches or [n for n in nodes if n.kind in kinds and text in {n.name, shown_name(n, nodes)}]
     if not matches:
         command = "tidemark tree" if len(kinds) > 1 or kinds[0] == "group" else f"tidemark {kinds[0]} list"
-        raise Failure(f"no {what} is called {text!r}: `{command}` shows those that exist")
+        raise Failure(f"no {kind_names} is called {text!r}: `{command}` lists them")
     if len(matches) > 1:
         raise Failure(
             f"{text!r} is the name of {len(matches)} objects: use an id, {' or '.join(n.id for n in matches)}"
@@ -115,31 +121,31 @@ def find(client: "Client", text: str, *kinds: "Kind") -> "Node":
 
 
 def find_id(client: "Client", text: str, *kinds: "Kind") -> str:
-    """The id alone: an id is passed on as it is, so that it works even where a part of the tree cannot be shown."""
+    """Return the id alone. An id is passed on as it is, so that it works even if a part of the tree cannot be read."""
     return text if parse(text) else find(client, text, *kinds).id
 
 
 def views(node: "Node") -> tuple[tuple[str, ...], ...]:
-    """The places where a disk is shown, each with every path by which it is seen."""
+    """Return the mount points of a volume, each with every path that leads to it."""
     return node.places or tuple((path,) for path in node.used_by)
 
 
 def places(node: "Node") -> str:
-    """Where a disk is shown, for people: the staging directories of `tidemark mount` are left out."""
-    seen = [place[0] for place in views(node) if not any(Path(path).is_relative_to(STAGING) for path in place)]
+    """Return the mount points of a volume for people, without the staging directories of `tidemark mount`."""
+    points = [place[0] for place in views(node) if not any(Path(path).is_relative_to(STAGING) for path in place)]
     if node.holder:
-        seen.append(f"held by {node.holder}")
-    return ", ".join(seen) or ("staged" if node.used_by else "")
+        points.append(f"held by {node.holder}")
+    return ", ".join(points) or ("staged" if node.used_by else "")
 
 
 def print_json(value: Any) -> None:
-    """Dataclasses and lists of them, as JSON with a final newline."""
+    """Print dataclasses, or lists of them, as JSON with a final newline."""
     plain = [asdict(item) for item in value] if isinstance(value, list) else value
     typer.echo(json.dumps(plain if isinstance(plain, list | dict) else asdict(plain), indent=2, default=_plain))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
-    """A table for people; a column whose title begins with `>` is aligned to the right. `empty` where no row is."""
+    """Print a table for people, or `empty` if it has no rows. A title that begins with `>` aligns its column to the right."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -153,16 +159,16 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: st
         table.add_column(title.removeprefix(">"), justify="right" if right else "left")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    # A line a row, however wide: a folded name can neither be copied nor found by grep.
+    # One line for each row, however wide: a wrapped name can neither be copied nor found by grep.
     Console(width=WIDE).print(table)
 
 
 def show_time(moment: datetime) -> str:
-    """A moment in local time, to the second."""
+    """Return a time in the local time zone, to the second."""
     return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def _plain(value: object) -> str:
     if isinstance(value, datetime):
         return value.isoformat()
-    raise TypeError(f"{type(value).__name__} has no place in JSON")
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

@@ -1,4 +1,4 @@
-"""`tidemark controller`: from options and environment to ControllerSettings. Every option is an environment variable too."""
+"""`tidemark controller`: reads options and environment into ControllerSettings. Every option is an environment variable too."""
 
 import asyncio
 import socket
@@ -10,7 +10,7 @@ import typer
 from csi_driver import DRIVER_NAME
 from csi_driver.cli.agent import address_of
 from csi_driver.cli.common import endpoint_of
-from csi_driver.controller_settings import (
+from csi_driver.controller.settings import (
     DEFAULT_CERTIFICATES,
     DEFAULT_NAMESPACE,
     DEFAULT_RELEASE,
@@ -20,17 +20,26 @@ from csi_driver.controller_settings import (
 from csi_driver.settings import DEFAULT_ENDPOINT, BadSetting
 
 Namespace = Annotated[
-    str, typer.Option(envvar="TIDEMARK_NAMESPACE", metavar="NAME", help="Where the driver is installed.")
+    str, typer.Option(envvar="TIDEMARK_NAMESPACE", metavar="NAME", help="Namespace of the installation, e.g. tidemark.")
 ]
-Release = Annotated[str, typer.Option(envvar="TIDEMARK_RELEASE", metavar="NAME", help="The chart's full name.")]
+Release = Annotated[
+    str,
+    typer.Option(
+        envvar="TIDEMARK_RELEASE",
+        metavar="NAME",
+        help="Full name of the chart's release, with which its objects' names begin.",
+    ),
+]
 Kubeconfig = Annotated[
     str,
-    typer.Option(envvar="KUBECONFIG", metavar="FILE", show_default="the pod's account", help="Leads to the cluster."),
+    typer.Option(
+        envvar="KUBECONFIG", metavar="FILE", show_default="the pod's account", help="Path to a kubeconfig file."
+    ),
 ]
 
 
 def proxy_of(text: str) -> str:
-    """The URL of a proxy, or nothing."""
+    """Check the URL of a proxy, or an empty text."""
     try:
         check_proxy(text)
     except BadSetting as error:
@@ -38,19 +47,19 @@ def proxy_of(text: str) -> str:
     return text
 
 
-def api_proxy_option(told: str, panel: str | None = None) -> Any:
-    """The option of every command that reaches the Kubernetes API; `panel`: the part of the help that it stands in."""
+def api_proxy_option(text: str, panel: str | None = None) -> Any:
+    """Return the option of every command that reaches the Kubernetes API; `panel`: its section of the help."""
     return typer.Option(
         envvar="TIDEMARK_API_PROXY",
         metavar="URL",
         callback=proxy_of,
-        show_default="none, whatever HTTPS_PROXY says",
-        help=told,
+        show_default="none; HTTPS_PROXY is ignored",
+        help=text,
         rich_help_panel=panel,
     )
 
 
-ApiProxy = Annotated[str, api_proxy_option("Reach the Kubernetes API through this proxy, http://HOST:PORT.")]
+ApiProxy = Annotated[str, api_proxy_option("Proxy for the Kubernetes API, e.g. http://proxy:3128.")]
 
 
 def controller(
@@ -60,18 +69,20 @@ def controller(
             envvar=["CSI_ENDPOINT", "TIDEMARK_ENDPOINT"],
             metavar="SOCKET",
             callback=endpoint_of,
-            help="The CSI socket to serve to the sidecars.",
+            help="CSI socket to serve to the sidecars, e.g. unix:///run/tidemark/csi.sock.",
         ),
     ] = DEFAULT_ENDPOINT,
     namespace: Namespace = DEFAULT_NAMESPACE,
     release: Release = DEFAULT_RELEASE,
     driver_name: Annotated[
-        str, typer.Option(envvar="TIDEMARK_DRIVER_NAME", help="The CSI driver's name.")
+        str, typer.Option(envvar="TIDEMARK_DRIVER_NAME", help="Name of the CSI driver, as in its CSIDriver object.")
     ] = DRIVER_NAME,
     certificates: Annotated[
         str,
         typer.Option(
-            envvar="TIDEMARK_CERTIFICATES", metavar="DIR", help="Where the controller's own certificate lies."
+            envvar="TIDEMARK_CERTIFICATES",
+            metavar="DIR",
+            help="Directory of the controller's own certificate, an absolute path.",
         ),
     ] = DEFAULT_CERTIFICATES,
     controller_secret: Annotated[
@@ -79,14 +90,17 @@ def controller(
         typer.Option(
             envvar="TIDEMARK_CONTROLLER_SECRET",
             metavar="NAME",
-            show_default="made here",
-            help="Your own Secret with the controller's certificate.",
+            show_default="created",
+            help="User-supplied Secret with the controller's certificate. Needs --agent-secret.",
         ),
     ] = "",
     agent_secret: Annotated[
         str,
         typer.Option(
-            envvar="TIDEMARK_AGENT_SECRET", metavar="NAME", show_default="made here", help="The same for the agents."
+            envvar="TIDEMARK_AGENT_SECRET",
+            metavar="NAME",
+            show_default="created",
+            help="User-supplied Secret with the agents' certificate. Needs --controller-secret.",
         ),
     ] = "",
     metrics_address: Annotated[
@@ -95,7 +109,7 @@ def controller(
             envvar="TIDEMARK_METRICS_ADDRESS",
             metavar="HOST:PORT",
             show_default="none",
-            help="Serve /metrics, /healthz and /readyz here.",
+            help="Address of /metrics, /healthz and /readyz, e.g. :9808.",
         ),
     ] = "",
     webhook_address: Annotated[
@@ -104,33 +118,43 @@ def controller(
             envvar="TIDEMARK_WEBHOOK_ADDRESS",
             metavar="HOST:PORT",
             show_default="none",
-            help="Serve the webhook that pins claims here.",
+            help="Address of the admission webhook that selects nodes for PVCs, e.g. :9443.",
         ),
     ] = "",
     pod_name: Annotated[
-        str, typer.Option(envvar="POD_NAME", show_default="the host's name", help="Tells replicas apart.")
+        str,
+        typer.Option(
+            envvar="POD_NAME",
+            show_default="the host's name",
+            help="Name of this replica in the leader election; must be unique.",
+        ),
     ] = "",
     kubeconfig: Kubeconfig = "",
     api_proxy: ApiProxy = "",
     operator: Annotated[
-        bool, typer.Option("--operator/--no-operator", envvar="TIDEMARK_OPERATOR", help="Reconcile, or route only.")
+        bool,
+        typer.Option(
+            "--operator/--no-operator",
+            envvar="TIDEMARK_OPERATOR",
+            help="Reconcile custom resources, or only forward CSI calls.",
+        ),
     ] = True,
     snapshots_in_flight: Annotated[
         int,
         typer.Option(
             "--snapshots-in-flight-per-node",
             envvar="TIDEMARK_SNAPSHOTS_IN_FLIGHT_PER_NODE",
-            help="Scheduled snapshots that one node makes at a time.",
+            help="Maximum number of scheduled snapshots in progress on one node, at least 1.",
         ),
     ] = 4,
     log_format: Annotated[
         Literal["console", "json"],
-        typer.Option(envvar="TIDEMARK_LOG_FORMAT", help="Lines for people or for programs."),
+        typer.Option(envvar="TIDEMARK_LOG_FORMAT", help="Format of the log: console for people, json for programs."),
     ] = "console",
 ) -> None:
-    """Serve a cluster: pass each CSI call to the agent that owns the disk, and reconcile rollbacks and schedules.
+    """Serve a cluster: forward each CSI call to the agent that owns the volume, and reconcile rollbacks and schedules.
 
-    Runs in a pod beside the sidecars; the chart starts it. Needs no privileges, and keeps nothing of its own.
+    Runs in a pod beside the sidecars; the chart starts it. Needs no privileges and no storage.
 
     $ tidemark controller --namespace tidemark --kubeconfig ~/.kube/config
     """
@@ -155,7 +179,7 @@ def controller(
     except BadSetting as error:
         raise typer.BadParameter(str(error)) from None
     try:
-        from csi_driver.app.controller import run_controller
+        from csi_driver.controller.main import run_controller
     except ImportError as error:
         raise typer.BadParameter(f"{error.name} is missing: install tidemark-csi[controller]") from None
     sys.exit(asyncio.run(run_controller(settings)))

@@ -1,7 +1,7 @@
 """The `tidemark` command.
 
-Only typer is imported here and in what is imported from here: the agent runs for months, and its memory would pay for
-tables and colours that it never draws.
+This module and its imports load no library but typer: the agent runs for months, and would pay in memory for tables and
+colours that it never draws.
 """
 
 import os
@@ -14,7 +14,6 @@ from csi_driver import __version__
 from csi_driver.cli import (
     agent,
     controller,
-    demo,
     mounts,
     node,
     pools,
@@ -25,12 +24,13 @@ from csi_driver.cli import (
     volumes,
 )
 from csi_driver.cli.common import Failure
-from csi_driver.environment import begin_again, is_ambient
+from csi_driver.cli.demo import command as demo
+from csi_driver.environment import is_ambient, restart_without_ambient
 
 app = typer.Typer(
     name="tidemark",
-    help="Elastic disks, copy-on-write snapshots, and the way back to them.\n\n"
-    "$ tidemark demo                           see it all in seconds, on a pool of its own\n"
+    help="Elastic volumes, copy-on-write snapshots, and in-place rollback.\n\n"
+    "$ tidemark demo                           show everything in seconds, on a pool of its own\n"
     "$ tidemark agent --pool /srv/tidemark     serve a directory on XFS; then in another terminal:\n"
     "$ tidemark volume create db --size 10Gi\n"
     "$ tidemark mount db /mnt/db\n"
@@ -42,8 +42,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"tidemark {__version__}")
         raise typer.Exit
 
@@ -51,34 +51,34 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     del version
 
 
-app.command("demo", rich_help_panel="Begin here")(demo.demo)
-app.command("agent", rich_help_panel="Begin here")(agent.agent)
+app.command("demo", rich_help_panel="Start here")(demo.demo)
+app.command("agent", rich_help_panel="Start here")(agent.agent)
 app.command("controller", rich_help_panel="In a cluster")(controller.controller)
 app.add_typer(node.app, name="node", rich_help_panel="In a cluster")
-app.add_typer(volumes.app, name="volume", rich_help_panel="Disks and snapshots")
-app.add_typer(snapshots.app, name="snapshot", rich_help_panel="Disks and snapshots")
-app.add_typer(snapshots.group_app, name="group", rich_help_panel="Disks and snapshots")
-app.command("rollback", rich_help_panel="Disks and snapshots")(rollback.rollback)
-app.command("mount", rich_help_panel="Disks and snapshots")(mounts.mount)
-app.command("umount", rich_help_panel="Disks and snapshots")(mounts.umount)
-app.command("tree", rich_help_panel="Look")(tree.tree)
-app.command("pools", rich_help_panel="Look")(pools.pools)
-app.command("status", rich_help_panel="Look")(pools.status)
+app.add_typer(volumes.app, name="volume", rich_help_panel="Volumes and snapshots")
+app.add_typer(snapshots.app, name="snapshot", rich_help_panel="Volumes and snapshots")
+app.add_typer(snapshots.group_app, name="group", rich_help_panel="Volumes and snapshots")
+app.command("rollback", rich_help_panel="Volumes and snapshots")(rollback.rollback)
+app.command("mount", rich_help_panel="Volumes and snapshots")(mounts.mount)
+app.command("umount", rich_help_panel="Volumes and snapshots")(mounts.umount)
+app.command("tree", rich_help_panel="Inspect")(tree.tree)
+app.command("pools", rich_help_panel="Inspect")(pools.pools)
+app.command("status", rich_help_panel="Inspect")(pools.status)
 app.command("uninstall-check", hidden=True)(uninstall_check.uninstall_check)  # for the chart, not for people
 
 
 def main() -> None:
-    """Run the command line: exit code 0, 1 for a refusal, 2 for wrong usage."""
-    # These are started by a pod or a unit, whose environment is not of its making. (An agent begins again in any case.)
+    """Run the command line. Exit code 0, 1 for an error, 2 for wrong usage."""
+    # A pod starts these, with an environment that others may have set. (An agent is restarted without it in any case.)
     in_pod = sys.argv[1:2] in (["controller"], ["uninstall-check"])
     if in_pod and any(is_ambient(name, value) for name, value in os.environ.items()):
-        begin_again(["-m", "csi_driver.cli.main", *sys.argv[1:]], os.environ)
+        restart_without_ambient(["-m", "csi_driver.cli.main", *sys.argv[1:]], os.environ)
     try:
         app(prog_name="tidemark")
     except Failure as failure:

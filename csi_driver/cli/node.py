@@ -11,16 +11,18 @@ import typer
 from csi_driver import DRIVER_NAME
 from csi_driver.cli.common import Failure, Json, print_table
 from csi_driver.cli.controller import ApiProxy, Kubeconfig, Namespace, Release
-from csi_driver.controller_settings import DEFAULT_NAMESPACE, DEFAULT_RELEASE
+from csi_driver.controller.settings import DEFAULT_NAMESPACE, DEFAULT_RELEASE
 
 if TYPE_CHECKING:
-    from csi_driver.kube.api import Api
-    from csi_driver.operator.names import Ours
+    from csi_driver.kube.client import Api
+    from csi_driver.operator.installation import Installation
 
-app = typer.Typer(help="Nodes of a cluster: list, forget a dead one, unforget.", no_args_is_help=True)
+app = typer.Typer(help="Nodes of a cluster: list, decommission, recommission.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(metavar="NODE", help="Name of the node, as kubectl shows it.")]
-Driver = Annotated[str, typer.Option(envvar="TIDEMARK_DRIVER_NAME", help="The CSI driver's name.")]
+Name = Annotated[str, typer.Argument(metavar="NODE", help="Name of the node, as kubectl shows it, e.g. worker-7.")]
+Driver = Annotated[
+    str, typer.Option(envvar="TIDEMARK_DRIVER_NAME", help="Name of the CSI driver, as in its CSIDriver object.")
+]
 _Result = TypeVar("_Result")
 
 
@@ -33,15 +35,15 @@ def list_nodes(
     api_proxy: ApiProxy = "",
     as_json: Json = False,
 ) -> None:
-    """Show every node that has, or should have, disks.
+    """List all nodes that have, or should have, volumes.
 
     $ tidemark node list
     """
-    from csi_driver.operator.forgotten import survey
+    from csi_driver.operator.agents.decommissioned_nodes import list_nodes
 
-    cluster = call(kubeconfig, namespace, release, driver_name, survey, api_proxy)
+    cluster = call(kubeconfig, namespace, release, driver_name, list_nodes, api_proxy)
     rows = []
-    for owner in sorted({*cluster.owners(), *cluster.noted}):
+    for owner in sorted({*cluster.owners(), *cluster.decommissioned_at}):
         agent = cluster.agents.get(owner)
         rows.append(
             {
@@ -49,47 +51,48 @@ def list_nodes(
                 "state": "gone" if owner not in cluster.nodes else "ready" if cluster.nodes[owner] else "not ready",
                 "agent": "none" if agent is None else "ready" if agent.ready else "not ready",
                 "volumes": cluster.volumes.get(owner, 0),
-                "forgotten": cluster.noted.get(owner, ""),
+                "decommissioned": cluster.decommissioned_at.get(owner, ""),
             }
         )
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        # The old key stays beside the new one for programs that read it.
+        typer.echo(json.dumps([{**row, "forgotten": row["decommissioned"]} for row in rows], indent=2))
         return
     print_table(
-        ["NODE", "STATE", "AGENT", ">DISKS", "FORGOTTEN"],
+        ["NODE", "STATE", "AGENT", ">VOLUMES", "DECOMMISSIONED"],
         [[str(value) for value in row.values()] for row in rows],
-        "no node has an agent: look at the DaemonSet, and at --namespace and --release",
+        "no node has an agent: check the DaemonSet, and the options --namespace and --release",
     )
 
 
 @app.command()
-def forget(
+def decommission(
     node: Name,
-    force: Annotated[bool, typer.Option("--force", help="Even if the node or its agent seems to live.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Even if the node is Ready or its agent responds.")] = False,
     namespace: Namespace = DEFAULT_NAMESPACE,
     release: Release = DEFAULT_RELEASE,
     driver_name: Driver = DRIVER_NAME,
     kubeconfig: Kubeconfig = "",
     api_proxy: ApiProxy = "",
 ) -> None:
-    """Say that a node will not come back, so that its claims and snapshots can be deleted.
+    """Declare that a node will not come back, so that its PVCs and snapshots can be deleted.
 
-    What was on it is lost to the cluster. Should the node come back all the same, its agent deletes nothing: its disks
-    are listed as orphans.
+    The cluster loses the data on that node. If the node comes back, its agent deletes nothing: its volumes are listed as
+    orphans.
 
-    $ tidemark node forget worker-7
+    $ tidemark node decommission worker-7
     """
-    from csi_driver.operator import forgotten
+    from csi_driver.operator.agents import decommissioned_nodes
 
-    def work(api: "Api", ours: "Ours") -> Awaitable[str]:
-        return forgotten.forget(api, ours, node, datetime.now(UTC), force)
+    def work(api: "Api", installation: "Installation") -> Awaitable[str]:
+        return decommissioned_nodes.decommission(api, installation, node, datetime.now(UTC), force)
 
     call(kubeconfig, namespace, release, driver_name, work, api_proxy)
-    typer.echo(f"node {node} is forgotten: its claims and snapshots can be deleted now")
+    typer.echo(f"node {node} is decommissioned: its PVCs and snapshots can be deleted now")
 
 
 @app.command()
-def unforget(
+def recommission(
     node: Name,
     namespace: Namespace = DEFAULT_NAMESPACE,
     release: Release = DEFAULT_RELEASE,
@@ -97,17 +100,22 @@ def unforget(
     kubeconfig: Kubeconfig = "",
     api_proxy: ApiProxy = "",
 ) -> None:
-    """Take that back: deletes wait for the node's agent again.
+    """Undo `decommission`: deletes wait for the node's agent again.
 
-    $ tidemark node unforget worker-7
+    $ tidemark node recommission worker-7
     """
-    from csi_driver.operator import forgotten
+    from csi_driver.operator.agents import decommissioned_nodes
 
-    def work(api: "Api", ours: "Ours") -> Awaitable[str]:
-        return forgotten.unforget(api, ours, node)
+    def work(api: "Api", installation: "Installation") -> Awaitable[str]:
+        return decommissioned_nodes.recommission(api, installation, node)
 
     call(kubeconfig, namespace, release, driver_name, work, api_proxy)
-    typer.echo(f"node {node} counts again")
+    typer.echo(f"node {node} is not decommissioned any longer: deletes wait for its agent")
+
+
+# The names before: scripts may use them.
+app.command("forget", hidden=True)(decommission)
+app.command("unforget", hidden=True)(recommission)
 
 
 def call(
@@ -115,22 +123,22 @@ def call(
     namespace: str,
     release: str,
     driver: str,
-    work: "Callable[[Api, Ours], Awaitable[_Result]]",
+    work: "Callable[[Api, Installation], Awaitable[_Result]]",
     api_proxy: str = "",
 ) -> _Result:
-    """Do something with the cluster's API. What is refused becomes a Failure in the refusal's own words."""
+    """Run `work` with a client of the cluster's API. Raises Failure with the message of the error."""
     from csi_driver.domain.errors import DriverError
 
     try:
-        from csi_driver.kube.api import Api, default_kubeconfig
-        from csi_driver.operator.names import Ours
+        from csi_driver.kube.client import Api, default_kubeconfig
+        from csi_driver.operator.installation import Installation
     except ImportError as error:
         raise Failure(f"{error.name} is missing: install tidemark-csi[controller]") from None
 
     async def connected() -> _Result:
         api = await Api.connect(kubeconfig or default_kubeconfig(), api_proxy)
         try:
-            return await work(api, Ours(namespace, release, driver))
+            return await work(api, Installation(namespace, release, driver))
         finally:
             await api.close()
 

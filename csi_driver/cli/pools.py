@@ -1,4 +1,4 @@
-"""`tidemark pools` and `tidemark status`: where the bytes are, and who answers."""
+"""`tidemark pools` and `tidemark status`: the space of the pools, and the state of the agent."""
 
 from typing import TYPE_CHECKING
 
@@ -9,15 +9,18 @@ from csi_driver.cli.sizes import show
 from csi_driver.settings import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
-    from csi_driver.rpc.client import PoolSpace
+    from csi_driver.rpc.clients.cli_client import PoolSpace
 
 
 def pools(endpoint: Endpoint = DEFAULT_ENDPOINT, as_json: Json = False) -> None:
-    """Show the pools and their space."""
+    """List the pools and their space.
+
+    $ tidemark pools
+    """
     with connect(endpoint) as client:
-        found = client.pools()
+        pool_list = client.pools()
     if as_json:
-        print_json(found)
+        print_json(pool_list)
         return
     rows = [
         (
@@ -31,30 +34,33 @@ def pools(endpoint: Endpoint = DEFAULT_ENDPOINT, as_json: Json = False) -> None:
             str(p.snapshots),
             p.path,
         )
-        for p in found
+        for p in pool_list
     ]
     print_table(
-        ("POOL", "KIND", ">SIZE", ">FREE", ">PROMISED", ">AVAILABLE", ">DISKS", ">SNAPSHOTS", "WHERE"),
+        ("POOL", "BACKEND", ">SIZE", ">FREE", ">COMMITTED", ">AVAILABLE", ">VOLUMES", ">SNAPSHOTS", "PATH"),
         rows,
         "no pools: start the agent with --pool",
     )
-    for pool in found:
+    for pool in pool_list:
         if pool.full or pool.free < pool.reserve:
             typer.echo(_warning(pool))
 
 
 def _warning(pool: "PoolSpace") -> str:
     state = (
-        "has run full: writes to its thin disks fail, or soon will"
+        "has run full: writes to its thin volumes fail, or soon will"
         if pool.full
-        else f"makes nothing new: less than its reserve of {show(pool.reserve)} is free"
+        else f"refuses new volumes and snapshots: less than its reserve of {show(pool.reserve)} is free"
     )
-    freed = ", ".join(f"{one.kind} {one.name} ({show(one.exclusive)})" for one in pool.would_free)
+    freed = ", ".join(f"{item.kind} {item.name} ({show(item.exclusive)})" for item in pool.would_free)
     return f"\nPool {pool.name} of {pool.owner} {state}." + (f" Deleting would free most: {freed}." if freed else "")
 
 
 def status(endpoint: Endpoint = DEFAULT_ENDPOINT, as_json: Json = False) -> None:
-    """Show who answers on the socket; exit code 1 where it is not ready."""
+    """Show the agent behind the socket. Exit code 1 if it is not ready.
+
+    $ tidemark status
+    """
     with connect(endpoint) as client:
         agent = client.agent()
     if as_json:
@@ -66,4 +72,4 @@ def status(endpoint: Endpoint = DEFAULT_ENDPOINT, as_json: Json = False) -> None
             "",
         )
     if not agent.ready:
-        raise Failure("the agent is not ready: its log says which pool is missing")
+        raise Failure("the agent is not ready: see its log for the pool that is unavailable")

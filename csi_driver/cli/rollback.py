@@ -1,4 +1,4 @@
-"""`tidemark rollback`: a disk goes back to one of its own snapshots."""
+"""`tidemark rollback`: rolls a volume back to one of its own snapshots."""
 
 from typing import Annotated
 
@@ -13,44 +13,60 @@ _CLUSTER = "In a cluster"
 
 def rollback(
     volume: Annotated[
-        str, typer.Argument(help="Name or id of the disk; it must not be in use.", show_default=False)
+        str, typer.Argument(help="Name or id of the volume; it must not be in use, e.g. db.", show_default=False)
     ] = "",
-    snapshot: Annotated[str, typer.Argument(help="Name or id of one of its own snapshots.", show_default=False)] = "",
+    snapshot: Annotated[
+        str, typer.Argument(help="Name or id of one of its own snapshots, e.g. before-upgrade.", show_default=False)
+    ] = "",
     name: Annotated[
-        str, typer.Option(help="With a name the command may be repeated: only the first one changes anything.")
+        str, typer.Option(help="Name of this rollback; a repeated name changes nothing, e.g. ticket-42.")
     ] = "",
     no_safety_snapshot: Annotated[
-        bool, typer.Option("--no-safety-snapshot", help="Do not keep what the disk holds now: it is lost.")
+        bool, typer.Option("--no-safety-snapshot", help="Take no safety snapshot: the current content is lost.")
     ] = False,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     as_json: Json = False,
     claim: Annotated[
-        str, typer.Option(metavar="NAMESPACE/NAME", help="The claim whose disk goes back.", rich_help_panel=_CLUSTER)
+        str,
+        typer.Option(
+            metavar="NAMESPACE/NAME", help="PVC whose volume is rolled back, e.g. shop/db.", rich_help_panel=_CLUSTER
+        ),
     ] = "",
     to: Annotated[
-        str, typer.Option("--snapshot", metavar="NAME", help="One of its VolumeSnapshots.", rich_help_panel=_CLUSTER)
+        str,
+        typer.Option(
+            "--snapshot",
+            metavar="NAME",
+            help="One of the PVC's VolumeSnapshots, e.g. before-upgrade.",
+            rich_help_panel=_CLUSTER,
+        ),
     ] = "",
     snapshot_class: Annotated[
         str,
-        typer.Option("--class", metavar="NAME", help="Class of the safety snapshot.", rich_help_panel=_CLUSTER),
+        typer.Option(
+            "--class", metavar="NAME", help="VolumeSnapshotClass of the safety snapshot.", rich_help_panel=_CLUSTER
+        ),
     ] = "",
     timeout: Annotated[
-        str, typer.Option(metavar="TIME", help="How long it may wait for the disk: 90s, 10m.", rich_help_panel=_CLUSTER)
+        str,
+        typer.Option(
+            metavar="TIME", help="Maximum wait until the volume is released, e.g. 10m.", rich_help_panel=_CLUSTER
+        ),
     ] = "",
     no_wait: Annotated[
-        bool, typer.Option("--no-wait", help="Apply it, and do not follow it.", rich_help_panel=_CLUSTER)
+        bool, typer.Option("--no-wait", help="Apply the VolumeRollback and exit.", rich_help_panel=_CLUSTER)
     ] = False,
     kubeconfig: Annotated[
         str,
-        typer.Option(envvar="KUBECONFIG", metavar="FILE", help="Where the cluster is.", rich_help_panel=_CLUSTER),
+        typer.Option(envvar="KUBECONFIG", metavar="FILE", help="Path to a kubeconfig file.", rich_help_panel=_CLUSTER),
     ] = "",
-    api_proxy: Annotated[str, api_proxy_option("Reach its API through this proxy.", _CLUSTER)] = "",
+    api_proxy: Annotated[str, api_proxy_option("Proxy for the Kubernetes API, e.g. http://proxy:3128.", _CLUSTER)] = "",
 ) -> None:
-    """Take a disk back to one of its snapshots, in place.
+    """Roll a volume back to one of its snapshots, in place.
 
-    What it holds now is kept in a safety snapshot first, so that a rollback can be taken back. All snapshots stay.
+    A safety snapshot of the current content is taken first, so that a rollback can be undone. All snapshots stay.
 
-    On a node, a disk of its agent; in a cluster, a claim's, by a VolumeRollback that is applied and followed.
+    On a node, a volume of its agent; in a cluster, the volume of a PVC, by a VolumeRollback.
 
     $ tidemark rollback db before-upgrade
 
@@ -58,34 +74,34 @@ def rollback(
     """
     if claim or to:
         if not claim or not to or volume or snapshot:
-            raise typer.BadParameter(
-                "in a cluster, --claim NAMESPACE/NAME and --snapshot NAME are given, and no disk by position"
-            )
-        from csi_driver.cli.rollback_claim import Asked, roll_back_claim
+            raise typer.BadParameter("in a cluster, use --claim NAMESPACE/NAME and --snapshot NAME, without arguments")
+        from csi_driver.cli.rollback_claim import RollbackOptions, roll_back_claim
 
         safety = not no_safety_snapshot
-        asked = Asked(claim, to, name, safety, snapshot_class, timeout, not no_wait, as_json)
-        roll_back_claim(asked, kubeconfig, api_proxy)
+        options = RollbackOptions(claim, to, name, safety, snapshot_class, timeout, not no_wait, as_json)
+        roll_back_claim(options, kubeconfig, api_proxy)
         return
     if not volume or not snapshot:
-        raise typer.BadParameter("name the disk and one of its snapshots, or in a cluster --claim and --snapshot")
+        raise typer.BadParameter("name the volume and one of its snapshots, or in a cluster use --claim and --snapshot")
     with connect(endpoint) as client:
-        disk = find(client, volume, "volume")
+        volume_node = find(client, volume, "volume")
         target = find(client, snapshot, "snapshot")
-        if disk.used_by:
+        if volume_node.used_by:
             raise Failure(
-                f"{disk.name} is in use at {places(disk)}: stop what uses it, `tidemark umount` it, try again"
+                f"{volume_node.name} is in use at {places(volume_node)}: stop the programs that use it, `tidemark umount` it, retry"
             )
-        done = client.roll_back(disk.id, target.id, name or _fresh_name(), skip_safety=no_safety_snapshot)
+        done = client.roll_back(volume_node.id, target.id, name or _fresh_name(), skip_safety=no_safety_snapshot)
         if as_json:
             print_json(done)
             return
-        nodes = client.tree(volume_id=disk.id)
-    again = " (done before: this call changed nothing)" if done.already_done else ""
-    typer.echo(f"{disk.name} holds what it held in {shown_name(target, nodes)}, since {show_time(done.at)}{again}")
+        nodes = client.tree(volume_id=volume_node.id)
+    again = " (completed before: this call changed nothing)" if done.already_done else ""
+    typer.echo(f"{volume_node.name} was rolled back to {shown_name(target, nodes)} at {show_time(done.at)}{again}")
     if done.safety_id:
-        kept = next((shown_name(n, nodes) for n in nodes if n.id == done.safety_id), done.safety_id)
-        typer.echo(f"what it held before is in snapshot {kept}: `tidemark rollback {disk.name} {kept}` takes it back")
+        safety_name = next((shown_name(n, nodes) for n in nodes if n.id == done.safety_id), done.safety_id)
+        typer.echo(
+            f"the content before is in snapshot {safety_name}: `tidemark rollback {volume_node.name} {safety_name}` undoes the rollback"
+        )
 
 
 def _fresh_name() -> str:

@@ -1,4 +1,4 @@
-"""`tidemark rollback --claim`: the same in a cluster, by a VolumeRollback."""
+"""`tidemark rollback --claim`: rolls back the volume of a PVC, by a VolumeRollback."""
 
 import json
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ import typer
 
 from csi_driver.cli.common import Failure
 from csi_driver.cli.node import call
-from csi_driver.controller_settings import DEFAULT_NAMESPACE, DEFAULT_RELEASE
+from csi_driver.controller.settings import DEFAULT_NAMESPACE, DEFAULT_RELEASE
 
 if TYPE_CHECKING:
-    from csi_driver.kube.api import Api
-    from csi_driver.operator.names import Ours
+    from csi_driver.kube.client import Api
+    from csi_driver.operator.installation import Installation
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """The options, as given; empty: the default of the resource."""
+class RollbackOptions:
+    """The options of the command; empty: the default of the resource."""
 
     claim: str
     snapshot: str
@@ -29,50 +29,50 @@ class Asked:
     as_json: bool = False
 
 
-def roll_back_claim(asked: Asked, kubeconfig: str, api_proxy: str = "") -> None:
-    """Apply the resource and show how it goes. Raises Failure where it fails, with the disk untouched."""
-    namespace, slash, claim = asked.claim.partition("/")
+def roll_back_claim(options: RollbackOptions, kubeconfig: str, api_proxy: str = "") -> None:
+    """Apply the resource and print its progress. Raises Failure if the rollback fails; the volume is unchanged then."""
+    namespace, slash, claim = options.claim.partition("/")
     if not slash or not namespace or not claim or "/" in claim:
-        raise typer.BadParameter(f"{asked.claim!r} is no claim: write NAMESPACE/NAME", param_hint="--claim")
-    spec: dict[str, Any] = {"claimName": claim, "snapshotName": asked.snapshot}
-    if not asked.safety:
+        raise typer.BadParameter(f"{options.claim!r} is not a PVC: use NAMESPACE/NAME", param_hint="--claim")
+    spec: dict[str, Any] = {"claimName": claim, "snapshotName": options.snapshot}
+    if not options.safety:
         spec["safetySnapshot"] = False
-    if asked.snapshot_class:
-        spec["volumeSnapshotClassName"] = asked.snapshot_class
-    if asked.timeout:
-        spec["timeout"] = asked.timeout
-    made: list[Any] = []
+    if options.snapshot_class:
+        spec["volumeSnapshotClassName"] = options.snapshot_class
+    if options.timeout:
+        spec["timeout"] = options.timeout
+    applied: list[Any] = []
 
-    async def work(api: "Api", _: "Ours") -> dict[str, Any]:
-        from csi_driver.operator import rollback_ask
+    async def work(api: "Api", _: "Installation") -> dict[str, Any]:
+        from csi_driver.operator.rollback import client as rollbacks
 
-        made.append(await rollback_ask.apply(api, namespace, asked.name, spec))
-        typer.echo(f"VolumeRollback {namespace}/{made[0]['metadata']['name']} is applied", err=asked.as_json)
-        status: dict[str, Any] = made[0].get("status") or {}
-        if asked.wait:
-            async for status in rollback_ask.follow(api, made[0]):
-                typer.echo(f"{status['phase']}: {status['message']}", err=asked.as_json)
+        applied.append(await rollbacks.apply(api, namespace, options.name, spec))
+        typer.echo(f"VolumeRollback {namespace}/{applied[0]['metadata']['name']} is applied", err=options.as_json)
+        status: dict[str, Any] = applied[0].get("status") or {}
+        if options.wait:
+            async for status in rollbacks.watch_status(api, applied[0]):
+                typer.echo(f"{status['phase']}: {status['message']}", err=options.as_json)
         return status
 
     try:
         status = call(kubeconfig, DEFAULT_NAMESPACE, DEFAULT_RELEASE, "", work, api_proxy)
     except KeyboardInterrupt:
-        if not made:
+        if not applied:
             raise
-        name = made[0]["metadata"]["name"]
+        name = applied[0]["metadata"]["name"]
         raise Failure(
-            f"not waited for any longer, and it goes on: `kubectl -n {namespace} get volumerollback {name}` shows it, "
-            "deleting it cancels it while the disk is untouched"
+            f"stopped waiting; the rollback continues: `kubectl -n {namespace} get volumerollback {name}` shows it, and deleting "
+            "it cancels it while the volume is unchanged"
         ) from None
-    _tell(asked, namespace, made[0]["metadata"]["name"], status)
+    _report(options, namespace, applied[0]["metadata"]["name"], status)
 
 
-def _tell(asked: Asked, namespace: str, name: str, status: dict[str, Any]) -> None:
-    if asked.as_json:
-        shown = {key: value for key, value in status.items() if key != "conditions"}
-        typer.echo(json.dumps({"namespace": namespace, "name": name} | shown, indent=2))
+def _report(options: RollbackOptions, namespace: str, name: str, status: dict[str, Any]) -> None:
+    if options.as_json:
+        fields = {key: value for key, value in status.items() if key != "conditions"}
+        typer.echo(json.dumps({"namespace": namespace, "name": name} | fields, indent=2))
     if status.get("phase") == "Failed":
         raise Failure(f"VolumeRollback {namespace}/{name} has failed: {status['message']}")
     safety = status.get("safetySnapshotName")
-    if asked.wait and safety and not asked.as_json:
-        typer.echo(f"`tidemark rollback --claim {asked.claim} --snapshot {safety}` takes it back")
+    if options.wait and safety and not options.as_json:
+        typer.echo(f"`tidemark rollback --claim {options.claim} --snapshot {safety}` undoes the rollback")

@@ -1,22 +1,22 @@
-"""Sizes as people write and read them. The only place that reads suffixes; they mean what Kubernetes means by them."""
+"""Sizes as people write and read them, with the suffixes of Kubernetes. No other module reads suffixes."""
 
 import re
 
-from csi_driver.domain.space import human
+from csi_driver.domain.capacity import human
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTPE]i?)?B?", re.ASCII | re.IGNORECASE)
 _POWER = {letter: power for power, letter in enumerate("KMGTPE", start=1)}
 
 
 class BadSize(ValueError):
-    """A text that is no size; the message shows how one is written."""
+    """Invalid size; the message has an example."""
 
 
 def parse(text: str) -> int:
-    """Bytes: `20Gi` is 20 times 2^30, `20G` is 20 times 10^9 (as in a PersistentVolumeClaim), `4096` is itself."""
+    """Return bytes: `20Gi` is 20 times 2^30, `20G` is 20 times 10^9 (as in a PersistentVolumeClaim), `4096` is itself."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise BadSize(f"{text!r} is not a size: write 20Gi, 512Mi, 20G or a number of bytes")
+        raise BadSize(f"{text!r} is not a size: use 20Gi, 512Mi, 20G or a number of bytes")
     number, suffix = match.groups()
     factor = 1
     if suffix:
@@ -25,10 +25,10 @@ def parse(text: str) -> int:
     # Whole numbers only: a float would lose bytes above 2^53.
     value = int(whole) * factor + (int(fraction) * factor // 10 ** len(fraction) if fraction else 0)
     if value >= 1 << 63:
-        raise BadSize(f"{text!r} is more than any disk can have: ask for less than 8Ei")
+        raise BadSize(f"{text!r} exceeds the maximum size of a volume: use less than 8Ei")
     return value
 
 
 def show(count: int) -> str:
-    """Bytes for a table: `1.5 GiB`, without a fraction where there is none."""
+    """Return bytes for a table: `1.5 GiB`, without a fraction of zero."""
     return human(count)

@@ -1,4 +1,4 @@
-"""`tidemark snapshot` and `tidemark group`: disks at one moment, alone or several together."""
+"""`tidemark snapshot` and `tidemark group`: snapshots of one volume, or of several at one moment."""
 
 from typing import Annotated
 
@@ -17,35 +17,40 @@ from csi_driver.cli.common import (
 from csi_driver.cli.sizes import show
 from csi_driver.settings import DEFAULT_ENDPOINT
 
-app = typer.Typer(help="Snapshots of one disk: create, delete, list.", no_args_is_help=True)
-group_app = typer.Typer(help="Snapshots of several disks at one moment: create, delete.", no_args_is_help=True)
+app = typer.Typer(help="Snapshots of one volume: create, delete, list.", no_args_is_help=True)
+group_app = typer.Typer(help="Snapshots of several volumes at one moment: create, delete.", no_args_is_help=True)
 
 
 @app.command()
 def create(
-    volume: Annotated[str, typer.Argument(help="Name or id of the disk, in use or not.")],
-    name: Annotated[str, typer.Argument(help="The same name again answers the same snapshot.")],
+    volume: Annotated[str, typer.Argument(help="Name or id of the volume, in use or not, e.g. db.")],
+    name: Annotated[
+        str, typer.Argument(help="Name of the snapshot; the same name returns the same snapshot, e.g. before-upgrade.")
+    ],
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     as_json: Json = False,
 ) -> None:
-    """Keep what a disk holds now.
+    """Take a snapshot of a volume.
 
     $ tidemark snapshot create db before-upgrade
     """
     with connect(endpoint) as client:
-        cut = client.create_snapshot(find_id(client, volume, "volume"), name)
+        snapshot = client.create_snapshot(find_id(client, volume, "volume"), name)
     if as_json:
-        print_json(cut)
+        print_json(snapshot)
     else:
-        typer.echo(f"snapshot {name} holds {volume} as of {show_time(cut.created)}: {cut.id}")
+        typer.echo(f"snapshot {name} has the content of {volume} as of {show_time(snapshot.created)}: {snapshot.id}")
 
 
 @app.command()
 def delete(
-    snapshots: Annotated[list[str], typer.Argument(metavar="SNAPSHOT", help="Names or ids.")],
+    snapshots: Annotated[list[str], typer.Argument(metavar="SNAPSHOT", help="Names or ids of snapshots.")],
     endpoint: Endpoint = DEFAULT_ENDPOINT,
 ) -> None:
-    """Delete snapshots. The disk stays, and so do the disks that were made from them."""
+    """Delete snapshots. Their volume and clones of them stay.
+
+    $ tidemark snapshot delete before-upgrade
+    """
     with connect(endpoint) as client:
         for snapshot_id in [find_id(client, text, "snapshot") for text in snapshots]:
             client.delete_snapshot(snapshot_id)
@@ -54,11 +59,14 @@ def delete(
 
 @app.command("list")
 def list_(
-    volume: Annotated[str, typer.Option("--of", metavar="VOLUME", help="Those of one disk only.")] = "",
+    volume: Annotated[str, typer.Option("--of", metavar="VOLUME", help="Only snapshots of this volume, e.g. db.")] = "",
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     as_json: Json = False,
 ) -> None:
-    """Show all snapshots, or those of one disk."""
+    """List all snapshots, or those of one volume.
+
+    $ tidemark snapshot list --of db
+    """
     with connect(endpoint) as client:
         nodes = client.tree()
         of = find_id(client, volume, "volume") if volume else ""
@@ -68,7 +76,7 @@ def list_(
         return
     names = {node.id: shown_name(node, nodes) for node in nodes}
     print_table(
-        ("NAME", "OF", ">SIZE", "HOLDS", "CUT", "CONDITION"),
+        ("NAME", "VOLUME", ">SIZE", "FORMAT", "CREATED", "CONDITION"),
         [
             (
                 names[s.id],
@@ -80,18 +88,22 @@ def list_(
             )
             for s in snapshots
         ],
-        "no snapshots yet: `tidemark snapshot create VOLUME NAME` makes one",
+        "no snapshots: `tidemark snapshot create VOLUME NAME` takes one",
     )
 
 
 @group_app.command("create")
 def create_group(
-    name: Annotated[str, typer.Argument(help="The same name again answers the same group.")],
-    volumes: Annotated[list[str], typer.Argument(metavar="VOLUME", help="Names or ids of the disks.")],
+    name: Annotated[
+        str, typer.Argument(help="Name of the group snapshot; the same name returns the same one, e.g. nightly.")
+    ],
+    volumes: Annotated[
+        list[str], typer.Argument(metavar="VOLUME", help="Names or ids of the volumes, e.g. db db-log.")
+    ],
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     as_json: Json = False,
 ) -> None:
-    """Keep what several disks hold at one moment: all of them, or none.
+    """Take snapshots of several volumes at one moment: all, or none.
 
     $ tidemark group create nightly db db-log
     """
@@ -100,14 +112,20 @@ def create_group(
     if as_json:
         print_json(group)
     else:
-        typer.echo(f"group {name} holds {len(group.members)} disks as of {show_time(group.created)}: {group.id}")
+        typer.echo(
+            f"group snapshot {name} has {len(group.members)} volumes as of {show_time(group.created)}: {group.id}"
+        )
 
 
 @group_app.command("delete")
 def delete_group(
-    group: Annotated[str, typer.Argument(help="Name or id.")], endpoint: Endpoint = DEFAULT_ENDPOINT
+    group: Annotated[str, typer.Argument(help="Name or id of the group snapshot.")],
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
 ) -> None:
-    """Delete a group with all its snapshots."""
+    """Delete a group snapshot with all its members.
+
+    $ tidemark group delete nightly
+    """
     with connect(endpoint) as client:
         group_id = find_id(client, group, "group")
         client.delete_group(group_id)

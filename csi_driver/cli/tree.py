@@ -1,4 +1,4 @@
-"""`tidemark tree`: disks, their snapshots, what was made from those, and how many bytes each has for itself."""
+"""`tidemark tree`: volumes, their snapshots and clones, and the bytes that each has of its own."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -13,39 +13,41 @@ if TYPE_CHECKING:
     from rich.text import Text
     from rich.tree import Tree
 
-    from csi_driver.rpc.client import Node
+    from csi_driver.rpc.clients.cli_client import Node
 
 
 def tree(
-    volume: Annotated[str, typer.Argument(help="Only this disk and what hangs on it.")] = "",
-    pool: Annotated[str, typer.Option(metavar="POOL", help="Only this pool.")] = "",
+    volume: Annotated[str, typer.Argument(help="Only this volume, its snapshots and clones, e.g. db.")] = "",
+    pool: Annotated[str, typer.Option(metavar="POOL", help="Only this pool, e.g. default.")] = "",
     no_usage: Annotated[
-        bool, typer.Option("--no-usage", help="Do not count bytes: quicker where disks are large and fragmented.")
+        bool, typer.Option("--no-usage", help="Do not count bytes; faster if volumes are large and fragmented.")
     ] = False,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     as_json: Json = False,
 ) -> None:
-    """Draw disks, their snapshots, and the disks made from those.
+    """Draw volumes, their snapshots, and clones of those.
 
-    "Own" is what deleting this one alone would free; "shared" is what others refer to as well.
+    "Own" is the space that deleting this object alone frees; "shared" is space that others use as well.
+
+    $ tidemark tree
     """
     with connect(endpoint) as client:
-        of = find_id(client, volume, "volume") if volume else ""
-        nodes = client.tree(pool, of, with_usage=not no_usage)
+        volume_id = find_id(client, volume, "volume") if volume else ""
+        nodes = client.tree(pool, volume_id, with_usage=not no_usage)
     if as_json:
         print_json(nodes)
         return
     from rich.console import Console
 
     if not nodes:
-        typer.echo("no disks yet: `tidemark volume create NAME --size 10Gi` makes one")
+        typer.echo("no volumes: `tidemark volume create NAME --size 10Gi` creates one")
         return
-    # Never folded: the lines of a tree are hard enough to follow.
+    # Never wrapped: the lines of a tree are hard enough to follow.
     Console(width=WIDE).print(draw(nodes))
 
 
 def draw(nodes: "Sequence[Node]") -> "Tree":
-    """The nodes as a tree: each below what it was made from, as long as that is still the same object."""
+    """Return the nodes as a tree: each below its source, if that still exists."""
     from rich.tree import Tree
 
     by_id = {node.id: node for node in nodes}
@@ -64,16 +66,16 @@ def draw(nodes: "Sequence[Node]") -> "Tree":
         for child in children.get(node.id, ()):
             add(below, child)
 
-    # Groups last: their members are drawn below the disks that they were cut from.
+    # Group snapshots last: their members are drawn below their volumes.
     for root in sorted(roots, key=lambda n: n.kind == "group"):
         add(drawn, root)
     return drawn
 
 
 def is_parent(parent: "Node", node: "Node") -> bool:
-    """Whether an object with the parent's id is the parent itself, not another that was given its name later.
+    """Return whether `parent` is the source of `node`, not a later object with the same name.
 
-    Of a disk made from a snapshot the record keeps the uid of the snapshot's own source.
+    The record of a clone of a snapshot has the uid of the snapshot's own volume.
     """
     return node.parent_uid in {parent.uid, parent.parent_uid if parent.kind == "snapshot" else parent.uid}
 
@@ -82,8 +84,8 @@ def _label(node: "Node", nodes: "Sequence[Node]", gone: bool) -> "Text":
     from rich.text import Text
 
     style = {"volume": "bold", "snapshot": "cyan", "group": "magenta", "other": "dim"}[node.kind]
-    words = {"volume": "disk", "group": "group snapshot", "other": "of a kind that this version does not know"}
-    kind = words.get(node.kind, node.kind)
+    titles = {"group": "group snapshot", "other": "of a kind that this version does not know"}
+    kind = titles.get(node.kind, node.kind)
     text = Text.assemble((shown_name(node, nodes), style), (f"  {kind}, {show(node.size)}", ""))
     if node.format:
         text.append(f", {node.format}")
@@ -98,5 +100,10 @@ def _label(node: "Node", nodes: "Sequence[Node]", gone: bool) -> "Text":
     if node.condition:
         text.append(f"  {node.condition}", "red")
     if gone:
-        text.append(f"  made from {node.parent_id}, which is gone", "dim")
+        text.append(
+            f"  clone of {node.parent_id}, which is gone"
+            if node.kind == "volume"
+            else f"  of {node.parent_id}, which is gone",
+            "dim",
+        )
     return text

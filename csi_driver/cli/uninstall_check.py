@@ -1,4 +1,4 @@
-"""`tidemark uninstall-check`: run by the chart before `helm uninstall` removes anything; says no while something would be stranded."""
+"""`tidemark uninstall-check`: run by the chart before `helm uninstall` removes anything; refuses while something would be stranded."""
 
 import asyncio
 from typing import TYPE_CHECKING, Annotated
@@ -10,38 +10,38 @@ from csi_driver.cli.common import Failure
 from csi_driver.cli.controller import ApiProxy
 
 if TYPE_CHECKING:
-    from csi_driver.kube.api import Api
+    from csi_driver.kube.client import Api
 
-SHOWN = 3
-"""Names in the message: enough to recognise what they are; `kubectl get` has the rest."""
+MAX_NAMES = 3
+"""Names in the message: enough to recognise the objects; `kubectl get` has the rest."""
 
 RUNNING = {"WaitingForRelease", "SafetySnapshot", "RollingBack"}
-"""Phases of a VolumeRollback that runs: without a controller nobody would end it."""
+"""Phases of a VolumeRollback that runs: without a controller it would never end."""
 
 
 async def strands(api: "Api", driver: str, snapshots: bool = True) -> list[str]:
-    """What an uninstallation would strand, one phrase a kind with the count. Raises DriverError where the API cannot tell.
+    """Return what an uninstallation would strand, one phrase with the count for each kind. Raises DriverError.
 
-    `snapshots`: whether this release serves snapshots, and so may see them.
+    `snapshots`: whether this release serves snapshots, and so may list them.
     """
-    from csi_driver.kube.kinds import CONTENTS, ROLLBACKS, VOLUMES
-    from csi_driver.operator.rollback_wish import FINALIZER
+    from csi_driver.kube.resources import PVS, ROLLBACKS, SNAPSHOT_CONTENTS
+    from csi_driver.operator.rollback.resource import FINALIZER
 
     volumes = [
         volume["metadata"]["name"]
-        for volume in await api.list(VOLUMES)
+        for volume in await api.list(PVS)
         if (volume["spec"].get("csi") or {}).get("driver") == driver
     ]
-    # They outlive claims and volumes, and their finalizers are taken away by our snapshotter alone.
+    # They outlive PVCs and PVs, and only this driver's snapshotter removes their finalizers.
     contents = [
         content["metadata"]["name"]
-        for content in (await api.list_served(CONTENTS) if snapshots else [])
+        for content in (await api.list_served(SNAPSHOT_CONTENTS) if snapshots else [])
         if content["spec"].get("driver") == driver
     ]
     rollbacks = [
         f"{rollback['metadata']['namespace']}/{rollback['metadata']['name']}"
         for rollback in await api.list_served(ROLLBACKS)
-        # Whatever the phase says, one with the finalizer may hold its volume, and nobody else would take that away.
+        # In any phase, one with the finalizer may hold its volume, and only the controller removes that.
         if (rollback.get("status") or {}).get("phase") in RUNNING
         or FINALIZER in (rollback["metadata"].get("finalizers") or ())
     ]
@@ -55,26 +55,28 @@ async def strands(api: "Api", driver: str, snapshots: bool = True) -> list[str]:
 def _phrase(names: list[str], kind: str, whose: str = "") -> list[str]:
     if not names:
         return []
-    shown = ", ".join(sorted(names)[:SHOWN]) + (" ..." if len(names) > SHOWN else "")
+    shown = ", ".join(sorted(names)[:MAX_NAMES]) + (" ..." if len(names) > MAX_NAMES else "")
     return [f"{len(names)} {kind}{'' if len(names) == 1 else 's'}{whose} ({shown})"]
 
 
 def uninstall_check(
     driver_name: Annotated[
-        str, typer.Option(envvar="TIDEMARK_DRIVER_NAME", help="The CSI driver's name.")
+        str, typer.Option(envvar="TIDEMARK_DRIVER_NAME", help="Name of the CSI driver, as in its CSIDriver object.")
     ] = DRIVER_NAME,
-    snapshots: Annotated[bool, typer.Option(help="Count snapshots too.")] = True,
-    release: Annotated[str, typer.Option(help="Helm's release, for the next step.")] = "tidemark",
-    namespace: Annotated[str, typer.Option(help="Its namespace.")] = "tidemark",
-    revision: Annotated[int, typer.Option(help="Its revision.")] = 1,
-    kubeconfig: Annotated[str, typer.Option(metavar="FILE", help="Outside a pod: how to reach the cluster.")] = "",
+    snapshots: Annotated[bool, typer.Option(help="Count snapshots as well.")] = True,
+    release: Annotated[str, typer.Option(help="Name of the Helm release, for the message.")] = "tidemark",
+    namespace: Annotated[str, typer.Option(help="Namespace of the release, for the message.")] = "tidemark",
+    revision: Annotated[int, typer.Option(help="Revision of the release, for the message.")] = 1,
+    kubeconfig: Annotated[
+        str, typer.Option(metavar="FILE", help="Path to a kubeconfig file; not needed in a pod.")
+    ] = "",
     api_proxy: ApiProxy = "",
 ) -> None:
-    """Refuse to be uninstalled while volumes or snapshots of this driver exist or a rollback runs. Changes nothing."""
+    """Refuse an uninstallation while volumes or snapshots of this driver exist or a rollback runs. Changes nothing."""
     from csi_driver.domain.errors import DriverError
-    from csi_driver.kube.api import Api
+    from csi_driver.kube.client import Api
 
-    async def look() -> list[str]:
+    async def check() -> list[str]:
         api = await Api.connect(kubeconfig, api_proxy)
         try:
             return await strands(api, driver_name, snapshots)
@@ -82,13 +84,14 @@ def uninstall_check(
             await api.close()
 
     try:
-        found = asyncio.run(look())
+        stranded = asyncio.run(check())
     except DriverError as error:
-        raise Failure(f"whether disks exist cannot be told, so nothing is uninstalled: {error}") from None
-    if found:
+        raise Failure(f"not uninstalled: cannot check whether volumes exist: {error}") from None
+    if stranded:
         raise Failure(
-            f"not uninstalled: {' and '.join(found)} would be left with nobody to mount or delete them. Delete the claims and VolumeSnapshots first, "
-            f"or `helm uninstall {release} --namespace {namespace} --no-hooks` to leave the disks where they are. To go on as "
-            f"before, `helm rollback {release} {revision} --namespace {namespace}`: helm counts a refused uninstallation as begun"
+            f"not uninstalled: {' and '.join(stranded)} would be stranded: nothing could mount or delete them. "
+            "Delete the PVCs and VolumeSnapshots first, "
+            f"or `helm uninstall {release} --namespace {namespace} --no-hooks` to leave the volumes where they are. "
+            f"To keep the release, `helm rollback {release} {revision} --namespace {namespace}`: helm counts a refused uninstallation as started"
         )
-    typer.echo(f"no volume and no snapshot of {driver_name} exists and no rollback runs: it may be uninstalled")
+    typer.echo(f"no volume and no snapshot of {driver_name} exists and no rollback runs: uninstall is safe")

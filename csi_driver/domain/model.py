@@ -10,7 +10,7 @@ from typing import Any, Literal
 from csi_driver.domain.ids import ObjectId
 
 
-class Mode(StrEnum):
+class AccessMode(StrEnum):
     """Access modes of one node; the protocol's others are refused, since a pool belongs to one node."""
 
     WRITER = "SINGLE_NODE_WRITER"
@@ -24,7 +24,7 @@ class Capability:
     """One way in which a volume is to be used."""
 
     access: Literal["mount", "block"]
-    mode: Mode
+    mode: AccessMode
     fs_type: str = ""
     mount_flags: tuple[str, ...] = ()
     unknown: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -85,7 +85,7 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
-class Rolled:
+class CompletedRollback:
     """One rollback that happened; kept so that a retry of the same name changes nothing."""
 
     name: str
@@ -96,7 +96,7 @@ class Rolled:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class VolumeCondition:
     """What is wrong with a file system: `kind` for programs, `text` for people, as the rest of "since ...".
 
     `stopped`: nothing can be written to it any more.
@@ -141,7 +141,7 @@ class Volume:
     thick: bool = False
     source_uid: str = ""
     made_from: str = ""
-    rollbacks: tuple[Rolled, ...] = ()
+    rollbacks: tuple[CompletedRollback, ...] = ()
     hold: Hold | None = None
     requested: int = 0
     condition: Condition | None = None
@@ -173,7 +173,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class GroupSnapshot:
     """Snapshots of several volumes at one moment, made and deleted together."""
 
     id: ObjectId
@@ -197,7 +197,7 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class VolumeUsage:
     """Who uses a volume, as the kernel says it now: its block device, and every place where it is shown.
 
     A place is one mount with all the paths by which it is seen: several, where a directory above it is bind-mounted within

@@ -12,12 +12,12 @@ from csi_driver.domain.errors import Damaged
 from csi_driver.domain.fields import Fields
 from csi_driver.domain.ids import ObjectId, parse
 from csi_driver.domain.model import (
+    AccessMode,
     Capability,
+    CompletedRollback,
     Condition,
-    Group,
+    GroupSnapshot,
     Hold,
-    Mode,
-    Rolled,
     SizeRange,
     Snapshot,
     Source,
@@ -103,7 +103,7 @@ def load_snapshot(data: bytes, size: int) -> Snapshot:
     return _snapshot(load(data, "snapshot"), lambda _: size)
 
 
-def dump_group(group: Group) -> bytes:
+def dump_group(group: GroupSnapshot) -> bytes:
     """The record of a group with the records of its members, as bytes to be written."""
     return dump(
         {
@@ -121,10 +121,10 @@ def dump_group(group: Group) -> bytes:
     )
 
 
-def load_group(data: bytes, sizes: Mapping[str, int]) -> Group:
+def load_group(data: bytes, sizes: Mapping[str, int]) -> GroupSnapshot:
     """Read a group's record; `sizes` maps each member's hash to its image's bytes. Raises Damaged otherwise."""
     fields = load(data, "group")
-    return Group(
+    return GroupSnapshot(
         id=_id(fields),
         name=fields.text("name"),
         uid=fields.text("uid"),
@@ -215,16 +215,16 @@ def _request(fields: Fields, name: str) -> VolumeRequest:
 def _capability(fields: Fields) -> Capability:
     return Capability(
         fields.one_of("access", _ACCESS),
-        fields.one_of("mode", Mode),
+        fields.one_of("mode", AccessMode),
         fields.text("fs_type"),
         fields.texts("mount_flags"),
         fields.unknown,
     )
 
 
-def _rolled(fields: Fields) -> Rolled:
+def _rolled(fields: Fields) -> CompletedRollback:
     name, snapshot = fields.text("name"), fields.text("snapshot")
-    return Rolled(name, snapshot, fields.number("at"), fields.text("safety"), fields.unknown)
+    return CompletedRollback(name, snapshot, fields.number("at"), fields.text("safety"), fields.unknown)
 
 
 def _size_of(sizes: Mapping[str, int], member: ObjectId) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from csi_driver.domain.errors import InvalidRequest
 from csi_driver.domain.ids import MAX_NAME_BYTES, is_pool_name
-from csi_driver.domain.model import Capability, Mode, VolumeRequest
+from csi_driver.domain.model import AccessMode, Capability, VolumeRequest
 from csi_driver.domain.mount_flags import check_known_flags, check_mount_flags
 
 KUBERNETES_PREFIX = "csi.storage.k8s.io/"
@@ -97,7 +97,7 @@ def check_volume_request(request: VolumeRequest) -> None:
     check_volume_parameters(request.parameters)
     label = request.labels.get(FS_TYPE_LABEL, "")
     if label and any(c.access == "mount" for c in request.capabilities):
-        check_capability(Capability("mount", Mode.MULTI_WRITER, label))
+        check_capability(Capability("mount", AccessMode.MULTI_WRITER, label))
 
 
 def asked_file_system(request: VolumeRequest) -> str:

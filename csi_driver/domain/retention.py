@@ -1,48 +1,49 @@
-"""Which snapshots of a schedule go. Pure: what is kept follows from the snapshots alone, never from a clock.
+"""Which snapshots of a schedule are deleted. Pure: that follows from the snapshots alone, never from a clock.
 
-A snapshot goes only if no rule keeps it; where there is no rule, nothing goes. "Now" is the youngest ready snapshot of the
-series, so a schedule that stands still, or a clock that runs away, removes nothing by itself. Only ready snapshots count.
-Buckets are those of the calendar in the schedule's zone, and of each bucket the youngest snapshot is kept: the last one of
-an hour, of a day, of a week from Monday, of a month, of a year.
+A snapshot is deleted only if no rule keeps it; without a rule, nothing is deleted. "Now" is the youngest ready snapshot of the series,
+so a schedule that is suspended, or a clock that is wrong, deletes nothing. Only ready snapshots count. Buckets are those of the calendar
+in the schedule's zone, and the youngest snapshot of each bucket is kept: the last one of an hour, of a day, of a week from Monday, of a
+month, of a year.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
+from typing import TypeVar
 
-MOST_FAILED = 3
-"""Failed snapshots of one series that stay for somebody to look at."""
+FAILED_HISTORY_LIMIT = 3
+"""Failed snapshots of one series that stay, so that their errors can be read."""
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
-    """What is made and removed at once: a snapshot, or a group of snapshots."""
+class SnapshotRecord:
+    """A snapshot, or a group of snapshots, which is created and deleted as a whole."""
 
     name: str
     instant: int
-    """The nominal time that it was made for, in seconds of the Unix epoch."""
+    """The nominal time of its run, in seconds of the Unix epoch."""
     series: frozenset[str]
-    """The disks that it holds a snapshot of: one, or one for each member of a group."""
+    """Handles of its volumes: one, or one for each member of a group."""
     ready: bool = True
     failed: bool = False
-    kept: bool = False
-    """Whether it must stay whatever the rules say: somebody labelled it or a member so, or it is being read."""
+    protected: bool = False
+    """Whether no rule may delete it: it or a member is labelled to be kept, or is being read."""
 
     @property
     def age(self) -> tuple[int, str]:
-        """Order of age; of two of one instant, the name decides, so that the order is the same each time."""
+        """Sort key, oldest first; the name decides between two of one time, so that the order is always the same."""
         return self.instant, self.name
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """What is kept of each series. 0: the rule is not there. The counts of buckets include the one of "now"."""
+class RetentionPolicy:
+    """What is kept of each series; 0 means no rule. The counts of buckets include the one of "now"."""
 
     last: int = 0
-    """The youngest so many."""
+    """Number of the youngest ones."""
     max_age: int = 0
-    """All that are not older than so many seconds."""
+    """Age in seconds up to which all are kept."""
     hourly: int = 0
     daily: int = 0
     weekly: int = 0
@@ -56,7 +57,7 @@ class Rules:
         return any((self.last, self.max_age, self.hourly, self.daily, self.weekly, self.monthly, self.yearly))
 
     def buckets(self) -> Iterable[tuple[int, Callable[[int], int]]]:
-        """Each rule of the calendar: how many buckets, and the number of an instant's bucket."""
+        """Yield each rule of the calendar: how many buckets, and the function from a time to its bucket."""
         for count, number in (
             (self.hourly, self._hour),
             (self.daily, self._day),
@@ -71,7 +72,7 @@ class Rules:
         return datetime.fromtimestamp(instant, self.zone)
 
     def _hour(self, instant: int) -> int:
-        """The hour that comes twice when the clock goes back is two hours; zones off by half an hour have their own."""
+        """An hour that comes twice when the clock goes back is two buckets; zones off by half an hour have buckets of their own."""
         offset = self._local(instant).utcoffset()
         return (instant + (int(offset.total_seconds()) if offset else 0) % 3600) // 3600
 
@@ -83,62 +84,67 @@ class Rules:
         return local.year * 12 + local.month
 
 
-def surplus(units: Sequence[Unit], rules: Rules) -> list[Unit]:
-    """The ready units that no rule keeps for any of their series, oldest first.
+_S = TypeVar("_S", bound=SnapshotRecord)
 
-    Never one that must stay, and never the youngest ready one of a series. A group is one unit: what keeps it for one
-    member keeps all of it.
+
+def expired(snapshots: Sequence[_S], policy: RetentionPolicy) -> list[_S]:
+    """Return the ready snapshots that no rule keeps for any of their series, oldest first.
+
+    Never a protected one, and never the youngest ready one of a series. What keeps a group for one member keeps all of it.
     """
-    if not rules.any:
+    if not policy.any:
         return []
-    ready = [unit for unit in units if unit.ready]
-    wanted: set[str] = set()
+    ready = [snapshot for snapshot in snapshots if snapshot.ready]
+    kept: set[str] = set()
     for series in _by_series(ready).values():
-        wanted |= {unit.name for unit in _kept(series, rules)}
-    return sorted((u for u in ready if not u.kept and u.series and u.name not in wanted), key=lambda unit: unit.age)
-
-
-def youngest_ready(units: Iterable[Unit]) -> dict[str, Unit]:
-    """The youngest ready unit of each series: never surplus, whatever the rules say."""
-    ready = _by_series(unit for unit in units if unit.ready)
-    return {name: max(series, key=lambda unit: unit.age) for name, series in ready.items()}
-
-
-def _kept(series: list[Unit], rules: Rules) -> Iterable[Unit]:
-    """What the rules keep of one series."""
-    youngest_first = sorted(series, key=lambda unit: unit.age, reverse=True)
-    now = youngest_first[0].instant
-    yield from youngest_first[: max(1, rules.last)]
-    if rules.max_age:
-        yield from (unit for unit in youngest_first if now - unit.instant <= rules.max_age)
-    for count, number in rules.buckets():
-        current = number(now)
-        seen: set[int] = set()
-        for unit in youngest_first:
-            bucket = number(unit.instant)
-            if bucket > current - count and bucket not in seen:
-                seen.add(bucket)
-                yield unit
-
-
-def failures_to_remove(units: Sequence[Unit]) -> list[Unit]:
-    """The failed units that go, oldest first: those that a younger ready one has made up for, and all but the last few."""
-    gone: dict[str, int] = defaultdict(int)
-    failed = [unit for unit in units if unit.failed and not unit.ready]
-    for series in _by_series(units).values():
-        newest = max((unit.age for unit in series if unit.ready), default=None)
-        youngest_first = sorted((u for u in series if u.failed and not u.ready), key=lambda u: u.age, reverse=True)
-        for younger, unit in enumerate(youngest_first):
-            if younger >= MOST_FAILED or (newest is not None and unit.age < newest):
-                gone[unit.name] += 1
+        kept |= {snapshot.name for snapshot in _kept(series, policy)}
     return sorted(
-        (u for u in failed if not u.kept and u.series and gone[u.name] == len(u.series)), key=lambda unit: unit.age
+        (s for s in ready if not s.protected and s.series and s.name not in kept), key=lambda snapshot: snapshot.age
     )
 
 
-def _by_series(units: Iterable[Unit]) -> dict[str, list[Unit]]:
-    result: dict[str, list[Unit]] = defaultdict(list)
-    for unit in units:
-        for name in unit.series:
-            result[name].append(unit)
+def youngest_ready(snapshots: Iterable[_S]) -> dict[str, _S]:
+    """Return the youngest ready snapshot of each series: it never expires."""
+    ready = _by_series(snapshot for snapshot in snapshots if snapshot.ready)
+    return {name: max(series, key=lambda snapshot: snapshot.age) for name, series in ready.items()}
+
+
+def failures_to_remove(snapshots: Sequence[_S]) -> list[_S]:
+    """Return the failed snapshots to delete, oldest first: those older than a ready one, and all but the last few."""
+    superseded: dict[str, int] = defaultdict(int)
+    failed = [snapshot for snapshot in snapshots if snapshot.failed and not snapshot.ready]
+    for series in _by_series(snapshots).values():
+        newest = max((snapshot.age for snapshot in series if snapshot.ready), default=None)
+        youngest_first = sorted((s for s in series if s.failed and not s.ready), key=lambda s: s.age, reverse=True)
+        for younger, snapshot in enumerate(youngest_first):
+            if younger >= FAILED_HISTORY_LIMIT or (newest is not None and snapshot.age < newest):
+                superseded[snapshot.name] += 1
+    return sorted(
+        (s for s in failed if not s.protected and s.series and superseded[s.name] == len(s.series)),
+        key=lambda snapshot: snapshot.age,
+    )
+
+
+def _kept(series: Sequence[SnapshotRecord], policy: RetentionPolicy) -> Iterable[SnapshotRecord]:
+    """Yield what the rules keep of one series."""
+    youngest_first = sorted(series, key=lambda snapshot: snapshot.age, reverse=True)
+    now = youngest_first[0].instant
+    yield from youngest_first[: max(1, policy.last)]
+    if policy.max_age:
+        yield from (snapshot for snapshot in youngest_first if now - snapshot.instant <= policy.max_age)
+    for count, number in policy.buckets():
+        current = number(now)
+        filled: set[int] = set()
+        for snapshot in youngest_first:
+            bucket = number(snapshot.instant)
+            if bucket > current - count and bucket not in filled:
+                filled.add(bucket)
+                yield snapshot
+
+
+def _by_series(snapshots: Iterable[_S]) -> dict[str, list[_S]]:
+    result: dict[str, list[_S]] = defaultdict(list)
+    for snapshot in snapshots:
+        for name in snapshot.series:
+            result[name].append(snapshot)
     return result

@@ -1,6 +1,6 @@
-"""The image that holds a pool: a file with XFS in it, on a loop device, mounted. Run in children; what exists is never formatted.
+"""The image of a pool: a file with XFS in it, on a loop device, mounted. Runs in helpers; never formats an existing file.
 
-Nothing here is remembered: what a step that was interrupted left is seen in the file, its device and the mounted XFS themselves.
+Nothing is noted elsewhere: the file, its device and the mounted XFS themselves show what an interrupted step has left.
 """
 
 import errno
@@ -11,44 +11,46 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from csi_driver.host import allocation, container, files, filesystems, loop, mountinfo, mounts
+from csi_driver.host import container_mounts
+from csi_driver.host.block import loop
 from csi_driver.host.errors import HostError, Mismatch
+from csi_driver.host.fs import allocation, files, filesystems, mountinfo, mounts
 
 _MKFS_SECONDS = 110.0
 _GROW_SECONDS = 110.0
 KEEP_FREE = 0.15
-"""Of the host's file system: a kubelet calls a node short of space, and evicts pods, from 10 to 15 % on."""
+"""Share of the host's file system: below 10 to 15 % a kubelet reports disk pressure and evicts pods."""
 
 
 def make_pool_image(path: str, size: int, sparse: bool, token: str) -> bool:
-    """Make a file of `size` bytes with XFS in it: formatted through its loop device, under another name, renamed when done.
+    """Make a file of `size` bytes with XFS in it, under another name that is formatted through its loop device and renamed.
 
-    Returns False where another agent has made it in the meantime. Raises CommandError; OSError ENOSPC, also where an
-    image that is allocated in full would leave its host too little. Nothing is left behind then.
+    Returns False if another agent has made it in the meantime. Raises CommandError; OSError ENOSPC, also if an image that
+    is allocated in full would leave its host too little. Then nothing is left behind.
     """
-    with _alone(path):
+    with _locked(path):
         _discard_drafts(path, token)
         if os.path.lexists(path):
             return False
         if not sparse:
-            _spare_host(os.path.dirname(path), size, size)
+            _check_host_space(os.path.dirname(path), size, size)
         _make(path, f"{path}.new-{token}", size, sparse)
         return True
 
 
 def discard_pool_drafts(path: str, token: str) -> None:
-    """Remove what a making that was killed left, with its device: it may be allocated in full."""
-    with _alone(path):
+    """Remove the draft of an image, with its device, whose maker was killed: it may be allocated in full."""
+    with _locked(path):
         _discard_drafts(path, token)
 
 
 def remove_pool_image(path: str, point: str, empty: Collection[str]) -> bool:
-    """Unmount, detach and remove an image that was made and could not be used; returns whether it is gone.
+    """Unmount, detach and remove an image that was made and could not be used. Returns whether it is gone.
 
-    Left where it holds a file that is not called as one of `empty`. Raises Busy, OSError where somebody uses it.
+    Keeps it if it holds a file whose name is not in `empty`. Raises Busy, OSError if it is in use.
     """
-    with _alone(path):
-        device = loop.find(path, os.path.basename(path))
+    with _locked(path):
+        device = loop.find(path)
         if device is not None:
             present = mountinfo.at(point)
             if present is not None and (present.major, present.minor) == (device.major, device.minor):
@@ -61,15 +63,15 @@ def remove_pool_image(path: str, point: str, empty: Collection[str]) -> bool:
 
 
 def grow_pool_image(path: str, point: str, size: int, sparse: bool) -> int:
-    """Give the image whose pool is mounted at `point` at least `size` bytes: the file, its loop device, the XFS in it.
+    """Grow the image whose pool is mounted at `point` to at least `size` bytes: the file, its loop device, the XFS in it.
 
-    Volumes may be in use. Each step is found done, or is done again, after a crash; what fails before the file is longer gives back
-    what it took. Returns the file's size. Raises OSError ENOSPC, EFBIG where its host would keep too little; CommandError.
+    Volumes may be in use. After a crash each step is found done, or is done again; a failure before the file is longer frees
+    what was allocated. Returns the file's size. Raises OSError ENOSPC, EFBIG if its host would keep too little; CommandError.
     """
-    with _alone(path):
-        device = loop.find(path, os.path.basename(path))
+    with _locked(path):
+        device = loop.find(path)
         if device is None:
-            raise Mismatch(errno.ENXIO, f"{path} is not attached any more")
+            raise Mismatch(errno.ENXIO, f"{path} is no longer attached")
         size = _lengthen(path, size, sparse)
         if loop.size(device) < size:
             loop.resize(device)
@@ -80,7 +82,7 @@ def grow_pool_image(path: str, point: str, size: int, sparse: bool) -> int:
 
 
 def _lengthen(path: str, size: int, sparse: bool) -> int:
-    """Make the file as long, by one step, once its space is there; returns its size."""
+    """Lengthen the file in one step, once its space is allocated. Returns its size."""
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         before = os.fstat(fd).st_size
@@ -89,12 +91,12 @@ def _lengthen(path: str, size: int, sparse: bool) -> int:
         try:
             if not sparse:
                 # A crash may have left some of it, past the end of the file.
-                _spare_host(os.path.dirname(path), size, allocation.missing(fd, size, before))
+                _check_host_space(os.path.dirname(path), size, allocation.missing(fd, size, before))
                 allocation.fill(fd, size, before)
             os.ftruncate(fd, size)
         except BaseException:
             with suppress(OSError):
-                os.ftruncate(fd, before)  # gives back what was allocated past the end
+                os.ftruncate(fd, before)  # frees what was allocated past the end
             raise
         os.fsync(fd)
         return size
@@ -103,25 +105,27 @@ def _lengthen(path: str, size: int, sparse: bool) -> int:
 
 
 def check_pool_place(path: str, point: str) -> None:
-    """Raise HostError where an image at `path`, or its mount at `point`, would not outlive this container."""
-    if why := container.why_lost(os.path.dirname(path)) or container.why_unseen(os.path.dirname(point)):
+    """Raise HostError if an image at `path`, or its mount at `point`, would not outlive this container."""
+    if why := container_mounts.non_persistent_reason(os.path.dirname(path)) or container_mounts.not_propagated_reason(
+        os.path.dirname(point)
+    ):
         raise HostError(errno.EINVAL, why)
 
 
 def mount_pool_image(path: str, point: str) -> dict[str, Any]:
-    """Attach a pool's image (adopting the device that it has) and mount it at `point`, unless it is there already.
+    """Attach a pool's image (or adopt the device that it has) and mount it at `point`, unless it is mounted there.
 
-    Never formats. Raises OSError: what lies there is damaged or not a pool's XFS; Mismatch: something else is mounted.
+    Never formats. Raises OSError if the image is damaged or not a pool's XFS, Mismatch if something else is mounted there.
     """
-    with _alone(path):
+    with _locked(path):
         return _mount(path, point)
 
 
 @contextmanager
-def _alone(path: str) -> Iterator[None]:
-    """One child at a time makes or mounts the images of a directory: of two agents, the second finds what the first made.
+def _locked(path: str) -> Iterator[None]:
+    """Lock the directory: of two agents that make or mount its images, the second finds what the first made.
 
-    The kernel lets go of the lock when its holder dies; who waits for ever is killed by its own time limit.
+    The kernel releases the lock when its holder dies; a helper that waits too long is killed at its deadline.
     """
     fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -141,7 +145,8 @@ def _make(path: str, temporary: str, size: int, sparse: bool) -> None:
         device = loop.attach(temporary)
         try:
             filesystems.run(filesystems.pool_mkfs_argv(device.path), _MKFS_SECONDS)
-            loop.sync(device)
+            with loop.opened(device) as opened:
+                opened.flush()
         finally:
             loop.detach(device)
         os.fsync(fd)
@@ -156,7 +161,7 @@ def _make(path: str, temporary: str, size: int, sparse: bool) -> None:
 
 
 def _mount(path: str, point: str) -> dict[str, Any]:
-    device = loop.find(path, os.path.basename(path))
+    device = loop.find(path)
     fresh = device is None
     if device is None:
         if filesystems.probe(path) != "xfs":
@@ -178,8 +183,8 @@ def _mount(path: str, point: str) -> dict[str, Any]:
     return {"path": device.path}
 
 
-def _spare_host(directory: str, size: int, needed: int) -> None:
-    """Refuse an image of `size` bytes, of which `needed` are to be taken, that would leave its host too little."""
+def _check_host_space(directory: str, size: int, needed: int) -> None:
+    """Raise HostError EFBIG if an image of `size` bytes, `needed` of them not yet allocated, would leave its host too little."""
     host = os.statvfs(directory)
     total, free = host.f_blocks * host.f_frsize, host.f_bavail * host.f_frsize
     keep = int(total * KEEP_FREE)
@@ -187,8 +192,8 @@ def _spare_host(directory: str, size: int, needed: int) -> None:
         possible = size - needed + max(0, free - keep)
         raise HostError(
             errno.EFBIG,
-            f"{needed >> 20} MiB of {free >> 20} MiB that are free would leave less than {KEEP_FREE:.0%} of the file system of "
-            f"{directory} ({keep >> 20} MiB of {total >> 20} MiB): ask for --pool-size {possible >> 20}Mi or less, "
+            f"{needed >> 20} MiB of {free >> 20} MiB free would leave less than {KEEP_FREE:.0%} of the file system of "
+            f"{directory} ({keep >> 20} MiB of {total >> 20} MiB); use --pool-size {possible >> 20}Mi or less, "
             "or give the pool a disk of its own",
         )
 
@@ -198,14 +203,14 @@ def _raise(error: OSError) -> None:
 
 
 def _discard_drafts(path: str, token: str) -> None:
-    # Nobody else is at work here, so each draft is what a crash has left.
+    # The directory is locked, so each draft is left over from a crash.
     for leftover in glob.glob(glob.escape(path) + ".new-" + "[0-9a-f]" * len(token)):
         _discard(leftover)
 
 
 def _discard(leftover: str) -> None:
-    """Remove what a crash left of a making: it never had the image's name, so nothing of anybody's is in it."""
-    device = loop.find(leftover, os.path.basename(leftover))
+    """Remove a draft with its device. It never had the image's name, so it holds no user's data."""
+    device = loop.find(leftover)
     if device:
         loop.detach(device)
     os.unlink(leftover)

@@ -1,4 +1,4 @@
-"""Events on objects: what `kubectl describe` shows a user. A repeat is counted in the one that is there."""
+"""Events on objects, as `kubectl describe` shows them. A repeated one is counted in the Event that exists."""
 
 import hashlib
 from datetime import UTC, datetime
@@ -7,20 +7,20 @@ from typing import Literal
 import structlog
 
 from csi_driver.domain.errors import AlreadyExists, DriverError, NotFound
-from csi_driver.kube.api import Api, Object
-from csi_driver.kube.kinds import EVENTS
+from csi_driver.kube.client import Api, Object
+from csi_driver.kube.resources import EVENTS
 
 MAX_MESSAGE = 1024
-"""Characters of a message that the API takes."""
+"""Characters of a message that the API accepts."""
 
 _REMEMBERED = 4096
-"""Counts kept here; what falls out is read from the API again."""
+"""Counts that are cached; others are read from the API again."""
 
 log = structlog.get_logger()
 
 
 class Events:
-    """Tells what `component` does. The same words about the same object are one Event, also after a restart."""
+    """Emits events of `component`. The same reason and message on the same object are one Event, also after a restart."""
 
     def __init__(self, api: Api, component: str, instance: str = "") -> None:
         self._api = api
@@ -29,20 +29,20 @@ class Events:
         self._counts: dict[str, int] = {}
 
     async def emit(self, obj: Object, type: Literal["Normal", "Warning"], reason: str, message: str) -> None:  # noqa: A002
-        """Tell it, or log that it could not be told: an event is never worth a failure."""
+        """Emit an event, or log that it failed: an event is never worth a failure."""
         try:
             await self._emit(obj, type, reason, message[:MAX_MESSAGE])
         except DriverError as error:
             metadata = obj.get("metadata") or {}
-            log.warning("event is not told", object=metadata.get("name"), reason=reason, text=message, why=str(error))
+            log.warning("emit event failed", object=metadata.get("name"), reason=reason, text=message, why=str(error))
         except Exception:
-            log.exception("event is not told", reason=reason, text=message)
+            log.exception("emit event failed", reason=reason, text=message)
 
     async def _emit(self, obj: Object, kind: str, reason: str, message: str) -> None:
         metadata = obj["metadata"]
-        # Events of what has no namespace lie in the default one: kubectl looks there.
+        # Events of objects without a namespace are in the default one: kubectl reads them there.
         namespace = metadata.get("namespace") or "default"
-        about = {
+        involved = {
             "apiVersion": obj.get("apiVersion", ""),
             "kind": obj.get("kind", ""),
             "name": metadata["name"],
@@ -50,16 +50,16 @@ class Events:
             "uid": metadata.get("uid", ""),
             "resourceVersion": metadata.get("resourceVersion", ""),
         }
-        said = "\0".join([self._component, metadata.get("uid", ""), about["kind"], kind, reason, message])
+        identity = "\0".join([self._component, metadata.get("uid", ""), involved["kind"], kind, reason, message])
         # A name has at most 253 characters, and the object's may have as many.
-        name = f"{metadata['name'][:200].rstrip('.-')}.{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+        name = f"{metadata['name'][:200].rstrip('.-')}.{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
         now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         if name in self._counts and await self._count(name, namespace, self._counts[name] + 1, now):
             return
         event = {
             "kind": "Event",
             "metadata": {"name": name, "namespace": namespace},
-            "involvedObject": {key: value for key, value in about.items() if value},
+            "involvedObject": {key: value for key, value in involved.items() if value},
             "type": kind,
             "reason": reason,
             "message": message,
@@ -71,13 +71,13 @@ class Events:
         try:
             await self._api.create(EVENTS, event, namespace)
         except AlreadyExists:
-            there = await self._api.get(EVENTS, name, namespace)
-            await self._count(name, namespace, int((there or {}).get("count") or 0) + 1, now)
+            existing = await self._api.get(EVENTS, name, namespace)
+            await self._count(name, namespace, int((existing or {}).get("count") or 0) + 1, now)
         else:
             self._remember(name, 1)
 
     async def _count(self, name: str, namespace: str, count: int, now: str) -> bool:
-        """False: the API keeps events for an hour, and this one is gone."""
+        """Update the count; False if the Event is gone: the API keeps them for an hour."""
         try:
             await self._api.patch(EVENTS, name, {"count": count, "lastTimestamp": now}, namespace)
         except NotFound:

@@ -7,16 +7,16 @@ from decimal import Decimal, InvalidOperation
 _UNITS: dict[str, Decimal] = {"": Decimal(1), "n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3")}
 _UNITS |= {unit: Decimal(1000) ** power for power, unit in enumerate("kMGTPE", 1)}
 _UNITS |= {f"{unit}i": Decimal(1024) ** power for power, unit in enumerate("KMGTPE", 1)}
-_WRITTEN = re.compile(r"([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)([A-Za-z]*)", re.ASCII)
+_QUANTITY = re.compile(r"([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)([A-Za-z]*)", re.ASCII)
 
 
-def whole(text: object) -> int | None:
-    """The least whole number (of bytes, where it is a size) that is not below a quantity; None where it is none."""
-    found = _WRITTEN.fullmatch(str(text))
-    if found is None or found[2] not in _UNITS:
+def parse_quantity(text: object) -> int | None:
+    """Return a quantity (of bytes, if it is a size) rounded up to a whole number; None if it is invalid."""
+    match = _QUANTITY.fullmatch(str(text))
+    if match is None or match[2] not in _UNITS:
         return None
     try:
-        value = Decimal(found[1]) * _UNITS[found[2]]
+        value = Decimal(match[1]) * _UNITS[match[2]]
     except InvalidOperation:
         return None
     return math.ceil(value)

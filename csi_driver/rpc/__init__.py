@@ -2,11 +2,11 @@
 
 import os
 
-from csi_driver.environment import forget
+from csi_driver.environment import remove_ambient
 
 # Read once, when grpc is first imported, which only modules below this one do. What somebody set for another program's gRPC
 # would change how ours connects.
-forget("GRPC_")
+remove_ambient("GRPC_")
 # Its fork handlers can deadlock a process that starts others while calls are running (grpc/grpc#22624); ours start by exec
 # and need none of them.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"

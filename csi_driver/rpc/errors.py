@@ -39,34 +39,34 @@ MAX_MESSAGE_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What the caller is told. `incident` is set where the caller is told nothing else: the log has the rest."""
+class GrpcStatus:
+    """What a call is answered with. `incident` is set if the answer says nothing else: the log has the rest."""
 
     code: grpc.StatusCode
     message: str
     incident: str = ""
 
 
-def answer(error: BaseException) -> Answer:
-    """The answer to a call that ended in `error`. A defect's text may hold anything, so it stays in the log."""
+def to_status(error: BaseException) -> GrpcStatus:
+    """Return the answer to a call that ended in `error`. The text of a defect may hold anything, so it stays in the log."""
     if isinstance(error, errors.DriverError):
         for kind in type(error).__mro__:
             if kind in CODES:
-                return Answer(CODES[kind], printable(str(error), MAX_MESSAGE_BYTES))
+                return GrpcStatus(CODES[kind], printable(str(error), MAX_MESSAGE_BYTES))
     if isinstance(error, grpc.aio.AioRpcError):  # an agent's answer, passed on as it came
-        return Answer(error.code(), printable(error.details() or "", MAX_MESSAGE_BYTES))
+        return GrpcStatus(error.code(), printable(error.details() or "", MAX_MESSAGE_BYTES))
     incident = uuid.uuid4().hex[:12]
-    return Answer(
+    return GrpcStatus(
         grpc.StatusCode.INTERNAL,
-        f"internal error, incident {incident}: nothing more is said here; look for that number in this driver's log",
+        f"internal error: see this driver's log for incident {incident}",
         incident,
     )
 
 
-def refusal(error: grpc.aio.AioRpcError, who: str) -> errors.DriverError:
-    """What an agent's answer means, with its own words: the table read the other way. `who` answered, for people.
+def from_status(error: grpc.aio.AioRpcError, who: str) -> errors.DriverError:
+    """Return the error that an agent's answer means, with its own words: the table read the other way. `who` answered.
 
-    Unavailable also where the call was cut off and nobody knows its outcome; Damaged for what the table does not hold.
+    Unavailable also if the call was cut off, so that its outcome is unknown; Damaged for a code that is not in the table.
     """
     details = error.details() or f"no reason was given ({error.code().name})"
     if error.code() in _UNKNOWN_OUTCOME:
@@ -75,14 +75,14 @@ def refusal(error: grpc.aio.AioRpcError, who: str) -> errors.DriverError:
 
 
 def is_unknown_call(error: grpc.aio.AioRpcError | grpc.Call) -> bool:
-    """Whether the other side has no such call: gRPC's own words, and what is not offered here has a reason of ours."""
+    """Whether the other side does not have the call: gRPC itself says so. A call that is not offered has another reason."""
     return error.code() is grpc.StatusCode.UNIMPLEMENTED and error.details() == "Method not found!"
 
 
 def printable(text: str, limit: int) -> str:
-    """The text in at most `limit` UTF-8 bytes, with control and direction characters escaped: it goes to terminals.
+    """Return the text in at most `limit` UTF-8 bytes, with control and direction characters escaped: it goes to terminals.
 
-    What is too long loses its middle: a message ends with what to do, and only what it quotes is ever long.
+    A longer text loses its middle: a message ends with what to do, and only what it quotes is ever long.
     """
     # Cut roughly before escaping, so that megabytes cost nothing.
     rough = text if len(text) <= 2 * limit else text[:limit] + text[-limit:]

@@ -1,7 +1,7 @@
-"""Around every call: one log line, one figure, errors to codes, and work that a departing client does not stop.
+"""Around every call: one log line, one metric, errors to codes, and work that goes on when the client leaves.
 
-A client's deadline is no reason to stop in the middle of a change. So the work of a changing call is a task of its own:
-it goes on to its end, under its locks, and whoever retries meanwhile meets ABORTED, later the finished object.
+A client's deadline is not a reason to stop in the middle of a change. So the work of a changing call is a task of its own: it
+goes on to its end, under its locks. A retry meanwhile is answered ABORTED, and later with the finished object.
 """
 
 import asyncio
@@ -15,15 +15,15 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 
 from csi_driver.domain.errors import InvalidRequest
-from csi_driver.rpc.errors import Answer, answer
-from csi_driver.rpc.logfields import describe
+from csi_driver.rpc.errors import GrpcStatus, to_status
+from csi_driver.rpc.log_fields import describe
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 _READING = ("Probe", "List", "Get", "Validate", "NodeGet", "ControllerGet", "ControllerList", "GroupControllerGet")
-"""How the names of calls that change nothing begin. What is not known is taken to change something."""
+"""Prefixes of the names of calls that change nothing. An unknown call is treated as one that changes something."""
 
 _QUIET = frozenset(
     {
@@ -33,20 +33,20 @@ _QUIET = frozenset(
         "csi.v1.Node/NodeGetVolumeStats",
     }
 )
-"""Asked by kubelet and provisioner all the time, for every volume and class: a yes is worth a figure and no line."""
+"""Kubelet and provisioner make these all the time, for every volume and class: successes are counted, but not logged."""
 
 log = structlog.get_logger()
 
 
 class CallObserver(Protocol):
-    """Where the figures of calls go; telemetry.py counts them for Prometheus."""
+    """Counts calls; agent/metrics.py does it for Prometheus."""
 
     def call(self, method: str, code: str, seconds: float) -> None:
         """A call was answered, or its client went away (CANCELLED)."""
         ...
 
-    def late(self, method: str, code: str, seconds: float) -> None:
-        """Work whose client had gone away ended."""
+    def after_cancel(self, method: str, code: str, seconds: float) -> None:
+        """The work of a call whose client had gone away has ended."""
         ...
 
 
@@ -56,11 +56,11 @@ class Unobserved:
     def call(self, method: str, code: str, seconds: float) -> None:
         """See CallObserver."""
 
-    def late(self, method: str, code: str, seconds: float) -> None:
+    def after_cancel(self, method: str, code: str, seconds: float) -> None:
         """See CallObserver."""
 
 
-class Calls(grpc.aio.ServerInterceptor):
+class CallTracker(grpc.aio.ServerInterceptor):
     """All calls of one server; also what shutdown waits for.
 
     `shielded` is off where the work is a call to another process, which is to be cancelled with its client.
@@ -78,7 +78,7 @@ class Calls(grpc.aio.ServerInterceptor):
             await asyncio.wait(set(self._running), timeout=left)
         unfinished = sorted(task.get_name() for task in self._running)
         if unfinished:
-            log.warning("work goes on after the time to drain", timeout=timeout, calls=unfinished)
+            log.warning("calls still running after drain timeout", timeout=timeout, calls=unfinished)
         return unfinished
 
     async def intercept_service(
@@ -103,25 +103,25 @@ class Calls(grpc.aio.ServerInterceptor):
         )
 
     def start(self, name: str, work: Awaitable[Any]) -> asyncio.Task[Any]:
-        """Run the work of a changing call as a task that nobody's departure cancels."""
-        task = asyncio.ensure_future(_whole(work))
+        """Run the work of a changing call as a task that goes on if its client leaves."""
+        task = asyncio.ensure_future(_await(work))
         task.set_name(name)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return task
 
-    def tell(self, late: bool, method: str, code: str, seconds: float) -> None:
-        """Pass a figure on; a broken observer must not break calls."""
+    def observe(self, late: bool, method: str, code: str, seconds: float) -> None:
+        """Count a call; a broken observer must not break calls."""
         try:
-            (self._observer.late if late else self._observer.call)(method, code, seconds)
+            (self._observer.after_cancel if late else self._observer.call)(method, code, seconds)
         except Exception:
-            log.exception("figures could not be counted", method=method)
+            log.exception("count call failed", method=method)
 
 
 class _Call:
     """One call, from its bytes to its log line."""
 
-    def __init__(self, calls: Calls, method: str, handler: Any) -> None:
+    def __init__(self, calls: CallTracker, method: str, handler: Any) -> None:
         # Any: the stubs know the handlers of the synchronous API only.
         self._calls = calls
         self._method = method
@@ -179,34 +179,34 @@ class _Call:
         return [str(self._fields[key]) for key in ("name", "volume_id", "snapshot_id") if key in self._fields]
 
     async def _refuse(self, error: Exception, context: _Context) -> None:
-        told = answer(error)
-        self._end(told.code.name, error, told)
-        await context.abort(told.code, told.message)
+        status = to_status(error)
+        self._end(status.code.name, error, status)
+        await context.abort(status.code, status.message)
 
     def _end_late(self, task: asyncio.Task[Any]) -> None:
         if task.cancelled():
             self._end("CANCELLED", late=True)
             return
         error = task.exception()
-        told = answer(error) if error else None
-        self._end(told.code.name if told else "OK", error, told, late=True)
+        status = to_status(error) if error else None
+        self._end(status.code.name if status else "OK", error, status, late=True)
 
     def _end(
-        self, code: str, error: BaseException | None = None, told: Answer | None = None, late: bool = False
+        self, code: str, error: BaseException | None = None, status: GrpcStatus | None = None, late: bool = False
     ) -> None:
         seconds = time.monotonic() - self._began
-        self._calls.tell(late, self._method, code, seconds)
+        self._calls.observe(late, self._method, code, seconds)
         fields = {"method": self._method, "code": code, "ms": round(seconds * 1000, 1), **self._fields}
-        if told is not None:
-            fields["error"] = told.message
-        if told is not None and told.incident:
-            fields["incident"] = told.incident
-        event = "late" if late else "call"
+        if status is not None:
+            fields["error"] = status.message
+        if status is not None and status.incident:
+            fields["incident"] = status.incident
+        event = "call finished after cancel" if late else "call"
         if code == "INTERNAL":
             log.error(event, exc_info=error, **fields)
         elif code == "CANCELLED":
             log.warning(event, goes_on=self._changing and not late, **fields)
-        elif told is not None:
+        elif status is not None:
             log.warning(event, **fields)
         elif self._method in _QUIET:
             log.debug(event, **fields)
@@ -214,5 +214,5 @@ class _Call:
             log.info(event, **fields)
 
 
-async def _whole(work: Awaitable[Any]) -> Any:
+async def _await(work: Awaitable[Any]) -> Any:
     return await work

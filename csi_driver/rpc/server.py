@@ -27,7 +27,7 @@ _ADDERS: tuple[tuple[type, Callable[[Any, Any], None]], ...] = (
 )
 
 OPTIONS = (("grpc.max_send_message_length", -1),)
-"""What we send is bounded by paging; a tree is read by our own client, which takes what comes."""
+"""Lists are bounded by paging; a tree is read by this driver's own client, which takes messages of any size."""
 
 
 class Server:
@@ -64,7 +64,7 @@ class Server:
     async def stop(self, grace: float) -> None:
         """Take no more calls, give the running ones `grace` seconds, cancel the rest, remove the socket.
 
-        Cancelled calls leave their work to go on: see Calls.drain.
+        Cancelled calls leave their work to go on: see CallTracker.drain.
         """
         if self._server is None:
             return

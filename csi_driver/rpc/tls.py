@@ -25,17 +25,17 @@ AGENT = "agent.tidemark.internal"
 log = structlog.get_logger()
 
 
-Material = tuple[bytes, bytes, bytes]
+TlsFiles = tuple[bytes, bytes, bytes]
 """Authorities that are trusted, own certificate, its key: each in PEM."""
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class TlsDirectory:
     """A directory with ca.crt, tls.crt and tls.key in PEM, laid out as Kubernetes mounts a Secret of type TLS."""
 
     directory: Path
 
-    def read(self) -> Material:
+    def read(self) -> TlsFiles:
         """Authority, certificate and key as they are now. Raises Precondition, which never holds their contents."""
         while True:
             directory = self._current()
@@ -51,9 +51,7 @@ class Identity:
                 ) from error
 
     def fingerprint(self) -> str:
-        """What identifies the certificates that the next handshake will use. Raises Precondition where it will use none
-        of these.
-        """
+        """Return what identifies the certificates that the next handshake uses. Raises Precondition if they are invalid."""
         material = self.read()
         check(material)
         return fingerprint(*material[:2])
@@ -66,9 +64,9 @@ class Identity:
         return link.resolve() if link.is_symlink() else self.directory
 
 
-def check(material: Material) -> None:
-    """Raise Precondition where these are no certificates, or the key is another one's. gRPC would find out at the first
-    handshake only, and by then the ones that worked are gone.
+def check(material: TlsFiles) -> None:
+    """Raise Precondition if these are not certificates, or the key is that of another one. gRPC would find out only at the
+    first handshake, when the valid ones are already replaced.
     """
     import ssl  # an agent needs it at each change of its certificates, and a laptop's never
 
@@ -89,21 +87,20 @@ def check(material: Material) -> None:
         ) from None
 
 
-class Latest:
-    """The newest certificates of a directory that are good. Called at each use; compares before it parses.
+class ReloadingTlsFiles:
+    """Returns the newest valid certificates of a directory. Called at each use; compares before it parses.
 
-    A change that is wrong, or cannot be read, leaves the last good ones in force: a Secret is replaced in one step, but a
-    wrong one must not take a node away.
+    If a change is invalid or cannot be read, the last valid ones stay in use: a wrong Secret must not cut a node off.
     """
 
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: TlsDirectory) -> None:
         self._identity = identity
-        self._good: Material | None = None
-        self._refused: tuple[Material | None, str] = (None, "")
+        self._good: TlsFiles | None = None
+        self._refused: tuple[TlsFiles | None, str] = (None, "")
 
-    def __call__(self) -> Material:
-        """Raises Precondition as long as there were no good ones at all."""
-        now: Material | None = None
+    def __call__(self) -> TlsFiles:
+        """Return them. Raises Precondition until there are valid ones."""
+        now: TlsFiles | None = None
         try:
             now = self._identity.read()
             if now != self._good:
@@ -111,20 +108,20 @@ class Latest:
                     raise Precondition(self._refused[1])
                 check(now)
                 if self._good is not None:
-                    log.info("certificates are replaced", directory=str(self._identity.directory))
+                    log.info("certificates replaced", directory=str(self._identity.directory))
                 self._good = now
         except Precondition as error:
             if self._good is None:
                 raise
             if (now, str(error)) != self._refused:
                 self._refused = now, str(error)
-                log.error("certificates are not replaced", why=str(error), directory=str(self._identity.directory))
+                log.error("certificates not replaced", why=str(error), directory=str(self._identity.directory))
         return self._good
 
 
-def server_credentials(identity: Identity) -> grpc.ServerCredentials:
+def server_credentials(identity: TlsDirectory) -> grpc.ServerCredentials:
     """Credentials that ask every caller for a certificate, and that follow changes of the files at each handshake."""
-    latest = Latest(identity)
+    latest = ReloadingTlsFiles(identity)
     last = latest()
 
     def configuration(authority: bytes, certificate: bytes, key: bytes) -> grpc.ServerCertificateConfiguration:
@@ -142,14 +139,14 @@ def server_credentials(identity: Identity) -> grpc.ServerCredentials:
     return grpc.dynamic_ssl_server_credentials(configuration(*last), fetch, require_client_authentication=True)  # type: ignore[arg-type]
 
 
-def channel_credentials(material: Material) -> grpc.ChannelCredentials:
-    """Credentials of a caller, from what Identity.read gave. A channel keeps them: another one is made for new files."""
+def channel_credentials(material: TlsFiles) -> grpc.ChannelCredentials:
+    """Return the credentials of a caller, from TlsDirectory.read. A channel keeps them: new files need a new channel."""
     authority, certificate, key = material
     return grpc.ssl_channel_credentials(authority, key, certificate)
 
 
-class OnlyRole(grpc.aio.ServerInterceptor):
-    """Refuses every caller whose certificate has another role. The chain was checked by then, in the handshake."""
+class RequireRole(grpc.aio.ServerInterceptor):
+    """Refuses every caller whose certificate has another role. The handshake has checked the chain before."""
 
     def __init__(self, role: str) -> None:
         self._role = role.encode()
@@ -176,7 +173,7 @@ class OnlyRole(grpc.aio.ServerInterceptor):
                 )
                 await context.abort(
                     grpc.StatusCode.PERMISSION_DENIED,
-                    f"your certificate does not say {self._role.decode()}: this listener serves that role alone",
+                    f"your certificate does not have the role {self._role.decode()}: this listener serves only that role",
                 )
 
         if handler.response_streaming:

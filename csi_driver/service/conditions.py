@@ -1,72 +1,74 @@
-"""Which volumes are in trouble, as far as it is known: noted by whoever looks, told by metrics and lists."""
+"""The conditions of volumes: noted by every call that inspects one, reported by metrics and lists."""
 
 import logging
 from collections.abc import Container
 
-from csi_driver.domain.instants import format_instant
-from csi_driver.domain.model import Trouble, Volume
+from csi_driver.domain.model import Volume, VolumeCondition
+from csi_driver.domain.timestamps import format_timestamp
 
 _LOG = logging.getLogger(__name__)
 
 
 class Conditions:
-    """The last that is known of each volume that is not well. Read from another thread too, which takes a copy."""
+    """The last known condition of each volume in trouble. Another thread reads it too, as a copy."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[Volume, Trouble]] = {}
+        self._known: dict[str, tuple[Volume, VolumeCondition]] = {}
 
-    def note(self, volume: Volume, trouble: Trouble | None) -> None:
-        """What was found of a volume just now; None: nothing is wrong with it. A change is logged, once."""
+    def note(self, volume: Volume, condition: VolumeCondition | None) -> None:
+        """Note what is wrong with a volume now; None if nothing is. A change is logged once."""
         key = str(volume.id)
         before = self._known.get(key)
-        if trouble is None:
+        if condition is None:
             self._known.pop(key, None)
             return
-        self._known[key] = (volume, trouble)
-        if before is None or before[1].kind != trouble.kind:
-            _LOG.error("%s (%s) is in trouble, since %s", volume.id, claim_of(volume) or volume.name, trouble.text)
+        self._known[key] = (volume, condition)
+        if before is None or before[1].kind != condition.kind:
+            _LOG.error("%s (%s) is in trouble, because %s", volume.id, pvc_of(volume) or volume.name, condition.text)
 
-    def of(self, volume: Volume) -> Trouble | None:
-        """What was found of a volume at the last look; None: nothing was wrong with it."""
+    def get(self, volume: Volume) -> VolumeCondition | None:
+        """Return what was wrong with a volume when it was last inspected; None if nothing was."""
         known = self._known.get(str(volume.id))
         return known[1] if known is not None and known[0].uid == volume.uid else None
 
-    def keep(self, ids: Container[str]) -> None:
-        """Forget those that are none of these: they were deleted."""
+    def retain_only(self, ids: Container[str]) -> None:
+        """Forget all volumes but these: the others were deleted."""
         for key in [key for key in self._known if key not in ids]:
             self._known.pop(key, None)
 
-    def all(self) -> list[tuple[Volume, Trouble]]:
-        """Every volume that is not well."""
+    def all(self) -> list[tuple[Volume, VolumeCondition]]:
+        """Return every volume in trouble."""
         return list(self._known.values())
 
 
-def is_damaged(said: str) -> Trouble:
-    """The trouble of a volume whose file system no check mends."""
-    return Trouble("Damaged", f"its file system is damaged and is not mended by itself ({said})", stopped=True)
+def is_damaged(said: str) -> VolumeCondition:
+    """Return the condition of a volume whose file system no check repairs."""
+    return VolumeCondition(
+        "Damaged", f"its file system is damaged and cannot be repaired automatically ({said})", stopped=True
+    )
 
 
-def of_record(volume: Volume) -> Trouble | None:
-    """The trouble that a volume's record tells of: it stays while the volume cannot be mounted."""
-    condition = volume.condition
-    return is_damaged(condition.said) if condition is not None and condition.state == "damaged" else None
+def recorded_condition(volume: Volume) -> VolumeCondition | None:
+    """Return the condition in a volume's record: it stays while the volume cannot be mounted."""
+    check = volume.condition
+    return is_damaged(check.said) if check is not None and check.state == "damaged" else None
 
 
-def claim_of(volume: Volume) -> str:
-    """The claim for which the volume was made, as NAMESPACE/NAME; empty where the sidecar did not say."""
+def pvc_of(volume: Volume) -> str:
+    """Return the PVC for which the volume was created, as NAMESPACE/NAME; empty if the sidecar did not name it."""
     labels = volume.request.labels
     name = labels.get("csi.storage.k8s.io/pvc/name", "")
     return f"{labels.get('csi.storage.k8s.io/pvc/namespace', '')}/{name}" if name else ""
 
 
-def in_words(volume: Volume, trouble: Trouble | None, pool_path: str) -> str:
-    """What a person is told of a volume's condition; empty where there is nothing to tell."""
-    if trouble is not None:
-        return trouble.text
-    condition = volume.condition
-    if condition is None:
+def describe_condition(volume: Volume, condition: VolumeCondition | None, pool_path: str) -> str:
+    """Describe a volume's condition for a person; empty if there is nothing to report."""
+    if condition is not None:
+        return condition.text
+    check = volume.condition
+    if check is None:
         return ""
-    if condition.state == "damaged":
-        return is_damaged(condition.said).text
-    at = format_instant(condition.at // 1_000_000_000)
-    return f"mended by e2fsck at {at} ({condition.said}); what it held before was kept at {pool_path}/{condition.kept} for a week"
+    if check.state == "damaged":
+        return is_damaged(check.said).text
+    at = format_timestamp(check.at // 1_000_000_000)
+    return f"repaired by e2fsck at {at} ({check.said}); the old content was kept at {pool_path}/{check.kept} for a week"

@@ -6,33 +6,33 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class AgentEndpoint:
     """One node that has, or should have, an agent."""
 
     owner: str
     address: str
     """`host:port` of the agent's mutual-TLS listener; empty while it has none."""
     ready: bool = True
-    """Whether the cluster takes the node to be alive. Reachability of the agent is found by calling it, not here."""
+    """Whether the cluster reports the node as ready. Only a call tells whether the agent is reachable."""
 
 
 class Discovery(Protocol):
-    """Answers from what is known now; nothing here waits."""
+    """Answers from memory; nothing here waits."""
 
-    def place(self, owner: str) -> Place | None:
-        """The place of an owner, or None where the cluster knows no such node."""
+    def endpoint(self, owner: str) -> AgentEndpoint | None:
+        """Return the endpoint of an owner's agent, or None if the cluster has no such node."""
         ...
 
     def owners(self) -> list[str]:
-        """All owners that have an agent or should have one, in no order. One that is left out cannot be missed."""
+        """Return all owners that have an agent or should have one, in no order. No other owner can have anything."""
         ...
 
-    def known(self) -> bool:
+    def has_synced(self) -> bool:
         """Whether the list was read at least once: before that, a missing owner means nothing."""
         ...
 
-    def forgotten(self, owner: str) -> bool:
-        """Whether a person has said that this node, with all that was on it, will not come back; and it has not."""
+    def is_decommissioned(self, owner: str) -> bool:
+        """Whether a person has decommissioned the node, so that all that was on it is lost; and it has not come back."""
         ...
 
 
@@ -40,20 +40,20 @@ class FixedDiscovery:
     """Agents by a list that never changes: for a rack without Kubernetes, and for tests."""
 
     def __init__(self, addresses: Mapping[str, str]) -> None:
-        self._places = {owner: Place(owner, address) for owner, address in addresses.items()}
+        self._endpoints = {owner: AgentEndpoint(owner, address) for owner, address in addresses.items()}
 
-    def place(self, owner: str) -> Place | None:
+    def endpoint(self, owner: str) -> AgentEndpoint | None:
         """See Discovery."""
-        return self._places.get(owner)
+        return self._endpoints.get(owner)
 
     def owners(self) -> list[str]:
         """See Discovery."""
-        return list(self._places)
+        return list(self._endpoints)
 
-    def known(self) -> bool:
+    def has_synced(self) -> bool:
         """See Discovery."""
         return True
 
-    def forgotten(self, owner: str) -> bool:  # noqa: ARG002
-        """See Discovery. Whoever keeps the list leaves such a node out of it."""
+    def is_decommissioned(self, owner: str) -> bool:  # noqa: ARG002
+        """See Discovery. A decommissioned node is taken out of the list."""
         return False

@@ -1,4 +1,4 @@
-"""What a disk is formatted with: as it is recorded, or, where its user may have made something else of it, as it is found."""
+"""The file system of a volume: as recorded, or, if its user may have changed it, as detected on the volume."""
 
 from csi_driver.domain.errors import InvalidRequest
 from csi_driver.domain.model import BLANK, RAW, Capability, Snapshot, Volume, VolumeRequest
@@ -7,52 +7,53 @@ from csi_driver.domain.requests import FILE_SYSTEMS, asked_file_system
 from csi_driver.service.pools import Pool
 
 _MOUNTED_AS = {"ext2": "ext4", "ext3": "ext4", "ext4": "ext4", "xfs": "xfs"}
-"""What is found, and the file system that mounts it."""
+"""The detected type, and the file system that mounts it."""
 
 
-async def look(pool: Pool, item: Volume | Snapshot) -> tuple[str, str]:
-    """What a disk that was used before is to be mounted as, and what lies on it by its first bytes.
+async def detect_format(pool: Pool, item: Volume | Snapshot) -> tuple[str, str]:
+    """Return the format to mount a used volume as, and the type detected by its first bytes.
 
-    A block device belongs to its user, who may have formatted it anew; records of such disks, and of snapshots of them, may
-    name what was there before. Where no file system that we mount is found, what is recorded counts: it says what to repair.
+    The user of a block device may have formatted it again, so records of such volumes and of their snapshots may be out of date.
+    If no file system is detected that this driver mounts, the recorded one counts: it says what to repair.
     """
     if item.format not in (*FILE_SYSTEMS, RAW):
         return item.format, ""
-    there = await pool.backend.found(item)
-    return _MOUNTED_AS.get(there, item.format), there
+    detected = await pool.backend.content_format(item)
+    return _MOUNTED_AS.get(detected, item.format), detected
 
 
-async def format_of_copy(pool: Pool, request: VolumeRequest, source: Volume | Snapshot | None) -> str:
-    """The format with which a new volume begins: its source's, looked at where it is to be mounted."""
+async def clone_format(pool: Pool, request: VolumeRequest, source: Volume | Snapshot | None) -> str:
+    """Return the format with which a new volume begins: that of its source, detected if the volume is to be mounted."""
     if source is None:
         return BLANK
     if any(capability.access == "mount" for capability in request.capabilities):
-        return (await look(pool, source))[0]
+        return (await detect_format(pool, source))[0]
     return source.format
 
 
 def check_format(request: VolumeRequest, source: Volume | Snapshot | None, begins_as: str) -> None:
-    """Refuse what could not be mounted later: another file system than the source's, or flags that the one it gets does not take."""
+    """Raise InvalidRequest for what could not be mounted later: another file system than the source's, or unknown flags."""
     holds = begins_as if begins_as in FILE_SYSTEMS else ""
     for capability in request.capabilities:
         if capability.access != "mount":
             continue
         if source is not None and holds and capability.fs_type not in {"", holds}:
             raise InvalidRequest(
-                f"the source {source.id} holds {holds}, {capability.fs_type} was asked for: a copy keeps its "
-                f"source's file system; ask for {holds} or leave it out"
+                f"the source {source.id} has {holds}, {capability.fs_type} was requested: a clone keeps the "
+                f"file system of its source; request {holds}, or none"
             )
         becomes = holds or asked_file_system(request) or ("" if begins_as == RAW else "ext4")
         check_mount_flags(capability.mount_flags, becomes)
 
 
 def unmountable(volume: Volume, capability: Capability) -> str:
-    """Why a volume that was made for one kind of access cannot have the other; empty where it can.
+    """Return why a volume created for one kind of access cannot have the other; empty if it can.
 
-    What was used, or copied, as a block device is mounted as what its user made of it: backups are written back like that.
+    A volume that was used as a block device, or cloned from one, is mounted with the file system that its user made: this is
+    how backups are restored.
     """
     made_for = {c.access for c in volume.request.capabilities}
     used = volume.format == RAW or volume.format in FILE_SYSTEMS
     if capability.access in made_for or (capability.access == "mount" and used):
         return ""
-    return f"the volume was made for {volume.request.capabilities[0].access} access, not for {capability.access}"
+    return f"the volume was created for {volume.request.capabilities[0].access} access, not for {capability.access}"

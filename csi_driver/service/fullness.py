@@ -1,36 +1,36 @@
-"""A thin pool that has run full: noticed within seconds, told in the log and to who asks, with what deleting would free most.
+"""Thin pools that have run full: noticed within seconds, logged, and reported with the objects whose deletion frees most.
 
-The guests notice by themselves, each in its own way; nobody else would.
+Pods notice by errors of their writes; without this, nobody else would.
 """
 
 import asyncio
 import heapq
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import structlog
 
+from csi_driver.domain.capacity import CapacityReport, human
 from csi_driver.domain.errors import DriverError
-from csi_driver.domain.model import Group, Snapshot, Volume
-from csi_driver.domain.space import Account, human
+from csi_driver.domain.model import GroupSnapshot, Snapshot, Volume
 from csi_driver.service.pools import Pool, Pools
-from csi_driver.service.walk import UsageWalk
+from csi_driver.service.usage_scanner import UsageScanner
 
-LOOK_SECONDS = 10.0
+CHECK_SECONDS = 10.0
 """One statvfs a pool, and one stat for each thick volume."""
-AGAIN_SECONDS = 3600.0
-"""After this it is told again, as long as it lasts."""
+REPEAT_SECONDS = 3600.0
+"""While a pool is full, it is logged again after this time."""
 SNAPSHOTS, VOLUMES = 3, 2
-"""How many of each are named: snapshots and groups first, for they are given up more easily; volumes for those that nobody needs."""
+"""How many of each are named: snapshots and groups first, since they are more often dispensable than volumes."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Freed:
-    """What deleting one object would free, in bytes, as of the last count of its extents."""
+    """What the deletion of one object frees, in bytes, by the last count of its extents."""
 
     id: str
     name: str
@@ -41,41 +41,22 @@ class Freed:
         return f"{self.kind} {self.name} ({human(self.exclusive)})"
 
 
-@dataclass(frozen=True, slots=True)
-class FullPool:
-    """A pool of the cluster that has run full; bytes."""
-
-    owner: str
-    name: str
-    total: int
-    free: int
-    would_free: tuple[str, ...] = ()
-
-
-class FullPools(Protocol):
-    """Which pools of a cluster are full. A port: it is served over the agents."""
-
-    async def full(self) -> Mapping[str, Sequence[FullPool]]:
-        """By owner, of those alone whose agent answered; none of an owner whose pools have room."""
-        ...
-
-
-def has_run_full(pool: Pool, account: Account) -> bool:
-    """Whether writes fail for want of space, or soon will: only thin volumes can meet that."""
+def has_run_full(pool: Pool, account: CapacityReport) -> bool:
+    """Return whether writes fail for lack of space, or soon will: only those of thin volumes can."""
     return account.full and any(not volume.thick for volume in pool.volumes.values())
 
 
 class Fullness:
-    """Looks at the pools of one agent."""
+    """Watches the pools of one agent."""
 
-    def __init__(self, pools: Pools, walk: UsageWalk, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, pools: Pools, usage_scanner: UsageScanner, clock: Callable[[], float] = time.monotonic) -> None:
         self._pools = pools
-        self._walk = walk
+        self._usage_scanner = usage_scanner
         self._clock = clock
-        self._told: dict[str, float] = {}
+        self._reported: dict[str, float] = {}
 
     async def run(self) -> None:
-        """Look again and again, until cancelled."""
+        """Check all pools repeatedly until cancelled."""
         async with asyncio.TaskGroup() as group:
             for pool in self._pools:
                 group.create_task(self._watch(pool))
@@ -83,36 +64,36 @@ class Fullness:
     async def _watch(self, pool: Pool) -> None:
         while True:
             try:
-                await self.look(pool)
-            except DriverError as error:  # it is away, which is told elsewhere
-                log.debug("pool cannot be looked at", pool=pool.name, why=str(error))
-            await asyncio.sleep(LOOK_SECONDS)
+                await self.check(pool)
+            except DriverError as error:  # unavailable, which is reported elsewhere
+                log.debug("pool check failed", pool=pool.name, why=str(error))
+            await asyncio.sleep(CHECK_SECONDS)
 
-    async def look(self, pool: Pool) -> bool:
-        """Look at one pool, and tell what is new. Raises Unavailable."""
+    async def check(self, pool: Pool) -> bool:
+        """Check one pool and log a change; returns whether it is full. Raises Unavailable."""
         if pool.refusal is not None:
             return False
-        account = pool.serving().account()
+        account = await pool.serving().account()
         now = self._clock()
         if not has_run_full(pool, account):
-            if self._told.pop(pool.name, None) is not None:
+            if self._reported.pop(pool.name, None) is not None:
                 log.info("the pool has room again", pool=pool.name, free=human(account.space.free))
             return False
-        if now - self._told.get(pool.name, -AGAIN_SECONDS) >= AGAIN_SECONDS:
-            self._told[pool.name] = now
+        if now - self._reported.get(pool.name, -REPEAT_SECONDS) >= REPEAT_SECONDS:
+            self._reported[pool.name] = now
             log.error(
                 "the pool has run full: writes to its thin volumes fail, or soon will",
                 pool=pool.name,
                 free=human(account.space.free),
                 total=human(account.space.total),
             )
-            await self._walk.walk(pool)  # after the news: of many images it takes its time
-            found = [str(freed) for freed in self.would_free(pool)]
-            log.error("deleting one of these would free most", pool=pool.name, would_free=found)
+            await self._usage_scanner.scan(pool)  # after the first message: with many images it takes long
+            candidates = [str(freed) for freed in self.would_free(pool)]
+            log.error("deleting one of these would free most", pool=pool.name, would_free=candidates)
         return True
 
     def would_free(self, pool: Pool) -> list[Freed]:
-        """What would free most, the most first; snapshots and groups before volumes. Nothing is counted for it."""
+        """Return what frees most, the largest first; snapshots and groups before volumes. Uses the last count of extents."""
         snapshots = heapq.nlargest(SNAPSHOTS, self._snapshots(pool), key=_size)
         volumes = heapq.nlargest(VOLUMES, self._volumes(pool), key=_size)
         return [freed for freed in (*snapshots, *volumes) if freed.exclusive]
@@ -131,11 +112,11 @@ class Fullness:
 
     def _freed(
         self,
-        item: Volume | Snapshot | Group,
+        item: Volume | Snapshot | GroupSnapshot,
         kind: Literal["volume", "snapshot", "group"],
         images: Sequence[Volume | Snapshot],
     ) -> Freed:
-        usages = [self._walk.known(image) for image in images]
+        usages = [self._usage_scanner.last_usage(image) for image in images]
         return Freed(str(item.id), item.name, kind, sum(usage.exclusive for usage in usages if usage is not None))
 
 

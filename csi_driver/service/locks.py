@@ -1,9 +1,9 @@
-"""Shared and exclusive holds on objects. Who meets a short one waits for it; who meets a long one is told to come again.
+"""Shared and exclusive locks on objects. A call waits for a short lock, and is answered Busy at a long one.
 
-An object is in the index from the end of its making to the end of its deletion. An answer that rests on the index alone is given
-under the lock or after `settled`, or somebody would be told of an object that is gone a moment later, or of none. Whatever was
-looked up before a wait may be another by its end, so that it is looked up again.
-The table of who takes what stands in docs/explanation/locks.md.
+An object is in the index from the end of its creation to the end of its deletion. A call that answers from the index alone does
+so under the lock or after `ensure_not_changing`: otherwise it would report an object that is gone a moment later, or miss one.
+After a wait, a call looks its objects up again: they may be others by then.
+docs/explanation/locks.md lists which call takes which lock.
 """
 
 import asyncio
@@ -15,118 +15,123 @@ from dataclasses import dataclass, field
 from csi_driver.domain.errors import Busy
 
 PATIENCE = 2.0
-"""Seconds for which a call waits at most, and as many as another may have run for and still count as short.
+"""Seconds that a call waits at most; a lock that was held for longer is not short.
 
-A kubelet unstages a volume while its claim is deleted already, and a sidecar that is refused writes a Warning on the object.
-What takes longer than this is work, or hangs, and is no race that a little patience wins: nobody waits for it, or calls would
-pile up behind a dead disk.
+A kubelet unstages a volume while its PVC is deleted already, and a sidecar that is refused writes a Warning on the object.
+A lock that is held for longer belongs to real work, or to a call that hangs. Nobody waits for it: calls would pile up behind a
+dead disk.
 """
 
 
 @dataclass(eq=False, slots=True)
-class _Hold:
-    """One call's hold, and since when (monotonic seconds)."""
+class _Lock:
+    """What one call has locked, and since when (monotonic seconds)."""
 
-    doing: str
+    operation: str
     since: float
     exclusive: frozenset[str]
     shared: frozenset[str]
-    existence: frozenset[str]
+    creating_or_deleting: frozenset[str]
 
 
 @dataclass(eq=False, slots=True)
 class Locks:
-    """Holds of one agent, by object hash. Only touched from the event loop, so it needs no lock itself."""
+    """Locks of one agent, by object hash. Used from the event loop only, so the tables need no lock themselves."""
 
     patience: float = PATIENCE
-    _exclusive: dict[str, _Hold] = field(default_factory=dict)
-    _shared: dict[str, list[_Hold]] = field(default_factory=dict)
+    _exclusive: dict[str, _Lock] = field(default_factory=dict)
+    _shared: dict[str, list[_Lock]] = field(default_factory=dict)
     _waiting: dict[int, tuple[frozenset[str], asyncio.Future[None]]] = field(default_factory=dict)
-    """Who waits for which objects, by a number that each draws once: who came first is woken first."""
-    _drawn: int = 0
+    """The calls that wait, and for which objects, by ticket: the first to come is woken first."""
+    _last_ticket: int = 0
 
-    async def settled(self, key: str) -> None:
-        """Wait while a call makes or deletes this object: only its end decides whether there is one to answer with. Raises Busy."""
-        await self._wait(frozenset([key]), lambda: self._maker(key))
+    async def ensure_not_changing(self, key: str) -> None:
+        """Wait while a call creates or deletes this object: whether it exists is known at the end of that call. Raises Busy."""
+        await self._wait(frozenset([key]), lambda: self._creator_or_deleter(key))
 
     @asynccontextmanager
     async def hold(
-        self, doing: str, exclusive: Iterable[str] = (), shared: Iterable[str] = (), existence: Iterable[str] = ()
+        self,
+        operation: str,
+        exclusive: Iterable[str] = (),
+        shared: Iterable[str] = (),
+        creating_or_deleting: Iterable[str] = (),
     ) -> AsyncIterator[None]:
-        """Take all or none. `doing` says, to whoever is refused meanwhile, what runs. Raises Busy.
+        """Lock all objects or none. `operation` tells a call that is refused meanwhile what runs. Raises Busy.
 
-        `existence`: what the call makes or deletes. It is exclusive, and not `settled` meanwhile.
+        `creating_or_deleting`: objects that the call creates or deletes. They are locked exclusively, and
+        `ensure_not_changing` waits for them.
         """
-        made = frozenset(existence)
-        mine = made | frozenset(exclusive)
-        ours = frozenset(shared) - mine
-        await self._wait(mine | ours, lambda: self._in_the_way(mine, ours))
-        # Nothing else has run since the last look: to return from a call that did not wait gives nobody a turn.
-        hold = _Hold(doing, time.monotonic(), mine, ours, made)
-        self._exclusive |= dict.fromkeys(mine, hold)
-        for key in ours:
-            self._shared.setdefault(key, []).append(hold)
+        changing = frozenset(creating_or_deleting)
+        alone = changing | frozenset(exclusive)
+        together = frozenset(shared) - alone
+        await self._wait(alone | together, lambda: self._oldest_conflict(alone, together))
+        # Nothing else has run since the last check: returning from a call that did not wait does not yield to the event loop.
+        lock = _Lock(operation, time.monotonic(), alone, together, changing)
+        self._exclusive |= dict.fromkeys(alone, lock)
+        for key in together:
+            self._shared.setdefault(key, []).append(lock)
         try:
             yield
         finally:
-            self._give_back(hold)
+            self._release(lock)
 
-    async def touched(self, key: str, deadline: float) -> bool:
-        """Wait until another call has held this object and given it back; False: none had by `deadline` (monotonic seconds).
+    async def wait_released(self, key: str, deadline: float) -> bool:
+        """Wait until another call has locked and released this object; False if none had by `deadline` (monotonic seconds).
 
-        For what only another call can change: it begins when it begins.
+        For a state that only another call can change, whenever that call begins.
         """
-        return await self._woken(self._ticket(), frozenset([key]), deadline)
+        return await self._wait_for_release(self._new_ticket(), frozenset([key]), deadline)
 
-    def _maker(self, key: str) -> _Hold | None:
-        hold = self._exclusive.get(key)
-        return hold if hold is not None and key in hold.existence else None
+    def _creator_or_deleter(self, key: str) -> _Lock | None:
+        lock = self._exclusive.get(key)
+        return lock if lock is not None and key in lock.creating_or_deleting else None
 
-    def _in_the_way(self, mine: Collection[str], ours: Collection[str]) -> _Hold | None:
-        """Of the holds that exclude this one the oldest: where that is no short one, there is nothing to wait for."""
-        found = [self._exclusive[key] for key in (*mine, *ours) if key in self._exclusive]
-        found += [hold for key in mine for hold in self._shared.get(key, ())]
-        return min(found, key=lambda hold: hold.since, default=None)
+    def _oldest_conflict(self, alone: Collection[str], together: Collection[str]) -> _Lock | None:
+        """Return the oldest lock that excludes this one: if it is not a short one, waiting is of no use."""
+        conflicts = [self._exclusive[key] for key in (*alone, *together) if key in self._exclusive]
+        conflicts += [lock for key in alone for lock in self._shared.get(key, ())]
+        return min(conflicts, key=lambda lock: lock.since, default=None)
 
-    async def _wait(self, keys: frozenset[str], look: Callable[[], _Hold | None]) -> None:
-        """Return as soon as `look` finds nothing; raises Busy with what it found where that takes too long."""
-        ticket, deadline = self._ticket(), time.monotonic() + self.patience
-        while (found := look()) is not None:
-            if not await self._woken(ticket, keys, min(deadline, found.since + self.patience)):
-                raise _busy(found, keys)
+    async def _wait(self, keys: frozenset[str], find_conflict: Callable[[], _Lock | None]) -> None:
+        """Return as soon as there is no conflict; raises Busy with the conflict if that takes too long."""
+        ticket, deadline = self._new_ticket(), time.monotonic() + self.patience
+        while (conflict := find_conflict()) is not None:
+            if not await self._wait_for_release(ticket, keys, min(deadline, conflict.since + self.patience)):
+                raise _busy(conflict, keys)
 
-    def _ticket(self) -> int:
-        self._drawn += 1
-        return self._drawn
+    def _new_ticket(self) -> int:
+        self._last_ticket += 1
+        return self._last_ticket
 
-    async def _woken(self, ticket: int, keys: frozenset[str], deadline: float) -> bool:
-        """Wait until one of the objects is given back; False: none was by `deadline`."""
-        left = deadline - time.monotonic()
-        if left <= 0:
+    async def _wait_for_release(self, ticket: int, keys: frozenset[str], deadline: float) -> bool:
+        """Wait until one of the objects is released; False if none was by `deadline`."""
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
             return False
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[ticket] = keys, woken
         try:
             with suppress(TimeoutError):
-                async with asyncio.timeout(left):
+                async with asyncio.timeout(remaining):
                     await woken
         finally:
             del self._waiting[ticket]
         return woken.done() and not woken.cancelled()
 
-    def _give_back(self, hold: _Hold) -> None:
-        for key in hold.exclusive:
+    def _release(self, lock: _Lock) -> None:
+        for key in lock.exclusive:
             del self._exclusive[key]
-        for key in hold.shared:
-            self._shared[key].remove(hold)
+        for key in lock.shared:
+            self._shared[key].remove(lock)
             if not self._shared[key]:
                 del self._shared[key]
-        for _, (keys, woken) in sorted(self._waiting.items(), key=lambda one: one[0]):
-            if not woken.done() and keys & (hold.exclusive | hold.shared):
+        for _, (keys, woken) in sorted(self._waiting.items(), key=lambda item: item[0]):
+            if not woken.done() and keys & (lock.exclusive | lock.shared):
                 woken.set_result(None)
 
 
-def _busy(hold: _Hold, wanted: Collection[str]) -> Busy:
-    if hold.exclusive.isdisjoint(wanted):
-        return Busy("the object is the source of a copy in progress: try again")
-    return Busy(f"{hold.doing} is in progress on the same object: try again")
+def _busy(lock: _Lock, keys: Collection[str]) -> Busy:
+    if lock.exclusive.isdisjoint(keys):
+        return Busy("the object is the source of a clone in progress: try again")
+    return Busy(f"{lock.operation} is in progress on the same object: try again")

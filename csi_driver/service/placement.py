@@ -1,129 +1,123 @@
-"""Where a new, empty volume goes in a cluster: which agents are asked, in which order, and what is remembered of it."""
+"""Placement of a new, empty volume: which agents are asked, in which order, and what is recorded on the PVC."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from csi_driver.domain.errors import OutOfRange, OutOfSpace, Unavailable
 from csi_driver.service.discovery import Discovery
 
-Made = TypeVar("Made")
+Created = TypeVar("Created")
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """What the cluster has written down about where one volume goes."""
+class PvcPlacement:
+    """What a PVC says about the node of its volume."""
 
-    selected: str | None = None
-    """The owner that the scheduler has chosen for the claim's pod; None where it has chosen none, or not yet again."""
-    waits: bool = False
-    """Whether the claim's class leaves the choice to the scheduler. Otherwise binding is immediate, and ours."""
-    placed: str | None = None
+    selected_owner: str | None = None
+    """The owner that the scheduler has selected for the PVC's pod; None if it has selected none, or must select again."""
+    wait_for_first_consumer: bool = False
+    """Whether the PVC's class leaves the choice to the scheduler. Otherwise binding is immediate, and Placement chooses."""
+    chosen_owner: str | None = None
     """The owner that an earlier call for the same volume was about to ask."""
     key: tuple[str, ...] = ()
-    """For whoever gave this out: which claim it is, and in which version."""
+    """Which PVC it is, and in which version: only for the implementation of PvcPlacements."""
 
 
-class Claims(Protocol):
-    """The cluster's records of claims."""
+class PvcPlacements(Protocol):
+    """The cluster's PVCs, as far as placement reads and writes them."""
 
-    async def find(self, volume: str, labels: Mapping[str, str]) -> Claim:
-        """The claim for which the volume of that name is made, as it is now, by the labels of the request.
+    async def find(self, volume: str, labels: Mapping[str, str]) -> PvcPlacement:
+        """Return the placement of the PVC for which the volume of that name is made, by the labels of the request.
 
-        An empty Claim where there is none. Raises Unavailable where nobody may say.
+        It is empty if there is no such PVC. Raises Unavailable if the API does not answer.
         """
         ...
 
-    async def place(self, claim: Claim, owner: str) -> Claim:
-        """Write an owner down, durably, before that agent is asked.
+    async def choose(self, placement: PvcPlacement, owner: str) -> PvcPlacement:
+        """Record the chosen owner on the PVC, durably, before that agent is asked.
 
-        Raises Unavailable where that cannot be, or where the claim was changed meanwhile: it is to be found again.
+        Raises Unavailable if it cannot be recorded, or if the PVC was changed since it was read.
         """
         ...
-
-
-class NoClaims:
-    """Without a cluster's records: every request is of one mind, its own."""
-
-    async def find(self, volume: str, labels: Mapping[str, str]) -> Claim:  # noqa: ARG002
-        """See Claims."""
-        return Claim()
-
-    async def place(self, claim: Claim, owner: str) -> Claim:
-        """See Claims."""
-        return replace(claim, placed=owner)
 
 
 class Placement:
-    """Chooses for one request at a time; keeps nothing between two."""
+    """Chooses the node of one request at a time; keeps nothing between two."""
 
-    def __init__(self, discovery: Discovery, claims: Claims) -> None:
+    def __init__(self, discovery: Discovery, placements: PvcPlacements) -> None:
         self._discovery = discovery
-        self._claims = claims
+        self._placements = placements
 
-    async def make(
+    async def create(
         self,
         volume: str,
         labels: Mapping[str, str],
         preferred: Sequence[str],
-        create: Callable[[str], Awaitable[Made]],
-    ) -> Made:
-        """Make an empty volume at one of the owners, `preferred` in order, by `create(owner)`.
+        create: Callable[[str], Awaitable[Created]],
+    ) -> Created:
+        """Create an empty volume at one of the owners, `preferred` in order, by `create(owner)`.
 
-        One name, one volume: where the choice is ours, the choice is written on the claim before the first call, and is
-        kept until that agent's final no. Only OutOfSpace and OutOfRange are final and move on; every other error leaves
-        the choice, because the volume may have been made. Raises OutOfSpace so that the scheduler chooses again,
-        OutOfRange where no pool could ever hold it, Unavailable to have the same call repeated.
+        One name, one volume: if the choice is ours, it is recorded on the PVC before the first call and stays until that agent
+        refuses for good. Only OutOfSpace and OutOfRange are final and lead to the next owner; every other error leaves the
+        choice, because the volume may have been made. Raises OutOfSpace so that the scheduler selects again, OutOfRange if no
+        pool can ever hold the volume, Unavailable to have the same call repeated.
         """
-        claim = await self._claims.find(volume, labels)
-        selected = claim.selected
-        if selected is None and claim.waits and preferred:
-            # The choice was taken back since the call was made. Whoever made it still has it, and names it first.
+        placement = await self._placements.find(volume, labels)
+        selected = placement.selected_owner
+        if selected is None and placement.wait_for_first_consumer and preferred:
+            # The selection was taken back since the call was made. The caller still has it, and names it first.
             selected = preferred[0]
         if selected is not None:
-            return await self._at_selected(selected, create)
-        full: list[OutOfSpace | OutOfRange] = []
-        away: list[str] = []
-        for owner in self._candidates(claim, list(preferred) or sorted(self._discovery.owners())):
-            if owner != claim.placed or self._discovery.forgotten(owner):
-                # Nothing was asked of it yet. Once it is written down, only its own no takes it back, so a node that is
-                # known to be away is not begun with.
-                if not self._alive(owner):
-                    away.append(owner)
+            return await self._create_at_selected(selected, create)
+        refusals: list[OutOfSpace | OutOfRange] = []
+        not_ready: list[str] = []
+        for owner in self._candidates(placement, list(preferred) or sorted(self._discovery.owners())):
+            if owner != placement.chosen_owner or self._discovery.is_decommissioned(owner):
+                # This agent was not asked before. Once it is recorded, only its own refusal takes the choice back, so an
+                # agent on a node that is known to be away is never recorded.
+                if not self._is_ready(owner):
+                    not_ready.append(owner)
                     continue
-                claim = await self._claims.place(claim, owner)
+                placement = await self._placements.choose(placement, owner)
             try:
                 return await create(owner)
             except (OutOfSpace, OutOfRange) as error:
-                full.append(error)
-        if not full:
-            named = ", ".join(away) or "none is known"
-            raise Unavailable(
-                f"no node that may have the volume is ready ({named}): look at the nodes and the agents' pods"
-            )
-        waiting = f"; not ready: {', '.join(away)}" if away else ""
-        for_ever = not away and all(isinstance(error, OutOfRange) for error in full)
-        no = OutOfRange if for_ever else OutOfSpace
-        raise no("no node has room for the volume: " + "; ".join(map(str, full)) + waiting)
+                refusals.append(error)
+        raise _refusal(refusals, not_ready)
 
-    def _candidates(self, claim: Claim, owners: Sequence[str]) -> list[str]:
-        """The one that was written down comes first, until a person has said that it will not come back."""
-        if claim.placed is None or self._discovery.forgotten(claim.placed):
+    def _candidates(self, placement: PvcPlacement, owners: Sequence[str]) -> list[str]:
+        """Return the owners to ask. The one that was recorded comes first, unless its node was decommissioned."""
+        chosen = placement.chosen_owner
+        if chosen is None or self._discovery.is_decommissioned(chosen):
             return list(owners)
-        # What was refused there in the meantime begins again from the first: the volume is not there.
-        return [claim.placed, *(owner for owner in owners if owner != claim.placed)]
+        # Others that have refused in the meantime are asked again: the volume is not there.
+        return [chosen, *(owner for owner in owners if owner != chosen)]
 
-    def _alive(self, owner: str) -> bool:
-        place = self._discovery.place(owner)
-        if place is None:
-            return not self._discovery.known()
-        return place.ready and bool(place.address) and not self._discovery.forgotten(owner)
+    def _is_ready(self, owner: str) -> bool:
+        endpoint = self._discovery.endpoint(owner)
+        if endpoint is None:
+            return not self._discovery.has_synced()
+        return endpoint.ready and bool(endpoint.address) and not self._discovery.is_decommissioned(owner)
 
-    async def _at_selected(self, owner: str, create: Callable[[str], Awaitable[Made]]) -> Made:
+    async def _create_at_selected(self, owner: str, create: Callable[[str], Awaitable[Created]]) -> Created:
         try:
             return await create(owner)
         except Unavailable as error:
-            place = self._discovery.place(owner)
-            if self._discovery.known() and (place is None or not place.ready):
-                raise OutOfSpace(f"node {owner}, chosen for the pod, is not ready: choose another ({error})") from error
+            endpoint = self._discovery.endpoint(owner)
+            if self._discovery.has_synced() and (endpoint is None or not endpoint.ready):
+                raise OutOfSpace(
+                    f"node {owner}, selected for the pod, is not ready: select another ({error})"
+                ) from error
             raise
+
+
+def _refusal(refusals: Sequence[OutOfSpace | OutOfRange], not_ready: Sequence[str]) -> Exception:
+    """Put the refusals of all candidates together. Only if none of them can ever hold the volume is that final."""
+    if not refusals:
+        named = ", ".join(not_ready) or "none is known"
+        return Unavailable(f"no node for the volume is ready ({named}): check the nodes and the agents' pods")
+    suffix = f"; not ready: {', '.join(not_ready)}" if not_ready else ""
+    final = not not_ready and all(isinstance(error, OutOfRange) for error in refusals)
+    kind = OutOfRange if final else OutOfSpace
+    return kind("no node has enough space for the volume: " + "; ".join(map(str, refusals)) + suffix)

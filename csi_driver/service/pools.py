@@ -3,34 +3,41 @@
 from collections.abc import Iterator
 
 from csi_driver.backends.base import Backend
+from csi_driver.domain.capacity import CapacityPolicy, CapacityReport, Space, reserved_for_thick
 from csi_driver.domain.errors import DriverError, NotFound, OutOfSpace, Unavailable
-from csi_driver.domain.ids import ObjectId, parse
-from csi_driver.domain.model import Group, Snapshot, Volume
-from csi_driver.domain.space import Account, Policy, promised_to_thick
+from csi_driver.domain.ids import ObjectId, PoolRef, parse
+from csi_driver.domain.model import GroupSnapshot, Snapshot, Volume
 from csi_driver.service.locks import Locks
+from csi_driver.service.space_cache import SpaceCache
 
 
 class Pool:
     """One backend and what lies in it."""
 
-    def __init__(self, backend: Backend, policy: Policy) -> None:
+    def __init__(self, backend: Backend, policy: CapacityPolicy) -> None:
         self.backend = backend
         self.policy = policy
         self.volumes: dict[str, Volume] = {}
         self.snapshots: dict[str, Snapshot] = {}
-        self.groups: dict[str, Group] = {}
+        self.groups: dict[str, GroupSnapshot] = {}
         self.pending = 0
         """Bytes of volumes being made or grown now: promised, though not yet in the index."""
         self.pending_thick = 0
-        """Real space that was promised to work under way on thick volumes, see promises.py."""
+        """Real space reserved for operations in progress on thick volumes, see reservations.py."""
         self.refusal: DriverError | None = Unavailable(f"pool {self.name} is not open yet: try again")
         self._committed = 0
+        self._space = SpaceCache(self._ask_space, backend.space_max_age)
         self._snapshots_of: dict[str, set[str]] = {}
 
     @property
     def name(self) -> str:
         """The pool's name, unique in its agent."""
         return self.backend.identity.name
+
+    @property
+    def ref(self) -> PoolRef:
+        """The pool's name among those of all nodes, which makes the ids of what is in it."""
+        return PoolRef(self.backend.identity.owner, self.backend.identity.name)
 
     @property
     def way_out(self) -> str:
@@ -64,17 +71,31 @@ class Pool:
         self.backend.check()
         return self
 
-    def account(self) -> Account:
-        """The sums behind an answer about capacity: one statvfs, and one stat for each thick volume."""
+    async def account(self) -> CapacityReport:
+        """Return the sums behind an answer about capacity. Nothing else runs between them and the caller."""
+        return self._report(await self._space.get())
+
+    async def _ask_space(self) -> Space:
+        return await self.backend.space()
+
+    def last_account(self) -> CapacityReport | None:
+        """Return the sums by the space that was asked for last, without asking the backend; None before the first answer."""
+        return self._report(self._space.last) if self._space.last is not None else None
+
+    def _report(self, space: Space) -> CapacityReport:
         thick = [v for v in self.volumes.values() if v.thick]
         allocated = {v.id.hash: self.backend.allocated(v) for v in thick}
-        return Account(
-            self.backend.space(),
+        return CapacityReport(
+            space,
             self.policy,
             self._committed + self.pending,
-            promised_to_thick(thick, allocated) + self.pending_thick,
+            reserved_for_thick(thick, allocated) + self.pending_thick,
             self.pending_thick,
         )
+
+    def space_changed(self) -> None:
+        """Note that something was made, grown or deleted, or failed on the way: the space is asked for again."""
+        self._space.changed()
 
     def put_volume(self, volume: Volume) -> None:
         """Index a new or changed volume."""
@@ -88,9 +109,11 @@ class Pool:
         if volume is None:
             return
         self._committed -= volume.size
+        self.space_changed()
 
     def put_snapshot(self, snapshot: Snapshot) -> None:
         """Index a new snapshot."""
+        self.space_changed()
         self.snapshots[snapshot.id.hash] = snapshot
         self._snapshots_of.setdefault(snapshot.source_uid, set()).add(snapshot.id.hash)
 
@@ -98,12 +121,13 @@ class Pool:
         """Forget a deleted snapshot."""
         snapshot = self.snapshots.pop(digest, None)
         if snapshot is not None:
+            self.space_changed()
             left = self._snapshots_of[snapshot.source_uid]
             left.discard(digest)
             if not left:
                 del self._snapshots_of[snapshot.source_uid]
 
-    def put_group(self, group: Group) -> None:
+    def put_group(self, group: GroupSnapshot) -> None:
         """Index a new group and its members."""
         self.groups[group.id.hash] = group
         for member in group.members:
@@ -136,7 +160,7 @@ class Pools:
         """Every pool, or Unavailable: a list must never be shorter than the truth."""
         return [pool.serving() for pool in self]
 
-    def all_searched(self) -> list[Pool]:
+    def all_for_name_lookup(self) -> list[Pool]:
         """Every pool, for a search by name. Raises Unavailable where one was never opened: it may hold anything.
 
         A pool whose disk has gone since still tells by its index what it holds, and nothing can have come to it: it must not
@@ -162,17 +186,17 @@ class Pools:
 
     def locate(self, text: str) -> tuple[Pool, str] | None:
         """The pool and hash of an id; None where it cannot be one of ours. Raises Unavailable for another owner's."""
-        place = self.named_by(text)
+        place = self.parse_location(text)
         return (place[0].serving(), place[1]) if place else None
 
-    def named_by(self, text: str) -> tuple[Pool, str] | None:
+    def parse_location(self, text: str) -> tuple[Pool, str] | None:
         """As `locate`, also for a pool that is not served now: only what does not ask the pool may go on with it."""
         parsed: ObjectId | None = parse(text)
         if parsed is None:
             return None
-        if parsed.owner != self.owner:
-            raise Unavailable(f"{text} belongs to {parsed.owner}, this is {self.owner}: ask there")
         pool = self._pools.get(parsed.pool)
+        if parsed.owner != (self.owner if pool is None else pool.ref.owner):
+            raise Unavailable(f"{text} belongs to {parsed.owner}, this is {self.owner}: ask there")
         if pool is None:
             raise Unavailable(
                 f"pool {parsed.pool} of {self.owner} is not served by this agent: attach its disk, start with it"

@@ -1,21 +1,23 @@
-"""Snapshots of one volume: cut, listed, deleted. Ready in the first answer; never changed afterwards."""
+"""Snapshots of one volume: taken, listed, deleted. Ready in the first answer; never changed afterwards."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from csi_driver.backends.base import SpaceOperation
+from csi_driver.domain.capacity import human
 from csi_driver.domain.errors import AlreadyExists, Damaged, InvalidRequest, OutOfSpace, Precondition
-from csi_driver.domain.ids import ObjectId, name_hash
+from csi_driver.domain.ids import name_hash
 from csi_driver.domain.model import Snapshot, Volume
+from csi_driver.domain.paging import page
 from csi_driver.domain.requests import check_name, refuse_parameters, split_labels
-from csi_driver.domain.space import human
-from csi_driver.service.context import Context, page
+from csi_driver.service.dependencies import ServiceDependencies
 from csi_driver.service.pools import Pool
-from csi_driver.service.promises import CUT, promised, taken
+from csi_driver.service.reservations import reserve_space
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotRequest:
-    """A CreateSnapshot as made."""
+    """The fields of a CreateSnapshot call."""
 
     name: str
     source_id: str
@@ -23,64 +25,65 @@ class SnapshotRequest:
 
 
 class Snapshots:
-    """The controller's half of a snapshot's life."""
+    """Serves the calls of the CSI controller service about snapshots."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: ServiceDependencies) -> None:
         self._context = context
         self._pools = context.pools
 
     async def create(self, request: SnapshotRequest) -> Snapshot:
-        """Cut a volume, in use or not, or find the cut that the same request made."""
+        """Take a snapshot of a volume, in use or not, or return the one that the same request created."""
         check_name(request.name, "the snapshot's name")
         if not request.source_id:
-            raise InvalidRequest("the source volume's id is missing: name the volume to cut")
+            raise InvalidRequest("the source volume's id is missing: name the source volume")
         parameters, labels = split_labels(request.parameters, "parameters")
         refuse_parameters(parameters, "snapshots")
         digest = name_hash("snapshot", request.name)
-        # Before the look-up: a snapshot that is being deleted is no answer.
-        await self._pools.locks.settled(digest)
+        # Before the lookup: a snapshot that is being deleted must not be returned.
+        await self._pools.locks.ensure_not_changing(digest)
         existing = self._existing(digest, request)
         if existing is not None:
             return existing
         pool, volume = self._pools.volume(request.source_id)
-        doing = f"CreateSnapshot {request.name!r} of {volume.id}"
-        async with self._pools.locks.hold(doing, [volume.id.hash], existence=[digest]):
-            # Made meanwhile, by a call that this one waited for?
+        operation = f"CreateSnapshot {request.name!r} of {volume.id}"
+        async with self._pools.locks.hold(operation, [volume.id.hash], creating_or_deleting=[digest]):
+            # Created meanwhile, by a call that this one waited for?
             existing = self._existing(digest, request)
             if existing is not None:
                 return existing
             pool, volume = self._pools.volume(request.source_id)
-            async with self._context.outlasted(pool, [volume]):
-                return await self.cut(pool, volume, request.name, labels)
+            async with self._context.holds.extend_hold_while(pool, [volume]):
+                return await self.take(pool, volume, request.name, labels)
 
-    async def cut(
-        self, pool: Pool, volume: Volume, name: str, labels: Mapping[str, str], promised_before: int = 0
+    async def take(
+        self, pool: Pool, volume: Volume, name: str, labels: Mapping[str, str], reserved_before: int = 0
     ) -> Snapshot:
-        """Cut a volume that the caller holds alone, inside the limits. Raises Precondition, OutOfSpace, Busy.
+        """Take a snapshot of a volume that the caller has locked exclusively. Raises Precondition, OutOfSpace, Busy.
 
-        `promised_before`: bytes that the same call was promised for something else.
+        `reserved_before`: bytes that the same call has reserved for something else.
         """
-        check_room(pool, [volume])
+        await check_capacity(pool, [volume])
         planned = plan(self._context, pool, volume, name, labels)
-        with promised(pool, "a snapshot of a thick volume", taken(pool, cut=[volume]), CUT, own=promised_before):
+        needed = pool.backend.space_needed(SpaceOperation("snapshot", (volume,)))
+        async with reserve_space(pool, "a snapshot of a thick volume", needed, own=reserved_before):
             snapshot, report = await pool.backend.create_snapshot(planned, volume)
         pool.put_snapshot(snapshot)
-        self._context.observer.cut(pool.name, report)
+        self._context.observer.snapshot_taken(pool.name, report)
         return snapshot
 
     async def delete(self, snapshot_id: str) -> None:
-        """Delete a snapshot; unknown is fine. Volumes made from it, or rolled back to it, stay as they are."""
+        """Delete a snapshot; an unknown id is not an error. Its clones, and volumes rolled back to it, stay as they are."""
         place = self._pools.locate(snapshot_id)
         if place is None:
             return
         pool, digest = place
-        async with self._pools.locks.hold(f"DeleteSnapshot of {snapshot_id}", existence=[digest]):
-            # Not before: what is being made now is not indexed yet, and would be there after all.
+        async with self._pools.locks.hold(f"DeleteSnapshot of {snapshot_id}", creating_or_deleting=[digest]):
+            # Under the lock: a snapshot that is being created is not in the index yet.
             snapshot = pool.snapshots.get(digest)
             if snapshot is None:
                 return
             if snapshot.group:
-                group = ObjectId(snapshot.id.owner, snapshot.id.pool, snapshot.group)
+                group = snapshot.id.pool_ref.object_id(snapshot.group)
                 raise InvalidRequest(
                     f"snapshot {snapshot_id} is a member of group {group} and cannot be deleted alone: delete the group"
                 )
@@ -88,13 +91,13 @@ class Snapshots:
             pool.drop_snapshot(digest)
 
     def get(self, snapshot_id: str) -> Snapshot:
-        """One snapshot. Raises NotFound."""
+        """Return one snapshot. Raises NotFound."""
         return self._pools.snapshot(snapshot_id)[1]
 
     def list(
         self, limit: int = 0, token: str = "", snapshot_id: str = "", source_id: str = ""
     ) -> tuple[list[Snapshot], str]:
-        """One page of the snapshots that match; an unknown id matches none. Raises BadToken, Unavailable."""
+        """Return one page of the snapshots that match; an unknown id matches none. Raises BadToken, Unavailable."""
         if limit < 0:
             raise InvalidRequest(f"max_entries {limit} is negative: use 0 for all")
         if snapshot_id:
@@ -110,13 +113,13 @@ class Snapshots:
         return page(items, limit, token)
 
     def _existing(self, digest: str, request: SnapshotRequest) -> Snapshot | None:
-        for pool in self._pools.all_searched():
+        for pool in self._pools.all_for_name_lookup():
             snapshot = pool.snapshots.get(digest)
             if snapshot is None:
                 continue
             pool.serving()
             if snapshot.name != request.name:
-                raise Damaged(f"{snapshot.id} holds the name {snapshot.name!r}, not {request.name!r}: report this")
+                raise Damaged(f"{snapshot.id} has the name {snapshot.name!r}, not {request.name!r}: report this")
             if snapshot.source_id != request.source_id:
                 raise AlreadyExists(
                     f"snapshot {request.name!r} exists as {snapshot.id}, of volume {snapshot.source_id}, "
@@ -133,11 +136,11 @@ class Snapshots:
 
 
 def plan(
-    context: Context, pool: Pool, volume: Volume, name: str, labels: Mapping[str, str], group: str = ""
+    context: ServiceDependencies, pool: Pool, volume: Volume, name: str, labels: Mapping[str, str], group: str = ""
 ) -> Snapshot:
-    """The snapshot that a cut will fill in: its moment and size come from the backend."""
+    """Return the record of a snapshot to take; the backend fills in its time and size."""
     return Snapshot(
-        id=ObjectId(volume.id.owner, pool.name, name_hash("snapshot", name)),
+        id=pool.ref.new_snapshot_id(name),
         name=name,
         uid=context.new_uid(),
         created=context.now(),
@@ -152,9 +155,9 @@ def plan(
     )
 
 
-def check_room(pool: Pool, volumes: list[Volume]) -> None:
-    """Refuse a cut at the cap or in a pool that is nearly full, naming the figures."""
-    account = pool.account()
+async def check_capacity(pool: Pool, volumes: list[Volume]) -> None:
+    """Raise Precondition at the limit of snapshots, OutOfSpace in a pool that is nearly full; both name the numbers."""
+    account = await pool.account()
     if account.below_reserve:
         raise OutOfSpace(
             f"pool {pool.name} has {human(account.space.free)} free and keeps {human(account.reserve)} in reserve: delete something "
@@ -164,5 +167,5 @@ def check_room(pool: Pool, volumes: list[Volume]) -> None:
         count = len(pool.snapshots_of(volume.uid))
         if count >= pool.policy.max_snapshots:
             raise Precondition(
-                f"volume {volume.id} has {count} snapshots and the cap is {pool.policy.max_snapshots}: delete some first"
+                f"volume {volume.id} has {count} snapshots and the limit is {pool.policy.max_snapshots}: delete some first"
             )

@@ -1,37 +1,19 @@
 """Fixtures of the tests that run a real agent."""
 
-import os
-import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.agent_process import AgentRig
+from support.machine import skip_unless_root
 
-sys.path.append(str(Path(__file__).parent.parent / "node"))
-sys.path.append(str(Path(__file__).parent.parent / "rpc"))
-
-from agent_rig import AgentRig
-
-from csi_driver.rpc.client import Client
-
-
-def why_not() -> str:
-    """Why a real pool cannot be had here; empty where it can."""
-    if os.geteuid() != 0:
-        return "needs root: loop devices and mounts"
-    if not os.access("/dev/loop-control", os.W_OK):
-        return "needs /dev/loop-control"
-    if shutil.which("mkfs.xfs") is None and not os.path.exists("/usr/sbin/mkfs.xfs"):
-        return "needs mkfs.xfs: install Debian's xfsprogs"
-    return ""
+from csi_driver.rpc.clients.cli_client import Client
 
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[AgentRig]:
     """An agent that is not started yet."""
-    if reason := why_not():
-        pytest.skip(reason)
+    skip_unless_root()
     made = AgentRig(tmp_path)
     try:
         yield made

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from csi_driver.domain.ids import Kind, name_hash
-from csi_driver.domain.model import Capability, Mode
-from csi_driver.rpc.client import Client, Node
+from csi_driver.domain.model import AccessMode, Capability
+from csi_driver.rpc.clients.cli_client import Client, Node
 
 UNIT = 64 << 10
 """The step in which raw disks are sized here."""
@@ -81,7 +81,7 @@ class Op:
 
     `done` tells from the agent's tree whether it has happened; `answer` checks what was answered. Until a call that was
     cut off is repeated, the disk `loose` may be half shown or hidden, formatted or not, and have a safety snapshot more.
-    `then` runs between a cut-off call and its repetition, told whether it has happened. `span` stretches the delay before
+    `then` runs between an interrupted call and its repetition, told whether it has happened. `span` stretches the delay before
     the kill.
     """
 
@@ -123,7 +123,7 @@ def drop(world: World, *ids: str) -> World:
 
 def capability(fs: str) -> Capability:
     """How a disk is used."""
-    return Capability("mount", Mode.MULTI_WRITER, fs) if fs else Capability("block", Mode.MULTI_WRITER)
+    return Capability("mount", AccessMode.MULTI_WRITER, fs) if fs else Capability("block", AccessMode.MULTI_WRITER)
 
 
 def cut_of(disk: Disk, cut_id: str, name: str, life: int, group: str = "") -> Cut:

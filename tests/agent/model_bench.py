@@ -6,13 +6,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from model import KINDS, Cut, Disk, Group, Item, Nodes, capability, cut_of, grown, same
-from model_bytes import has_data, is_frozen, read_device, read_files
+from model_bytes import has_data, read_device, read_files
 from model_driven import Driven
+from support.freezing import is_frozen
 
 from csi_driver._pb import csi_pb2
 from csi_driver.domain.model import SizeRange, Source
-from csi_driver.host import mountinfo
-from csi_driver.rpc.client import Node
+from csi_driver.host.fs import mountinfo
+from csi_driver.rpc.clients.cli_client import Node
 
 SETTLE_SECONDS = 30.0
 """How long a child of a killed agent may take to die with its device, and the trash to become empty."""
@@ -191,7 +192,7 @@ class Bench(Driven):
 
     def look(self, which: int, more: int) -> None:
         """Read an object as its user would: a disk through its device, a snapshot by restoring it (larger by `more`)."""
-        # A look at a disk that was never staged would settle its format.
+        # Reading a disk that was never staged would settle its format.
         seen = [i for i in self.world.values() if isinstance(i, Disk) and i.format != "blank" and not i.holder]
         items: list[Disk | Cut] = [*seen, *(i for i in self.world.values() if isinstance(i, Cut))]
         if not items:

@@ -7,10 +7,9 @@ import os
 import struct
 from pathlib import Path
 
-from agent_rig import drop_caches_of
+from support.files import drop_caches_of
 
 _BLKZEROOUT = 0x127F
-_FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878
 
 
 def write_device(path: str, at: int, data: bytes, direct: bool, lazy: bool) -> None:
@@ -67,21 +66,6 @@ def sync_directory(path: str) -> None:
 def read_files(directory: str) -> dict[str, bytes]:
     """Every file at the top of a file system."""
     return {entry.name: Path(entry.path).read_bytes() for entry in os.scandir(directory) if entry.is_file()}
-
-
-def is_frozen(point: str) -> bool:
-    """Whether somebody keeps a file system frozen: one more freeze says so, and is undone at once."""
-    fd = os.open(point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.ioctl(fd, _FIFREEZE, 0)
-        fcntl.ioctl(fd, _FITHAW, 0)
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 def has_data(image: Path) -> bool:

@@ -4,17 +4,16 @@ import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 from hypothesis.stateful import RuleBasedStateMachine
 from model import Content, Cut, Disk, Group, Item, Kill, Nodes, Op, World, capability, cut_of, drop, grown, id_of, put
 from model_bench import Bench
+from support.machine import CAP_SYS_RESOURCE, has_capability
 
 from csi_driver.domain.model import SizeRange, Source
-from csi_driver.rpc.client import Client, Made
+from csi_driver.rpc.clients.cli_client import Client, CreatedVolume
 
-CAP_SYS_RESOURCE = 24
 DISK_NAMES, CUT_NAMES, GROUP_NAMES = 5, 6, 2
 MOST_CUTS = 14
 """Above this no safety snapshots are made."""
@@ -88,7 +87,7 @@ class Calls(RuleBasedStateMachine):
         """Every disk with each of its own snapshots, or of the others."""
         return [(disk, cut) for disk in self.disks for cut in self.cuts if (cut in self.own(disk)) is own]
 
-    def is_namesake(self, item_id: str, life: int) -> bool:
+    def is_other_of_name(self, item_id: str, life: int) -> bool:
         """Whether an id is by now another object's."""
         now = self.bench.world.get(item_id)
         return now is not None and now.life != life
@@ -117,11 +116,11 @@ class Calls(RuleBasedStateMachine):
         """CreateVolume, of a size that is rounded up."""
         asked = SizeRange(disk.size - disk.odd)
 
-        def call(client: Client) -> Made:
+        def call(client: Client) -> CreatedVolume:
             return client.create_volume(disk.name, asked, [capability(disk.fs)], source=source)
 
-        def answer(made: Made, _: Nodes) -> None:
-            assert made == Made(disk.id, disk.size)
+        def answer(made: CreatedVolume, _: Nodes) -> None:
+            assert made == CreatedVolume(disk.id, disk.size)
 
         op = Op(what, disk, call, lambda nodes: disk.id in nodes, lambda world, _: put(world, disk), answer)
         self.remember(disk, call, self.bench.run(op, kill))
@@ -169,7 +168,7 @@ class Calls(RuleBasedStateMachine):
         size, target = disk.size + self.growth(number), self.bench.target(disk.id)
         odd = disk.odd if size == disk.size else 0
         # Without CAP_SYS_RESOURCE an ext4 grows at its next stage.
-        online = disk.shown and (disk.fs != "ext4" or may_grow_ext4())
+        online = disk.shown and (disk.fs != "ext4" or has_capability(CAP_SYS_RESOURCE))
         before = space_of(target) if online and disk.fs else 0
 
         def call(client: Client) -> Any:
@@ -208,7 +207,7 @@ class Calls(RuleBasedStateMachine):
 
     def roll_back(self, disk: Disk, cut: Cut, draw: Draw, holder: str = "") -> None:
         """A rollback. Where the agent is killed, the disk is written to before the call is repeated."""
-        name, life = f"way back {self.bench.life()}", self.bench.life()
+        name, life = f"rollback {self.bench.life()}", self.bench.life()
         skip = len(self.cuts) > MOST_CUTS or (not holder and draw.coin)
 
         def after(world: World, nodes: Nodes) -> World:
@@ -255,12 +254,6 @@ class Calls(RuleBasedStateMachine):
             (Source("volume", source.id), "clone") if disk.is_clone else (Source("snapshot", source.id), "restore")
         )
         self.make(disk, draw.kill, f"{what} {name!r} of {source.name!r}", kind)
-
-
-def may_grow_ext4() -> bool:
-    """Whether a mounted ext4 may grow here."""
-    effective = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff"))
-    return bool(int(effective.split()[1], 16) >> CAP_SYS_RESOURCE & 1)
 
 
 def space_of(point: str) -> int:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from agent_rig import AgentRig
 from model import KINDS, UNIT, Cut, Disk, Item, Kill, Life, Nodes, Op, World, capability, put
+from support.agent_process import AgentRig
 
 from csi_driver._pb import csi_pb2_grpc
-from csi_driver.rpc.client import CallRefused, Client
+from csi_driver.rpc.clients.cli_client import CallRefused, Client
 
 FOREIGN_SECONDS = 90.0
 """How long somebody else's mount namespace may keep a device from being detached (tests/image has one for half a minute)."""
@@ -57,7 +57,7 @@ class Driven:
             self._close()
         self.rig.clean()
 
-    def begin_anew(self) -> None:
+    def begin_again(self) -> None:
         """After a failure: keep what tells about it, and go on in a new pool."""
         self.failures.append("\n".join(self.steps))
         self.close()

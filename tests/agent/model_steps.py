@@ -15,7 +15,7 @@ from model import UNIT, Cut, Disk, Group, Nodes, Op, capability, cut_of, drop, i
 from model_calls import CUT_NAMES, GROUP_NAMES, KILLS, Calls, Draw
 
 from csi_driver.domain.model import SizeRange
-from csi_driver.rpc.client import Client, Made
+from csi_driver.rpc.clients.cli_client import Client, CreatedVolume
 
 SEED = st.integers(0, (1 << 64) - 1)
 
@@ -233,7 +233,7 @@ class Machine(Calls):
 
     @action(2, lambda self: self.bench.world)
     def repeat(self, draw: Draw) -> None:
-        """What made an object answers as it did, with the size of now; but not where a namesake is its source now."""
+        """What made an object answers as it did, with the size of now; but not if another object of that name is its source now."""
         known = [item for item in self.bench.world.values() if (item.id, item.life) in self.bench.answers]
         if not known:
             return
@@ -241,10 +241,10 @@ class Machine(Calls):
         call, first = self.bench.answers[item.id, item.life]
         sources = [item.parent] if isinstance(item, Disk) else []
         sources += [cut.source for cut in self.cuts if item.id in (cut.id, cut.group)]
-        if any(self.is_namesake(*source) for source in sources):
+        if any(self.is_other_of_name(*source) for source in sources):
             self.refused("ALREADY_EXISTS", call)
         else:
-            assert call(self.bench.client) == (Made(item.id, item.size) if isinstance(item, Disk) else first)
+            assert call(self.bench.client) == (CreatedVolume(item.id, item.size) if isinstance(item, Disk) else first)
         if isinstance(item, Disk):
             larger, how = SizeRange(item.size + 4096), [capability(item.fs)]
             self.refused("ALREADY_EXISTS", lambda client: client.create_volume(item.name, larger, how))
@@ -341,5 +341,5 @@ class Machine(Calls):
             raise
         finally:
             if not self.bench.sound:
-                self.bench.begin_anew()
+                self.bench.begin_again()
         self.bench.counts["examples"] += sound

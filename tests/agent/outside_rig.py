@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import threading
@@ -15,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from agent_rig import AgentRig
 from prometheus_client.parser import text_string_to_metric_families
+from support.agent_process import AgentRig
 
 from csi_driver._pb import csi_pb2_grpc
 from csi_driver.domain.model import Capability
-from csi_driver.host import mountinfo
-from csi_driver.rpc.client import CallRefused, Client
+from csi_driver.host.fs import mountinfo
+from csi_driver.rpc.clients.cli_client import CallRefused, Client
 
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 if "PYTHONPATH" in os.environ:  # a tree that is tested without being installed
@@ -43,17 +42,6 @@ def use(rig: AgentRig, client: Client, volume: str, name: str, how: Capability) 
 def free(rig: AgentRig, client: Client, volume: str, name: str) -> None:
     client.unpublish(volume, str(rig.root / name))
     client.unstage(volume, str(rig.root / f"{name}.staging"))
-
-
-def why_no_pool() -> str:
-    """Why a real pool cannot be had here; empty where it can."""
-    if os.geteuid() != 0:
-        return "needs root: loop devices and mounts"
-    if not os.access("/dev/loop-control", os.W_OK):
-        return "needs /dev/loop-control"
-    if shutil.which("mkfs.xfs", path=ENVIRONMENT["PATH"]) is None:
-        return "needs mkfs.xfs: install Debian's xfsprogs"
-    return ""
 
 
 class Disk:
@@ -103,22 +91,6 @@ def refused(*arguments: str, **environment: str) -> tuple[int, str]:
         check=False,
     )
     return run.returncode, run.stdout + run.stderr
-
-
-def ready(endpoint: str, process: "subprocess.Popen[bytes]", log: Path, seconds: float = 30.0) -> Client:
-    """Wait until an agent is ready."""
-    until = time.monotonic() + seconds
-    while True:
-        client = Client(endpoint)
-        try:
-            if client.probe():
-                return client
-        except CallRefused:
-            pass
-        client.close()
-        assert process.poll() is None, log.read_text()[-4000:]
-        assert time.monotonic() < until, log.read_text()[-4000:]
-        time.sleep(0.05)
 
 
 def scrape(port: int) -> Figures:
@@ -177,7 +149,9 @@ def descendants(pid: int) -> dict[int, tuple[int, str]]:
 def fork_server(pid: int) -> int:
     """The agent's one lasting child; what it forks looks like it at first."""
     (found,) = [
-        child for child, (parent, command) in descendants(pid).items() if parent == pid and "forkserver" in command
+        child
+        for child, (parent, command) in descendants(pid).items()
+        if parent == pid and "host.helper.server" in command
     ]
     return found
 

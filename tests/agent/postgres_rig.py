@@ -210,13 +210,13 @@ class Postgres:
 
     def check(self) -> None:
         """pg_amcheck over everything: tables, indexes against their tables, and all levels of the trees."""
-        told = self._client("pg_amcheck", "--all", "--install-missing", "--heapallindexed", "--parent-check")
-        assert told.strip() == "", told
+        output = self._client("pg_amcheck", "--all", "--install-missing", "--heapallindexed", "--parent-check")
+        assert output.strip() == "", output
 
     def check_pages(self) -> None:
         """The checksum of every page on disk; for a cluster that was shut down."""
-        told = self._tool("pg_checksums", "--check")
-        assert "Bad checksums:  0" in told, told
+        output = self._tool("pg_checksums", "--check")
+        assert "Bad checksums:  0" in output, output
 
     def recovered(self) -> bool:
         """Whether the last start began from a crash and its log was applied."""
@@ -260,10 +260,10 @@ class Ack:
 
 
 class Acks:
-    """A client that inserts 1, 2, 3, ..., each in a transaction of its own, and writes down when it was told what."""
+    """A client that inserts 1, 2, 3, ..., each in a transaction of its own, and notes when each was answered."""
 
     def __init__(self, server: Postgres, first: int = 1) -> None:
-        self.told: list[Ack] = []
+        self.answered: list[Ack] = []
         self.error: BaseException | None = None
         self._connection = server.connect()
         self._next = first
@@ -276,15 +276,15 @@ class Acks:
             while not self._over.is_set():
                 sent = time.monotonic()
                 self._connection.query(f"INSERT INTO acks VALUES ({self._next})")
-                self.told.append(Ack(self._next, sent, time.monotonic()))
+                self.answered.append(Ack(self._next, sent, time.monotonic()))
                 self._next += 1
         except BaseException as error:
             self.error = error
 
     def wait_for(self, more: int) -> None:
         """Until so many more were acknowledged."""
-        until, goal = time.monotonic() + 30, len(self.told) + more
-        while len(self.told) < goal:
+        until, goal = time.monotonic() + 30, len(self.answered) + more
+        while len(self.answered) < goal:
             assert self.error is None, self.error
             assert time.monotonic() < until
             time.sleep(0.005)
@@ -295,12 +295,12 @@ class Acks:
         self._thread.join(60)
         self._connection.close()
         assert self.error is None, self.error
-        return self.told[-1].number
+        return self.answered[-1].number
 
     def bounds(self, called: float, returned: float) -> tuple[int, int]:
-        """The last number that a cut called and returned then must hold, and the last that it may."""
-        must = max((ack.number for ack in self.told if ack.acknowledged < called), default=0)
-        may = max((ack.number for ack in self.told if ack.sent <= returned), default=0)
+        """The last number that a snapshot called and returned then must hold, and the last that it may."""
+        must = max((ack.number for ack in self.answered if ack.acknowledged < called), default=0)
+        may = max((ack.number for ack in self.answered if ack.sent <= returned), default=0)
         return must, may
 
 

@@ -17,15 +17,17 @@ from typing import Any
 
 import grpc
 import pytest
-from cluster_rig import write_identity
-from free_ports import free_port
-from kubelet_rig import Kubelet
-from outside_rig import agent_of, ready, why_no_pool
+from outside_rig import agent_of
+from support.agent_process import ready
+from support.cluster_rig import write_identity
+from support.kubelet import Kubelet
+from support.machine import why_no_pool
+from support.ports import free_port
 
 from csi_driver._pb import csi_pb2, csi_pb2_grpc
+from csi_driver.operator.certificates import ca
 from csi_driver.rpc import tls
-from csi_driver.rpc.peers import CERTIFICATES
-from csi_driver.service import authority
+from csi_driver.rpc.agent.identity import CERTIFICATES
 
 NAME = "csi.tidemark.dev"
 SOCKET = f"{NAME}-reg.sock"
@@ -42,7 +44,7 @@ class Pod:
             directory.mkdir()
         self.endpoint = f"unix://{root}/csi.sock"
         self.port, self.http = free_port(), free_port()
-        self.authority = authority.new_authority()
+        self.authority = ca.new_ca()
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, **environment: str) -> None:
@@ -64,7 +66,7 @@ class Pod:
         ready(self.endpoint, self.process, self.log).close()
 
     def certify(self, role: str = tls.AGENT) -> None:
-        write_identity(self.certificates, self.authority, authority.issue(self.authority, role))
+        write_identity(self.certificates, self.authority, ca.issue(self.authority, role))
 
     def ask(self, path: str) -> tuple[int, str]:
         try:
@@ -92,7 +94,7 @@ class Pod:
         if role is None:
             channel = grpc.aio.insecure_channel(target)
         else:
-            pair = authority.issue(self.authority, role)
+            pair = ca.issue(self.authority, role)
             own = tls.channel_credentials((self.authority.certificate, pair.certificate, pair.key))
             channel = grpc.aio.secure_channel(target, own, options=[("grpc.ssl_target_name_override", tls.AGENT)])
         async with channel:
@@ -128,7 +130,7 @@ async def test_controllers_are_served_as_soon_as_there_are_certificates(pod: Pod
     assert "tls: " in text
     assert "ca.crt" in text
     assert pod.ask("healthz")[0] == 200
-    (waiting,) = pod.logged("controllers are not served yet")
+    (waiting,) = pod.logged("cannot serve controllers yet, retrying")
     assert "ca.crt" in waiting["why"]
 
     pod.certify()
@@ -136,8 +138,8 @@ async def test_controllers_are_served_as_soon_as_there_are_certificates(pod: Pod
     async with pod.channel(tls.CONTROLLER) as channel:
         identity = csi_pb2_grpc.IdentityStub(channel)
         assert (await identity.Probe(csi_pb2.ProbeRequest(), timeout=10)).ready.value
-        told = await identity.GetPluginInfo(csi_pb2.GetPluginInfoRequest(), timeout=10)
-        assert told.manifest[CERTIFICATES] == tls.Identity(pod.certificates).fingerprint()
+        info = await identity.GetPluginInfo(csi_pb2.GetPluginInfoRequest(), timeout=10)
+        assert info.manifest[CERTIFICATES] == tls.TlsDirectory(pod.certificates).fingerprint()
         answer = await csi_pb2_grpc.ControllerStub(channel).GetCapacity(csi_pb2.GetCapacityRequest(), timeout=10)
         assert answer.available_capacity > 0
         # Node is the kubelet's: on its socket alone.
@@ -155,7 +157,7 @@ async def test_controllers_are_served_as_soon_as_there_are_certificates(pod: Pod
 async def test_certificates_that_cannot_be_used_are_not_the_end(pod: Pod) -> None:
     pod.certify()
     right = (pod.certificates / "tls.key").read_bytes()
-    (pod.certificates / "tls.key").write_bytes(authority.issue(pod.authority, tls.AGENT).key)
+    (pod.certificates / "tls.key").write_bytes(ca.issue(pod.authority, tls.AGENT).key)
     pod.start()
     pod.until_it_serves()
     status, text = pod.ask("readyz")
@@ -175,9 +177,9 @@ async def test_the_kubelet_finds_it_once_it_is_ready(pod: Pod) -> None:
         async with asyncio.timeout(10):  # it heard the verdict, and has yet to pass it on
             while not (await asyncio.to_thread(pod.ask, "readyz"))[1].endswith("registered: yes\n"):
                 await asyncio.sleep(0.02)
-        (told,) = pod.logged("not registered with the kubelet")
-        assert told["level"] == "error"
-        assert "not now" in told["why"]
+        (line,) = pod.logged("not registered with the kubelet")
+        assert line["level"] == "error"
+        assert "not now" in line["why"]
         assert pod.process is not None
         for number in (signal.SIGTERM, signal.SIGKILL):
             pod.process.send_signal(number)

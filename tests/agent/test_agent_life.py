@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from agent_rig import AgentRig
+from support.agent_process import AgentRig
 
-from csi_driver.domain.model import Capability, Mode, SizeRange
-from csi_driver.rpc.client import Client
+from csi_driver.domain.model import AccessMode, Capability, SizeRange
+from csi_driver.rpc.clients.cli_client import Client
 
-MOUNT = Capability("mount", Mode.MULTI_WRITER, "xfs")
+MOUNT = Capability("mount", AccessMode.MULTI_WRITER, "xfs")
 
 
 def test_what_is_mounted_survives_the_agent_and_is_adopted(rig: AgentRig, client: Client, tmp_path: Path) -> None:

@@ -17,20 +17,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from agent_rig import AgentRig
-from free_ports import free_port
-from node_host import Mount, clean, share
-from outside_rig import scrape, why_no_pool
+from outside_rig import free, scrape, use
+from support.agent_process import AgentRig
+from support.machine import why_no_pool
+from support.pool_disk import clean, share
+from support.ports import free_port
 
-from csi_driver.domain.model import Capability, Mode, SizeRange
-from csi_driver.host import loop, mountinfo, mounts
-from csi_driver.rpc.client import CallRefused, Client
+from csi_driver.backends.reflink.layout import IMAGE
+from csi_driver.domain.model import AccessMode, Capability, SizeRange
+from csi_driver.host.block import loop
+from csi_driver.host.fs import mountinfo, mounts
+from csi_driver.host.fs.mountinfo import Mount
+from csi_driver.rpc.clients.cli_client import CallRefused, Client
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(200)]
 
 MIB = 1 << 20
-EXT4, XFS = (Capability("mount", Mode.MULTI_WRITER, kind) for kind in ("ext4", "xfs"))
-BLOCK = Capability("block", Mode.MULTI_WRITER)
+EXT4, XFS = (Capability("mount", AccessMode.MULTI_WRITER, kind) for kind in ("ext4", "xfs"))
+BLOCK = Capability("block", AccessMode.MULTI_WRITER)
 CONTAINER = ["unshare", "--mount", "--propagation", "unchanged", "--pid", "--fork", "--mount-proc", "--kill-child"]
 
 
@@ -79,7 +83,7 @@ class Pods(AgentRig):
         pool = mountinfo.at(str(self.pool))
         if pool is not None:
             inside = os.makedev(pool.major, pool.minor)
-            for device in [device for device in loop.scan(loop.IMAGE_NAME) if device.backing[0] == inside]:
+            for device in [device for device in loop.scan(IMAGE) if device.backing[0] == inside]:
                 loop.detach(device)
             mounts.umount(self.pool)
         if self.image.exists() and (device := loop.find(self.image, self.image.name)) is not None:
@@ -167,24 +171,11 @@ def image_of(pods: Pods, volume: str) -> Path:
     return pods.pool / "volumes" / volume.rpartition(":")[2] / "disk.img"
 
 
-def show(pods: Pods, client: Client, volume: str, name: str, how: Capability) -> Path:
-    staging, target = pods.root / f"{name}.staging", pods.root / name
-    staging.mkdir(exist_ok=True)
-    client.stage(volume, str(staging), how)
-    client.publish(volume, str(staging), str(target), how)
-    return target
-
-
-def hide(pods: Pods, client: Client, volume: str, name: str) -> None:
-    client.unpublish(volume, str(pods.root / name))
-    client.unstage(volume, str(pods.root / f"{name}.staging"))
-
-
 def test_what_is_in_use_goes_through_kills_and_upgrades(pods: Pods) -> None:
     uses = {"file": EXT4, "other": XFS, "raw": BLOCK}
     with pods.start() as client:
         volumes = {name: client.create_volume(name, SizeRange(320 * MIB), [how]).id for name, how in uses.items()}
-        targets = {name: show(pods, client, volumes[name], name, how) for name, how in uses.items()}
+        targets = {name: use(pods, client, volumes[name], name, how) for name, how in uses.items()}
         devices = devices_of(pods)
         assert len(devices) == 4
         pool = pods.mount_of_pool()
@@ -198,7 +189,7 @@ def test_what_is_in_use_goes_through_kills_and_upgrades(pods: Pods) -> None:
                 assert pods.mount_of_pool() == pool
                 assert devices_of(pods) == devices
                 for name, how in uses.items():  # what a kubelet asks again after its own restart
-                    show(pods, client, volumes[name], name, how)
+                    use(pods, client, volumes[name], name, how)
                     assert client.create_snapshot(volumes[name], f"{name} {turn}").ready
                 shown = {node.id: sorted(node.used_by) for node in client.tree() if node.kind == "volume"}
                 for name, volume in volumes.items():
@@ -214,7 +205,7 @@ def test_what_is_in_use_goes_through_kills_and_upgrades(pods: Pods) -> None:
         writer.check()
     with Client(pods.endpoint) as client:
         for name, volume in volumes.items():
-            hide(pods, client, volume, name)
+            free(pods, client, volume, name)
             assert not targets[name].exists()
             client.delete_volume(volume)
         assert list(devices_of(pods).values()) == [devices[(s := pods.image.stat()).st_dev, s.st_ino]]
@@ -229,16 +220,16 @@ def test_a_volume_published_by_one_pod_is_taken_back_by_the_next(pods: Pods) -> 
     with pods.start() as client:
         one = client.create_volume("one", SizeRange(320 * MIB), [XFS]).id
         gone = client.create_volume("gone", SizeRange(16 * MIB), [BLOCK]).id
-        show(pods, client, one, "one", XFS)
-        show(pods, client, gone, "gone", BLOCK)
+        use(pods, client, one, "one", XFS)
+        use(pods, client, gone, "gone", BLOCK)
     pods.end(signal.SIGKILL)
     paths = {Path(f"/sys/block/loop{n}/loop/backing_file").read_text().strip() for n in devices_of(pods).values()}
     assert not any(path.startswith(f"{pods.pool}/") for path in paths), "this is what the test is about"
     with pods.start() as client:
-        hide(pods, client, one, "one")
+        free(pods, client, one, "one")
         # What the kubelet took from under the agent's feet, it may ask for once more.
-        hide(pods, client, one, "one")
-        hide(pods, client, gone, "gone")
+        free(pods, client, one, "one")
+        free(pods, client, gone, "gone")
         assert len(devices_of(pods)) == 1
 
 
@@ -285,7 +276,7 @@ def told(pods: Pods) -> str:
         pods.start()
     assert pods.process is not None
     assert pods.process.wait(30) == 1
-    (line,) = [line for line in pods.log.read_text().splitlines() if "does not start" in line]
+    (line,) = [line for line in pods.log.read_text().splitlines() if "agent start failed" in line]
     return line
 
 

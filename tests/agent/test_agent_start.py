@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 import structlog
-from agent_rig import AgentRig
-from free_ports import free_port
-from outside_rig import Disk, agent_of, ready, refused, scrape, use, why_no_pool
+from outside_rig import Disk, agent_of, refused, scrape, use
+from support.agent_process import AgentRig, ready
+from support.machine import why_no_pool
+from support.ports import free_port
 
-from csi_driver.app.agent import Agent
-from csi_driver.domain.model import Capability, Mode, SizeRange
-from csi_driver.rpc.client import CallRefused, Client
-from csi_driver.settings import PoolSpec, Settings
+from csi_driver.agent.host_check import check_host
+from csi_driver.agent.settings import PoolSpec, Settings
+from csi_driver.domain.model import AccessMode, Capability, SizeRange
+from csi_driver.rpc.clients.cli_client import CallRefused, Client
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(200)]
 
@@ -28,8 +29,8 @@ LVM_LOOKS = "LVM of this node looks into disks of its tenants"
 """Told at start, on a machine with LVM that nobody has told to leave loop devices alone."""
 
 MIB = 1 << 20
-XFS = Capability("mount", Mode.MULTI_WRITER, "xfs")
-BLOCK = Capability("block", Mode.MULTI_WRITER)
+XFS = Capability("mount", AccessMode.MULTI_WRITER, "xfs")
+BLOCK = Capability("block", AccessMode.MULTI_WRITER)
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def assert_refused(tmp_path: Path, pool: str, *words: str, node: str = "node1") 
     status, said = refused(*options(tmp_path, pool, node=node))
     assert status == 1, said
     assert "Traceback" not in said
-    lines = [line for line in said.splitlines() if "does not start" in line]
+    lines = [line for line in said.splitlines() if "agent start failed" in line]
     assert len(lines) == 1, said
     for word in words:
         assert word in lines[0], lines[0]
@@ -237,13 +238,13 @@ def test_every_option_is_a_variable_too(disks: Any, launch: Any, tmp_path: Path)
         volume = client.create_volume("v", SizeRange(16 * MIB), [BLOCK]).id
         assert volume.startswith("node-env:fast:")
         client.create_snapshot(volume, "one")
-        with pytest.raises(CallRefused, match="the cap is 1"):
+        with pytest.raises(CallRefused, match="the limit is 1"):
             client.create_snapshot(volume, "two")
         assert scrape(port)["tidemark_pool_volumes", (("pool", "fast"),)] == 1
     assert ended(process) == 0
     log = tmp_path / "log"
-    told = {json.loads(line)["event"] for line in log.read_text().splitlines()}
-    assert told - {LVM_LOOKS} == {"ready", "call", "stopped"}
+    events = {json.loads(line)["event"] for line in log.read_text().splitlines()}
+    assert events - {LVM_LOOKS} == {"ready", "call", "stopped"}
 
     # An option says more than the variable.
     said = ["--node-name", "node-env", "--overcommit", "2"]
@@ -256,13 +257,13 @@ def test_every_option_is_a_variable_too(disks: Any, launch: Any, tmp_path: Path)
 
 def test_a_node_whose_lvm_looks_into_disks_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Path(__file__).parent.parent.parent
-    monkeypatch.setattr("csi_driver.app.agent.missing_tools", list)
-    monkeypatch.setattr("csi_driver.app.agent.os.access", lambda *_: True)
-    agent = Agent(Settings(pools=(PoolSpec("default", "reflink", "/srv/tidemark"),)))
+    monkeypatch.setattr("csi_driver.agent.host_check.missing_tools", lambda _tools: [])
+    monkeypatch.setattr("csi_driver.agent.host_check.os.access", lambda *_: True)
+    settings = Settings(pools=(PoolSpec("default", "reflink", "/srv/tidemark"),))
     for why, expected in (("", 0), ("no global_filter", 1)):
-        monkeypatch.setattr("csi_driver.host.lvm.why_looks_into_volumes", lambda why=why: why)
+        monkeypatch.setattr("csi_driver.host.block.lvm.why_looks_into_volumes", lambda _image, why=why: why)
         with structlog.testing.capture_logs() as lines:
-            agent._check_host()
+            check_host(settings)
         assert [line["event"] for line in lines] == [LVM_LOOKS] * expected
         for line in lines:
             assert (line["log_level"], line["why"]) == ("warning", why)
@@ -332,14 +333,15 @@ def test_a_start_that_fails_leaves_no_image(rig: AgentRig, disks: Any, launch: A
 
 HANGS = """
 import asyncio, sys
-from csi_driver.app import agent
-from csi_driver.settings import MIB, PoolImage, PoolSpec, Settings
+from csi_driver.agent import main as agent
+from csi_driver.agent.pools import PoolStartup
+from csi_driver.agent.settings import MIB, PoolImage, PoolSpec, Settings
 
 async def hang(self):
     print("opening", flush=True)
     await asyncio.sleep(600)
 
-agent.Agent._open_pools = hang
+PoolStartup._open_pools = hang
 endpoint, image, mount = sys.argv[1:]
 pools = (PoolSpec("default", "reflink", mount),)
 settings = Settings(pools, PoolImage(image, mount, 400 * MIB), endpoint=endpoint, node_name="node1")
@@ -368,9 +370,9 @@ def test_a_small_pool_serves_and_one_that_cannot_says_so_at_its_start(disks: Any
         assert client.pools()[0].reserve < 64 * MIB
         client.delete_volume(client.create_volume("v", SizeRange(64 * MIB), [BLOCK]).id)
     assert ended(process) == 0
-    assert "makes nothing new" not in log.read_text()
+    assert "no capacity for new volumes" not in log.read_text()
     process, client = launch(endpoint, [*words, "--reserve", "1Gi"], {})
     with client, pytest.raises(CallRefused, match="the pool is empty, so make it larger, or its reserve smaller"):
         client.create_volume("v", SizeRange(64 * MIB), [BLOCK])
     assert ended(process) == 0
-    assert "the pool makes nothing new" in log.read_text()
+    assert "pool has no capacity for new volumes" in log.read_text()

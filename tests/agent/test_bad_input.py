@@ -8,18 +8,18 @@ from typing import Any
 
 import grpc
 import pytest
-from agent_rig import AgentRig
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+from support.agent_process import AgentRig
 
 from csi_driver._pb import csi_pb2, tidemark_pb2
-from csi_driver.domain.model import Capability, Mode, SizeRange
-from csi_driver.rpc.client import Client
+from csi_driver.domain.model import AccessMode, Capability, SizeRange
+from csi_driver.rpc.clients.cli_client import Client
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
-BLOCK = Capability("block", Mode.MULTI_WRITER)
+BLOCK = Capability("block", AccessMode.MULTI_WRITER)
 GONE = f"node1:default:{'0' * 32}"
 TEXTS = [
     "", " ", ".", "..", "/", "../../etc/passwd", "/etc/passwd", "--help", "-rf", "a\0b", "a\nb", "\u202eevil", "name",

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from agent_rig import AgentRig
+from support.agent_process import AgentRig
 
-from csi_driver.host import loop, mountinfo
-from csi_driver.rpc.client import CallRefused, Client
+from csi_driver.host.block import loop
+from csi_driver.host.fs import mountinfo
+from csi_driver.rpc.clients.cli_client import CallRefused, Client
 
 pytestmark = [pytest.mark.root, pytest.mark.slow(seconds=40), pytest.mark.timeout(1000)]
 
@@ -163,14 +164,14 @@ def run(suite: str, endpoint: str, root: Path, kind: Kind) -> None:
 
 
 def _failures(specs: list[dict[str, object]]) -> str:
-    told = []
+    lines = []
     for spec in specs:
         failure = spec.get("Failure")
         if isinstance(failure, dict):
-            told.append(
+            lines.append(
                 f"{spec['LeafNodeText']}: {failure.get('Message')} ({failure.get('Location', {}).get('LineNumber')})"
             )
-    return "\n".join(told)
+    return "\n".join(lines)
 
 
 def nothing_is_left(rig: AgentRig, client: Client) -> None:

@@ -6,25 +6,18 @@ import time
 from typing import Any
 
 import pytest
-from agent_rig import AgentRig
-from free_ports import free_port
-from outside_rig import (
-    Stubs,
-    free,
-    scrape,
-    told,
-    until_done,
-    use,
-)
+from outside_rig import Stubs, free, scrape, told, until_done, use
+from support.agent_process import AgentRig
+from support.ports import free_port
 
 from csi_driver._pb import csi_pb2 as c
-from csi_driver.domain.model import Capability, Mode, SizeRange, Source
-from csi_driver.rpc.client import CallRefused, Client
+from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source
+from csi_driver.rpc.clients.cli_client import CallRefused, Client
 
 pytestmark = [pytest.mark.root, pytest.mark.slow(seconds=60), pytest.mark.timeout(200)]
 
 MIB = 1 << 20
-XFS = Capability("mount", Mode.MULTI_WRITER, "xfs")
+XFS = Capability("mount", AccessMode.MULTI_WRITER, "xfs")
 
 
 def in_background(action: Any) -> tuple[threading.Thread, list[CallRefused | None]]:

@@ -9,16 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from agent_rig import AgentRig
 from outside_rig import free, until_done, use
+from support.agent_process import AgentRig
 
-from csi_driver.domain.model import Capability, Mode, SizeRange, Source
-from csi_driver.rpc.client import Client
+from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source
+from csi_driver.rpc.clients.cli_client import Client
 
 pytestmark = [pytest.mark.root, pytest.mark.slow(seconds=30)]
 
 MIB = 1 << 20
-EXT4, BLOCK = Capability("mount", Mode.WRITER, "ext4"), Capability("block", Mode.MULTI_WRITER)
+EXT4, BLOCK = Capability("mount", AccessMode.WRITER, "ext4"), Capability("block", AccessMode.MULTI_WRITER)
 DATA = os.urandom(4 * MIB)
 NO_ROOM = {errno.ENOSPC, errno.EIO, errno.EROFS}
 """EROFS: ext4 has met it in its journal."""

@@ -15,31 +15,22 @@ from typing import Any
 
 import grpc
 import pytest
-from agent_rig import AgentRig
-from outside_rig import (
-    Prober,
-    Stubs,
-    Trace,
-    fork_server,
-    only_its_fork_server,
-    probing,
-    stopped,
-    until_done,
-    use,
-    why_no_pool,
-)
+from outside_rig import Prober, Stubs, Trace, fork_server, only_its_fork_server, probing, stopped, until_done, use
+from support.agent_process import AgentRig
+from support.machine import why_no_pool
+from support.waiting import wait_until
 
 from csi_driver._pb import csi_pb2 as c
-from csi_driver.domain.model import Capability, Mode, SizeRange, Source
-from csi_driver.host import mountinfo
-from csi_driver.rpc.client import CallRefused, Client
+from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source
+from csi_driver.host.fs import mountinfo
+from csi_driver.rpc.clients.cli_client import CallRefused, Client
 
 # Alone: what is long here is long for a quiet machine, and the drain has a limit in the product.
 pytestmark = [pytest.mark.root, pytest.mark.slow(seconds=40), pytest.mark.timeout(400), pytest.mark.alone]
 
 MIB = 1 << 20
-XFS = Capability("mount", Mode.MULTI_WRITER, "xfs")
-BLOCK = Capability("block", Mode.MULTI_WRITER)
+XFS = Capability("mount", AccessMode.MULTI_WRITER, "xfs")
+BLOCK = Capability("block", AccessMode.MULTI_WRITER)
 EXTENTS = 100_000
 ATTEMPTS = 6
 """At meeting a call while it works: how long that takes is the machine's affair."""
@@ -85,13 +76,6 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Big]:
         rig.clean()
 
 
-def until(true: Callable[[], object]) -> None:
-    end = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
 def in_progress(rig: AgentRig, volume: str) -> bool:
     """Whether a call holds the volume's lock: a growth that would be refused in any case is refused for that first."""
     with Client(rig.endpoint) as other, pytest.raises(CallRefused) as caught:
@@ -101,7 +85,7 @@ def in_progress(rig: AgentRig, volume: str) -> bool:
 
 
 def takes_no_more(rig: AgentRig) -> bool:
-    """Whether an agent that was told to end says so to whoever calls now."""
+    """Whether an agent that is ending says so to whoever calls now."""
     with Client(rig.endpoint) as late:
         try:
             late.probe()
@@ -197,7 +181,7 @@ def test_the_event_loop_goes_on_during_large_ioctls(
 
 def at_work(rig: AgentRig, call: Any) -> None:
     """Wait until something is being made in the pool, unseen as yet, or its call has ended before that was seen."""
-    until(lambda: call.done() or list((rig.pool / ".new").glob("*/*.img")))
+    wait_until(lambda: call.done() or list((rig.pool / ".new").glob("*/*.img")))
 
 
 def quiet(rig: AgentRig) -> None:
@@ -208,7 +192,7 @@ def quiet(rig: AgentRig) -> None:
     XFS_IOC_FREE_EOFBLOCKS ends with xfs_inodegc_flush, which waits for all of it; measured: 100,000 shared extents, free
     blocks as before right after it, where statfs went on rising for 4 s. FIFREEZE waits as well, and would hold the agent.
     """
-    until(lambda: not os.listdir(rig.pool / ".trash"))  # the agent's own part: it unlinks in the background too
+    wait_until(lambda: not os.listdir(rig.pool / ".trash"))  # the agent's own part: it unlinks in the background too
     directory = os.open(rig.pool, os.O_RDONLY)
     try:
         version, sync = 1, 1
@@ -223,9 +207,9 @@ class Left:
     def __init__(self, rig: AgentRig, method: str, name: str) -> None:
         lines = [json.loads(line) for line in rig.log.read_text().splitlines() if line.startswith("{")]
         mine = [line for line in lines if line.get("method", "").endswith(method) and line.get("name") == name]
-        self.told = [(line["event"], line["code"]) for line in mine if line["code"] != "ABORTED"]
-        self.at_work = self.told == [("call", "CANCELLED"), ("late", "OK"), ("call", "OK")]
-        self.too_late = self.told[:1] == [("call", "OK")]
+        self.events = [(line["event"], line["code"]) for line in mine if line["code"] != "ABORTED"]
+        self.at_work = self.events == [("call", "CANCELLED"), ("call finished after cancel", "OK"), ("call", "OK")]
+        self.too_late = self.events[:1] == [("call", "OK")]
 
 
 @pytest.mark.parametrize("going", ["deadline", "cancel", "disconnect"])
@@ -257,7 +241,7 @@ def test_a_client_that_goes_away_leaves_whole_objects(big: Big, going: str) -> N
             delete(made.id)
             quiet(rig)
             seconds *= 0.5 if found.too_late else 1.7
-        raise AssertionError(f"{method} was never left while it worked; at last: {found.told}")
+        raise AssertionError(f"{method} was never left while it worked; at last: {found.events}")
 
     with serving(rig, "--log-format", "json") as client:
         quiet(rig)
@@ -287,7 +271,7 @@ def test_a_client_that_goes_away_leaves_whole_objects(big: Big, going: str) -> N
         assert rig.stop() == 0
 
 
-def test_a_client_that_goes_away_inside_a_cut(rig: AgentRig, client: Client) -> None:
+def test_a_client_that_goes_away_inside_a_snapshot(rig: AgentRig, client: Client) -> None:
     """The same for a file system in use, whose clone is made by a child: that stands still while the client goes."""
     volume = client.create_volume("v", SizeRange(320 * MIB), [XFS]).id
     target = use(rig, client, volume, "target", XFS)
@@ -297,7 +281,7 @@ def test_a_client_that_goes_away_inside_a_cut(rig: AgentRig, client: Client) -> 
     try:
         with Stubs(rig.endpoint) as to:
             call = to.controller.CreateSnapshot.future(c.CreateSnapshotRequest(name="s", source_volume_id=volume))
-            until(lambda: in_progress(rig, volume))
+            wait_until(lambda: in_progress(rig, volume))
             call.cancel()
         with pytest.raises(CallRefused) as caught:
             client.create_snapshot(volume, "s")
@@ -322,7 +306,7 @@ def test_sigterm_drains_a_running_call(big: Big) -> None:
             at_work(rig, running)
             assert rig.process is not None
             rig.process.send_signal(signal.SIGTERM)
-            until(lambda: takes_no_more(rig))
+            wait_until(lambda: takes_no_more(rig))
             in_between = not running.done()
             made = running.result().snapshot
             assert made.ready_to_use
@@ -355,9 +339,9 @@ def test_sigterm_drains_a_call_in_a_child(rig: AgentRig, client: Client) -> None
     staging = threading.Thread(target=stage)
     staging.start()
     try:
-        until(lambda: in_progress(rig, volume))
+        wait_until(lambda: in_progress(rig, volume))
         rig.process.send_signal(signal.SIGTERM)
-        until(lambda: takes_no_more(rig))
+        wait_until(lambda: takes_no_more(rig))
         time.sleep(0.5)  # for what must not happen: it does not end
         assert rig.process.poll() is None
         assert not ended

@@ -1,4 +1,4 @@
-"""A real database under load is cut, restored, rolled back: it starts, is whole, and has all that it ever promised.
+"""A real database under load is snapshotted, restored, rolled back: it starts, is whole, and has all that it ever promised.
 
 What a snapshot must hold is told by two times around the call: each transaction acknowledged before it, none begun after.
 
@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from agent_rig import AgentRig
-from outside_rig import why_no_pool
 from postgres_rig import Acks, Checkpoints, Postgres, assert_sums_agree, kept, open_directory, quit_group
 from postgres_rig import why_not as why_no_database
+from support.agent_process import AgentRig
+from support.machine import why_no_pool
 
-from csi_driver.domain.model import Capability, Mode, SizeRange, Source
-from csi_driver.rpc.client import Client
+from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source
+from csi_driver.rpc.clients.cli_client import Client
 
 pytestmark = [pytest.mark.root, pytest.mark.slow(seconds=25), pytest.mark.timeout(400)]
 
@@ -32,7 +32,7 @@ DISK = SizeRange(1 << 30)
 
 @dataclass(frozen=True)
 class Taken:
-    """A cut under load: the ids of what it made, and the last acknowledgement that it must and that it may hold."""
+    """A snapshot under load: the ids of what it made, and the last acknowledgement that it must and that it may hold."""
 
     ids: tuple[str, ...]
     must: int
@@ -48,7 +48,7 @@ class Node:
 
     def use(self, volume: str, name: str, fs_type: str) -> Path:
         """Stage and publish, read-write; returns where."""
-        how = Capability("mount", Mode.WRITER, fs_type)
+        how = Capability("mount", AccessMode.WRITER, fs_type)
         staging, target = self.rig.root / f"{name}.staging", self.rig.root / name
         staging.mkdir()
         self.client.stage(volume, str(staging), how)
@@ -110,7 +110,7 @@ def load(server: Postgres, checkpoints: bool = False) -> Iterator[Acks]:
 
 
 def looked_through(server: Postgres, taken: Taken) -> int:
-    """Start what was cut, and look whether it is whole and has what it must; returns the last acknowledgement in it."""
+    """Start from a snapshot, and check whether it is whole and has what it must; returns the last acknowledgement in it."""
     server.start()
     assert server.recovered()
     connection = server.connect()
@@ -128,13 +128,13 @@ def looked_through(server: Postgres, taken: Taken) -> int:
 
 def restored(node: Node, snapshot: str, name: str, fs_type: str) -> tuple[str, Path]:
     """A new disk from a snapshot, in use."""
-    how = Capability("mount", Mode.WRITER, fs_type)
+    how = Capability("mount", AccessMode.WRITER, fs_type)
     volume = node.client.create_volume(name, SizeRange(), [how], source=Source("snapshot", snapshot)).id
     return volume, node.use(volume, name, fs_type)
 
 
 def verified(node: Node, taken: Taken, name: str, fs_type: str) -> int:
-    """A new disk from a cut, the database on it looked through, and the disk away again."""
+    """A new disk from a snapshot, the database on it looked through, and the disk away again."""
     volume, place = restored(node, taken.ids[0], name, fs_type)
     last = looked_through(node.server(place, name), taken)
     node.free(volume, name)
@@ -143,12 +143,12 @@ def verified(node: Node, taken: Taken, name: str, fs_type: str) -> int:
 
 
 @pytest.mark.parametrize("fs_type", ["ext4", "xfs"])
-def test_snapshots_of_a_busy_database_and_the_way_back(
+def test_snapshots_of_a_busy_database_and_the_rollback(
     node: Node, fs_type: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client = node.client
     began = time.monotonic()
-    disk = client.create_volume("db", DISK, [Capability("mount", Mode.WRITER, fs_type)]).id
+    disk = client.create_volume("db", DISK, [Capability("mount", AccessMode.WRITER, fs_type)]).id
     server = node.server(node.use(disk, "db", fs_type), "db")
     server.create()
     server.start()
@@ -170,8 +170,8 @@ def test_snapshots_of_a_busy_database_and_the_way_back(
             time.sleep(0.3)
     taken = [Taken((snapshot,), *acks.bounds(called, returned)) for snapshot, called, returned in cuts]
     musts = [one.must for one in taken]
-    assert musts == sorted(set(musts)), "each cut must have something new to hold"
-    total = acks.told[-1].number
+    assert musts == sorted(set(musts)), "each snapshot must have something new to hold"
+    total = acks.answered[-1].number
     assert taken[-1].may < total, "something must have been acknowledged after the last cut"
     under_load = time.monotonic() - began
 
@@ -214,7 +214,7 @@ def test_snapshots_of_a_busy_database_and_the_way_back(
         took = ", ".join(f"{(returned - called) * 1000:.0f}" for _, called, returned in cuts)
         print(
             f"\n{fs_type}: CreateSnapshot under pgbench took {took} ms; {total} acknowledged; slowest commit "
-            f"{max(ack.acknowledged - ack.sent for ack in acks.told) * 1000:.0f} ms; {under_load:.0f} s until the last "
+            f"{max(ack.acknowledged - ack.sent for ack in acks.answered) * 1000:.0f} ms; {under_load:.0f} s until the last "
             f"cut, {time.monotonic() - began:.0f} s in all"
         )
 
@@ -223,7 +223,7 @@ def test_data_and_log_on_two_volumes_are_cut_as_one(node: Node, capsys: pytest.C
     client = node.client
     kinds = {"data": "ext4", "wal": "xfs"}
     disks = {
-        name: client.create_volume(name, DISK, [Capability("mount", Mode.WRITER, fs_type)]).id
+        name: client.create_volume(name, DISK, [Capability("mount", AccessMode.WRITER, fs_type)]).id
         for name, fs_type in kinds.items()
     }
     places = {name: node.use(disks[name], name, fs_type) for name, fs_type in kinds.items()}
@@ -263,5 +263,5 @@ def test_data_and_log_on_two_volumes_are_cut_as_one(node: Node, capsys: pytest.C
     with capsys.disabled():
         took = ", ".join(f"{(returned - called) * 1000:.0f}" for _, called, returned in cuts)
         print(
-            f"\ngroup of two: CreateVolumeGroupSnapshot under pgbench took {took} ms; {acks.told[-1].number} acknowledged"
+            f"\ngroup of two: CreateVolumeGroupSnapshot under pgbench took {took} ms; {acks.answered[-1].number} acknowledged"
         )

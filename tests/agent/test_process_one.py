@@ -8,12 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from agent_rig import AgentRig, fragment
+from support.agent_process import AgentRig
+from support.files import fragment
+from support.waiting import wait_until
 
-from csi_driver.domain.model import Capability, Mode, SizeRange
-from csi_driver.rpc.client import CallRefused, Client
+from csi_driver.domain.model import AccessMode, Capability, SizeRange
+from csi_driver.rpc.clients.cli_client import CallRefused, Client
 
-MOUNT = Capability("mount", Mode.MULTI_WRITER, "xfs")
+MOUNT = Capability("mount", AccessMode.MULTI_WRITER, "xfs")
 
 
 def children_of(pid: int) -> list[int]:
@@ -22,13 +24,6 @@ def children_of(pid: int) -> list[int]:
 
 def command_of(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-
-
-def wait_for(what: str, condition: object, seconds: float = 60.0) -> None:
-    until = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < until, f"not within {seconds} s: {what}"
-        time.sleep(0.005)
 
 
 def test_a_killed_container_leaves_nothing_frozen(rig: AgentRig, tmp_path: Path) -> None:
@@ -53,16 +48,16 @@ def test_a_killed_container_leaves_nothing_frozen(rig: AgentRig, tmp_path: Path)
         caller = threading.Thread(target=cut)
         caller.start()
         announced = Path(f"{inside}{rig.pool}/.freeze")
-        wait_for("a freeze is announced", lambda: any(announced.glob("*.json")))
+        wait_until(lambda: any(announced.glob("*.json")), "a freeze is in the journal")
         alive = Path(f"/sys/fs/xfs/{device}")
         assert alive.exists()
         time.sleep(0.15)
         os.kill(agent, signal.SIGKILL)
-        wait_for("the container ends", lambda: rig.process.poll() is not None)  # type: ignore[union-attr]
+        wait_until(lambda: rig.process.poll() is not None, "the container ends")  # type: ignore[union-attr]
         caller.join(30)
     assert rig.process.returncode == 128 + signal.SIGKILL
     # A file system that was unmounted frozen would stay alive without a mount.
-    wait_for("the file system is gone", lambda: not alive.exists())
+    wait_until(lambda: not alive.exists(), "the file system is gone")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -12,29 +12,20 @@ from typing import Any
 
 import grpc
 import pytest
-from agent_rig import AgentRig
-from free_ports import free_port
-from outside_rig import (
-    Stubs,
-    Trace,
-    fork_server,
-    free,
-    only_its_fork_server,
-    parse_console,
-    scrape,
-    use,
-)
+from outside_rig import Stubs, Trace, fork_server, free, only_its_fork_server, parse_console, scrape, use
+from support.agent_process import AgentRig
+from support.ports import free_port
 
 from csi_driver._pb import csi_pb2 as c
-from csi_driver.domain.model import Capability, Mode, SizeRange, Source
-from csi_driver.rpc.client import CallRefused
+from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source
+from csi_driver.rpc.clients.cli_client import CallRefused
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(200)]
 
 MIB = 1 << 20
-XFS = Capability("mount", Mode.MULTI_WRITER, "xfs")
-EXT4 = Capability("mount", Mode.MULTI_WRITER, "ext4")
-BLOCK = Capability("block", Mode.MULTI_WRITER)
+XFS = Capability("mount", AccessMode.MULTI_WRITER, "xfs")
+EXT4 = Capability("mount", AccessMode.MULTI_WRITER, "ext4")
+BLOCK = Capability("block", AccessMode.MULTI_WRITER)
 CANARY = "canary-5e8f1b"
 NOBODY = f"node1:default:{'0' * 32}"
 
@@ -201,9 +192,11 @@ def test_figures_after_a_known_sequence(rig: AgentRig) -> None:
             assert 0 < figures["tidemark_call_seconds_sum", labels] < 60
         pool = (("pool", "default"),)
         assert figures["tidemark_freeze_seconds_count", pool] == 4  # two snapshots, the group, the copy
-        assert figures["tidemark_snapshot_seconds_count", pool] == 5  # and the one of what is not mounted
+        assert (
+            figures["tidemark_snapshot_clone_duration_seconds_count", pool] == 5
+        )  # and the one of what is not mounted
         assert 0 < figures["tidemark_freeze_seconds_sum", pool] < 4 * 5
-        assert figures["tidemark_snapshot_seconds_sum", pool] > 0
+        assert figures["tidemark_snapshot_clone_duration_seconds_sum", pool] > 0
         assert figures["tidemark_pool_volumes", pool] == 4
         assert figures["tidemark_pool_snapshots", pool] == 4
         assert figures["tidemark_pool_committed_bytes", pool] == (320 + 64 + 48 + 320) * MIB

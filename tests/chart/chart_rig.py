@@ -121,8 +121,8 @@ class Chart:
         with tempfile.TemporaryDirectory() as directory:
             copy = Path(shutil.copytree(CHART, Path(directory) / "tidemark"))
             (copy / "templates" / "NOTES.txt").rename(copy / "notes.tpl")
-            told = 'kind: Notes\ntext: |-\n  {{- tpl (.Files.Get "notes.tpl") . | nindent 2 }}\n'
-            (copy / "templates" / "notes.yaml").write_text(told)
+            notes = 'kind: Notes\ntext: |-\n  {{- tpl (.Files.Get "notes.tpl") . | nindent 2 }}\n'
+            (copy / "templates" / "notes.yaml").write_text(notes)
             (found,) = self.render(values, chart=copy, **options).of("Notes")
         return str(found["text"])
 

@@ -2,14 +2,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from chart_rig import Chart
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
-sys.path.append(str(TOOLS))  # for values_reference
 
 
 def tool(*argv: str, needs: str) -> Path:

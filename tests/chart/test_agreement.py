@@ -7,7 +7,7 @@ import typer.main
 from chart_rig import VALUES, Chart
 
 from csi_driver.cli.main import app
-from csi_driver.operator.names import AGENT_LABELS, CONTROLLER_LABELS, Ours
+from csi_driver.operator.installation import AGENT_LABELS, CONTROLLER_LABELS, Installation
 from csi_driver.rpc import tls
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -39,7 +39,7 @@ def test_the_program_takes_what_the_chart_says(chart: Chart, name: str, values: 
 def test_the_controller_finds_what_the_chart_makes(chart: Chart, release: str) -> None:
     documents = chart.render(VALUES / "groups.yaml", release=release)
     (full,) = {name.removesuffix("-controller") for name in documents.names("Deployment")}
-    ours = Ours("tidemark", full, "csi.tidemark.dev")
+    ours = Installation("tidemark", full, "csi.tidemark.dev")
     for kind, selector in (("DaemonSet", AGENT_LABELS), ("Deployment", CONTROLLER_LABELS)):
         wanted = dict(pair.split("=") for pair in selector.split(","))
         for workload in documents.of(kind):
@@ -47,7 +47,7 @@ def test_the_controller_finds_what_the_chart_makes(chart: Chart, release: str) -
     assert all(name.startswith(f"{full}-agent") for name in documents.names("DaemonSet"))
     # The rights name what the controller is going to make.
     rules = str([role["rules"] for role in documents.of("Role")])
-    for name in (ours.forgotten, f"{full}-authority", f"{full}-controller-tls", f"{full}-agent-tls"):
+    for name in (ours.decommissioned_nodes, f"{full}-authority", f"{full}-controller-tls", f"{full}-agent-tls"):
         assert f"'{name}'" in rules
     assert documents.names("MutatingWebhookConfiguration") == {f"{full}-pin"}
     assert f"{full}-webhook" in documents.names("Service")

@@ -82,11 +82,11 @@ def test_it_stays_quiet(chart: Chart, promtool: Path, tmp_path: Path, name: str)
 def test_the_budget_of_a_freeze_is_a_bucket_of_the_metric(chart: Chart, budget: float, label: str) -> None:
     from prometheus_client import generate_latest
 
-    from csi_driver.backends.base import CutReport
-    from csi_driver.telemetry import Telemetry
+    from csi_driver.agent.metrics import AgentMetrics
+    from csi_driver.backends.base import SnapshotTimings
 
-    telemetry = Telemetry()
-    telemetry.cut("fast", CutReport(frozen=0.01, cloned=0.01))
+    telemetry = AgentMetrics()
+    telemetry.snapshot_taken("fast", SnapshotTimings(frozen=0.01, cloned=0.01))
     assert f'tidemark_freeze_seconds_bucket{{le="{label}",pool="fast"}}' in generate_latest(telemetry.registry).decode()
     expression = alerts(rules_of(chart, freezeBudgetSeconds=budget))["TidemarkFreezeOverBudget"]["expr"]
     assert expression.count(f'le="{label}"') == 2

@@ -59,7 +59,10 @@ REFUSED: list[tuple[Document, str]] = [
         r"of the class tidemark is made from its value `default`",
     ),
     ({"snapshots": {"classes": {"tidemark": {}}}}, r"snapshots\.class makes the class of that name"),
-    (on_nodes("topology.kubernetes.io/zone"), rf"topology\.kubernetes\.io/zone says nothing .* {TOPOLOGY_KEY}"),
+    (
+        on_nodes("topology.kubernetes.io/zone"),
+        rf"topology\.kubernetes\.io/zone is not a topology key .* {TOPOLOGY_KEY}",
+    ),
     (
         {"agent": {"extraVolumes": [{"name": "dev", "emptyDir": {}}]}},
         r"agent\.extraVolumes: dev is a volume of the chart",

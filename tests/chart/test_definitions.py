@@ -94,8 +94,8 @@ def test_a_comma_without_quotes_is_found() -> None:
     """In `{...}` it ends the text, and what follows is a key without a value."""
     (path,) = [path for path in FILES if path.stem == "snapshotschedules"]
     text = path.read_text()
-    broken = text.replace('"Why, in one word."', "Why, in one word.")
+    broken = text.replace('"The reason, in one word."', "The reason, in one word.")
     assert broken != text
     definition = yaml.load(broken, StrictLoader)
     assert [one.rpartition(".conditions.")[2] for one in strays(definition)] == ["items.reason.in one word."]
-    assert [one.rpartition(".")[2] for one in sentences(definition)] == ["description: Why"]
+    assert [one.rpartition(".")[2] for one in sentences(definition)] == ["description: The reason"]

@@ -27,7 +27,7 @@ def test_a_cluster_without_the_definitions(chart: Chart) -> None:
     assert not has_snapshotter(documents)
     assert mentions(documents, "snapshot.storage.k8s.io") == set()
     assert documents.names("StorageClass") == {"tidemark"}
-    assert "Snapshots are off, because the cluster does not know them." in chart.notes(serves=())
+    assert "Snapshots are off, because the cluster does not have their CRDs." in chart.notes(serves=())
 
 
 @pytest.mark.parametrize("older", [(), ("groupsnapshot.storage.k8s.io/v1beta2/VolumeGroupSnapshotClass",)])

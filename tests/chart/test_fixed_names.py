@@ -72,9 +72,12 @@ def test_what_an_upgrade_cannot_change_is_as_it_was(documents: Rendered) -> None
 
 def test_an_agent_finds_what_the_one_before_left_on_the_node(documents: Rendered) -> None:
     node, agent = CONTRACT["node"], documents.container("agent")
-    told = environment(agent)
-    assert (told["TIDEMARK_POOL_IMAGE"], told["TIDEMARK_POOL_MOUNT"]) == (node["pool_image"], node["pool_mount"])
-    assert "TIDEMARK_POOL" not in told, f"the pool is called {node['pool_name']} where nothing is said"
+    variables = environment(agent)
+    assert (variables["TIDEMARK_POOL_IMAGE"], variables["TIDEMARK_POOL_MOUNT"]) == (
+        node["pool_image"],
+        node["pool_mount"],
+    )
+    assert "TIDEMARK_POOL" not in variables, f"the pool is called {node['pool_name']} where nothing is said"
     pod = documents.one("DaemonSet", "tidemark-agent")["spec"]["template"]["spec"]
     paths = {volume["name"]: volume["hostPath"]["path"] for volume in pod["volumes"] if "hostPath" in volume}
     assert (paths["socket"], paths["registration"]) == (node["socket"], node["registration"])

@@ -9,8 +9,8 @@ from pathlib import Path
 from chart_rig import CHART, Chart
 from prometheus_client import CollectorRegistry
 
-from csi_driver.controller_telemetry import ControllerTelemetry
-from csi_driver.telemetry import NodeFigures, PoolFigures, Telemetry
+from csi_driver.agent.metrics import AgentMetrics, NodeMetrics, PoolMetrics
+from csi_driver.controller.metrics import ControllerMetrics
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "reference" / "metrics.md"
 
@@ -23,14 +23,14 @@ def exported(registry: CollectorRegistry) -> set[str]:
 
 
 def of_an_agent() -> set[str]:
-    telemetry = Telemetry()
-    pool = PoolFigures("fast", 1, 1, 1, 1, 1, 1, exclusive=1, extents=1, walked=1.0)
-    telemetry.watch(lambda: [pool], lambda: NodeFigures(1, 0))
+    telemetry = AgentMetrics()
+    pool = PoolMetrics("fast", 1, 1, 1, 1, 1, 1, exclusive=1, extents=1, walked=1.0)
+    telemetry.watch(lambda: [pool], lambda: NodeMetrics(1, 0))
     return exported(telemetry.registry)
 
 
 def of_a_controller() -> set[str]:
-    telemetry = ControllerTelemetry()
+    telemetry = ControllerMetrics()
     telemetry.watch_ages(lambda: {"pods": 0.0})
     return exported(telemetry.registry)
 

@@ -62,7 +62,7 @@ def test_only_the_agents_may_be_privileged(chart: Chart) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "serves", "there"),
+    ("setting", "serves", "there"),
     [
         ("auto", EVERYTHING, False),
         ("auto", OPENSHIFT, True),
@@ -71,9 +71,9 @@ def test_only_the_agents_may_be_privileged(chart: Chart) -> None:
     ],
 )
 def test_they_are_made_where_the_cluster_has_them_or_the_user_says_so(
-    chart: Chart, wish: Any, serves: tuple[str, ...], there: bool
+    chart: Chart, setting: Any, serves: tuple[str, ...], there: bool
 ) -> None:
-    documents = chart.render({"openshift": {"securityContextConstraints": wish}}, serves=serves)
+    documents = chart.render({"openshift": {"securityContextConstraints": setting}}, serves=serves)
     assert bool(documents.of(KIND)) is there
 
 

@@ -169,6 +169,7 @@ def test_the_agent_meets_the_kubelet_where_that_is(chart: Chart, kubelet: str) -
     assert env(documents.container("agent"))["TIDEMARK_KUBELET_SOCKET"] == f"{kubelet}/plugins/{DRIVER_NAME}/csi.sock"
     assert (found["/dev"]["host"], found["/sys"]["host"]) == ("/dev", "/sys")
     assert found["/run/udev"]["read_only"] is True
+    assert (found["/run/tidemark"]["host"], found["/run/tidemark"]["read_only"]) == ("/run/tidemark", False)
 
 
 def test_pools_are_directories_of_the_node_and_see_later_mounts(chart: Chart) -> None:

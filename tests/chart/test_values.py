@@ -172,7 +172,7 @@ def test_every_value_is_in_the_schema_and_has_a_default() -> None:
 
 def test_the_page_of_values_is_what_the_comments_say() -> None:
     """Also the test that every value has a comment: the page cannot be written without."""
-    import values_reference
+    from tools import values_reference
 
     assert values_reference.PAGE.read_text() == values_reference.page(TEXT), (
         "docs/reference/values.md is not what values.yaml says: run python tests/tools/values_reference.py"
@@ -180,7 +180,7 @@ def test_the_page_of_values_is_what_the_comments_say() -> None:
 
 
 def test_a_value_without_a_comment_is_found() -> None:
-    import values_reference
+    from tools import values_reference
 
     assert {value.name for value in values_reference.documented(TEXT)} >= set(VALUES)
     with pytest.raises(ValueError, match=r"agent\.surprise has no comment"):

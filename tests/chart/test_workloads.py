@@ -162,12 +162,12 @@ def test_every_image_comes_from_the_registry_of_all(chart: Chart, registry: str)
     install = {"snapshotController": {"install": True}}
     plain = images(chart.render(install))
     assert len(plain) == 5
-    mirrored = images(chart.render({**install, "global": {"imageRegistry": registry}}))
-    assert mirrored == {f"{registry.rstrip('/')}/{image.partition('/')[2]}" for image in plain}
+    pulled = images(chart.render({**install, "global": {"imageRegistry": registry}}))
+    assert pulled == {f"{registry.rstrip('/')}/{image.partition('/')[2]}" for image in plain}
     own = {"image": {"repository": "team/tidemark"}, "sidecars": {"resizer": {"repository": "localhost/resizer"}}}
-    mirrored = images(chart.render({**own, "global": {"imageRegistry": registry}}))
+    pulled = images(chart.render({**own, "global": {"imageRegistry": registry}}))
     for repository in ("team/tidemark", "resizer"):
-        assert any(image.startswith(f"{registry.rstrip('/')}/{repository}:") for image in mirrored)
+        assert any(image.startswith(f"{registry.rstrip('/')}/{repository}:") for image in pulled)
     assert any(image.startswith("localhost/resizer:") for image in images(chart.render(own)))
 
 

@@ -36,8 +36,8 @@ def read(kubectl: Kubectl, of: str = "v1") -> dict[str, str]:
 
 
 def read_in(kubectl: Kubectl, name: str, of: str = "v1") -> dict[str, str]:
-    told = kubectl.sh(name, f'cd /{of}; for f in *; do [ -f "$f" ] && echo "$f $(cat "$f")"; done; true')
-    return dict(line.split(" ", 1) for line in told.splitlines())
+    output = kubectl.sh(name, f'cd /{of}; for f in *; do [ -f "$f" ] && echo "$f $(cat "$f")"; done; true')
+    return dict(line.split(" ", 1) for line in output.splitlines())
 
 
 def make(kubectl: Kubectl, *claims: Document) -> None:
@@ -76,7 +76,7 @@ def refused(kubectl: Kubectl, name: str, to: str, reason: str, *words: str, of: 
     ask(kubectl, name, to, of, **spec)
     status = ended(kubectl, name)
     assert (status["phase"], status["reason"]) == ("Failed", reason), status
-    for word in (*words, "The disk was not touched"):
+    for word in (*words, "The volume was not changed"):
         assert word in status["message"]
 
 

@@ -63,5 +63,5 @@ def test_what_runs_goes_on_without_an_agent(cluster: Cluster, kubectl: Kubectl) 
     kubectl.wait("delete", "pod", "leaves", seconds=180)
     assert int(kubectl.sh("reader", WHOLE)) > before
     assert kubectl.get("pod", "writer")["status"]["containerStatuses"][0]["restartCount"] == 0
-    # The kubelet registers an agent that is back anew, and has none for a moment meanwhile.
+    # The kubelet registers an agent that is back again, and has none for a moment meanwhile.
     kubectl.until(is_registered, "csinode", node)

@@ -28,7 +28,7 @@ def test_snapshots_are_taken_up_as_their_definitions_come(cluster: Cluster) -> N
     none = found["none"]
     assert none["sidecars"] == ["csi-provisioner", "csi-resizer"]
     assert none["classes"] == {"volumesnapshotclass": None, "volumegroupsnapshotclass": None}
-    assert "Snapshots are off, because the cluster does not know them" in none["notes"]
+    assert "Snapshots are off, because the cluster does not have their CRDs" in none["notes"]
 
     snapshots = found["snapshots"]
     assert "csi-snapshotter" in snapshots["sidecars"]

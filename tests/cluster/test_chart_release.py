@@ -65,8 +65,8 @@ class Release:
 
     def status(self) -> tuple[str, int]:
         """What helm thinks of it: its status, and its revision."""
-        told = json.loads(self("status", "lab", "--output=json"))
-        return told["info"]["status"], told["version"]
+        release_status = json.loads(self("status", "lab", "--output=json"))
+        return release_status["info"]["status"], release_status["version"]
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_a_second_operator_is_refused(release: Release) -> None:
         release("install", "lab", CHART, release.values(controller={**NOWHERE["controller"], "operator": True}))
 
 
-def test_the_pool_image_is_not_begun_anew_elsewhere_and_never_shrinks(release: Release) -> None:
+def test_the_pool_image_is_not_begun_again_elsewhere_and_never_shrinks(release: Release) -> None:
     """Elsewhere every disk would be missing, and every deletion would succeed."""
     release.install()
     elsewhere = {"poolImage": {"directory": "/srv/elsewhere"}}
@@ -142,13 +142,13 @@ def test_an_uninstallation_is_refused_while_volumes_exist_and_can_be_forced(rele
     kubectl.create(volume("lab-1"), volume("lab-2"))
     with pytest.raises(RigError) as refused:
         release("uninstall", "lab")
-    told = str(refused.value)
-    assert f"2 PersistentVolumes of {DRIVER} (lab-1, lab-2)" in told
+    message = str(refused.value)
+    assert f"2 PersistentVolumes of {DRIVER} (lab-1, lab-2)" in message
     assert kubectl.find("deployment", "lab-tidemark-controller")
     assert kubectl.find("csidriver", DRIVER)
 
-    # The way back is in what it said: helm takes the refusal for an uninstallation that has begun.
-    words = told[told.index("helm rollback") :].partition("`")[0].split()
+    # The message says how to undo it: helm takes the refusal for an uninstallation that has begun.
+    words = message[message.index("helm rollback") :].partition("`")[0].split()
     assert words == ["helm", "rollback", "lab", "1", "--namespace", kubectl.namespace]
     release("rollback", "lab", 1)
     release.upgrade(webhook={"timeoutSeconds": 3})

@@ -25,8 +25,8 @@ def test_pods_run_on_every_node_and_reach_each_other(cluster: Cluster, kubectl: 
     for name in names:
         # Debian's static wget crashes (1.35), so this is one by hand. Until a node's kube-proxy has heard of the pod, it refuses.
         ask = f"printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 10 {address} 80"
-        told = kubectl.sh(f"on-{name}", f"until {ask}; do sleep 0.2; done")
-        assert told.endswith("hello"), told
+        output = kubectl.sh(f"on-{name}", f"until {ask}; do sleep 0.2; done")
+        assert output.endswith("hello"), output
     # As the API server reaches a webhook: by the pod's own address, from the machine's network.
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     for name in names:

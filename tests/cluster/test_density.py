@@ -44,8 +44,8 @@ def test_many_claims_on_two_nodes(cluster: Cluster, kubectl: Kubectl) -> None:
     ready = time.monotonic() - began
     for node, disks in there.items():
         kubectl.sh(f"on-{node}", "; ".join(f"[ ! -e /{one}/name ]; echo {one} >/{one}/name" for one in disks))
-        told = kubectl.sh(f"on-{node}", "cat " + " ".join(f"/{one}/name" for one in disks))
-        assert told.split() == disks
+        output = kubectl.sh(f"on-{node}", "cat " + " ".join(f"/{one}/name" for one in disks))
+        assert output.split() == disks
 
     record = {
         "claims": CLAIMS,

@@ -1,12 +1,12 @@
 """The API client against a real API server: the contract that the one in memory keeps as well."""
 
 import pytest
-from api_contract import CHECKS, Check
 from rig.cluster import Cluster
 from rig.kubectl import Kubectl
 from rig.paths import KUBECONFIG
+from support.api_contract import CHECKS, Check
 
-from csi_driver.kube.api import Api
+from csi_driver.kube.client import Api
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

@@ -75,7 +75,7 @@ def test_a_rule_that_excludes_the_node_is_told_and_is_only_a_delay(kubectl: Kube
     tells(kubectl, "kept-apart", home.name, "anti-affinity")
     kubectl("cordon", home.name)
     kubectl.apply(claim("kept-out", snapshot="cut"), pod("out", {"/disk": "kept-out"}))
-    tells(kubectl, "kept-out", home.name, "unschedulable")
+    tells(kubectl, "kept-out", home.name, "cordoned")
     for name in ("apart", "out"):
         assert kubectl.get("pod", name)["status"]["phase"] == "Pending"
     kubectl("uncordon", home.name)

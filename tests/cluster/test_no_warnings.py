@@ -69,9 +69,9 @@ def test_disks_that_live_and_go_with_their_pods_leave_no_warning(cluster: Cluste
     kubectl.wait("delete", "pv", *volumes, seconds=180)
     kubectl.wait("delete", "volumesnapshotcontent", *contents, seconds=90)
 
-    told = warnings(cluster, kubectl, [*claims, *volumes, *cuts, *contents])
+    lines = warnings(cluster, kubectl, [*claims, *volumes, *cuts, *contents])
     slow = slow_calls(cluster)
-    assert unexplained(told, slow, names) == []
+    assert unexplained(lines, slow, names) == []
 
 
 def test_a_slow_call_explains_refusals_of_its_own_disk_alone() -> None:
@@ -89,7 +89,7 @@ def test_a_slow_call_explains_refusals_of_its_own_disk_alone() -> None:
 
 
 def warnings(cluster: Cluster, kubectl: Kubectl, names: list[str]) -> list[str]:
-    """What was told about these objects, and about pods because of them. Of objects without a namespace events lie in `default`."""
+    """What events report about these objects, and about pods because of them. Of objects without a namespace events lie in `default`."""
     found = []
     for event in [*kubectl.items("events"), *cluster.kubectl.within("default").items("events")]:
         about, message = event["involvedObject"], event.get("message", "")
@@ -113,13 +113,13 @@ def slow_calls(cluster: Cluster) -> list[str]:
     return found
 
 
-def unexplained(told: list[str], slow: list[str], names: list[set[str]]) -> list[str]:
+def unexplained(lines: list[str], slow: list[str], names: list[set[str]]) -> list[str]:
     """The warnings but for refusals that a slow call explains: those about its disk or snapshot, by its `names`."""
     busy = [of for of in names if any(_mentions(line, of) for line in slow)]
     if busy:
         print(f"this machine was too busy to judge refusals of {busy} by: {slow}")
     return [
-        each for each in told if not (any(word in each for word in BUSY) and any(_mentions(each, of) for of in busy))
+        each for each in lines if not (any(word in each for word in BUSY) and any(_mentions(each, of) for of in busy))
     ]
 
 

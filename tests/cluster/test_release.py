@@ -23,8 +23,8 @@ def test_an_uninstallation_is_refused_or_forced_and_the_next_one_finds_the_disks
         cluster.helm("uninstall", RELEASE)
     assert agents(cluster) == before, "a refused uninstallation has removed nothing"
     goes_on(kubectl)
-    told = str(refused.value)
-    cluster.helm(*told[told.index("helm rollback") :].partition("`")[0].split()[1:])
+    message = str(refused.value)
+    cluster.helm(*message[message.index("helm rollback") :].partition("`")[0].split()[1:])
 
     upgrade(cluster, {"uninstall": {"force": True}})
     cluster.helm("uninstall", RELEASE, "--wait")

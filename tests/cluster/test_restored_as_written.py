@@ -4,7 +4,7 @@ import pytest
 from rig.kubectl import Document, Kubectl, is_ready
 from rig.objects import CLASS, claim, pod, snapshot
 
-from csi_driver.kube.quantity import whole
+from csi_driver.kube.quantity import parse_quantity
 
 MODE_MAY_CHANGE = "snapshot.storage.kubernetes.io/allow-volume-mode-change=true"
 MOUNTED_AS = "grep ' /disk ' /proc/mounts | cut -d' ' -f3"
@@ -27,9 +27,9 @@ def test_the_same_claim_is_restored_from_its_own_snapshot(kubectl: Kubectl, xfs:
     for name in asked:
         kubectl.sh(f"{name}-user", f"echo {name} >/disk/file; sync")
     kubectl.sh("device-user", "echo device | dd of=/dev/disk bs=4096 conv=sync,notrunc,fsync 2>/dev/null")
-    told = cut(kubectl, *asked, "device")
+    statuses = cut(kubectl, *asked, "device")
     for name, (size, _) in asked.items():
-        assert whole(told[name]["restoreSize"]) == whole(size), name
+        assert parse_quantity(statuses[name]["restoreSize"]) == parse_quantity(size), name
 
     for name, (size, used) in asked.items():
         again = claim(f"{name}-again", size, snapshot=name, storage_class=used)

@@ -34,11 +34,11 @@ def test_the_example_from_end_to_end(kubectl: Kubectl) -> None:
     completed(kubectl, "to-before", first["safetySnapshotName"])
     assert read(kubectl) == {"1": "d5", "2": "d3", "3": "d4"}
     claimed = f"--claim={kubectl.namespace}/v1"
-    told = tidemark("rollback", claimed, "--snapshot=s1", "--name=to-s1-again", f"--kubeconfig={KUBECONFIG}")
-    assert "Completed: the disk holds what it held in VolumeSnapshot s1" in told
+    output = tidemark("rollback", claimed, "--snapshot=s1", "--name=to-s1-again", f"--kubeconfig={KUBECONFIG}")
+    assert "Completed: the volume has the content of VolumeSnapshot s1" in output
     assert read(kubectl) == {"1": "d1", "2": "d2"}
 
-    refused(kubectl, "another", "s1", "SnapshotOfAnotherDisk", "/w", "/s1", "dataSource", of="w")
+    refused(kubectl, "another", "s1", "SnapshotOfOtherVolume", "/w", "/s1", "dataSource", of="w")
     assert read_in(kubectl, "other", "w") == {"1": "d1", "2": "d2"}
     # A snapshot that is deleted goes when its content has gone.
     safeties = functools.partial(kubectl.items, "volumesnapshots", "--selector=tidemark.dev/safety")
@@ -47,8 +47,8 @@ def test_the_example_from_end_to_end(kubectl: Kubectl) -> None:
     shown = kubectl("get", "volumerollbacks")
     assert "to-s1-again" in shown
     assert "RolledBack" in shown
-    told = kubectl.events("v1")
-    assert any(line.startswith("RolledBack VolumeRollback to-s1:") for line in told), told
+    events = kubectl.events("v1")
+    assert any(line.startswith("RolledBack VolumeRollback to-s1:") for line in events), events
 
 
 def tidemark(*argv: str) -> str:
@@ -65,7 +65,7 @@ def test_a_pod_is_waited_for_by_name_and_nothing_is_refused_meanwhile(kubectl: K
     cut(kubectl, "s1")
     with using(kubectl) as name:
         ask(kubectl, "back", "s1")
-        waiting = kubectl.until(lambda made: reason_of(made) == "DiskInUse", "volumerollback", "back")
+        waiting = kubectl.until(lambda made: reason_of(made) == "VolumeInUse", "volumerollback", "back")
         assert waiting["status"]["phase"] == "WaitingForRelease"
         assert (
             f"pod writer: delete it (kubectl -n {kubectl.namespace} delete pod writer)" in waiting["status"]["message"]
@@ -98,11 +98,11 @@ def test_a_deployment_that_brings_its_pod_back_makes_it_time_out(kubectl: Kubect
     pods = kubectl.items("pods", "--selector=app=web")
     kubectl.sh(pods[0]["metadata"]["name"], "echo new >/v1/a; sync")
     ask(kubectl, "once", "s1", timeout="15s")
-    kubectl.until(lambda made: reason_of(made) == "DiskInUse", "volumerollback", "once")
+    kubectl.until(lambda made: reason_of(made) == "VolumeInUse", "volumerollback", "once")
     kubectl.delete("pod", pods[0]["metadata"]["name"])
     status = ended(kubectl, "once")
-    assert (status["phase"], status["reason"]) == ("Failed", "TimedOut"), status
-    for word in ("(Deployment web)", "scale deployment/web --replicas=0", "The disk was not touched"):
+    assert (status["phase"], status["reason"]) == ("Failed", "DeadlineExceeded"), status
+    for word in ("(Deployment web)", "scale deployment/web --replicas=0", "The volume was not changed"):
         assert word in status["message"]
     kubectl.wait("condition=Available", "deployment", "web")
     back = kubectl.items("pods", "--selector=app=web")[0]["metadata"]["name"]
@@ -116,7 +116,7 @@ def test_a_deployment_that_brings_its_pod_back_makes_it_time_out(kubectl: Kubect
 
 @pytest.mark.slow(seconds=40)
 def test_a_pod_that_comes_writes_and_leaves_before_the_disk_is_held_loses_nothing(kubectl: Kubectl) -> None:
-    """And the way back is a second, pre-provisioned snapshot with a content of its own and the same handle."""
+    """To undo it takes a second, pre-provisioned snapshot with a content of its own and the same handle."""
     make(kubectl)
     write(kubectl, a="old")
     cut(kubectl, "s1")
@@ -160,9 +160,9 @@ def test_after_mkfs_in_a_pod_on_a_raw_block_claim(kubectl: Kubectl) -> None:
     def on_disk(script: str) -> str:
         kubectl.apply(pod("raw", devices=device))
         kubectl.ready("raw")
-        told = kubectl.sh("raw", script)
+        output = kubectl.sh("raw", script)
         kubectl.delete("pod", "raw")
-        return told
+        return output
 
     on_disk("printf before | dd of=/dev/disk bs=4096 seek=3 conv=notrunc,fsync")
     cut(kubectl, "s1")
@@ -201,7 +201,7 @@ def test_the_same_object_applied_again_changes_nothing(kubectl: Kubectl) -> None
     kubectl.delete("volumerollback", "back")
     ask(kubectl, "back", "s1")
     status = ended(kubectl, "back")
-    assert (status["phase"], status["reason"]) == ("Completed", "AlreadyDone")
+    assert (status["phase"], status["reason"]) == ("Completed", "AlreadyCompleted")
     assert read(kubectl) == {"a": "newer"}
     with pytest.raises(KubectlError, match="cannot be changed"):
         kubectl("patch", "volumerollback", "back", "--type=merge", '--patch={"spec":{"snapshotName":"s2"}}')
@@ -213,7 +213,7 @@ def test_deleted_while_it_waits_it_is_cancelled(kubectl: Kubectl) -> None:
     cut(kubectl, "s1")
     with using(kubectl):
         ask(kubectl, "back", "s1")
-        kubectl.until(lambda made: reason_of(made) == "DiskInUse", "volumerollback", "back")
+        kubectl.until(lambda made: reason_of(made) == "VolumeInUse", "volumerollback", "back")
         kubectl.delete("volumerollback", "back", seconds=20)
     write(kubectl, a="new")
     assert read(kubectl) == {"a": "new"}
@@ -247,8 +247,15 @@ def test_nobody_reaches_what_is_not_in_their_own_namespace(cluster: Cluster, kub
         write(intruder, a="b")
         cut(intruder, "s9")
         # By name: what is in another namespace does not exist here.
-        refused(intruder, "their-snapshot", "s1", "TimedOut", f"{theirs}/s1 does not exist", timeout="3s")
-        refused(intruder, "their-claim", "s9", "TimedOut", f"{theirs}/nothing", of="nothing", timeout="3s")
+        refused(
+            intruder,
+            "their-snapshot",
+            "s1",
+            "DeadlineExceeded",
+            f"waiting for VolumeSnapshot {theirs}/s1",
+            timeout="3s",
+        )
+        refused(intruder, "their-claim", "s9", "DeadlineExceeded", f"{theirs}/nothing", of="nothing", timeout="3s")
         intruder.apply(claim("stolen", snapshot="s1"))
         # By a content that somebody re-pointed by hand, with rights that users do not have.
         bound = intruder.get("volumesnapshot", "s9")["status"]["boundVolumeSnapshotContentName"]
@@ -260,7 +267,7 @@ def test_nobody_reaches_what_is_not_in_their_own_namespace(cluster: Cluster, kub
         ask(intruder, "re-pointed", "s9", timeout="5s")
         status = ended(intruder, "re-pointed")
         assert status["phase"] == "Failed", status
-        assert status["reason"] in ("ContentOfAnotherSnapshot", "TimedOut", "SnapshotOfAnotherDisk"), status
+        assert status["reason"] in ("SnapshotContentMisbound", "DeadlineExceeded", "SnapshotOfOtherVolume"), status
         assert bound != foreign
         assert read(intruder) == {"a": "b"}
         assert intruder.get("pvc", "stolen")["status"]["phase"] == "Pending"

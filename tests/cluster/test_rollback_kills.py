@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from typing import Any
 
 import pytest
 from rig.cluster import Cluster
@@ -70,7 +71,7 @@ def test_controller_and_agent_killed_in_each_phase(cluster: Cluster, kubectl: Ku
         with using(kubectl) as writer:
             kubectl.sh(writer, f"echo {name} >/v1/a; sync")
             ask(kubectl, name, "s1")
-            kubectl.until(lambda made: reason_of(made) == "DiskInUse", "volumerollback", name)
+            kubectl.until(lambda made: reason_of(made) == "VolumeInUse", "volumerollback", name)
             # Found before: a phase may be short.
             kill = functools.partial(kill_containers, cluster, victims[victim]())
             killer = when(kubectl, name, phase, kill)
@@ -85,10 +86,8 @@ def test_controller_and_agent_killed_in_each_phase(cluster: Cluster, kubectl: Ku
         assert read(kubectl, f"kept-{name}") == {"a": name}, "what was there before is kept"
 
 
-@pytest.mark.slow(seconds=120)
-@pytest.mark.disturbs
-@pytest.mark.timeout(600)
-def test_a_node_that_is_off_while_the_disk_is_waited_for(cluster: Cluster, kubectl: Kubectl) -> None:
+def written_since_s1(cluster: Cluster, kubectl: Kubectl) -> Node:
+    """A volume on a node that may be switched off: `old` is in its snapshot s1, `new` was written since by a pod that runs."""
     node = cluster.nodes[-1]
     cluster.spare(node)
     kubectl.apply(claim("v1"), pod("writer", ["v1"], node=node.name))
@@ -96,8 +95,23 @@ def test_a_node_that_is_off_while_the_disk_is_waited_for(cluster: Cluster, kubec
     kubectl.sh("writer", "echo old >/v1/a; sync")
     cut(kubectl, "s1")
     kubectl.sh("writer", "echo new >/v1/a; sync")
+    return node
+
+
+def assert_as_in_s1(kubectl: Kubectl, status: dict[str, Any]) -> None:
+    """The volume is as in s1, and the safety snapshot has what was written since."""
+    assert read(kubectl) == {"a": "old"}
+    kubectl.apply(claim("kept", snapshot=str(status["safetySnapshotName"])))
+    assert read(kubectl, "kept") == {"a": "new"}
+
+
+@pytest.mark.slow(seconds=120)
+@pytest.mark.disturbs
+@pytest.mark.timeout(600)
+def test_a_node_that_is_off_while_the_disk_is_waited_for(cluster: Cluster, kubectl: Kubectl) -> None:
+    node = written_since_s1(cluster, kubectl)
     ask(kubectl, "back", "s1", timeout="15m")
-    kubectl.until(lambda made: reason_of(made) == "DiskInUse", "volumerollback", "back")
+    kubectl.until(lambda made: reason_of(made) == "VolumeInUse", "volumerollback", "back")
     node.power_off()
     try:
         kubectl("delete", "pod", "writer", "--force", "--grace-period=0")
@@ -109,9 +123,7 @@ def test_a_node_that_is_off_while_the_disk_is_waited_for(cluster: Cluster, kubec
         cluster.wait_installed()
     status = patient(kubectl, "back")
     assert status["phase"] == "Completed", status
-    assert read(kubectl) == {"a": "old"}
-    kubectl.apply(claim("kept", snapshot=str(status["safetySnapshotName"])))
-    assert read(kubectl, "kept") == {"a": "new"}
+    assert_as_in_s1(kubectl, status)
 
 
 @pytest.mark.slow(seconds=120)
@@ -119,13 +131,7 @@ def test_a_node_that_is_off_while_the_disk_is_waited_for(cluster: Cluster, kubec
 @pytest.mark.timeout(600)
 def test_a_node_that_loses_its_power_during_the_rollback(cluster: Cluster, kubectl: Kubectl) -> None:
     """Whether the exchange was made by then is found in the pool when the node is back."""
-    node = cluster.nodes[-1]
-    cluster.spare(node)
-    kubectl.apply(claim("v1"), pod("writer", ["v1"], node=node.name))
-    kubectl.ready("writer")
-    kubectl.sh("writer", "echo old >/v1/a; sync")
-    cut(kubectl, "s1")
-    kubectl.sh("writer", "echo new >/v1/a; sync")
+    node = written_since_s1(cluster, kubectl)
     kubectl.delete("pod", "writer")
     ask(kubectl, "back", "s1", timeout="15m")
     when(kubectl, "back", "RollingBack", node.power_off).join()
@@ -137,6 +143,4 @@ def test_a_node_that_loses_its_power_during_the_rollback(cluster: Cluster, kubec
         cluster.wait_installed()
     status = patient(kubectl, "back")
     assert (status["phase"], status["reason"]) == ("Completed", "RolledBack"), status
-    assert read(kubectl) == {"a": "old"}
-    kubectl.apply(claim("kept", snapshot=str(status["safetySnapshotName"])))
-    assert read(kubectl, "kept") == {"a": "new"}
+    assert_as_in_s1(kubectl, status)

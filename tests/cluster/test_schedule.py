@@ -9,7 +9,7 @@ from rig.kills import agent_on, kill_containers, reconciling
 from rig.kubectl import Kubectl, KubectlError
 from rig.objects import claim, pod, storage_class
 
-from csi_driver.domain.instants import parse_instant
+from csi_driver.domain.timestamps import parse_timestamp
 
 # A line is begun on the second disk when it is durable on the first one, and the first disk's file is marked before each.
 WRITE = """
@@ -45,14 +45,14 @@ def ran(kubectl: Kubectl, name: str, more: int, seconds: float = 200.0) -> str:
     """Wait for so many more runs to succeed; the nominal time of the last."""
     last = ""
     for _ in range(more):
-        before = kubectl.get("snapshotschedule", name).get("status", {}).get("lastSuccessful", "")
+        before = kubectl.get("snapshotschedule", name).get("status", {}).get("lastSuccessfulTime", "")
         done = kubectl.until(
-            lambda found, before=before: found.get("status", {}).get("lastSuccessful", "") > before,
+            lambda found, before=before: found.get("status", {}).get("lastSuccessfulTime", "") > before,
             "snapshotschedule",
             name,
             seconds,
         )
-        last = done["status"]["lastSuccessful"]
+        last = done["status"]["lastSuccessfulTime"]
     return last
 
 
@@ -100,10 +100,10 @@ def test_every_minute(kubectl: Kubectl) -> None:
     status = kubectl.until(between_runs, "snapshotschedule", "single", seconds=150)["status"]
     skipped = {each["name"]: each.get("skipped", "") for each in status["claims"]}
     assert skipped == {"never-bound": "it is not bound", "one": ""}
-    told = {each["type"]: (each["status"], each["reason"]) for each in status["conditions"]}
-    assert told == {
+    conditions = {each["type"]: (each["status"], each["reason"]) for each in status["conditions"]}
+    assert conditions == {
         "Ready": ("True", "Scheduled"),
-        "Covered": ("False", "ClaimsSkipped"),
+        "ClaimsSelected": ("False", "ClaimsSkipped"),
         "Complete": ("True", "AllReady"),
     }
     shown = kubectl("get", "snapshotschedule", "single", "--no-headers").split()
@@ -158,7 +158,7 @@ def _nothing_is_made_up_for_after_a_suspension(kubectl: Kubectl) -> None:
     resumed = int(time.time())
     kubectl("patch", "snapshotschedule", "paused", "--type=merge", '--patch={"spec": {"suspend": false}}')
     ran(kubectl, "paused", 1)
-    made = [parse_instant(when) or 0 for when in times(kubectl, "paused")]
+    made = [parse_timestamp(when) or 0 for when in times(kubectl, "paused")]
     # Where a run takes long, the next minute's may have begun by now.
     assert len(set(made)) == len(made) > 0
     assert made[0] > resumed - 5
@@ -172,8 +172,8 @@ def _for(snapshot: dict[str, Any]) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("spec", "why"),
     [
-        ({"every": "1h"}, "either by cron or by every"),
-        ({"claimName": "x"}, "either by selector or by claimName"),
+        ({"every": "1h"}, "set exactly one of cron and every"),
+        ({"claimName": "x"}, "set exactly one of selector and claimName"),
         ({"retention": {"keepLast": 9}, "maxSnapshotsPerVolume": 9}, "keepLast must be below"),
         ({"template": {"labels": {"tidemark.dev/keep": "x"}}}, "cannot be set by a template"),
         ({"template": {"annotations": {"snapshot.storage.kubernetes.io/x": "x"}}}, "cannot be set by a template"),
@@ -217,7 +217,7 @@ def test_a_node_that_is_away_holds_up_nobody_else(cluster: Cluster, kubectl: Kub
     for name in ("near", "far"):
         made = _of(kubectl, name)
         assert len(made) == len(set(made))
-    minutes = [(parse_instant(when) or 0) // 60 for when in _of(kubectl, "near")]
+    minutes = [(parse_timestamp(when) or 0) // 60 for when in _of(kubectl, "near")]
     assert minutes == list(range(minutes[0], minutes[0] + len(minutes))), "a minute was left out"
 
 

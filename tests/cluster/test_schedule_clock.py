@@ -18,14 +18,14 @@ import pytest
 from rig.bare_api import BareApi, why_not
 
 from csi_driver.domain.errors import DriverError
-from csi_driver.domain.instants import parse_instant
-from csi_driver.kube.api import Api
+from csi_driver.domain.timestamps import parse_timestamp
+from csi_driver.kube.client import Api
 from csi_driver.kube.events import Events
-from csi_driver.kube.kinds import CLAIMS, NAMESPACES, SCHEDULES, SNAPSHOTS, VOLUMES
-from csi_driver.kube.lease import Leader
-from csi_driver.kube.mirror import Mirror
-from csi_driver.operator.schedule_view import KEPT
-from csi_driver.operator.schedules import Schedules
+from csi_driver.kube.informer import Informer
+from csi_driver.kube.leader_election import LeaderElector
+from csi_driver.kube.resources import NAMESPACES, PVCS, PVS, SCHEDULES, SNAPSHOTS
+from csi_driver.operator.schedule.cache import TRIMMERS
+from csi_driver.operator.schedule.controller import ScheduleController
 
 pytestmark = [pytest.mark.slow(seconds=120), pytest.mark.xdist_group("schedule clock")]
 
@@ -56,15 +56,15 @@ class Silent:
     def __init__(self) -> None:
         self.since: int | None = None
 
-    def made(self, namespace: str, name: str) -> None: ...
+    def snapshot_created(self, namespace: str, name: str) -> None: ...
 
-    def failed(self, namespace: str, name: str) -> None: ...
+    def snapshot_failed(self, namespace: str, name: str) -> None: ...
 
-    def deleted(self, namespace: str, name: str) -> None: ...
+    def snapshot_deleted(self, namespace: str, name: str) -> None: ...
 
-    def gone(self, namespace: str, name: str) -> None: ...
+    def remove(self, namespace: str, name: str) -> None: ...
 
-    def late(self, namespace: str, name: str, since: int | None) -> None:
+    def set_overdue(self, namespace: str, name: str, since: int | None) -> None:
         self.since = since
 
 
@@ -101,20 +101,20 @@ class Scene:
     async def candidate(self, name: str) -> asyncio.Task[None]:
         """A replica of the controller, as far as schedules go; cancel it, and it hands the lease over."""
         api = await Api.connect(self.kubeconfig)
-        leader = Leader(api, self.namespace, "operator", name, lease=6, renew=4, retry=0.5)
+        leader = LeaderElector(api, self.namespace, "operator", name, lease=6, renew=4, retry=0.5)
 
         async def lead() -> None:
-            mirrors = {kind: Mirror(api, kind, keep=keep) for kind, keep in KEPT.items()}
-            for mirror in mirrors.values():
-                mirror.start()
+            informers = {kind: Informer(api, kind, transform=keep) for kind, keep in TRIMMERS.items()}
+            for informer in informers.values():
+                informer.start()
             try:
                 events = Events(api, "test", name)
-                await Schedules(
-                    api, mirrors, events, DRIVER, self.observer, 1, PERIOD, lambda: time.time() + self.ahead
+                await ScheduleController(
+                    api, informers, events, DRIVER, self.observer, 1, PERIOD, lambda: time.time() + self.ahead
                 ).run()
             finally:
-                for mirror in mirrors.values():
-                    await mirror.stop()
+                for informer in informers.values():
+                    await informer.stop()
 
         async def life() -> None:
             try:
@@ -131,13 +131,13 @@ class Scene:
         size = {"requests": {"storage": "1Gi"}}
         spec = {"accessModes": ["ReadWriteOnce"], "resources": size, "volumeName": disk, "storageClassName": ""}
         meta = {"name": name, "namespace": self.namespace}
-        claim = await self.api.create(CLAIMS, {"kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec})
-        await self.api.patch(CLAIMS, name, {"status": {"phase": "Bound"}}, self.namespace, "status")
+        claim = await self.api.create(PVCS, {"kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec})
+        await self.api.patch(PVCS, name, {"status": {"phase": "Bound"}}, self.namespace, "status")
         owner = meta | {"uid": claim["metadata"]["uid"]}
         # A node of its own: what another test has left in flight is not in the way.
         csi = {"driver": DRIVER, "volumeHandle": f"{self.namespace}:pool:{claim['metadata']['uid'].replace('-', '')}"}
         spec = {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "claimRef": owner, "csi": csi}
-        await self.api.create(VOLUMES, {"kind": "PersistentVolume", "metadata": {"name": disk}, "spec": spec})
+        await self.api.create(PVS, {"kind": "PersistentVolume", "metadata": {"name": disk}, "spec": spec})
 
     async def _snapshotter(self) -> None:
         while True:
@@ -158,7 +158,7 @@ class Scene:
                 await asyncio.sleep(0.05)
 
     def times(self, claim: str) -> list[int]:
-        return sorted(parse_instant(when) or 0 for name, when in self.seen if name == claim)
+        return sorted(parse_timestamp(when) or 0 for name, when in self.seen if name == claim)
 
     def whole(self) -> list[int]:
         """The nominal times for which every claim has a snapshot."""
@@ -231,4 +231,4 @@ async def test_the_clock_jumps_a_day_ahead_and_back(scene: Scene) -> None:
     assert len(scene.whole()) <= 8
     found = await scene.api.get(SCHEDULES, "s", scene.namespace)
     assert found is not None
-    assert abs((parse_instant(found["status"]["lastScheduled"]) or 0) - time.time()) < 2 * PERIOD + 5
+    assert abs((parse_timestamp(found["status"]["lastScheduleTime"]) or 0) - time.time()) < 2 * PERIOD + 5

@@ -19,7 +19,7 @@ import asyncio, json, sys, grpc
 from csi_driver._pb import csi_pb2, csi_pb2_grpc
 from csi_driver.domain.errors import Unavailable
 from csi_driver.rpc import tls
-from csi_driver.rpc.agents import Agents
+from csi_driver.rpc.clients.agent_channels import AgentChannels
 from csi_driver.service.discovery import FixedDiscovery
 
 given = json.loads(sys.stdin.read())
@@ -48,7 +48,7 @@ async def as_controller(server):
     csi_pb2_grpc.add_ControllerServicer_to_server(csi_pb2_grpc.ControllerServicer(), fake)
     port = fake.add_secure_port("127.0.0.1:0", credentials)
     await fake.start()
-    agents = Agents(FixedDiscovery({"fake": f"127.0.0.1:{port}"}), Fixed(controller))
+    agents = AgentChannels(FixedDiscovery({"fake": f"127.0.0.1:{port}"}), Fixed(controller))
     try:
         await agents.call("fake", "csi.v1.Controller/ListVolumes", csi_pb2.ListVolumesRequest(),
                           csi_pb2.ListVolumesResponse, 10)
@@ -115,8 +115,8 @@ def test_nobody_but_a_controller_talks_to_an_agent(cluster: Cluster, kubectl: Ku
     }
     kubectl.apply(pod("stranger", image=TIDEMARK, script="sleep 600"))
     kubectl.ready("stranger")
-    told = json.loads(kubectl("exec", "-i", "stranger", "--", PYTHON, "-c", KNOCK, stdin=json.dumps(given)))
-    assert told == {
+    output = json.loads(kubectl("exec", "-i", "stranger", "--", PYTHON, "-c", KNOCK, stdin=json.dumps(given)))
+    assert output == {
         "plain text": "UNAVAILABLE",
         "no certificate": "UNAVAILABLE",
         "an agent's": "PERMISSION_DENIED",
@@ -142,9 +142,9 @@ def test_the_authority_is_replaced_and_no_call_is_lost(cluster: Cluster) -> None
             assert release.get("secret", name)["data"]["ca.crt"] == authority
     finally:
         answers = [caller.communicate(timeout=120) for caller in callers]
-    for caller, (told, complaint) in zip(callers, answers, strict=True):
+    for caller, (output, complaint) in zip(callers, answers, strict=True):
         assert caller.returncode == 0, complaint
-        counted = json.loads(told)
+        counted = json.loads(output)
         assert list(counted) == ["OK"], counted
         assert counted["OK"] >= 200
 

@@ -57,5 +57,5 @@ def test_a_tutorial_does_what_it_says(page: Path, cluster: Cluster, kubectl: Kub
     typed = list(blocks(page))
     assert typed, f"{page.name} has nothing to type"
     for text, printed in typed:
-        told = type_in(text)
-        assert printed is None or told == printed, f"{page.name} says that this prints {printed!r}:\n{text}\n{told}"
+        output = type_in(text)
+        assert printed is None or output == printed, f"{page.name} says that this prints {printed!r}:\n{text}\n{output}"

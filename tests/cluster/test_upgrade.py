@@ -17,7 +17,7 @@ from rollback_rig import ask, ended, phase_of, read_in, using
 from rollback_rig import cut as cut_of
 from test_schedule import schedule, times
 
-from csi_driver.kube.quantity import whole
+from csi_driver.kube.quantity import parse_quantity
 
 CONTROLLER, AGENT = "deployment/tidemark-controller", "daemonset/tidemark-agent"
 _ENVIRONMENT = {"extraEnv": [{"name": name, "value": value} for name, value in AMBIENT.items()]}
@@ -124,7 +124,7 @@ def _there_and_back(cluster: Cluster, kubectl: Kubectl) -> None:
     kubectl.ready("odd")
     kubectl.sh("odd", "echo odd >/odd/a; sync")
     kubectl.apply(snapshot("odd", "odd"))
-    assert whole(kubectl.until(is_ready, "volumesnapshot", "odd")["status"]["restoreSize"]) == 100_000_000
+    assert parse_quantity(kubectl.until(is_ready, "volumesnapshot", "odd")["status"]["restoreSize"]) == 100_000_000
     kubectl.delete("pod", "odd")
     seen |= made(kubectl)
 
@@ -158,7 +158,7 @@ def _nothing_was_lost_or_done_twice(kubectl: Kubectl, seen: dict[str, str], safe
     now = made(kubectl)
     assert seen.items() <= now.items(), "every snapshot is there, and is what it was"
     assert len(set(now.values())) == len(now)
-    kubectl.until(lambda found: (found.get("status") or {}).get("lastSuccessful"), "snapshotschedule", "minutely")
+    kubectl.until(lambda found: (found.get("status") or {}).get("lastSuccessfulTime"), "snapshotschedule", "minutely")
     ran = times(kubectl, "minutely")
     assert len(set(ran)) == len(ran), "a snapshot for each time"
 

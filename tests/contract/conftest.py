@@ -1,18 +1,17 @@
 """Fixtures of the contract suite: `world` for every technology, `faulty` for the one that can be told to fail."""
 
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from contract_rig import RIGS, Rig, World
+from support.machine import skip_unless_root
+from support.pool_disk import clean, make_disk
+from support.sizes import GIB
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "node"))
-
-from node_host import GIB, clean, make_disk, skip_unless_root
-
-from csi_driver.backends.memory import Faults
+from csi_driver.backends.memory.backend import Faults
+from csi_driver.backends.registry import BACKENDS
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +24,7 @@ def xfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         clean(place)
 
 
-@pytest_asyncio.fixture(params=[pytest.param(n, marks=[pytest.mark.root] if n != "memory" else []) for n in RIGS])
+@pytest_asyncio.fixture(params=[pytest.param(n, marks=[pytest.mark.root] if BACKENDS[n].block else []) for n in RIGS])
 async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
     async with RIGS[request.param](request) as made:
         yield made

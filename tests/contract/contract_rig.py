@@ -7,27 +7,30 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
-import fork_servers
 import pytest
+from support.clocks import Clock
+from support.files import write_pieces
+from support.fork_servers import helper_pool
 
 from csi_driver.backends.base import Backend
-from csi_driver.backends.memory import Faults, MemoryBackend
+from csi_driver.backends.memory.backend import Faults, MemoryBackend
+from csi_driver.backends.registry import BACKENDS, PoolOptions
+from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.model import (
+    AccessMode,
     Capability,
-    Group,
+    CompletedRollback,
+    GroupSnapshot,
     Hold,
-    Mode,
-    Rolled,
     SizeRange,
     Snapshot,
     Source,
     Volume,
     VolumeRequest,
 )
-from csi_driver.domain.space import Policy
-from csi_driver.service.context import Context
-from csi_driver.service.groups import Groups
-from csi_driver.service.nodes import Nodes
+from csi_driver.service.build import build_services
+from csi_driver.service.group_snapshots import GroupSnapshots
+from csi_driver.service.node_volumes import NodeVolumes
 from csi_driver.service.pools import Pool, Pools
 from csi_driver.service.rollbacks import RollbackRequest, Rollbacks
 from csi_driver.service.snapshots import SnapshotRequest, Snapshots
@@ -37,11 +40,11 @@ OWNER = "node-1"
 POOL = "contract"
 BLOCK = 4096
 SIZE = 16 * BLOCK
-RAW_BLOCK = Capability("block", Mode.WRITER)
-MOUNTED = Capability("mount", Mode.WRITER, "ext4")
+RAW_BLOCK = Capability("block", AccessMode.WRITER)
+MOUNTED = Capability("mount", AccessMode.WRITER, "ext4")
 
 
-def block(mode: Mode) -> Capability:
+def block(mode: AccessMode) -> Capability:
     return Capability("block", mode)
 
 
@@ -98,41 +101,19 @@ class ReflinkRig:
 @asynccontextmanager
 async def reflink_rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
     root: Path = request.getfixturevalue("xfs")
-    from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
-    from csi_driver.host.children import Children
-
     directory = root / f"pool-{time.monotonic_ns()}"
     directory.mkdir()
-    children = Children(begin=fork_servers.begin)
-    await children.start()
-    try:
-        yield ReflinkRig(lambda: ReflinkBackend(ReflinkOptions(POOL, OWNER, str(directory), init=True), children))
-    finally:
-        await children.stop()
+    async with helper_pool() as helpers:
+        yield ReflinkRig(lambda: BACKENDS["reflink"].make(PoolOptions(POOL, OWNER, str(directory), init=True), helpers))
 
 
 RIGS: dict[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Rig]]] = {
     "memory": memory_rig,
     "reflink": reflink_rig,
 }
-"""A third technology is one more line here."""
+"""One for each kind of backends/registry.py."""
 
-
-class Clock:
-    """Time that a test moves by starting in the past: never ahead of the real one, which stamps the cuts."""
-
-    def __init__(self) -> None:
-        self.behind = 0.0
-
-    def __call__(self) -> int:
-        return time.time_ns() - int(self.behind * 1_000_000_000)
-
-    def go_back(self, seconds: float) -> None:
-        self.behind = seconds
-
-    def forward(self, seconds: float) -> None:
-        assert seconds <= self.behind
-        self.behind -= seconds
+assert RIGS.keys() == BACKENDS.keys()
 
 
 class World:
@@ -140,9 +121,9 @@ class World:
 
     volumes: Volumes
     snapshots: Snapshots
-    groups: Groups
+    groups: GroupSnapshots
     rollbacks: Rollbacks
-    nodes: Nodes
+    nodes: NodeVolumes
 
     def __init__(self, rig: Rig, directory: Path) -> None:
         self.rig = rig
@@ -150,20 +131,21 @@ class World:
         self.clock = Clock()
         self._count = 0
 
-    async def open(self, policy: Policy | None = None) -> None:
+    async def open(self, policy: CapacityPolicy | None = None) -> None:
         self.backend = await self.rig.backend()
-        self.pool = Pool(self.backend, policy or Policy(reserve=0))
+        self.pool = Pool(self.backend, policy or CapacityPolicy(reserve=0))
         await self.pool.open()
         self.pools = Pools(OWNER, [self.pool])
         self.pools.locks.patience = (
             0.0  # what stands still here stands until the test lets it go: nobody need wait to see that
         )
-        self.context = context = Context(self.pools, now=self.clock)
-        self.volumes = Volumes(context)
-        self.snapshots = Snapshots(context)
-        self.groups = Groups(context)
-        self.rollbacks = Rollbacks(context, self.snapshots)
-        self.nodes = Nodes(context)
+        self.services = build_services(self.pools, now=self.clock)
+        self.context = self.services.dependencies
+        self.volumes = self.services.volumes
+        self.snapshots = self.services.snapshots
+        self.groups = self.services.group_snapshots
+        self.rollbacks = self.services.rollbacks
+        self.nodes = self.services.node_volumes
 
     async def reopen(self) -> None:
         """A restart of the agent; what is staged and published stays."""
@@ -194,7 +176,7 @@ class World:
     async def snapshot(self, name: str, volume: Volume) -> Snapshot:
         return await self.snapshots.create(SnapshotRequest(name, str(volume.id)))
 
-    async def group(self, name: str, *volumes: Volume) -> Group:
+    async def group(self, name: str, *volumes: Volume) -> GroupSnapshot:
         return await self.groups.create(name, [str(v.id) for v in volumes], {})
 
     async def expand(self, volume: Volume, size: int) -> Volume:
@@ -205,7 +187,7 @@ class World:
 
     async def roll_back(
         self, volume: Volume, snapshot: Snapshot, name: str, holder: str = "", safety: str | None = None
-    ) -> tuple[Rolled, bool]:
+    ) -> tuple[CompletedRollback, bool]:
         """`safety`: empty for one that the driver makes, an id for the caller's own, None for none."""
         return await self.rollbacks.roll_back(
             RollbackRequest(
@@ -266,7 +248,7 @@ class World:
     async def write(self, volume: Volume, *pieces: tuple[int, bytes]) -> None:
         """Write through the published path, durably."""
         async with self.shown(volume) as path:
-            write_at(path, *pieces)
+            write_pieces(path, *pieces)
 
     async def read(self, volume: Volume) -> bytes:
         """All bytes, through the published path."""
@@ -295,16 +277,6 @@ def request(
     if source is not None:
         origin = Source("volume" if isinstance(source, Volume) else "snapshot", str(source.id))
     return VolumeRequest(name, SizeRange(size, limit), capabilities, parameters, {}, origin)
-
-
-def write_at(path: str, *pieces: tuple[int, bytes]) -> None:
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        for offset, data in pieces:
-            assert os.pwrite(fd, data, offset) == len(data)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def read_all(path: str) -> bytes:

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 from contract_rig import World
 
-from csi_driver.backends.memory import Faults
-from csi_driver.backends.memory_faults import Pause
+from csi_driver.backends.memory.backend import Faults
+from csi_driver.backends.memory.faults import Pause
 from csi_driver.domain.errors import Unavailable
 from csi_driver.domain.model import Snapshot, Volume
 

@@ -18,12 +18,12 @@ from contract_rig import (
     piece,
     read_all,
     request,
-    write_at,
 )
+from support.files import write_pieces
 
 from csi_driver.domain.errors import AlreadyExists, Damaged, InUse, NotFound, Unavailable
 from csi_driver.domain.ids import ObjectId, member_name, name_hash
-from csi_driver.domain.model import RAW, Group, Hold, Rolled, Snapshot, Volume
+from csi_driver.domain.model import RAW, CompletedRollback, GroupSnapshot, Hold, Snapshot, Volume
 
 
 def volume(name: str, size: int = SIZE, thick: bool = False) -> Volume:
@@ -53,9 +53,9 @@ def snapshot(name: str, of: Volume, group: str = "") -> Snapshot:
     )
 
 
-def group(name: str, *of: Volume) -> Group:
+def group(name: str, *of: Volume) -> GroupSnapshot:
     digest = name_hash("group", name)
-    return Group(
+    return GroupSnapshot(
         id=ObjectId(OWNER, POOL, digest),
         name=name,
         uid=f"uid-{name}",
@@ -101,7 +101,7 @@ async def test_what_open_finds_is_what_was_made(world: World) -> None:
         b,
         format=RAW,
         hold=Hold("someone", 5, 4),
-        rollbacks=(Rolled("r", str(cut.id), 7, ""), Rolled("r2", str(cut.id), 8, str(cut.id))),
+        rollbacks=(CompletedRollback("r", str(cut.id), 7, ""), CompletedRollback("r2", str(cut.id), 8, str(cut.id))),
     )
     await backend.save_volume(b)
     a = replace(a, size=2 * SIZE)
@@ -115,7 +115,7 @@ async def test_what_open_finds_is_what_was_made(world: World) -> None:
     assert contents.groups == (both,)
 
 
-async def test_a_cut_fills_in_moment_and_size(world: World) -> None:
+async def test_a_snapshot_fills_in_moment_and_size(world: World) -> None:
     v = volume("v", 5 * BLOCK)
     await world.backend.create_volume(v, None)
     before = world.clock()
@@ -190,12 +190,12 @@ async def test_nothing_of_others_is_covered_or_removed(world: World) -> None:
 
 
 async def test_empty_and_erased(world: World) -> None:
-    v, access = await world.volume("v"), world.backend.access
-    assert await access.is_empty(v)
+    v, backend = await world.volume("v"), world.backend
+    assert await backend.is_empty(v)
     await world.write(v, piece(3, "x"))
-    assert not await access.is_empty(v)
-    await access.erase(v)
-    assert await access.is_empty(v)
+    assert not await backend.is_empty(v)
+    await backend.erase(v)
+    assert await backend.is_empty(v)
     assert world.backend.allocated(v) == 0
     assert await world.read(v) == filled()
 
@@ -205,7 +205,7 @@ async def test_allocation_follows_what_is_written(world: World) -> None:
     assert world.backend.allocated(v) == 0
     await world.write(v, piece(0, "x"), piece(7, "y"))
     assert 2 * BLOCK <= world.backend.allocated(v) <= SIZE
-    space = world.backend.space()
+    space = await world.backend.space()
     assert 0 < space.free < space.total
 
 
@@ -213,7 +213,7 @@ async def test_a_thick_volume_has_its_space_from_the_start(world: World) -> None
     v = await world.volume("v", provisioning="thick")
     assert v.thick
     assert world.backend.allocated(v) >= SIZE
-    assert await world.backend.access.is_empty(v)
+    assert await world.backend.is_empty(v)
     v = await world.expand(v, 2 * SIZE)
     assert world.backend.allocated(v) >= 2 * SIZE
     s = await world.snapshot("s", v)
@@ -287,23 +287,23 @@ async def test_published_bytes_reach_another_process(world: World) -> None:
             timeout=10,
         )
         assert read_all(path) == filled(".", ".", "z")
-        write_at(path, piece(0, "y"))
+        write_pieces(path, piece(0, "y"))
         found = subprocess.run(["head", "-c", "4096", path], check=True, capture_output=True, timeout=10).stdout
         assert found == b"y" * BLOCK
 
 
-async def test_a_stamp_changes_with_the_image_and_not_otherwise(world: World) -> None:
+async def test_a_change_token_changes_with_the_image_and_not_otherwise(world: World) -> None:
     v = await world.volume("v")
     await world.write(v, piece(0, "a"))
     s = await world.snapshot("s", v)
-    first = world.backend.stamp(v), world.backend.stamp(s)
+    first = world.backend.change_token(v), world.backend.change_token(s)
     assert len(set(first)) == 2
     await asyncio.sleep(0.02)  # a file's times move with the clock's tick
     await world.read(v)
-    assert (world.backend.stamp(v), world.backend.stamp(s)) == first
+    assert (world.backend.change_token(v), world.backend.change_token(s)) == first
     await world.write(v, piece(0, "b"))
-    second = world.backend.stamp(v)
+    second = world.backend.change_token(v)
     assert second != first[0]
-    assert world.backend.stamp(s) == first[1]
+    assert world.backend.change_token(s) == first[1]
     await world.roll_back(v, s, "r")
-    assert world.backend.stamp(v) != second
+    assert world.backend.change_token(v) != second

@@ -15,7 +15,7 @@ from faulty_rig import Faulty, safety_of_a_failed_try, standing
 
 from csi_driver.domain.errors import Busy, InvalidRequest, Unavailable
 from csi_driver.domain.ids import ObjectId, member_name, name_hash
-from csi_driver.domain.model import Group, Snapshot, Volume
+from csi_driver.domain.model import GroupSnapshot, Snapshot, Volume
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Kind:
     """How a thing of the name `x` is made of volume `v`, deleted, and counted; and the methods of a pool for that."""
 
     name: str
-    make: Callable[[World, Volume], Awaitable[Volume | Snapshot | Group]]
+    make: Callable[[World, Volume], Awaitable[Volume | Snapshot | GroupSnapshot]]
     delete: Callable[[World, str], Awaitable[None]]
     there: Callable[[World], bool]
 

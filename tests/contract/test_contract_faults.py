@@ -13,9 +13,9 @@ import pytest
 from contract_rig import SIZE, World, filled, piece
 from faulty_rig import Faulty, images, safety_of_a_failed_try, standing
 
+from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.errors import Busy, DriverError, InUse, OutOfSpace, Precondition, Unavailable
-from csi_driver.domain.space import Policy
-from csi_driver.service.context import HOLD_SECONDS
+from csi_driver.service.holds import HOLD_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -43,13 +43,13 @@ async def test_nothing_half_made_stays(
         "roll_back": lambda: world.roll_back(v, s, "r"),
     }
     before = world.volumes.list(), world.snapshots.list(), await images(world)
-    free = world.volumes.capacity({}, [])
+    free = await world.volumes.capacity({}, [])
     faults.fail(method, error, point, times=2)  # type: ignore[arg-type]
     for _ in range(2):
         with pytest.raises(told):
             await calls[method]()
         assert (world.volumes.list(), world.snapshots.list(), await images(world)) == before
-        assert world.volumes.capacity({}, []) == free
+        assert (await world.volumes.capacity({}, [])) == free
         assert await world.read(v) == filled("b")
         await world.reopen()
     assert (world.volumes.list(), world.snapshots.list(), await images(world)) == before
@@ -124,11 +124,16 @@ async def test_a_pool_that_went_away(faulty: Faulty) -> None:
         lambda: world.volumes.get(str(v.id)),
         world.volumes.list,
         world.snapshots.list,
-        lambda: world.volumes.capacity({}, []),
     ):
         with pytest.raises(Unavailable):
             call()
-    for waiting in (world.volume("v"), world.volumes.delete(str(v.id)), world.stage(v), world.publish(v)):
+    for waiting in (
+        world.volumes.capacity({}, []),
+        world.volume("v"),
+        world.volumes.delete(str(v.id)),
+        world.stage(v),
+        world.publish(v),
+    ):
         with pytest.raises(Unavailable):
             await waiting
     faults.clear()
@@ -219,7 +224,7 @@ async def test_who_works_on_a_volume_works_alone(faulty: Faulty, running: str) -
         assert world.snapshots.get(str(s.id)) == s
         assert world.snapshots.list()[0] == [s]
         assert await world.volume("v") == world.now(v)
-        world.volumes.capacity({}, [])
+        (await world.volumes.capacity({}, []))
         # Nor do others.
         await world.write(other, piece(0, "o"))
         await world.snapshot("of another", other)
@@ -290,25 +295,27 @@ async def test_a_safety_snapshot_is_not_replaced_under_its_reader(faulty: Faulty
 async def test_room_is_promised_once(faulty: Faulty) -> None:
     """Two callers at once, and room for one."""
     world, faults = faulty
-    total = world.backend.space().total
-    world.pool.policy = Policy(overcommit=1.0, reserve=0)
+    total = (await world.backend.space()).total
+    world.pool.policy = CapacityPolicy(overcommit=1.0, reserve=0)
     async with standing(faults, "create_volume", world.volume("a", total // 2 + SIZE)):
         with pytest.raises(OutOfSpace):
             await world.volume("b", total // 2)
-    assert world.volumes.capacity({}, [])[0] == total // 2 - SIZE
+    assert (await world.volumes.capacity({}, []))[0] == total // 2 - SIZE
 
 
 async def test_real_room_is_promised_once(faulty: Faulty) -> None:
     world, faults = faulty
     mega = 1 << 20
-    world.pool.policy = Policy(overcommit=100.0, reserve=world.backend.space().total - 10 * mega)
+    world.pool.policy = CapacityPolicy(overcommit=100.0, reserve=(await world.backend.space()).total - 10 * mega)
     async with standing(faults, "create_volume", world.volume("a", 6 * mega, provisioning="thick")):
         with pytest.raises(OutOfSpace):
             await world.volume("b", 6 * mega, provisioning="thick")
         await world.volume("thin", 60 * mega)
-        assert world.volumes.capacity({"provisioning": "thick"}, [])[0] == 4 * mega
+        assert (await world.volumes.capacity({"provisioning": "thick"}, []))[0] == 4 * mega
     async with standing(faults, "create_volume", world.volume("thin 2", 60 * mega)):
-        assert world.volumes.capacity({"provisioning": "thick"}, [])[0] == 4 * mega, "a thin one was promised nothing"
+        assert (await world.volumes.capacity({"provisioning": "thick"}, []))[0] == 4 * mega, (
+            "a thin one was promised nothing"
+        )
 
 
 async def test_who_gives_up_waiting_leaves_nothing(faulty: Faulty) -> None:
@@ -353,7 +360,7 @@ async def test_work_that_takes_longer_than_a_hold_lasts(faulty: Faulty, method: 
         world.clock.forward(2 * HOLD_SECONDS)
         with pytest.raises(Busy):
             await world.hold(v, "me")
-        assert world.context.holder_of(world.now(v)) == "me"
+        assert world.context.holds.current_holder(world.now(v)) == "me"
     with pytest.raises(InUse, match="me"):
         await world.stage(v)
     now = world.now(v).hold

@@ -8,30 +8,34 @@ from contract_rig import World
 from faulty_rig import Faulty
 from structlog.testing import capture_logs
 
+from csi_driver.domain.capacity import GIB, CapacityPolicy, Space, full_below
 from csi_driver.domain.errors import OutOfSpace
 from csi_driver.domain.model import Volume
-from csi_driver.domain.space import GIB, Policy, Space, full_below
-from csi_driver.service.fullness import AGAIN_SECONDS, Fullness
-from csi_driver.service.walk import UsageWalk
+from csi_driver.service.fullness import REPEAT_SECONDS, Fullness
+from csi_driver.service.usage_scanner import UsageScanner
 
 MEGA = 1 << 20
 Logs = list[tuple[str, Any]]
 
 
+async def answering(space: Space) -> Space:
+    return space
+
+
 class Watched:
-    """A pool of 10 GiB of which a test says how much is free, and what was told of it."""
+    """A pool of 10 GiB of which a test says how much is free, and what was reported of it."""
 
     def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         self.world = world
         self.now = 0.0
         self.free = 5 * GIB
-        self.walk = UsageWalk(world.context)
+        self.walk = UsageScanner(world.context)
         self.fullness = Fullness(world.pools, self.walk, lambda: self.now)
-        monkeypatch.setattr(world.backend, "space", lambda: Space(10 * GIB, self.free))
+        monkeypatch.setattr(world.backend, "space", lambda: answering(Space(10 * GIB, self.free)))
 
     async def look(self) -> Logs:
         with capture_logs() as logs:
-            await self.fullness.look(self.world.pool)
+            await self.fullness.check(self.world.pool)
         return [(entry["log_level"], entry.get("would_free")) for entry in logs]
 
 
@@ -58,7 +62,7 @@ async def test_it_is_told_with_what_would_free_most(faulty: Faulty, monkeypatch:
     told, which = await watched.look()
     assert told == ("error", None)
     assert which == ("error", ["group both (4 MiB)", "snapshot small (3 MiB)", "volume v (4 MiB)", "volume w (1 MiB)"])
-    watched.now += AGAIN_SECONDS - 1
+    watched.now += REPEAT_SECONDS - 1
     assert await watched.look() == []
     watched.now += 1
     assert [level for level, _ in await watched.look()] == ["error", "error"]
@@ -83,14 +87,14 @@ async def test_of_thick_volumes_alone_nothing_is_told(faulty: Faulty, monkeypatc
 async def test_a_refusal_says_what_there_is_to_do(faulty: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
     """In an empty pool there is nothing to delete."""
     world, _ = faulty
-    world.pool.policy = Policy()
-    monkeypatch.setattr(world.backend, "space", lambda: Space(GIB, GIB - MEGA))
+    world.pool.policy = CapacityPolicy()
+    monkeypatch.setattr(world.backend, "space", lambda: answering(Space(GIB, GIB - MEGA)))
     small = await world.volume("small", 512 * MEGA)
     await world.volumes.delete(str(small.id))
-    world.pool.policy = Policy(reserve=GIB)
+    world.pool.policy = CapacityPolicy(reserve=GIB)
     with pytest.raises(OutOfSpace, match=r"1 GiB kept in reserve.* the pool is empty, so make it larger"):
         await world.volume("v")
-    world.pool.policy = Policy()
+    world.pool.policy = CapacityPolicy()
     await world.volume("v", 4 * MEGA, provisioning="thick")
     with pytest.raises(OutOfSpace, match="delete something first"):
         await world.volume("w", 1000 * MEGA, provisioning="thick")

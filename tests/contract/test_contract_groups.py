@@ -45,7 +45,7 @@ async def test_a_member_lives_and_dies_with_its_group(world: World) -> None:
         world.groups.get(str(g.id), [])
 
 
-async def test_a_volume_goes_back_to_a_member(world: World) -> None:
+async def test_a_volume_is_rolled_back_to_a_member(world: World) -> None:
     v, w = await world.volume("v"), await world.volume("w")
     await world.write(v, piece(0, "a"))
     g = await world.group("g", v, w)
@@ -91,7 +91,7 @@ async def test_all_or_none(world: World) -> None:
     assert world.snapshots.list() == ([], "")
 
 
-async def test_a_raw_block_volume_in_use_is_cut_alone_or_not_at_all(world: World) -> None:
+async def test_a_raw_block_volume_in_use_is_snapshotted_alone_or_not_at_all(world: World) -> None:
     v, w = await world.volume("v"), await world.volume("w")
     async with world.shown(v):
         with pytest.raises(Precondition, match=str(v.id)):

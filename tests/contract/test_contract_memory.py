@@ -7,10 +7,10 @@ import pytest
 from contract_rig import MOUNTED, RAW_BLOCK, SIZE, World, filled, piece
 from faulty_rig import Faulty, images
 
-from csi_driver.backends.memory import Faults, MemoryBackend
-from csi_driver.backends.memory_faults import METHODS
+from csi_driver.backends.memory.backend import Faults, MemoryBackend
+from csi_driver.backends.memory.faults import METHODS
+from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.errors import Damaged, InvalidRequest, OutOfSpace, Precondition, Unavailable
-from csi_driver.domain.space import Policy
 
 
 async def test_snapshots_are_sealed_by_the_kernel(faulty: Faulty) -> None:
@@ -108,10 +108,10 @@ async def test_a_full_pool(faulty: Faulty) -> None:
     mega = 1 << 20
     pool = MemoryBackend("contract", "node-1", 4 * mega)
     small = World(SmallRig(pool), world.directory)
-    await small.open(Policy(reserve=0))
+    await small.open(CapacityPolicy(reserve=0))
     a = await small.volume("a", 4 * mega)
     await small.write(a, (0, os.urandom(3 * mega)))
-    assert pool.space().free == mega
+    assert (await pool.space()).free == mega
     for attempt in (small.snapshot("s", a), small.volume("b", 0, source=a), small.group("g", a)):
         with pytest.raises(OutOfSpace):
             await attempt
@@ -155,16 +155,16 @@ async def test_objects_that_are_not_there(faulty: Faulty) -> None:
 
 
 def test_every_method_can_be_told_to_fail() -> None:
-    from csi_driver.backends.base import Access, Backend
+    from csi_driver.backends.base import Backend, VolumeAccess
 
-    port = {name for kind in (Backend, Access) for name, what in vars(kind).items() if inspect.isfunction(what)}
+    port = {name for kind in (Backend, VolumeAccess) for name, what in vars(kind).items() if inspect.isfunction(what)}
     port = {name for name in port if not name.startswith("_")}
     assert port == set(METHODS)
 
 
 def test_faults_that_cannot_happen_are_refused() -> None:
     faults = Faults()
-    with pytest.raises(ValueError, match="no method"):
+    with pytest.raises(ValueError, match="is not a method"):
         faults.fail("create_volumes", Unavailable("x"))
     with pytest.raises(ValueError, match="no point"):
         faults.fail("delete_volume", Unavailable("x"), "half")

@@ -3,7 +3,8 @@
 import os
 
 import pytest
-from contract_rig import MOUNTED, OWNER, POOL, RAW_BLOCK, SIZE, World, block, filled, piece, read_all, write_at
+from contract_rig import MOUNTED, OWNER, POOL, RAW_BLOCK, SIZE, World, block, filled, piece, read_all
+from support.files import write_pieces
 
 from csi_driver.domain.errors import (
     AlreadyExists,
@@ -14,7 +15,7 @@ from csi_driver.domain.errors import (
     Unavailable,
     Unsupported,
 )
-from csi_driver.domain.model import Capability, Mode
+from csi_driver.domain.model import AccessMode, Capability
 
 UNKNOWN = f"{OWNER}:{POOL}:{'0' * 32}"
 
@@ -25,7 +26,7 @@ async def test_the_whole_way_ten_times_each(world: World) -> None:
         await world.stage(v)
     for _ in range(10):
         target = await world.publish(v)
-    write_at(target, piece(0, "a"))
+    write_pieces(target, piece(0, "a"))
     for _ in range(10):
         await world.unpublish(v)
         assert not os.path.lexists(target)
@@ -36,16 +37,16 @@ async def test_the_whole_way_ten_times_each(world: World) -> None:
     assert await world.read(v) == filled("a")
 
 
-@pytest.mark.parametrize("mode", [Mode.WRITER, Mode.SINGLE_WRITER, Mode.MULTI_WRITER])
-async def test_a_second_target(world: World, mode: Mode) -> None:
+@pytest.mark.parametrize("mode", [AccessMode.WRITER, AccessMode.SINGLE_WRITER, AccessMode.MULTI_WRITER])
+async def test_a_second_target(world: World, mode: AccessMode) -> None:
     v = await world.volume("v", capabilities=(block(mode),))
     await world.stage(v, block(mode))
     first = await world.publish(v, "a", block(mode))
     await world.publish(v, "a", block(mode))
-    if mode is Mode.MULTI_WRITER:
+    if mode is AccessMode.MULTI_WRITER:
         second = await world.publish(v, "b", block(mode))
-        write_at(first, piece(0, "x"))
-        write_at(second, piece(1, "y"))
+        write_pieces(first, piece(0, "x"))
+        write_pieces(second, piece(1, "y"))
         assert read_all(first) == read_all(second) == filled("x", "y")
         await world.unpublish(v, "a")
         assert read_all(second) == filled("x", "y")
@@ -62,18 +63,18 @@ async def test_a_second_target(world: World, mode: Mode) -> None:
 
 
 async def test_a_single_writer_comes_to_a_volume_that_many_use(world: World) -> None:
-    v = await world.volume("v", capabilities=(block(Mode.MULTI_WRITER),))
-    await world.stage(v, block(Mode.MULTI_WRITER))
-    await world.publish(v, "a", block(Mode.MULTI_WRITER))
+    v = await world.volume("v", capabilities=(block(AccessMode.MULTI_WRITER),))
+    await world.stage(v, block(AccessMode.MULTI_WRITER))
+    await world.publish(v, "a", block(AccessMode.MULTI_WRITER))
     with pytest.raises(Precondition):
-        await world.publish(v, "b", block(Mode.SINGLE_WRITER))
+        await world.publish(v, "b", block(AccessMode.SINGLE_WRITER))
 
 
 @pytest.mark.parametrize("how", ["flag", "mode"])
 async def test_read_only(world: World, how: str) -> None:
     v = await world.volume("v")
     await world.write(v, piece(0, "a"))
-    capability, flag = (RAW_BLOCK, True) if how == "flag" else (block(Mode.READER), False)
+    capability, flag = (RAW_BLOCK, True) if how == "flag" else (block(AccessMode.READER), False)
     await world.stage(v)
     if not world.rig.read_only:
         with pytest.raises(Unsupported, match="read-only"):
@@ -84,12 +85,12 @@ async def test_read_only(world: World, how: str) -> None:
     await world.publish(v, "a", capability, flag)
     assert read_all(target) == filled("a")
     with pytest.raises(OSError):  # noqa: PT011 - EROFS, EPERM or EACCES
-        write_at(target, piece(0, "b"))
+        write_pieces(target, piece(0, "b"))
     with pytest.raises(AlreadyExists):
         await world.publish(v)
     await world.unpublish(v)
     target = await world.publish(v)
-    write_at(target, piece(0, "b"))
+    write_pieces(target, piece(0, "b"))
     with pytest.raises(AlreadyExists):
         await world.publish(v, "a", capability, flag)
 
@@ -136,7 +137,7 @@ async def test_what_is_shown_survives_a_restart(world: World) -> None:
     await world.stage(v)
     target = await world.publish(v)
     await world.reopen()
-    write_at(target, piece(0, "a"))
+    write_pieces(target, piece(0, "a"))
     use = await world.backend.access.use(v)
     assert target in use.paths
     with pytest.raises(InUse, match=target):
@@ -230,7 +231,7 @@ async def test_paths_that_are_none(world: World) -> None:
         with pytest.raises(InvalidRequest):
             await world.nodes.unpublish(str(v.id), bad)
     with pytest.raises(InvalidRequest):
-        await world.stage(v, Capability("mount", Mode.WRITER, "btrfs"))
+        await world.stage(v, Capability("mount", AccessMode.WRITER, "btrfs"))
 
 
 async def test_a_trailing_slash_is_the_same_path(world: World) -> None:

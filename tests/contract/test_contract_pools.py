@@ -5,14 +5,13 @@ from collections.abc import AsyncIterator
 import pytest
 from contract_rig import RAW_BLOCK, SIZE
 
-from csi_driver.backends.memory import Faults, MemoryBackend
+from csi_driver.backends.memory.backend import Faults, MemoryBackend
+from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.errors import AlreadyExists, DriverError, Unavailable
 from csi_driver.domain.model import SizeRange, Volume, VolumeRequest
-from csi_driver.domain.space import Policy
-from csi_driver.service.context import Context
+from csi_driver.service.build import build_services
 from csi_driver.service.pools import Pool, Pools
-from csi_driver.service.snapshots import SnapshotRequest, Snapshots
-from csi_driver.service.volumes import Volumes
+from csi_driver.service.snapshots import SnapshotRequest
 
 OWNER = "node-1"
 
@@ -23,9 +22,9 @@ class Two:
     def __init__(self) -> None:
         self.faults = {name: Faults() for name in ("one", "two")}
         backends = [MemoryBackend(name, OWNER, 1 << 30, faults=faults) for name, faults in self.faults.items()]
-        self.pools = [Pool(backend, Policy(reserve=0)) for backend in backends]
-        context = Context(Pools(OWNER, self.pools))
-        self.volumes, self.snapshots = Volumes(context), Snapshots(context)
+        self.pools = [Pool(backend, CapacityPolicy(reserve=0)) for backend in backends]
+        services = build_services(Pools(OWNER, self.pools))
+        self.volumes, self.snapshots = services.volumes, services.snapshots
 
     async def volume(self, name: str, pool: str) -> Volume:
         parameters = {"pool": pool}

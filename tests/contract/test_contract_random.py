@@ -3,7 +3,8 @@
 import random
 
 import pytest
-from contract_rig import BLOCK, SIZE, World, write_at
+from contract_rig import BLOCK, SIZE, World
+from support.files import write_pieces
 
 from csi_driver.domain.model import Snapshot, Volume
 
@@ -28,7 +29,7 @@ async def test_every_object_holds_what_the_model_says(world: World, seed: int) -
             at = chance.randrange(volume.size // 512) * 512
             data = chance.randbytes(min(chance.choice([1, 512, BLOCK, 3 * BLOCK]), volume.size - at))
             async with world.shown(volume) as path:
-                write_at(path, (at, data))
+                write_pieces(path, (at, data))
             model[at : at + len(data)] = data
         elif action == "cut" and disk:
             volume, model = disks[disk]
@@ -65,4 +66,6 @@ async def test_every_object_holds_what_the_model_says(world: World, seed: int) -
         assert await world.read(volume) == model, volume.name
     for snapshot, frozen in cuts.values():
         assert await world.content(snapshot) == frozen, snapshot.name
-    assert world.volumes.capacity({}, [])[0] == 2 * world.backend.space().total - sum(v.size for v, _ in disks.values())
+    assert (await world.volumes.capacity({}, []))[0] == 2 * (await world.backend.space()).total - sum(
+        v.size for v, _ in disks.values()
+    )

@@ -9,7 +9,7 @@ from faulty_rig import Faulty
 from csi_driver.domain.errors import OutOfRange, OutOfSpace
 from csi_driver.domain.model import SizeRange, Snapshot, Volume
 from csi_driver.domain.sizes import least_request
-from csi_driver.rpc import translate
+from csi_driver.rpc import convert
 
 UNEVEN = SIZE - 1000
 
@@ -21,7 +21,7 @@ def asked(item: Volume | Snapshot) -> int:
 async def told(world: World, name: str, volume: Volume) -> int:
     """What CSI says of the size of a new snapshot; the same after a restart of the agent, and in every list."""
     snapshot = await world.snapshot(name, world.now(volume))
-    size = translate.snapshot(snapshot).size_bytes
+    size = convert.snapshot(snapshot).size_bytes
     await world.reopen()
     assert world.snapshots.get(str(snapshot.id)) == snapshot
     assert size == asked(snapshot)
@@ -69,7 +69,7 @@ async def test_after_an_expansion_the_larger_request_counts(world: World) -> Non
     assert await told(world, "s", v) == 2 * SIZE - 1
     await world.expand(v, 4 * SIZE)
     assert await told(world, "even", v) == 4 * SIZE
-    # The disk keeps its size on the way back, and so does what was asked for of it.
+    # The disk keeps its size in the rollback, and so does what was asked for of it.
     await world.roll_back(v, before, "r")
     assert await told(world, "back", v) == 4 * SIZE
     assert asked(world.snapshots.get(str(before.id))) == UNEVEN

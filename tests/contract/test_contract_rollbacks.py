@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 from contract_rig import RAW_BLOCK, SIZE, World, filled, piece
 
-from csi_driver.domain.errors import AlreadyExists, InUse, InvalidRequest, NotFound, Precondition
-from csi_driver.domain.model import SizeRange, Use, Volume
+from csi_driver.domain.errors import AlreadyExists, Busy, InUse, InvalidRequest, NotFound, Precondition
+from csi_driver.domain.model import SizeRange, Volume, VolumeUsage
 from csi_driver.domain.records import dump_volume
-from csi_driver.service.context import HOLD_SECONDS
+from csi_driver.service.holds import HOLD_SECONDS
+from csi_driver.service.lineage import Lineage
 from csi_driver.service.rollbacks import REMEMBERED, RollbackRequest
-from csi_driver.service.trees import Trees
 
 
 async def test_back_to_older_then_newer(world: World) -> None:
@@ -156,7 +156,7 @@ async def test_a_safety_snapshot_of_the_callers_own(world: World) -> None:
 
 
 async def test_a_safety_snapshot_is_not_taken_for_the_target(world: World) -> None:
-    """A try that ended after its safety snapshot, and then a wish to go back to just that, under the same name."""
+    """A try that ended after its safety snapshot, and then a request to roll back to just that, under the same name."""
     v = await world.volume("v")
     await world.write(v, piece(0, "a"))
     s = await world.snapshot("s", v)
@@ -258,7 +258,7 @@ async def test_a_hold_lapses(world: World) -> None:
     with pytest.raises(InUse):
         await world.stage(v)
     world.clock.forward(60)
-    with pytest.raises(Precondition, match="lapsed"):
+    with pytest.raises(Precondition, match="expired"):
         await world.roll_back(v, s, "r", "me", safety="")
     await world.stage(v)
     await world.unstage(v)
@@ -293,9 +293,9 @@ async def test_a_clock_that_is_set_back_makes_no_lapsed_hold_stand_again(world: 
     await world.stage(v)
     await world.unstage(v)
     await world.write(v, piece(0, "b"))
-    world.clock.go_back(world.clock.behind + 60)
+    world.clock.offset -= 60
     assert world.clock() < first.expires
-    with pytest.raises(Precondition, match="lapsed"):
+    with pytest.raises(Precondition, match="expired"):
         await world.roll_back(v, s, "r", "me", safety=str(mine.id))
     assert await world.read(v) == filled("b")
     assert (await world.hold(v, "me")).since > first.since, "another hold, and not the one that was unbroken"
@@ -363,7 +363,7 @@ async def test_a_safety_snapshot_from_before_a_lapse_is_replaced(world: World) -
     assert await world.content(safety) == filled("b")
 
 
-async def test_a_look_tells_holds_and_rollbacks_as_they_are_at_its_end(
+async def test_a_listing_reports_holds_and_rollbacks_as_they_are_at_its_end(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was done while a copy was looked at is in the answer: else a rollback would seem never to have been begun."""
@@ -372,15 +372,56 @@ async def test_a_look_tells_holds_and_rollbacks_as_they_are_at_its_end(
     copy = await world.volume("copy", 0, source=s)
     use = world.backend.access.use
 
-    async def while_looking(volume: Volume) -> Use:
+    async def while_looking(volume: Volume) -> VolumeUsage:
         if volume.id == copy.id:
             await world.roll_back(v, s, "meanwhile")
             await world.rollbacks.hold(str(v.id), "somebody")
         return await use(volume)
 
     monkeypatch.setattr(world.backend.access, "use", while_looking)
-    trees = Trees(world.context)
+    trees = world.services.lineage
     (node,) = [node for node in await trees.tree(volume_id=str(v.id)) if node.item.id == v.id]
     assert isinstance(node.item, Volume)
     assert [rolled.name for rolled in node.item.rollbacks] == ["meanwhile"]
     assert trees.holder(node.item) == "somebody"
+
+
+async def test_one_volume_is_described_as_of_one_moment(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    v = await world.volume("v")
+    s = await world.snapshot("s", v)
+    copy = await world.volume("copy", 0, source=s)
+    await world.snapshot("of-copy", copy)
+    use = world.backend.access.use
+
+    async def while_looking(volume: Volume) -> VolumeUsage:
+        assert volume.id == v.id, "no other volume is looked at"
+        monkeypatch.undo()
+        await world.snapshot("later", v)
+        await world.roll_back(v, s, "meanwhile")
+        return await use(volume)
+
+    monkeypatch.setattr(world.backend.access, "use", while_looking)
+    node, snapshots = await Lineage(world.context).describe(str(v.id))
+    assert isinstance(node.item, Volume)
+    assert [rolled.name for rolled in node.item.rollbacks] == ["meanwhile"]
+    assert {snapshot.name for snapshot in snapshots if not snapshot.name.startswith("safety-")} == {"s", "later"}
+
+
+@pytest.mark.parametrize(("again", "refusal"), [(True, Busy), (False, NotFound)])
+async def test_a_volume_that_is_deleted_meanwhile_is_not_described(
+    world: World, monkeypatch: pytest.MonkeyPatch, again: bool, refusal: type[Exception]
+) -> None:
+    v = await world.volume("v")
+    use = world.backend.access.use
+
+    async def while_looking(volume: Volume) -> VolumeUsage:
+        usage = await use(volume)
+        monkeypatch.undo()
+        await world.volumes.delete(str(v.id))
+        if again:
+            await world.volume("v")
+        return usage
+
+    monkeypatch.setattr(world.backend.access, "use", while_looking)
+    with pytest.raises(refusal):
+        await Lineage(world.context).describe(str(v.id))

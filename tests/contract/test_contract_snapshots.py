@@ -5,6 +5,7 @@ import os
 import pytest
 from contract_rig import BLOCK, OWNER, POOL, SIZE, World, filled, piece
 
+from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.errors import (
     AlreadyExists,
     BadToken,
@@ -13,7 +14,6 @@ from csi_driver.domain.errors import (
     Precondition,
 )
 from csi_driver.domain.records import dump_snapshot
-from csi_driver.domain.space import Policy
 from csi_driver.service.snapshots import SnapshotRequest
 
 
@@ -168,12 +168,12 @@ async def test_requests_that_can_never_be_served(world: World) -> None:
 
 async def test_the_cap(world: World) -> None:
     v, w = await world.volume("v"), await world.volume("w")
-    world.pool.policy = Policy(reserve=0, max_snapshots=3)
+    world.pool.policy = CapacityPolicy(reserve=0, max_snapshots=3)
     made = [await world.snapshot(f"s{i}", v) for i in range(2)]
     g = await world.group("g", v, w)
-    with pytest.raises(Precondition, match="cap is 3"):
+    with pytest.raises(Precondition, match="limit is 3"):
         await world.snapshot("s3", v)
-    with pytest.raises(Precondition, match="cap is 3"):
+    with pytest.raises(Precondition, match="limit is 3"):
         await world.group("g2", w, v)
     assert await world.snapshot("s0", v) == made[0], "what exists is still answered"
     await world.snapshot("w1", w)

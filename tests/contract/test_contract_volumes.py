@@ -5,6 +5,7 @@ import os
 import pytest
 from contract_rig import BLOCK, MOUNTED, OWNER, POOL, RAW_BLOCK, SIZE, World, block, filled, piece, read_all, request
 
+from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.errors import (
     AlreadyExists,
     BadToken,
@@ -15,9 +16,8 @@ from csi_driver.domain.errors import (
     OutOfSpace,
     Unavailable,
 )
-from csi_driver.domain.model import Mode, SizeRange, Snapshot, Source, Volume, VolumeRequest
+from csi_driver.domain.model import AccessMode, SizeRange, Snapshot, Source, Volume, VolumeRequest
 from csi_driver.domain.records import dump_volume
-from csi_driver.domain.space import Policy
 
 
 async def test_an_empty_volume_reads_as_zeroes(world: World) -> None:
@@ -149,9 +149,9 @@ async def test_space_comes_back(world: World) -> None:
     v = await world.volume("v", 8 << 20)
     await world.write(v, (0, os.urandom(8 << 20)))
     if world.rig.name == "memory":
-        full = world.backend.space().free
+        full = (await world.backend.space()).free
         await world.volumes.delete(str(v.id))
-        assert world.backend.space().free >= full + (8 << 20)
+        assert (await world.backend.space()).free >= full + (8 << 20)
     else:
         await world.volumes.delete(str(v.id))
     assert world.volumes.list() == ([], "")
@@ -183,7 +183,7 @@ async def test_another_request_under_the_same_name(world: World) -> None:
     with pytest.raises(AlreadyExists, match="source"):
         await world.volume("v", SIZE, source=v)
     with pytest.raises(AlreadyExists, match="capabilities"):
-        await world.volume("v", capabilities=(block(Mode.MULTI_WRITER),))
+        await world.volume("v", capabilities=(block(AccessMode.MULTI_WRITER),))
     with pytest.raises(AlreadyExists, match="provisioning"):
         await world.volume("v", provisioning="thick")
     assert world.volumes.list() == ([v], "")
@@ -252,7 +252,7 @@ async def test_an_unused_device_goes_with_its_volume(world: World) -> None:
     v = await world.volume("v")
     await world.backend.access.attach(v)
     await world.volumes.delete(str(v.id))
-    assert world.backend.attached == 0
+    assert world.backend.attached_devices == 0
 
 
 async def test_expansion(world: World) -> None:
@@ -358,19 +358,19 @@ async def test_pages(world: World) -> None:
 
 
 async def test_committed_space_and_overcommit(world: World) -> None:
-    total = world.backend.space().total
-    world.pool.policy = Policy(overcommit=2.0, reserve=0)
+    total = (await world.backend.space()).total
+    world.pool.policy = CapacityPolicy(overcommit=2.0, reserve=0)
 
-    def room() -> int:
-        available, largest, least = world.volumes.capacity({}, [RAW_BLOCK])
+    async def room() -> int:
+        available, largest, least = await world.volumes.capacity({}, [RAW_BLOCK])
         assert (available, least) == (largest, BLOCK)
         return available
 
-    assert room() == 2 * total
+    assert await room() == 2 * total
     a = await world.volume("a", total)
-    assert room() == total
+    assert await room() == total
     s = await world.snapshot("s", a)
-    assert room() == total, "snapshots are not counted"
+    assert await room() == total, "snapshots are not counted"
     with pytest.raises(OutOfRange):
         await world.volume("b", 2 * total + BLOCK)
     with pytest.raises(OutOfSpace):
@@ -380,24 +380,24 @@ async def test_committed_space_and_overcommit(world: World) -> None:
     with pytest.raises(OutOfRange):
         await world.expand(a, 2 * total + BLOCK)
     b = await world.volume("b", total // BLOCK * BLOCK)
-    assert room() < BLOCK
+    assert await room() < BLOCK
     with pytest.raises(OutOfSpace):
         await world.volume("c", BLOCK)
     await world.volumes.delete(str(b.id))
     await world.expand(a, total + SIZE)
     await world.reopen()
-    assert room() == total - SIZE
+    assert await room() == total - SIZE
     await world.volumes.delete(str(a.id))
-    assert room() == 2 * total
-    assert world.volumes.capacity({"pool": "elsewhere"}, []) == (0, 0, BLOCK)
-    assert world.volumes.capacity({}, [], "node-2") == (0, 0, BLOCK)
-    assert world.volumes.capacity({}, [MOUNTED])[2] == 16 << 20
+    assert await room() == 2 * total
+    assert (await world.volumes.capacity({"pool": "elsewhere"}, [])) == (0, 0, BLOCK)
+    assert (await world.volumes.capacity({}, [], "node-2")) == (0, 0, BLOCK)
+    assert (await world.volumes.capacity({}, [MOUNTED]))[2] == 16 << 20
 
 
 async def test_below_the_reserve_nothing_is_made(world: World) -> None:
     a = await world.volume("a")
     s = await world.snapshot("s", a)
-    world.pool.policy = Policy(reserve=world.backend.space().total + 1)
+    world.pool.policy = CapacityPolicy(reserve=(await world.backend.space()).total + 1)
     for attempt in (
         world.volume("b"),
         world.volume("b", 0, source=s),
@@ -407,7 +407,7 @@ async def test_below_the_reserve_nothing_is_made(world: World) -> None:
     ):
         with pytest.raises(OutOfSpace):
             await attempt
-    assert world.volumes.capacity({}, [])[0] == 0
+    assert (await world.volumes.capacity({}, []))[0] == 0
     assert await world.volume("a") == a, "what exists is still answered"
     assert await world.snapshot("s", a) == s
     await world.snapshots.delete(str(s.id))
@@ -415,21 +415,21 @@ async def test_below_the_reserve_nothing_is_made(world: World) -> None:
 
 
 async def test_thick_volumes_are_promised_real_space(world: World) -> None:
-    free = world.backend.space().free
+    free = (await world.backend.space()).free
     megabyte = 1 << 20
-    world.pool.policy = Policy(overcommit=100.0, reserve=free - 64 * megabyte)
+    world.pool.policy = CapacityPolicy(overcommit=100.0, reserve=free - 64 * megabyte)
     thick = {"provisioning": "thick"}
-    room = world.volumes.capacity(thick, [])[0]
+    room = (await world.volumes.capacity(thick, []))[0]
     assert 32 * megabyte < room < 65 * megabyte, "a little, for what earlier deletions still give back"
-    assert world.volumes.capacity({}, [])[0] > room
+    assert (await world.volumes.capacity({}, []))[0] > room
     with pytest.raises(OutOfSpace):
         await world.volume("a", 66 * megabyte, **thick)
     a = await world.volume("a", 8 * megabyte, **thick)
-    after = world.volumes.capacity(thick, [])[0]
+    after = (await world.volumes.capacity(thick, []))[0]
     assert room - 9 * megabyte < after < room - 7 * megabyte
     await world.write(a, (0, os.urandom(8 * megabyte)))
     await world.snapshot("s", a)
-    shared = world.volumes.capacity(thick, [])[0]
+    shared = (await world.volumes.capacity(thick, []))[0]
     assert after - 9 * megabyte < shared < after - 7 * megabyte, "a snapshot sets aside what overwriting can cost"
     with pytest.raises(OutOfRange):
         await world.expand(a, a.size + shared + BLOCK)
@@ -437,7 +437,7 @@ async def test_thick_volumes_are_promised_real_space(world: World) -> None:
 
 async def test_validation(world: World) -> None:
     v = await world.volume("v")
-    assert world.volumes.validate(str(v.id), [RAW_BLOCK, block(Mode.MULTI_WRITER)], {}) == ""
+    assert world.volumes.validate(str(v.id), [RAW_BLOCK, block(AccessMode.MULTI_WRITER)], {}) == ""
     assert "mount" in world.volumes.validate(str(v.id), [MOUNTED], {})
     assert "provisioning" in world.volumes.validate(str(v.id), [RAW_BLOCK], {"provisioning": "thick"})
     with pytest.raises(NotFound):
@@ -460,5 +460,5 @@ async def test_a_copy_is_no_answer_once_its_source_was_made_again(world: World, 
     assert await world.volume("copy", 0, source=source) == copy
     again = await make()
     assert again.id == source.id
-    with pytest.raises(AlreadyExists, match="made again"):
+    with pytest.raises(AlreadyExists, match="created again"):
         await world.volume("copy", 0, source=again)

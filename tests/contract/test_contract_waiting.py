@@ -12,7 +12,7 @@ import pytest_asyncio
 from contract_rig import SIZE, World, filled, piece
 from faulty_rig import Faulty, standing
 
-from csi_driver.backends.memory import Faults
+from csi_driver.backends.memory.backend import Faults
 from csi_driver.domain.errors import Busy, InUse, NotFound
 from csi_driver.domain.model import Snapshot, Volume
 
@@ -83,7 +83,7 @@ async def test_what_is_being_made_is_deleted_after_that(patient: Faulty, kind: s
     assert not world.pool.groups
 
 
-async def test_what_is_being_deleted_is_made_anew_after_that(patient: Faulty) -> None:
+async def test_what_is_being_deleted_is_made_again_after_that(patient: Faulty) -> None:
     world, faults = patient
     old = await world.volume("x")
     new = await after(faults, "delete_volume", world.volumes.delete(str(old.id)), world.volume("x"))

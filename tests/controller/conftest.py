@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from controller_rig import ControllerRig
-from fake_api import FakeApi
+from support.fake_api import FakeApi
 
 
 @pytest.fixture

@@ -5,23 +5,22 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from base64 import b64encode
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
-from cluster_rig import AgentOnTls, write_identity
-from fake_api import FakeApi, Object
+from support.cluster_rig import AgentOnTls, write_identity
+from support.fake_api import FakeApi, Object
 
 from csi_driver._pb import csi_pb2 as C
 from csi_driver._pb import csi_pb2_grpc, tidemark_pb2_grpc
-from csi_driver.app.controller import Controller
-from csi_driver.controller_settings import ControllerSettings
+from csi_driver.controller.main import Controller
+from csi_driver.controller.settings import ControllerSettings
 from csi_driver.domain.certificates import FILES
 from csi_driver.domain.routing import TOPOLOGY_KEY
-from csi_driver.kube.kinds import CLAIMS, NODES, PODS, SECRETS, VOLUMES
+from csi_driver.kube.resources import NODES, PODS, PVCS, PVS, SECRETS
+from csi_driver.operator.certificates import ca as authority
 from csi_driver.rpc import tls
-from csi_driver.service import authority
 
 NAMESPACE = "tidemark"
 DRIVER = "csi.tidemark.dev"
@@ -65,7 +64,7 @@ class ControllerRig:
         # Not tmp_path: its names are longer than a socket's path may be.
         self._directory = tempfile.TemporaryDirectory(prefix="tm-")
         self.root = Path(self._directory.name)
-        ca = authority.new_authority()
+        ca = authority.new_ca()
         agents = write_identity(self.root / "agents", ca, authority.issue(ca, tls.AGENT))
         write_identity(self.root / "controllers", ca, authority.issue(ca, tls.CONTROLLER))
         for name in ("agents", "controllers"):
@@ -129,22 +128,16 @@ class ControllerRig:
     def claim(self, name: str, selected: str = "") -> Object:
         """A claim as the API has it, for whose pod a node may be selected."""
         notes = {"volume.kubernetes.io/selected-node": selected} if selected else {}
-        return self.fake.put(CLAIMS, {"metadata": {"name": name, "annotations": notes}}, "ns")
+        return self.fake.put(PVCS, {"metadata": {"name": name, "annotations": notes}}, "ns")
 
     def note(self, name: str, key: str) -> str | None:
         """An annotation of a claim."""
-        found = self.fake.get(CLAIMS, name, "ns")
+        found = self.fake.get(PVCS, name, "ns")
         return (found or {})["metadata"].get("annotations", {}).get(key)
 
     def persist(self, name: str, handle: str) -> None:
         """What the provisioner makes of a volume."""
-        self.fake.put(VOLUMES, volume(name, handle))
-
-
-async def until(what: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not what():
-            await asyncio.sleep(0.01)
+        self.fake.put(PVS, volume(name, handle))
 
 
 async def ready(stub: csi_pb2_grpc.IdentityStub) -> bool:

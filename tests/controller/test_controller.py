@@ -7,13 +7,14 @@ import asyncio
 import aiohttp
 import grpc
 import pytest
-from controller_rig import NAMESPACE, ControllerRig, agent_pod, node, ready, until, until_ready
-from fake_api import Call, FakeApi, Fault
-from rpc_rig import CODE, create_volume, places
+from controller_rig import NAMESPACE, ControllerRig, agent_pod, node, ready, until_ready
+from support.fake_api import Call, FakeApi, Fault
+from support.rpc_rig import CODE, create_volume, places
+from support.waiting import until
 
 from csi_driver._pb import csi_pb2 as C
 from csi_driver.domain.errors import Precondition
-from csi_driver.kube.kinds import LEASES, NODES, PODS
+from csi_driver.kube.resources import LEASES, NODES, PODS
 
 
 async def http(port: int, path: str) -> tuple[int, str]:
@@ -29,9 +30,9 @@ async def test_it_serves_as_soon_as_it_has_read_the_cluster(rig: ControllerRig) 
         request = create_volume(f"v {owner}", accessibility_requirements=places(owner))
         assert (await rig.stub.CreateVolume(request)).volume.volume_id.startswith(f"{owner}:")
     assert len((await rig.stub.ListVolumes(C.ListVolumesRequest())).entries) == 2
-    assert await http(rig.controller.health.port, "/healthz") == (200, "alive\n")
-    assert (await http(rig.controller.health.port, "/readyz"))[0] == 200
-    _, figures = await http(rig.controller.health.port, "/metrics")
+    assert await http(rig.controller.probes.port, "/healthz") == (200, "alive\n")
+    assert (await http(rig.controller.probes.port, "/readyz"))[0] == 200
+    _, figures = await http(rig.controller.probes.port, "/metrics")
     assert 'tidemark_calls_total{code="OK",method="csi.v1.Controller/CreateVolume"} 2.0' in figures
     assert "tidemark_mirror_age_seconds" in figures
 
@@ -45,9 +46,9 @@ async def test_a_controller_without_the_cluster_says_so_and_waits(fake: FakeApi)
     fake.hooks.append(refuse)
     async with rig:
         assert not await ready(rig.identity)
-        status, why = await http(rig.controller.health.port, "/readyz")
+        status, why = await http(rig.controller.probes.port, "/readyz")
         assert (status, "not read yet: pods, nodes" in why) == (503, True)
-        assert (await http(rig.controller.health.port, "/healthz"))[0] == 200
+        assert (await http(rig.controller.probes.port, "/healthz"))[0] == 200
         asked = C.ControllerGetVolumeRequest(volume_id="n-1:default:" + "0" * 32)
         with pytest.raises(grpc.aio.AioRpcError, match="not read the list"):
             await rig.stub.ControllerGetVolume(asked)
@@ -62,7 +63,7 @@ async def test_it_is_not_ready_without_a_certificate(rig: ControllerRig) -> None
     await until_ready(rig.identity)
     (rig.root / "tls" / "..data").rename(rig.root / "away")
     assert not await ready(rig.identity)
-    assert "tls.key" in (await http(rig.controller.health.port, "/readyz"))[1]
+    assert "tls.key" in (await http(rig.controller.probes.port, "/readyz"))[1]
     (rig.root / "away").rename(rig.root / "tls" / "..data")
     assert await ready(rig.identity)
 
@@ -81,7 +82,7 @@ async def test_agents_come_and_go(rig: ControllerRig) -> None:
     rig.fake.put(PODS, agent_pod("agent-new", "n-1", agent.port), NAMESPACE)
     rig.fake.remove(PODS, "agent-n-1", NAMESPACE)
     discovery = rig.controller._discovery
-    await until(lambda: (discovery.place("n-1") or agent).address == agent.address)
+    await until(lambda: (discovery.endpoint("n-1") or agent).address == agent.address)
     assert (await rig.stub.ControllerGetVolume(asked)).volume.volume_id == made
 
     rig.fake.put(NODES, node("n-2"))
@@ -95,14 +96,14 @@ async def test_agents_come_and_go(rig: ControllerRig) -> None:
 
 
 async def test_who_answers_is_a_figure(rig: ControllerRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    from csi_driver.rpc import reach
+    from csi_driver.operator.agents import health
 
-    monkeypatch.setattr(reach, "EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(health, "EVERY_SECONDS", 0.05)
     second = await rig.start("second", operator=False)
     await rig.agents["n-10"].server.stop(0)
 
     async def figure(node_name: str) -> str:
-        _, text = await http(second.health.port, "/metrics")
+        _, text = await http(second.probes.port, "/metrics")
         wanted = f'tidemark_agent_reachable{{node="{node_name}"}} '
         return next((line[len(wanted) :] for line in text.splitlines() if line.startswith(wanted)), "")
 
@@ -125,7 +126,7 @@ async def test_one_of_two_leads_and_both_serve(rig: ControllerRig) -> None:
     assert (await rig.stub.CreateVolume(request)).volume.volume_id.startswith("n-1:")
     await rig.controller.stop()
     async with asyncio.timeout(60):
-        while "tidemark_leading 1.0" not in (await http(second.health.port, "/metrics"))[1]:
+        while "tidemark_leading 1.0" not in (await http(second.probes.port, "/metrics"))[1]:
             await asyncio.sleep(0.01)
     assert holder() == "second"
     await second.stop()
@@ -135,15 +136,15 @@ async def test_one_of_two_leads_and_both_serve(rig: ControllerRig) -> None:
 async def test_a_lease_that_somebody_has_spoilt_ends_nothing_for_good(
     fake: FakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from csi_driver.app import parts
+    from csi_driver.controller import supervisor
 
-    monkeypatch.setattr(parts, "RESTART_SECONDS", 0.05)
+    monkeypatch.setattr(supervisor, "RESTART_SECONDS", 0.05)
     fake.put(LEASES, {"metadata": {"name": "tidemark-operator"}, "spec": {"leaseTransitions": "many"}}, NAMESPACE)
     async with ControllerRig(fake) as rig:
         await until(lambda: len(fake.asked("get", LEASES)) > 2)
         fake.remove(LEASES, "tidemark-operator", NAMESPACE)
         async with asyncio.timeout(60):
-            while "tidemark_leading 1.0" not in (await http(rig.controller.health.port, "/metrics"))[1]:
+            while "tidemark_leading 1.0" not in (await http(rig.controller.probes.port, "/metrics"))[1]:
                 await asyncio.sleep(0.01)
 
 
@@ -166,7 +167,7 @@ async def test_what_cannot_be_had_is_said(fake: FakeApi) -> None:
     async with rig:
         with pytest.raises(Precondition, match="--kubeconfig"):
             await rig.start("other", kubeconfig="/nowhere")
-        taken = ("127.0.0.1", rig.controller.health.port)
+        taken = ("127.0.0.1", rig.controller.probes.port)
         with pytest.raises(Precondition, match="--metrics-address"):
             await rig.start("other", metrics_address=taken)
         with pytest.raises(Precondition, match="another process serves"):

@@ -8,19 +8,19 @@ from datetime import UTC, datetime
 
 import pytest
 from controller_rig import DRIVER, NAMESPACE, agent_pod, node, volume
-from fake_api import Call, FakeApi, Fault
+from support.fake_api import Call, FakeApi, Fault
 
 from csi_driver.domain.errors import NotFound, Precondition
 from csi_driver.domain.ids import owner_of_node
-from csi_driver.kube.api import Api
-from csi_driver.kube.kinds import CONFIG_MAPS, NODES, PODS, VOLUMES
-from csi_driver.kube.mirrors import Mirrors
-from csi_driver.operator import forgotten
-from csi_driver.operator.discovery import ClusterDiscovery
-from csi_driver.operator.names import Ours
-from csi_driver.service.discovery import Place
+from csi_driver.kube.client import Api
+from csi_driver.kube.informers import InformerFactory
+from csi_driver.kube.resources import CONFIG_MAPS, NODES, PODS, PVS
+from csi_driver.operator.agents import decommissioned_nodes
+from csi_driver.operator.agents.discovery import ClusterDiscovery
+from csi_driver.operator.installation import Installation
+from csi_driver.service.discovery import AgentEndpoint
 
-OURS = Ours(NAMESPACE, "tidemark", DRIVER)
+OURS = Installation(NAMESPACE, "tidemark", DRIVER)
 NOW = datetime(2026, 11, 26, 7, 30, tzinfo=UTC)
 HASH = "0" * 32
 
@@ -32,14 +32,14 @@ async def api(fake: FakeApi) -> Api:
 
 @pytest.fixture
 async def discovery(api: Api) -> AsyncIterator[ClusterDiscovery]:
-    mirrors = Mirrors(api)
-    yield ClusterDiscovery(mirrors, OURS)
-    await mirrors.stop()
+    informers = InformerFactory(api)
+    yield ClusterDiscovery(informers, OURS)
+    await informers.stop()
 
 
 async def known(discovery: ClusterDiscovery) -> ClusterDiscovery:
     async with asyncio.timeout(60):
-        while not discovery.known():
+        while not discovery.has_synced():
             await asyncio.sleep(0.005)
     return discovery
 
@@ -47,7 +47,7 @@ async def known(discovery: ClusterDiscovery) -> ClusterDiscovery:
 async def test_owners_are_nodes_with_the_label_with_an_agent_or_with_volumes(
     fake: FakeApi, discovery: ClusterDiscovery
 ) -> None:
-    assert not discovery.known()
+    assert not discovery.has_synced()
     assert discovery.owners() == []
     fake.put(NODES, node("labelled"))
     fake.put(NODES, node("bare", labelled=False))
@@ -55,16 +55,16 @@ async def test_owners_are_nodes_with_the_label_with_an_agent_or_with_volumes(
     fake.put(PODS, agent_pod("a", "new", 9999, ip="fd00::1"), NAMESPACE)
     fake.put(PODS, agent_pod("b", "bare", 9999, owner="another-agent"), NAMESPACE)
     fake.put(PODS, agent_pod("c", "bare", 9999), "elsewhere")
-    fake.put(VOLUMES, volume("p1", f"gone:default:{HASH}"))
-    fake.put(VOLUMES, volume("p2", f"bare:default:{HASH}", driver="other.example"))
-    fake.put(VOLUMES, volume("p3", "no handle of ours"))
-    fake.put(VOLUMES, {"metadata": {"name": "p4"}, "spec": {"hostPath": {"path": "/x"}}})
+    fake.put(PVS, volume("p1", f"gone:default:{HASH}"))
+    fake.put(PVS, volume("p2", f"bare:default:{HASH}", driver="other.example"))
+    fake.put(PVS, volume("p3", "no handle of ours"))
+    fake.put(PVS, {"metadata": {"name": "p4"}, "spec": {"hostPath": {"path": "/x"}}})
     await known(discovery)
     assert discovery.owners() == ["gone", "labelled", "new"]
-    assert discovery.place("labelled") == Place("labelled", "", True)
-    assert discovery.place("new") == Place("new", "[fd00::1]:9999", False)
-    assert discovery.place("gone") is None
-    assert discovery.place("bare") == Place("bare", "", True)
+    assert discovery.endpoint("labelled") == AgentEndpoint("labelled", "", True)
+    assert discovery.endpoint("new") == AgentEndpoint("new", "[fd00::1]:9999", False)
+    assert discovery.endpoint("gone") is None
+    assert discovery.endpoint("bare") == AgentEndpoint("bare", "", True)
 
 
 async def test_a_node_whose_name_is_no_label(fake: FakeApi, discovery: ClusterDiscovery) -> None:
@@ -73,7 +73,7 @@ async def test_a_node_whose_name_is_no_label(fake: FakeApi, discovery: ClusterDi
     fake.put(PODS, agent_pod("a", name, 9807), NAMESPACE)
     await known(discovery)
     assert discovery.owners() == [owner_of_node(name)]
-    assert (discovery.place(owner_of_node(name)) or Place("", "")).address == "127.0.0.1:9807"
+    assert (discovery.endpoint(owner_of_node(name)) or AgentEndpoint("", "")).address == "127.0.0.1:9807"
 
 
 async def test_while_a_pod_is_replaced_the_one_that_stays_speaks_for_the_node(
@@ -89,10 +89,10 @@ async def test_while_a_pod_is_replaced_the_one_that_stays_speaks_for_the_node(
     failed["status"]["phase"] = "Failed"
     fake.put(PODS, failed, NAMESPACE)
     await known(discovery)
-    assert (discovery.place("n") or Place("", "")).address == "127.0.0.1:1"  # it still answers
+    assert (discovery.endpoint("n") or AgentEndpoint("", "")).address == "127.0.0.1:1"  # it still answers
     fake.put(PODS, agent_pod("new", "n", 4, ready=False), NAMESPACE)
     async with asyncio.timeout(60):
-        while (discovery.place("n") or Place("", "")).address != "127.0.0.1:4":
+        while (discovery.endpoint("n") or AgentEndpoint("", "")).address != "127.0.0.1:4":
             await asyncio.sleep(0.005)
 
 
@@ -102,51 +102,53 @@ async def test_a_group_of_nodes_has_a_daemon_set_of_its_own(fake: FakeApi, disco
     assert discovery.owners() == ["n"]
 
 
-async def test_a_dead_node_is_forgotten_and_counts_again(fake: FakeApi, api: Api, discovery: ClusterDiscovery) -> None:
+async def test_a_dead_node_is_decommissioned_and_counts_again(
+    fake: FakeApi, api: Api, discovery: ClusterDiscovery
+) -> None:
     fake.put(NODES, node("alive"))
-    fake.put(VOLUMES, volume("p", f"dead:default:{HASH}"))
+    fake.put(PVS, volume("p", f"dead:default:{HASH}"))
     await known(discovery)
     assert discovery.owners() == ["alive", "dead"]
-    await forgotten.forget(api, OURS, "dead", NOW)
+    await decommissioned_nodes.decommission(api, OURS, "dead", NOW)
     assert (fake.get(CONFIG_MAPS, "tidemark-forgotten", NAMESPACE) or {})["data"] == {"dead": "2026-11-26T07:30:00Z"}
     async with asyncio.timeout(60):
-        while not discovery.forgotten("dead"):
+        while not discovery.is_decommissioned("dead"):
             await asyncio.sleep(0.005)
     assert discovery.owners() == ["alive"]
-    assert not discovery.forgotten("alive")
-    await forgotten.forget(api, OURS, "dead", NOW)  # the same again is the same
-    await forgotten.unforget(api, OURS, "dead")
-    with pytest.raises(NotFound, match="not forgotten"):
-        await forgotten.unforget(api, OURS, "dead")
+    assert not discovery.is_decommissioned("alive")
+    await decommissioned_nodes.decommission(api, OURS, "dead", NOW)  # the same again is the same
+    await decommissioned_nodes.recommission(api, OURS, "dead")
+    with pytest.raises(NotFound, match="not decommissioned"):
+        await decommissioned_nodes.recommission(api, OURS, "dead")
     async with asyncio.timeout(60):
-        while discovery.forgotten("dead"):
+        while discovery.is_decommissioned("dead"):
             await asyncio.sleep(0.005)
     assert discovery.owners() == ["alive", "dead"]
 
 
-async def test_a_forgotten_node_that_is_back_is_asked_again(
+async def test_a_decommissioned_node_that_is_back_is_asked_again(
     fake: FakeApi, api: Api, discovery: ClusterDiscovery
 ) -> None:
     """By its agent, which answers: else lists would leave out what is there."""
-    fake.put(VOLUMES, volume("p", f"n:default:{HASH}"))
-    await forgotten.forget(api, OURS, "n", NOW)
+    fake.put(PVS, volume("p", f"n:default:{HASH}"))
+    await decommissioned_nodes.decommission(api, OURS, "n", NOW)
     await known(discovery)
     fake.put(NODES, node("n"))
     fake.put(PODS, agent_pod("a", "n", 1, ready=False), NAMESPACE)
     async with asyncio.timeout(60):
-        while discovery.place("n") is None or not (discovery.place("n") or Place("", "")).address:
+        while discovery.endpoint("n") is None or not (discovery.endpoint("n") or AgentEndpoint("", "")).address:
             await asyncio.sleep(0.005)
-    assert discovery.forgotten("n")
+    assert discovery.is_decommissioned("n")
     fake.put(PODS, agent_pod("a", "n", 1), NAMESPACE)
     async with asyncio.timeout(60):
-        while discovery.forgotten("n"):
+        while discovery.is_decommissioned("n"):
             await asyncio.sleep(0.005)
     assert discovery.owners() == ["n"]
 
 
 async def test_before_all_is_read_nobody_is_taken_for_given_up(fake: FakeApi, api: Api) -> None:
     """The note is there, and the pod of the agent that came back is not seen yet: its disks are not deleted by that."""
-    await forgotten.forget(api, OURS, "n", NOW, force=True)
+    await decommissioned_nodes.decommission(api, OURS, "n", NOW, force=True)
     fake.put(NODES, node("n"))
     fake.put(PODS, agent_pod("a", "n", 1), NAMESPACE)
 
@@ -155,35 +157,35 @@ async def test_before_all_is_read_nobody_is_taken_for_given_up(fake: FakeApi, ap
             raise Fault(503, "ServiceUnavailable", "try again")
 
     fake.hooks.append(pods_are_slow)
-    mirrors = Mirrors(api)
-    discovery = ClusterDiscovery(mirrors, OURS)
+    informers = InformerFactory(api)
+    discovery = ClusterDiscovery(informers, OURS)
     try:
         async with asyncio.timeout(60):
             while discovery.unread() != [str(PODS)]:
                 await asyncio.sleep(0.005)
-        assert not discovery.forgotten("n")
+        assert not discovery.is_decommissioned("n")
     finally:
-        await mirrors.stop()
+        await informers.stop()
 
 
 async def test_what_lives_is_not_forgotten_unless_forced(fake: FakeApi, api: Api) -> None:
     fake.put(NODES, node("n"))
     fake.put(NODES, node("quiet", ready=False))
     fake.put(PODS, agent_pod("a", "n", 1), NAMESPACE)
-    # Of machines without power: nobody is there to say that their pods are not ready any more.
+    # Of machines without power: nobody is there to say that their pods are no longer ready.
     fake.put(PODS, agent_pod("b", "quiet", 1), NAMESPACE)
     fake.put(PODS, agent_pod("c", "gone", 1), NAMESPACE)
     with pytest.raises(Precondition, match="agent of node n answers"):
-        await forgotten.forget(api, OURS, "n", NOW)
+        await decommissioned_nodes.decommission(api, OURS, "n", NOW)
     fake.change(PODS, "a", {"status": {"conditions": []}}, NAMESPACE)
     with pytest.raises(Precondition, match="Ready"):
-        await forgotten.forget(api, OURS, "n", NOW)
+        await decommissioned_nodes.decommission(api, OURS, "n", NOW)
     with pytest.raises(Precondition, match="typo"):
-        await forgotten.forget(api, OURS, "typo", NOW)
+        await decommissioned_nodes.decommission(api, OURS, "typo", NOW)
     assert fake.all(CONFIG_MAPS) == []
-    await forgotten.forget(api, OURS, "quiet", NOW)
-    await forgotten.forget(api, OURS, "gone", NOW)
-    await forgotten.forget(api, OURS, "n", NOW, force=True)
+    await decommissioned_nodes.decommission(api, OURS, "quiet", NOW)
+    await decommissioned_nodes.decommission(api, OURS, "gone", NOW)
+    await decommissioned_nodes.decommission(api, OURS, "n", NOW, force=True)
     assert set(fake.all(CONFIG_MAPS)[0]["data"]) == {"quiet", "gone", "n"}
 
 
@@ -196,15 +198,15 @@ async def test_an_owner_that_volumes_alone_name_goes_with_the_last_of_them(
                 await asyncio.sleep(0.005)
 
     for number in range(3):
-        fake.put(VOLUMES, volume(f"p{number}", f"gone:default:{number:032}"))
+        fake.put(PVS, volume(f"p{number}", f"gone:default:{number:032}"))
     await known(discovery)
     await owners("gone")
-    fake.change(VOLUMES, "p0", {"metadata": {"labels": {"a": "b"}}})
-    fake.remove(VOLUMES, "p0")
-    fake.remove(VOLUMES, "p1")
-    fake.put(VOLUMES, volume("q", f"other:default:{HASH}"))
+    fake.change(PVS, "p0", {"metadata": {"labels": {"a": "b"}}})
+    fake.remove(PVS, "p0")
+    fake.remove(PVS, "p1")
+    fake.put(PVS, volume("q", f"other:default:{HASH}"))
     await owners("gone", "other")
-    fake.remove(VOLUMES, "p2")
+    fake.remove(PVS, "p2")
     await owners("other")
-    fake.put(VOLUMES, volume("p3", f"gone:default:{HASH}"))
+    fake.put(PVS, volume("p3", f"gone:default:{HASH}"))
     await owners("gone", "other")

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from controller_rig import ControllerRig, until_ready
-from fake_api import FakeApi
+from support.fake_api import FakeApi
 
 from csi_driver.kube.events import Events
-from csi_driver.kube.kinds import EVENTS
-from csi_driver.operator.full_pools import AGAIN_SECONDS, FullPoolEvents
-from csi_driver.service.fullness import FullPool
+from csi_driver.kube.resources import EVENTS
+from csi_driver.operator.agents.full_pools import REPEAT_SECONDS, FullPoolEvents
+from csi_driver.service.agents import FullPool
 
 GIB = 1 << 30
 
@@ -22,7 +22,7 @@ class Told:
     def __init__(self) -> None:
         self.answers: dict[str, Sequence[FullPool]] = {"n-1": [], "n-2": []}
 
-    async def full(self) -> Mapping[str, Sequence[FullPool]]:
+    async def full_pools(self) -> Mapping[str, Sequence[FullPool]]:
         return self.answers
 
 
@@ -31,7 +31,7 @@ async def test_events_of_a_full_pool(fake: FakeApi) -> None:
     part = FullPoolEvents(told, Events(await fake.connect(), "tidemark"), lambda: now[0])
 
     async def counts() -> list[int]:
-        await part.look()
+        await part.reconcile()
         return sorted(event["count"] for event in fake.all(EVENTS))
 
     assert await counts() == []
@@ -53,7 +53,7 @@ async def test_events_of_a_full_pool(fake: FakeApi) -> None:
     assert await counts() == [1, 1]
     told.answers["n-1"] = answer
     assert await counts() == [1, 1]
-    now[0] = AGAIN_SECONDS
+    now[0] = REPEAT_SECONDS
     assert await counts() == [1, 2]
     told.answers["n-1"] = []
     assert await counts() == [1, 2]

@@ -10,15 +10,15 @@ from typing import Any
 
 import aiohttp
 from controller_rig import NAMESPACE, ControllerRig
-from fake_api import FakeApi
-from free_ports import free_port
-from pin_rig import NS, Objects, claim
-from rpc_rig import create_volume, places
+from support.fake_api import FakeApi
+from support.ports import free_port
+from support.rpc_rig import create_volume, places
+from support.topology_objects import NS, Objects, claim
 from test_controller import http, until_ready
 
-from csi_driver.kube.kinds import PODS, SECRETS, WEBHOOKS
-from csi_driver.kube.material import HOLDS, Material
-from csi_driver.operator.names import SELECTED_NODE
+from csi_driver.kube.resources import MUTATING_WEBHOOKS, PODS, SECRETS
+from csi_driver.kube.tls_secret import LOADED_PREFIX, TlsSecretFiles
+from csi_driver.operator.installation import SELECTED_NODE
 from csi_driver.rpc import tls
 
 
@@ -26,14 +26,14 @@ async def test_from_an_empty_namespace(fake: FakeApi) -> None:
     """Two replicas start at once; agents get what a kubelet would mount."""
     rig = ControllerRig(fake)
     own: dict[str, Any] = {"controller_secret": "", "agent_secret": "", "webhook_address": ("127.0.0.1", free_port())}
-    fake.put(WEBHOOKS, {"metadata": {"name": "tidemark-pin"}, "webhooks": [{"name": "a", "clientConfig": {}}]})
+    fake.put(MUTATING_WEBHOOKS, {"metadata": {"name": "tidemark-pin"}, "webhooks": [{"name": "a", "clientConfig": {}}]})
     for pod in ("tidemark-controller-1", "tidemark-controller-2"):
         labels = {"app.kubernetes.io/name": "tidemark", "app.kubernetes.io/component": "controller"}
         fake.put(PODS, {"metadata": {"name": pod, "labels": labels}, "spec": {"nodeName": "n-1"}}, NAMESPACE)
     api = await fake.connect()
-    kubelet = Material(api, NAMESPACE, "tidemark-agent-tls", rig.root / "mounted")
+    kubelet = TlsSecretFiles(api, NAMESPACE, "tidemark-agent-tls", rig.root / "mounted")
     for agent in rig.agents.values():
-        agent.identity = tls.Identity(rig.root / "mounted")
+        agent.identity = tls.TlsDirectory(rig.root / "mounted")
     first, second = await asyncio.gather(
         rig.start("csi", pod_name="tidemark-controller-1", certificates=str(rig.root / "own-1"), **own),
         rig.start(
@@ -61,7 +61,7 @@ async def test_from_an_empty_namespace(fake: FakeApi) -> None:
                 await asyncio.sleep(0.05)
             assert len(set(told(fake).values())) == 1, "both replicas have loaded the same"
             assert (rig.root / "own-1" / "tls.crt").read_bytes() == (rig.root / "own-2" / "tls.crt").read_bytes()
-            _, figures = await http(rig.controller.health.port, "/metrics")
+            _, figures = await http(rig.controller.probes.port, "/metrics")
             for role in ("authority", "controller", "agent"):
                 assert f'tidemark_certificate_expiry_timestamp_seconds{{role="{role}"}}' in figures
             assert await pinned(fake, own["webhook_address"][1]) == "n-1"
@@ -76,7 +76,7 @@ async def pinned(fake: FakeApi, port: int) -> str:
     objects = Objects(fake)
     objects.snapshot("s", "n-1")
     review = {"request": {"uid": "u", "namespace": NS, "object": claim("c", snapshot="s")}}
-    hook = fake.get(WEBHOOKS, "tidemark-pin")
+    hook = fake.get(MUTATING_WEBHOOKS, "tidemark-pin")
     assert hook is not None
     bundle = b64decode(hook["webhooks"][0]["clientConfig"]["caBundle"]).decode()
     trust = ssl.create_default_context(cadata=bundle)
@@ -96,4 +96,4 @@ async def pinned(fake: FakeApi, port: int) -> str:
 def told(fake: FakeApi) -> dict[str, str]:
     found = fake.get(SECRETS, "tidemark-controller-tls", NAMESPACE)
     notes = (found or {"metadata": {}})["metadata"].get("annotations", {})
-    return {key: value for key, value in notes.items() if key.startswith(HOLDS)}
+    return {key: value for key, value in notes.items() if key.startswith(LOADED_PREFIX)}

@@ -1,17 +1,14 @@
 """Fixtures of the crash suite: one disk for all runs of a test, and the server that forks what is killed, one for all tests."""
 
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "node"))
-
 from crash_rig import Killer, World, make_world
-from node_host import clean, devices_below, mounts_below, share, skip_unless_root
-from node_rig import children
+from support.fork_servers import helper_pool
+from support.machine import skip_unless_root
+from support.pool_disk import clean, devices_below, mounts_below, share
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,7 +30,7 @@ async def world(tmp_path: Path, killer: Killer) -> AsyncIterator[World]:
     skip_unless_root()
     share(tmp_path)
     try:
-        async with children() as agents:
+        async with helper_pool() as agents:
             yield make_world(tmp_path, agents, killer)
     finally:
         clean(tmp_path)

@@ -17,15 +17,17 @@ import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
-import fork_servers
 from crash_scenarios import BY_NAME, DISK
-from node_host import Disk
-from node_rig import Rig
+from support import fork_servers
+from support.node_rig import Rig
+from support.pool_disk import Disk
 
-from csi_driver.host import allocation, jobs, libc
-from csi_driver.host.children import Children
+from csi_driver.host import syscalls
+from csi_driver.host.fs import allocation
+from csi_driver.host.helper import job_table
+from csi_driver.host.helper.client import HelperPool
 
-LOOKING = {"loop_find", "statvfs", "ping"}
+LOOKING = {"loop_identities", "statvfs", "ping"}
 """Jobs that change nothing."""
 allocation.STEP = DISK // 2  # space is taken in several steps, and there are gaps between them
 _GOINGDOWN = 0x8004587D
@@ -56,7 +58,7 @@ class Points:
 
     def _end(self) -> None:
         if self._how == "power":
-            # What the disk was not told to keep is gone, as after a power cut; the parent mounts it again.
+            # What was not synced to the disk is gone, as after a power cut; the parent mounts it again.
             fd = os.open(self._pool, os.O_RDONLY)
             fcntl.ioctl(fd, _GOINGDOWN, struct.pack("I", _NO_LOG_FLUSH))
         os.kill(os.getpid(), signal.SIGKILL)
@@ -66,7 +68,7 @@ def watch(points: Points) -> None:
     """Every call that changes a file system is a point of its own."""
     for name in ("mkdir", "rename", "fsync", "unlink", "rmdir", "ftruncate", "chmod", "fchmod"):
         _wrap(os, name, points)
-    _wrap(libc, "call", points)
+    _wrap(syscalls, "call", points)
     real = fcntl.ioctl
 
     def ioctl(fd: Any, request: int, *args: Any) -> Any:
@@ -97,7 +99,7 @@ def _wrap(module: Any, name: str, points: Points) -> None:
     setattr(module, name, call)
 
 
-def watch_jobs(points: Points, children: Children) -> None:
+def watch_jobs(points: Points, children: HelperPool) -> None:
     """Before, during and after everything that runs in a child of the fork server."""
     real = children.run
 
@@ -119,7 +121,7 @@ def watch_jobs(points: Points, children: Children) -> None:
 
 async def operate(order: dict[str, Any], points: Points) -> None:
     scenario = BY_NAME[order["scenario"]]
-    children: Any = Children(begin=fork_servers.begin_as_child) if order["children"] else InProcess()
+    children: Any = HelperPool(begin=fork_servers.begin_as_child) if order["children"] else InProcess()
     if order["children"]:
         await children.start()
     disk = Disk(Path("/nowhere"), Path(order["pool"]), None)  # type: ignore[arg-type]
@@ -147,7 +149,7 @@ class InProcess:
     stuck = 0
 
     async def run(self, job: str, timeout: float, **args: Any) -> Any:
-        return jobs.TABLE[job](**args)
+        return job_table.TABLE[job](**args)
 
     async def stop(self) -> None:
         pass

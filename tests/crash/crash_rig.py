@@ -17,17 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from crash_scenarios import NodeScenario, Scenario, find
-from node_host import GIB, Disk, is_frozen, make_disk
-from node_rig import Rig
+from support.freezing import is_frozen
+from support.node_rig import Rig
+from support.pool_disk import Disk, make_disk
+from support.sizes import GIB
 
 from csi_driver.domain.sizes import least_request
-from csi_driver.host import allocation, condition, mounts
-from csi_driver.host.children import Children
 from csi_driver.host.commands import run
+from csi_driver.host.fs import allocation, condition, mounts
+from csi_driver.host.helper.client import HelperPool
 
 State = dict[str, Any]
 HERE = Path(__file__).parent
-PATHS = [str(path) for path in (HERE, HERE.parent / "node", HERE.parent, HERE.parents[1])]
+PATHS = [str(path) for path in (HERE, HERE.parent, HERE.parents[1])]
 """Where a process of this suite imports from."""
 
 
@@ -101,7 +103,7 @@ class World:
 
     place: Path
     disk: Disk
-    children: Children
+    children: HelperPool
     killer: Killer
     runs: int = 0
     templates: dict[Callable[..., Any], Path] = field(default_factory=dict)
@@ -141,12 +143,12 @@ class World:
             await rig.close()
 
     def remount(self) -> None:
-        """The disk after a power cut: what it was not told to keep is gone."""
+        """The disk after a power cut: what was not synced is gone."""
         mounts.umount(self.disk.point)
         mounts.mount(self.disk.device.path, self.disk.point, "xfs", ["noatime"])
 
 
-def make_world(place: Path, children: Children, killer_: Killer) -> World:
+def make_world(place: Path, children: HelperPool, killer_: Killer) -> World:
     return World(place, make_disk(place, 8 * GIB), children, killer_)
 
 
@@ -338,7 +340,7 @@ async def recovered(
     between: list[State],
     twice: bool,
 ) -> None:
-    """Check what a kill left. Without a look at a second recovery, the agent that recovered is the one that is called again."""
+    """Check what a kill left. Without a check of a second recovery, the agent that recovered is the one that is called again."""
     by_file = bool(scenario.mounted)
 
     async def call_again(rig: Rig) -> None:

@@ -5,12 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from node_host import MIB, write_at, write_file
-from node_rig import Rig, mounted, stage_at_last
+from support.files import write_at, write_file
+from support.node_rig import Rig, mounted, stage_at_last
+from support.sizes import MIB
 
 from csi_driver.domain.model import Snapshot, Volume
-from csi_driver.host import announcements, libc
+from csi_driver.host import syscalls
 from csi_driver.host.commands import run
+from csi_driver.host.freeze import journal
 
 DISK = 1 * MIB
 Step = Callable[[Rig], Awaitable[Any]]
@@ -83,7 +85,7 @@ async def held(rig: Rig) -> None:
 
 
 async def leftovers(rig: Rig) -> None:
-    """What a crash leaves at its worst: drafts, trash, half a record, a void announcement."""
+    """What a crash leaves at its worst: drafts, trash, half a record, a void journal entry."""
     await two_volumes(rig)
     root = rig.disk.point
     draft = root / ".new" / "0123456789abcdef"
@@ -94,8 +96,8 @@ async def leftovers(rig: Rig) -> None:
         trash.mkdir()
         (trash / "disk.img").write_bytes(b"x" * 8192)
     (rig.image(find(rig, "v")).parent / ".record.json.abcdefgh").write_bytes(b"{")
-    facts = announcements.freeze_facts("/nowhere", 7, 1 << 19, (1, 2)) | {"boot": "before"}
-    announcements.announce(str(root / ".freeze"), "0" * 32, [facts])
+    facts = journal.entry_for("/nowhere", 7, 1 << 19, (1, 2)) | {"boot": "before"}
+    journal.record(str(root / ".freeze"), "0" * 32, [facts])
     (root / ".freeze" / ("." + "1" * 32 + ".frozen.json.abcdefgh")).write_bytes(b"[")
 
 
@@ -166,7 +168,7 @@ def _erased(*steps: tuple[int, int]) -> Step:
     async def erase(rig: Rig) -> None:
         with rig.image(find(rig, "v")).open("r+b") as file:
             for mode, at in steps:
-                libc.call("fallocate", "fallocate", file.fileno(), mode, at, DISK // 2)
+                syscalls.call("fallocate", "fallocate", file.fileno(), mode, at, DISK // 2)
 
     return erase
 
@@ -214,7 +216,7 @@ SCENARIOS = [
     Scenario(
         "erase thick",
         half_formatted_thick,
-        lambda rig: rig.access.erase(_v(rig)),
+        lambda rig: rig.backend.erase(_v(rig)),
         between=(_erased((3, 0)), _erased((3, 0), (1, 0)), _erased((3, 0), (1, 0), (3, DISK // 2))),
     ),
     Scenario("expand unevenly", uneven_volume, _expand_unevenly, between=(_grown_and_not_written_down,)),

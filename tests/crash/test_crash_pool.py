@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from crash_rig import PATHS, World, check_tidy, every_node_point, every_point, state, tree
 from crash_scenarios import NODE_SCENARIOS, SCENARIOS, NodeScenario, Scenario, ext4_volume, find, two_volumes
-from node_host import is_frozen, write_file
+from support.files import write_file
+from support.freezing import is_frozen
 
 Record = Callable[[str, object], None]
 IDLE = [scenario for scenario in SCENARIOS if not scenario.mounted]
@@ -72,7 +73,7 @@ async def died_frozen(world: World, pool: Path, staging: str, wait: float) -> bo
 
 
 async def test_agent_and_watchdog_die_inside_a_freeze(world: World) -> None:
-    """Nobody is left to thaw: the announcement is enough for the next start."""
+    """Nobody is left to thaw: the journal entry is enough for the next start."""
     pool = await world.copy(ext4_volume)
     async with world.opened(pool) as rig:
         await rig.stage(find(rig, "m"))
@@ -96,11 +97,12 @@ AGENT = """
 import asyncio, sys
 from pathlib import Path
 from crash_scenarios import find
-from node_rig import Disk, Rig
-from csi_driver.host.children import Children
+from support.node_rig import Rig
+from support.pool_disk import Disk
+from csi_driver.host.helper.client import HelperPool
 
 async def main():
-    children = Children()
+    children = HelperPool()
     await children.start()
     print(children.server_pid, flush=True)
     real = children.run

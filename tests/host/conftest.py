@@ -3,63 +3,31 @@
 import asyncio
 import os
 import subprocess
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from freeze_rig import Pool
+from support.machine import CAP_SYS_RESOURCE, has_capability, skip_unless_root
+from support.pool_disk import clean
 
-from csi_driver.host import loop, loopctl, mountinfo, mounts
-from csi_driver.host.children import Children
+from csi_driver.backends.reflink.layout import IMAGE
+from csi_driver.host.block import loop
 from csi_driver.host.commands import run
-from csi_driver.host.filesystems import missing_tools, pool_mkfs_argv
-
-CAP_SYS_RESOURCE = 24
+from csi_driver.host.fs import mounts
+from csi_driver.host.fs.filesystems import pool_mkfs_argv
+from csi_driver.host.helper.client import HelperPool
 
 
 @pytest.fixture(scope="session")
 def may_grow_ext4() -> bool:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff"))
-    return bool(int(line.split()[1], 16) >> CAP_SYS_RESOURCE & 1)
+    return has_capability(CAP_SYS_RESOURCE)
 
 
 @pytest.fixture(scope="session")
 def root() -> None:
-    if os.geteuid():
-        pytest.skip("needs root: attaches loop devices and mounts file systems")
-    if not os.path.exists("/dev/loop-control"):
-        pytest.skip("needs loop devices: /dev/loop-control is missing")
-    if missing_tools():
-        pytest.skip(f"needs {', '.join(missing_tools())}")
-
-
-def clean(place: Path) -> None:
-    """Unmount and detach what a test left on or below `place`, the newest first.
-
-    Patient, since a mount namespace that somebody else made meanwhile keeps a copy of our mounts until it ends.
-    """
-    for _ in range(400):
-        left = [mount.point for mount in mountinfo.read() if Path(mount.point).is_relative_to(place)]
-        for point in reversed(left):
-            with suppress(OSError):
-                mounts.umount(point)
-        devices = [
-            number
-            for number in loopctl.numbers()
-            if Path(loopctl.sysfs(number, "loop/backing_file") or "/").is_relative_to(place)
-        ]
-        for number in reversed(devices):
-            with suppress(OSError), loopctl.opened(number, os.O_RDONLY) as fd:
-                device = loopctl.describe(fd, number)
-            with suppress(OSError):
-                assert device
-                loop.detach(device)
-        if not left and not devices:
-            return
-        time.sleep(0.05)
-    pytest.fail(f"could not clean up {place}: {left} {devices}")
+    skip_unless_root()
 
 
 @pytest.fixture
@@ -105,7 +73,7 @@ def image(xfs_dir: Path) -> Callable[..., Path]:
     """Make sparse images `<pool>/<name>/disk.img`."""
 
     def make(name: str = "a", size: int = 512 << 20) -> Path:
-        path = xfs_dir / name / loop.IMAGE_NAME
+        path = xfs_dir / name / IMAGE
         path.parent.mkdir()
         with path.open("wb") as file:
             file.truncate(size)
@@ -163,9 +131,9 @@ def pool(tmp_path: Path) -> Iterator[Pool]:
 
 
 @pytest.fixture
-async def children(request: pytest.FixtureRequest) -> AsyncIterator[Children]:
+async def children(request: pytest.FixtureRequest) -> AsyncIterator[HelperPool]:
     """Patient: what is killed may die slowly on a busy machine. By indirect parametrization the grace is another one."""
-    children = Children(grace=getattr(request, "param", 20.0))
+    children = HelperPool(grace=getattr(request, "param", 20.0))
     await children.start()
     yield children
     await asyncio.wait_for(children.stop(), 20)

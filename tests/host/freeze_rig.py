@@ -5,31 +5,33 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.waiting import until, wait_until
 
-from csi_driver.host import announcements, loop, mountinfo, thaw
-from csi_driver.host.children import Children, JobFailed
+from csi_driver.host.block import loop
+from csi_driver.host.block.loop import LoopDevice
 from csi_driver.host.errors import Busy, Mismatch
-from csi_driver.host.loop import LoopDevice
+from csi_driver.host.freeze import journal, thaw
+from csi_driver.host.fs import mountinfo
+from csi_driver.host.helper.client import HelperPool, JobFailed
 
 SIZES = {"xfs": 300 << 20, "ext4": 64 << 20}
 
 # On a busy machine a step of a few milliseconds may take seconds: each of these is far from the one before it.
 DEADLINE = 30.0
-"""Seconds that a cut has which is to succeed; also, for a write, to be taken."""
+"""Seconds that a snapshot has which is to succeed; also, for a write, to be taken."""
 LONG = 100.0
-"""The deadline of a cut that a test interferes with: who thaws must come long before it."""
+"""The deadline of a snapshot that a test interferes with: who thaws must come long before it."""
 PAUSE = 110.0
-"""Seconds that such a cut's cloning process sleeps."""
+"""Seconds that such a snapshot's cloning process sleeps."""
 TIMEOUT = 120.0
-"""Seconds that a cut's job has."""
+"""Seconds that a snapshot's job has."""
 
 
 def sh(*argv: str | Path, check: bool = True) -> str:
@@ -38,25 +40,11 @@ def sh(*argv: str | Path, check: bool = True) -> str:
     return done.stdout.strip()
 
 
-def eventually(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not come true in time"
-        time.sleep(0.02)
-
-
-async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not come true in time"
-        await asyncio.sleep(0.01)
-
-
-async def ended(children: Children) -> None:
+async def ended(children: HelperPool) -> None:
     """Once it returns, all that was run before is over, and both sides have closed what was open for it."""
-    await until(lambda: not children._runs)
+    await until(lambda: not children._jobs)
     await children.run("ping", 30)  # the server closes its part after it has told the end, and before it takes a job
-    await until(lambda: not children._runs)
+    await until(lambda: not children._jobs)
 
 
 def freeze_mount(point: Path) -> None:
@@ -88,7 +76,7 @@ class Disk:
     @property
     def facts(self) -> dict[str, object]:
         status = self.image.stat()
-        return announcements.freeze_facts(str(self.point), self.major, self.minor, (status.st_dev, status.st_ino))
+        return journal.entry_for(str(self.point), self.major, self.minor, (status.st_dev, status.st_ino))
 
     def is_frozen(self) -> bool:
         """Ask without waiting: a second freeze is refused. Where nothing is mounted this would freeze the host."""
@@ -169,10 +157,10 @@ class Pool:
             if process.stdout:
                 process.stdout.close()
         for disk in reversed(self.disks):
-            eventually(lambda disk=disk: not disk.is_mounted() or succeeds("umount", disk.point))  # type: ignore[misc]
+            wait_until(lambda disk=disk: not disk.is_mounted() or succeeds("umount", disk.point))  # type: ignore[misc]
         for device in reversed(self.loops[1:]):
             self.let_go(device)
-        eventually(lambda: not os.path.ismount(self.path) or succeeds("umount", self.path))
+        wait_until(lambda: not os.path.ismount(self.path) or succeeds("umount", self.path))
         for device in self.loops[:1]:
             self.let_go(device)
 
@@ -189,14 +177,19 @@ class Pool:
                 return False
             return True
 
-        eventually(gone)
+        wait_until(gone)
+
+
+def cloning(clones: list[dict[str, str]]) -> dict[str, object]:
+    """The action of a snapshot."""
+    return {"kind": "clone_files", "files": clones}
 
 
 async def cut(
-    children: Children, *disks: Disk, clones: list[dict[str, str]], deadline: float = DEADLINE, **more: Any
+    children: HelperPool, *disks: Disk, clones: list[dict[str, str]], deadline: float = DEADLINE, **more: Any
 ) -> Any:
     mounts = [disk.mount for disk in disks]
-    job = children.run("cut", TIMEOUT, mounts=mounts, clones=clones, deadline=deadline, **more)
+    job = children.run("cut", TIMEOUT, mounts=mounts, action=cloning(clones), deadline=deadline, **more)
     return await asyncio.wait_for(job, TIMEOUT)
 
 
@@ -207,9 +200,9 @@ async def fails(job: Awaitable[object]) -> JobFailed:
 
 
 async def paused(
-    children: Children, pool: Pool, *disks: Disk, pause: float = PAUSE, deadline: float = LONG
+    children: HelperPool, pool: Pool, *disks: Disk, pause: float = PAUSE, deadline: float = LONG
 ) -> "asyncio.Task[Any]":
-    """Start a cut whose cloning process sleeps, and return once all disks are frozen."""
+    """Start a snapshot whose cloning process sleeps, and return once all disks are frozen."""
     clones = [pool.clone(disk) for disk in disks]
     task = asyncio.create_task(cut(children, *disks, clones=clones, deadline=deadline, test_pause=pause))
     await until(lambda: in_pause(children.server_pid) or task.done())
@@ -219,12 +212,12 @@ async def paused(
 
 
 def offspring(pid: int) -> list[int]:
-    """Name the children of a process; the cut's child is the fork server's, the cloner is its."""
+    """Name the children of a process; the snapshot's child is the fork server's, the cloner is its."""
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def in_pause(server: int) -> bool:
-    """Whether a cloner has got its word, which it gets once all is frozen. (To ask by freezing would disturb the cut.)"""
+    """Whether a cloner has got its word, which it gets once all is frozen. (To ask by freezing would disturb the snapshot.)"""
     with suppress(OSError):
         cloners = [cloner for child in offspring(server) for cloner in offspring(child)]
         return any("sigtimedwait" in Path(f"/proc/{cloner}/wchan").read_text() for cloner in cloners)

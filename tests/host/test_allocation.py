@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.host import allocation, extents, files, libc
+from csi_driver.host import syscalls
+from csi_driver.host.fs import allocation, extents, files
 
 pytestmark = pytest.mark.root
 MIB = 1 << 20
@@ -45,7 +46,7 @@ def own(fd: int) -> tuple[int, int]:
 
 
 def punch(fd: int, at: int, length: int) -> None:
-    libc.call("fallocate, punch", "fallocate", fd, 3, at, length)
+    syscalls.call("fallocate, punch", "fallocate", fd, 3, at, length)
 
 
 def test_what_is_allocated_needs_nothing_more(xfs_dir: Path, opened: Opened) -> None:
@@ -101,7 +102,7 @@ def test_without_room_none_is_taken(
         take(fd, 1 << 40)
     assert caught.value.errno == errno.ENOSPC
     assert own(fd) == (MIB, 0)
-    # Others take it between the look and the taking: an error, and no loop.
+    # Others take it between the check and the taking: an error, and no loop.
     monkeypatch.setattr(allocation, "_refuse_full", lambda *_: None)
     with pytest.raises(OSError, match="No space"):
         take(fd, 1 << 40)
@@ -125,7 +126,7 @@ def test_renewed_it_was_never_written_and_has_its_space(
 ) -> None:
     fd = image(opened(xfs_dir / "a"), 8 * MIB)
     least = LARGE
-    real = libc.call
+    real = syscalls.call
 
     def call(what: str, function: str, *arguments: object) -> int:
         nonlocal least
@@ -133,7 +134,7 @@ def test_renewed_it_was_never_written_and_has_its_space(
         least = min(least, os.fstat(fd).st_blocks * 512)
         return result
 
-    monkeypatch.setattr(libc, "call", call)
+    monkeypatch.setattr(syscalls, "call", call)
     allocation.renew(fd, LARGE)
     assert LARGE - allocation.STEP <= least < LARGE
     assert not files.has_data(fd)

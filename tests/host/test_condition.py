@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from freeze_rig import Disk, Pool, eventually, sh
+from freeze_rig import Disk, Pool, sh
+from support.waiting import wait_until
 
-from csi_driver.host import commands, condition, fsck
-from csi_driver.host.children import Children
+from csi_driver.host import commands
 from csi_driver.host.errors import Busy
+from csi_driver.host.fs import condition, fsck
+from csi_driver.host.helper.client import HelperPool
 
 SIZE = 16 << 20
 HERE = Path(__file__).resolve().parents[2]
@@ -67,7 +69,7 @@ def test_a_device_without_an_ext4_counts_no_errors() -> None:
 
 
 @pytest.mark.root
-async def test_an_xfs_that_shut_down_refuses_an_open_alone(root: None, pool: Pool, children: Children) -> None:
+async def test_an_xfs_that_shut_down_refuses_an_open_alone(root: None, pool: Pool, children: HelperPool) -> None:
     disk = pool.disk("xfs")
     number = [disk.major, disk.minor]
     assert await children.run("is_shut_down", 10, point=str(disk.point), device_number=number) is False
@@ -86,7 +88,7 @@ def test_the_kernel_counts_the_errors_of_an_ext4(root: None, pool: Pool) -> None
     disk = pool.disk("ext4")
     assert condition.errors_of_ext4(name(disk)) == 0
     Path(f"/sys/fs/ext4/{name(disk)}/trigger_fs_error").write_text("1")
-    eventually(lambda: condition.errors_of_ext4(name(disk)) > 0)
+    wait_until(lambda: condition.errors_of_ext4(name(disk)) > 0)
 
 
 def name(disk: Disk) -> str:
@@ -103,12 +105,12 @@ def stand_in(place: Path, script: str) -> str:
     (tools / "e2fsck").write_text(f"#!/bin/sh\n{script}\n")
     (tools / "e2fsck").chmod(0o755)
     patch = f"from csi_driver.host import commands; commands.DIRECTORIES = ({str(tools)!r},); "
-    return fsck._BOOTSTRAP.replace("from csi_driver.host.fsck", patch + "from csi_driver.host.fsck")
+    return fsck._BOOTSTRAP.replace("from csi_driver.host.fs.fsck", patch + "from csi_driver.host.fs.fsck")
 
 
 def ended(directory: Path) -> fsck.Outcome:
-    eventually(lambda: fsck.look(str(directory)).result != "running")
-    return fsck.look(str(directory))
+    wait_until(lambda: fsck.outcome(str(directory)).result != "running")
+    return fsck.outcome(str(directory))
 
 
 def said(directory: Path) -> str:
@@ -129,7 +131,7 @@ def test_errors_are_mended(ext4: Path, directory: Path) -> None:
     fsck.start(str(directory), str(ext4))
     outcome = ended(directory)
     assert outcome.result == "mended"
-    assert str(ext4) not in outcome.said, "who reads it knows which one it is about"
+    assert str(ext4) not in outcome.message, "who reads it knows which one it is about"
     assert condition.complaint(ext4, is_ext4=True) == ""
     assert (directory / fsck.LOG).exists()
 
@@ -139,7 +141,7 @@ def test_what_it_cannot_mend(ext4: Path, directory: Path) -> None:
     fsck.start(str(directory), str(ext4))
     outcome = ended(directory)
     assert outcome.result == "damaged"
-    assert "UNEXPECTED INCONSISTENCY" in outcome.said
+    assert "UNEXPECTED INCONSISTENCY" in outcome.message
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,7 @@ def test_only_its_last_words_are_kept(tmp_path: Path, directory: Path, monkeypat
     script = 'for n in $(seq 1000); do echo "$3: line $n"; done; echo "$3: the end"; exit 4'
     monkeypatch.setattr(fsck, "_BOOTSTRAP", stand_in(tmp_path, script))
     fsck.start(str(directory), "/some/image")
-    words = ended(directory).said
+    words = ended(directory).message
     assert words.startswith("...")
     assert words.endswith("line 1000 the end")
     assert len(words) <= 300
@@ -182,7 +184,7 @@ def test_one_at_a_time(tmp_path: Path, directory: Path, monkeypatch: pytest.Monk
     go = tmp_path / "go"
     monkeypatch.setattr(fsck, "_BOOTSTRAP", stand_in(tmp_path, f"until [ -e {go} ]; do sleep 0.02; done"))
     fsck.start(str(directory), "/nowhere")
-    assert fsck.look(str(directory)).result == "running"
+    assert fsck.outcome(str(directory)).result == "running"
     with pytest.raises(Busy):
         fsck.start(str(directory), "/nowhere")
     go.touch()
@@ -192,7 +194,7 @@ def test_one_at_a_time(tmp_path: Path, directory: Path, monkeypatch: pytest.Monk
 STARTER = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from csi_driver.host import fsck
+from csi_driver.host.fs import fsck
 fsck._BOOTSTRAP = sys.argv[2]
 fsck.start(sys.argv[3], "/nowhere")
 print("ready", flush=True)
@@ -208,14 +210,14 @@ def test_it_outlasts_whoever_started_it(
     go = tmp_path / "go"
     bootstrap = stand_in(tmp_path, f"echo begun; until [ -e {go} ]; do sleep 0.02; done; exit 1")
     agent = spawn(sys.executable, "-c", STARTER, str(HERE), bootstrap, str(directory), start_new_session=True)
-    eventually(lambda: said(directory) == "begun\n")
+    wait_until(lambda: said(directory) == "begun\n")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL):
         os.killpg(agent.pid, number)
     agent.wait(20)
-    assert fsck.look(str(directory)).result == "running"
+    assert fsck.outcome(str(directory)).result == "running"
     go.touch()
     outcome = ended(directory)
-    assert (outcome.result, outcome.said) == ("mended", "begun")
+    assert (outcome.result, outcome.message) == ("mended", "begun")
 
 
 def test_a_killed_runner_does_not_make_its_work_look_ended(
@@ -224,10 +226,10 @@ def test_a_killed_runner_does_not_make_its_work_look_ended(
     go = tmp_path / "go"
     monkeypatch.setattr(fsck, "_BOOTSTRAP", stand_in(tmp_path, f"echo begun; until [ -e {go} ]; do sleep 0.02; done"))
     fsck.start(str(directory), "/nowhere")
-    eventually(lambda: said(directory) == "begun\n")
+    wait_until(lambda: said(directory) == "begun\n")
     runner = next(process for process in fsck._started if process.poll() is None)
     runner.kill()
     runner.wait(20)
-    assert fsck.look(str(directory)).result == "running"
+    assert fsck.outcome(str(directory)).result == "running"
     go.touch()
     assert ended(directory).result == "interrupted", "nobody noted how it ended"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.cli.demo_agent import why_not_reflink
+from csi_driver.cli.demo.agent import why_not_reflink
 
 REASON = why_not_reflink()
 
@@ -110,7 +110,7 @@ def test_a_demo_that_is_broken_off_leaves_nothing(short: Path, number: signal.Si
 @pytest.fixture
 def environment() -> Iterator[dict[str, str]]:
     """An agent on a pool image of its own; what the commands need to reach it."""
-    from csi_driver.cli.demo_agent import DemoAgent
+    from csi_driver.cli.demo.agent import DemoAgent
 
     agent = DemoAgent(in_memory=False)
     try:
@@ -120,7 +120,7 @@ def environment() -> Iterator[dict[str, str]]:
         code = agent.stop()
         agent.remove()
     assert code == 0
-    assert agent.left() == []
+    assert agent.remaining() == []
 
 
 @pytest.fixture
@@ -173,10 +173,10 @@ def test_what_was_unmounted_by_hand_is_taken_away_and_what_was_there_before_stay
     inode = place.stat().st_ino
     run("mount", "db", str(place))
     subprocess.run(["umount", str(place)], check=True)
-    told = run("volume", "delete", "db", refused=True)
-    assert "unpublish and unstage it first: `tidemark umount db` does that" in told
-    assert "db is not in use any more" in run("umount", str(place))
-    assert "no disk is shown at" in run("umount", str(place), refused=True)
+    message = run("volume", "delete", "db", refused=True)
+    assert "unpublish and unstage it first: `tidemark umount db` unstages it" in message
+    assert "db is no longer in use" in run("umount", str(place))
+    assert "no volume is mounted at" in run("umount", str(place), refused=True)
     assert place.stat().st_ino == inode
 
     # Once more, and now files of the user's lie where it was: they stay, and the disk is taken away all the same.
@@ -189,9 +189,9 @@ def test_what_was_unmounted_by_hand_is_taken_away_and_what_was_there_before_stay
     # Somebody works in it: told by name, and nothing is changed.
     run("mount", "db", str(place))
     with subprocess.Popen(["sleep", "600"], cwd=place) as process:
-        told = run("umount", str(place), refused=True)
+        message = run("umount", str(place), refused=True)
         process.kill()
-    assert f"pid {process.pid} (sleep)" in told
+    assert f"pid {process.pid} (sleep)" in message
     run("umount", str(place))
     assert place.stat().st_ino == inode
     run("volume", "delete", "db")
@@ -236,7 +236,7 @@ def test_what_is_seen_at_two_paths_is_taken_away_at_either(
         listed = run("volume", "list")
         assert str(seen / "db") in listed
         assert str(origin / "k" / "db") not in listed
-        assert "db is not in use any more" in run("umount", str(origin / "k" / "db"))
+        assert "db is no longer in use" in run("umount", str(origin / "k" / "db"))
         run("volume", "delete", "db")
         assert list((seen / "staging").iterdir()) == []
         assert list(seen.iterdir()) == [seen / "staging"]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.host import allocation, extents, files, libc
+from csi_driver.host import syscalls
+from csi_driver.host.fs import allocation, extents, files
 
 pytestmark = pytest.mark.root
 MIB = 1 << 20
@@ -60,7 +61,7 @@ def test_a_rewritten_block_has_another_physical_address(xfs_dir: Path, opened: O
 
 def test_allocation_counts_written_or_not_and_past_the_end(xfs_dir: Path, opened: Opened) -> None:
     fd = write(opened(xfs_dir / "a"), 4096)
-    libc.call("fallocate", "fallocate", fd, 1, 0, 4 * MIB)  # keep size
+    syscalls.call("fallocate", "fallocate", fd, 1, 0, 4 * MIB)  # keep size
     usage = extents.usage(fd)
     assert usage.exclusive_bytes == 4 * MIB == os.fstat(fd).st_blocks * 512
     assert any(extent.flags & extents.UNWRITTEN for extent in extents.extents(fd))

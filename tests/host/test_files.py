@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.host import allocation, extents, files, libc
+from csi_driver.host import syscalls
 from csi_driver.host.errors import Busy
+from csi_driver.host.fs import allocation, extents, files
 
 pytestmark = pytest.mark.root
 MIB = 1 << 20
@@ -120,7 +121,7 @@ def test_what_counts_as_data(xfs_dir: Path, opened: Opened) -> None:
 def test_punch_all_takes_what_lies_past_the_end_too(xfs_dir: Path, opened: Opened) -> None:
     fd = opened(xfs_dir / "a")
     os.pwrite(fd, b"x" * 4096, 0)
-    libc.call("fallocate", "fallocate", fd, 1, 0, 8 * MIB)  # keep size
+    syscalls.call("fallocate", "fallocate", fd, 1, 0, 8 * MIB)  # keep size
     assert os.fstat(fd).st_blocks * 512 == 8 * MIB
     files.punch_all(fd)
     assert (os.fstat(fd).st_blocks, os.fstat(fd).st_size) == (0, 4096)

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.host import extents, files, filesystems, loop, mounts, volume_jobs
+from csi_driver.host.block import loop, sources
 from csi_driver.host.commands import run
 from csi_driver.host.errors import CommandError, Unsupported
+from csi_driver.host.fs import extents, files, filesystems, mounts
+from csi_driver.host.helper import device_jobs
 
 Image = Callable[..., Path]
 Opened = Callable[..., int]
@@ -54,11 +56,10 @@ def test_growths_at_once_end_or_ask_for_another_try(image: Image, point: Path) -
     device = loop.attach(path := image(size=SMALLEST["xfs"]))
     run(filesystems.mkfs_argv("xfs", device.path), 30)
     mounts.mount(device.path, point, "xfs", filesystems.mount_options("xfs"))
-    number = (os.major(rdev := os.stat(device.path).st_rdev), os.minor(rdev))
 
     def grow() -> BlockingIOError | None:
         try:
-            volume_jobs.grow(device.path, os.fspath(point), "xfs", number)
+            device_jobs.grow(sources.image(os.fspath(path), False), os.fspath(point), "xfs")
         except BlockingIOError as error:
             return error
         return None

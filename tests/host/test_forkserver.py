@@ -1,6 +1,7 @@
 """The fork server and the agent's side of it, with real children; what cannot be killed sleeps in a really frozen ext4."""
 
 import asyncio
+import errno
 import fcntl
 import gc
 import json
@@ -8,31 +9,25 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from freeze_rig import ended, until
+from freeze_rig import ended
+from support.waiting import until
 
-from csi_driver.backends.jobs import translate
+import csi_driver
+from csi_driver.backends.volume_helpers import translate
 from csi_driver.domain import errors
-from csi_driver.host import loop
-from csi_driver.host.children import Children, JobFailed, JobStuck
+from csi_driver.host.block import loop
 from csi_driver.host.errors import Busy
+from csi_driver.host.helper.client import HelperPool, JobFailed, JobStuck
 
 pytestmark = pytest.mark.root
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: needs root for loop devices and mounts")
-
-
-@pytest.fixture
-async def children(request: pytest.FixtureRequest) -> AsyncIterator[Children]:
-    """Patient: what is killed may die slowly on a busy machine. By indirect parametrization the grace is another one."""
-    children = Children(grace=getattr(request, "param", 20.0))
-    await children.start()
-    yield children
-    await asyncio.wait_for(children.stop(), 20)
 
 
 hasty = pytest.mark.parametrize("children", [0.5], indirect=True)
@@ -104,7 +99,7 @@ def open_files(pid: int | str = "self") -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-async def test_a_job_answers_and_its_errors_keep_type_and_errno(children: Children) -> None:
+async def test_a_job_answers_and_its_errors_keep_type_and_errno(children: HelperPool) -> None:
     answer = await children.run("ping", 5)
     assert answer["pid"] not in (os.getpid(), children.server_pid)
     assert (await children.run("statvfs", 5, point="/"))["f_blocks"] == os.statvfs("/").f_blocks
@@ -115,26 +110,86 @@ async def test_a_job_answers_and_its_errors_keep_type_and_errno(children: Childr
     assert (await fails(children.run("ping", 5, nonsense=1))).type == "TypeError"
 
 
-async def test_commands_give_output_or_a_typed_error(children: Children, tmp_path: Path) -> None:
+async def test_commands_give_output_or_a_typed_error(children: HelperPool, tmp_path: Path) -> None:
     assert await children.run("command", 10, argv=["echo", "$HOME; x"], seconds=5) == "$HOME; x\n"
     large = tmp_path / "large"
     large.write_text("0123456789abcde\n" * (1 << 17))
     assert len(await children.run("command", 20, argv=["cat", str(large)], seconds=10)) == 2 << 20
+    assert await children.run("command", 10, argv=["cat"], seconds=5) == "", "its input is empty"
     error = await fails(children.run("command", 10, argv=["cat", "/does/not/exist"], seconds=5))
     assert (error.type, error.details["rc"]) == ("CommandError", 1)
 
 
-async def test_past_its_deadline_a_job_is_killed_with_all_that_it_started(children: Children) -> None:
+async def test_past_its_deadline_a_job_is_killed_with_all_that_it_started(children: HelperPool) -> None:
     begun = time.monotonic()
     with pytest.raises(JobStuck) as caught:
         await children.run("command", 0.4, argv=["sleep", "1000"], seconds=900)
     assert time.monotonic() - begun < 90
     await asyncio.wait_for(caught.value.gone.wait(), 30)
     assert not offspring(children.server_pid)
-    assert (children.stuck, children.written_off_total) == (0, 0)
+    assert (children.stuck, children.abandoned_total) == (0, 0)
 
 
-async def test_a_child_that_dies_is_an_error_at_once(children: Children) -> None:
+async def test_past_its_own_deadline_a_command_is_killed_with_all_that_it_started(
+    children: HelperPool, tmp_path: Path
+) -> None:
+    script = f"sleep 900 & echo $! > {tmp_path}/pid; echo begun; echo why >&2; wait"
+    error = await fails(children.run("command", 60, argv=["sh", "-c", script], seconds=HANG))
+    assert (error.type, error.errno, error.details["rc"]) == ("CommandError", errno.ETIMEDOUT, None)
+    assert (error.details["out"], error.details["err"]) == ("begun\n", "why\n")
+    await asyncio.wait_for(error.gone.wait(), 30)
+    # What a shell starts in the background has no part in its input, so it may die a moment later.
+    await until(lambda: not alive(int((tmp_path / "pid").read_text())))
+
+
+async def test_a_helper_that_dies_takes_its_command_along(children: HelperPool) -> None:
+    job = asyncio.create_task(children.run("command", 60, argv=["sh", "-c", "sleep 900 & wait"], seconds=50))
+    await until(lambda: len(offspring(children.server_pid)) == 3)
+    (helper,) = (pid for pid in offspring(children.server_pid) if parent(pid) == children.server_pid)
+    commands = offspring(helper)
+    os.kill(helper, signal.SIGKILL)
+    error = await fails(job)
+    assert (error.type, error.gone.is_set()) == ("Crashed", True)
+    assert not any(alive(pid) for pid in commands), "the job counted as gone before they were"
+
+
+@needs_root
+async def test_a_command_that_outlives_its_helper_is_waited_for(children: HelperPool, frozen: Path) -> None:
+    """Whether the fork server lives, or dies meanwhile: who asks learns of the end of all, not of the helper's alone."""
+    argv = ["touch", str(frozen / "x")]
+    jobs = [asyncio.create_task(children.run("command", 60, argv=argv, seconds=50)) for _ in range(2)]
+    await until(lambda: len([pid for pid in offspring(children.server_pid) if waits(pid)]) == 2)
+    first, second = (pid for pid in offspring(children.server_pid) if parent(pid) == children.server_pid)
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: not alive(first))
+    lost = [*children._jobs.values()]
+    os.kill(children.server_pid, signal.SIGKILL)
+    await until(lambda: not alive(second))
+    await asyncio.sleep(1)
+    assert not any(job.gone.is_set() for job in lost)
+    thaw(frozen)
+    await asyncio.gather(*(asyncio.wait_for(job.gone.wait(), 30) for job in lost))
+    for task in jobs:
+        assert (await fails(task)).gone.is_set()
+
+
+async def test_a_daemon_of_a_command_is_left_alone(children: HelperPool, tmp_path: Path) -> None:
+    """Such as what LVM starts: no job waits for it, and none that fails later kills it."""
+    daemon = f"echo $$ > {tmp_path}/pid; exec sleep 900 </dev/null >/dev/null 2>&1"
+    script = f"setsid sh -c '{daemon}' </dev/null >/dev/null 2>&1 & until [ -s {tmp_path}/pid ]; do sleep 0.01; done"
+    await children.run("command", 30, argv=["sh", "-c", script], seconds=20)
+    pid = int((tmp_path / "pid").read_text())
+    try:
+        await until(lambda: not children._jobs)
+        await fails(children.run("command", 30, argv=["false"], seconds=20))
+        with pytest.raises(JobStuck):
+            await children.run("ping", 0.2, pause=60)
+        assert alive(pid)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+async def test_a_child_that_dies_is_an_error_at_once(children: HelperPool) -> None:
     job = asyncio.create_task(children.run("ping", 30, pause=60))
     await until(lambda: offspring(children.server_pid))
     os.kill(offspring(children.server_pid).pop(), signal.SIGKILL)
@@ -146,25 +201,25 @@ async def test_a_child_that_dies_is_an_error_at_once(children: Children) -> None
 
 @needs_root
 @hasty
-async def test_what_cannot_be_killed_is_written_off_and_others_go_on(children: Children, frozen: Path) -> None:
+async def test_what_cannot_be_killed_is_abandoned_and_others_go_on(children: HelperPool, frozen: Path) -> None:
     with pytest.raises(JobStuck) as caught:  # an answer, while it hangs for ever
         await children.run("command", HANG, argv=["touch", str(frozen / "x")], seconds=900)
     stuck = caught.value
     assert not stuck.gone.is_set()
     assert "hangs" in str(stuck)
-    assert (children.stuck, children.written_off_total) == (1, 1)
+    assert (children.stuck, children.abandoned_total) == (1, 1)
     assert (await children.run("ping", 5))["pid"]
     await asyncio.sleep(1)
     assert not stuck.gone.is_set(), "the command that the job left behind lives on"
     thaw(frozen)
     await asyncio.wait_for(stuck.gone.wait(), 30)
-    assert (children.stuck, children.written_off_total) == (0, 1)
+    assert (children.stuck, children.abandoned_total) == (0, 1)
     assert not offspring(children.server_pid)
 
 
 @needs_root
 async def test_stuck_jobs_hold_no_place_until_there_are_too_many(frozen: Path) -> None:
-    children = Children(limit=1, stuck_limit=1, grace=0.1)
+    children = HelperPool(limit=1, stuck_limit=1, grace=0.1)
     await children.start()
     try:
         stuck = []
@@ -185,7 +240,7 @@ async def test_stuck_jobs_hold_no_place_until_there_are_too_many(frozen: Path) -
 
 
 async def test_jobs_are_bounded_and_wait_for_their_turn() -> None:
-    children = Children(limit=2)
+    children = HelperPool(limit=2)
     await children.start()
     try:
         long = [asyncio.create_task(children.run("ping", 60, pause=60)) for _ in range(2)]
@@ -205,13 +260,13 @@ async def test_jobs_are_bounded_and_wait_for_their_turn() -> None:
         await children.stop()
 
 
-async def test_200_jobs_at_once(children: Children) -> None:
+async def test_200_jobs_at_once(children: HelperPool) -> None:
     answers = await asyncio.gather(*(children.run("ping", 30, pause=0.01) for _ in range(200)))
     assert len({answer["pid"] for answer in answers}) == 200
     await until(lambda: not offspring(children.server_pid))
 
 
-async def test_cancelled_jobs_leave_no_descriptor_and_no_process(children: Children) -> None:
+async def test_cancelled_jobs_leave_no_descriptor_and_no_process(children: HelperPool) -> None:
     await ended(children)
     before, server_before = open_files(), open_files(children.server_pid)
     tasks = [
@@ -233,11 +288,11 @@ async def test_cancelled_jobs_leave_no_descriptor_and_no_process(children: Child
     assert children.stuck == 0
     await asyncio.gather(*(children.run("ping", 5) for _ in range(64)))  # all places are free again
     await ended(children)
-    assert children.written_off_total == 0
+    assert children.abandoned_total == 0
 
 
 @hasty
-async def test_a_job_cancelled_before_it_was_sent_leaves_nothing(children: Children) -> None:
+async def test_a_job_cancelled_before_it_was_sent_leaves_nothing(children: HelperPool) -> None:
     before = open_files()
     os.kill(children.server_pid, signal.SIGSTOP)
     try:
@@ -253,12 +308,12 @@ async def test_a_job_cancelled_before_it_was_sent_leaves_nothing(children: Child
     await children.run("ping", 5)
 
 
-async def test_too_many_arguments_are_refused(children: Children) -> None:
+async def test_too_many_arguments_are_refused(children: HelperPool) -> None:
     assert (await fails(children.run("ping", 5, filler="x" * 200_000))).type == "TooLarge"
     await children.run("ping", 5)
 
 
-async def test_a_dead_fork_server_is_replaced(children: Children, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_dead_fork_server_is_replaced(children: HelperPool, caplog: pytest.LogCaptureFixture) -> None:
     first, before = children.server_pid, open_files()
     job = asyncio.create_task(children.run("command", 30, argv=["sleep", "900"], seconds=20))
     idle = asyncio.create_task(children.run("ping", 30, pause=60))
@@ -274,6 +329,17 @@ async def test_a_dead_fork_server_is_replaced(children: Children, caplog: pytest
     await until(lambda: not any(alive(pid) for pid in lost))
 
 
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def waits(pid: int) -> bool:
+    """Whether the process sleeps in the kernel where nothing can kill it."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "D"
+    return False
+
+
 def alive(pid: int) -> bool:
     """Whether the process does anything any more; a zombie that init has not reaped yet does not."""
     try:
@@ -286,7 +352,7 @@ async def test_the_fork_server_ignores_polite_signals_and_holds_nothing_of_the_a
     with (tmp_path / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         os.set_inheritable(lock.fileno(), True)  # the worst case
-        children = Children()
+        children = HelperPool()
         await children.start()
         try:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -313,7 +379,7 @@ async def test_the_fork_server_ignores_polite_signals_and_holds_nothing_of_the_a
 
 async def test_stop_ends_the_server_and_the_running_jobs() -> None:
     before = open_files()
-    children = Children()
+    children = HelperPool()
     await children.start()
     pid = children.server_pid
     job = asyncio.create_task(children.run("ping", 30, pause=60))
@@ -332,7 +398,7 @@ async def test_stop_ends_the_server_and_the_running_jobs() -> None:
 
 
 async def test_latency_and_memory_for_the_record(
-    children: Children, record_property: Callable[[str, object], None]
+    children: HelperPool, record_property: Callable[[str, object], None]
 ) -> None:
     times = []
     for _ in range(200):
@@ -346,3 +412,44 @@ async def test_latency_and_memory_for_the_record(
     record_property("forkserver", json.dumps(facts))
     print(facts)
     assert int(rss) < 24 << 10
+
+
+AGENT_AS_PROCESS_ONE = """
+import asyncio, os
+from pathlib import Path
+from csi_driver.host.helper.client import HelperPool, JobStuck
+from csi_driver.host.pid1 import run_as_child_of_pid1
+
+async def main():
+    children = HelperPool(grace=20)
+    await children.start()
+    for job in range(3):
+        try:
+            await children.run("command", 1, argv=["sh", "-c", "sleep 900 & wait"], seconds=900)
+        except JobStuck as error:
+            assert error.gone.is_set()
+    await children.stop()
+    for attempt in range(1000):
+        left = [pid for pid in os.listdir("/proc") if pid.isdecimal() and int(pid) not in (1, os.getpid())]
+        if not left:
+            break
+        await asyncio.sleep(0.01)
+    print("left:", *left)
+
+run_as_child_of_pid1()
+asyncio.run(main())
+"""
+
+
+@needs_root
+def test_process_one_reaps_what_killed_helpers_leave() -> None:
+    """In a container nobody else does: neither the agent nor its fork server is their parent."""
+    done = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-c", AGENT_AS_PROCESS_ONE],
+        env=os.environ | {"PYTHONPATH": str(Path(csi_driver.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "left:"), done.stderr

@@ -9,23 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from freeze_rig import (
-    DEADLINE,
-    PAUSE,
-    Pool,
-    cut,
-    end_pause,
-    ended,
-    fails,
-    freeze_mount,
-    offspring,
-    paused,
-    sh,
-    until,
-)
+from freeze_rig import DEADLINE, PAUSE, Pool, cloning, cut, end_pause, ended, fails, freeze_mount, offspring, paused, sh
+from support.waiting import until
 
-from csi_driver.host import announcements
-from csi_driver.host.children import Children
+from csi_driver.host.freeze import journal
+from csi_driver.host.helper.client import HelperPool
 
 pytestmark = [
     pytest.mark.root,
@@ -46,7 +34,7 @@ for number in range(10**9):
 
 @pytest.mark.parametrize("fs", ["xfs", "ext4"])
 async def test_a_clone_under_a_writer_is_clean_and_holds_all_that_was_acknowledged(
-    children: Children, pool: Pool, fs: str, record_property: Callable[[str, object], None]
+    children: HelperPool, pool: Pool, fs: str, record_property: Callable[[str, object], None]
 ) -> None:
     disk = pool.disk(fs)
     writer = pool.popen(sys.executable, "-I", "-S", "-c", WRITER, str(disk.point / "log"))
@@ -56,7 +44,7 @@ async def test_a_clone_under_a_writer_is_clean_and_holds_all_that_was_acknowledg
     acknowledged = 50
     clone = pool.clone(disk)
     answer = await cut(children, disk, clones=[clone])
-    assert 0 < answer["clone_seconds"] < answer["frozen_seconds"] < DEADLINE
+    assert 0 < answer["action_seconds"] < answer["frozen_seconds"] < DEADLINE
     record_property("cut", json.dumps(answer))
     print(fs, answer)
     for _ in range(50):  # the writer goes on
@@ -74,7 +62,7 @@ async def test_a_clone_under_a_writer_is_clean_and_holds_all_that_was_acknowledg
     sh("e2fsck", "-fn", target) if fs == "ext4" else sh("xfs_repair", "-n", target)
 
 
-async def test_at_the_deadline_the_cloner_is_killed_and_the_disk_thawed(children: Children, pool: Pool) -> None:
+async def test_at_the_deadline_the_cloner_is_killed_and_the_disk_thawed(children: HelperPool, pool: Pool) -> None:
     disk = pool.disk()
     clones = [pool.clone(disk), pool.clone(disk)]
     error = await fails(cut(children, disk, clones=clones, deadline=3, test_pause=PAUSE))
@@ -88,7 +76,7 @@ async def test_at_the_deadline_the_cloner_is_killed_and_the_disk_thawed(children
 
 
 @pytest.mark.alone  # the freeze and a small clone take less than the deadline, and the clone of many extents more
-async def test_a_real_clone_of_many_extents_is_killed_at_the_deadline(children: Children, pool: Pool) -> None:
+async def test_a_real_clone_of_many_extents_is_killed_at_the_deadline(children: HelperPool, pool: Pool) -> None:
     disk = pool.disk("ext4")
     fragmented = pool.path / "fragmented"
     with fragmented.open("wb", buffering=0) as file:
@@ -105,7 +93,7 @@ async def test_a_real_clone_of_many_extents_is_killed_at_the_deadline(children: 
 
 
 @pytest.mark.parametrize("fs", ["xfs", "ext4"])
-async def test_a_freeze_by_somebody_else_is_named_and_left_alone(children: Children, pool: Pool, fs: str) -> None:
+async def test_a_freeze_by_somebody_else_is_named_and_left_alone(children: HelperPool, pool: Pool, fs: str) -> None:
     ours, theirs = pool.disk(fs), pool.disk(fs)
     freeze_mount(theirs.point)
     clones = [pool.clone(ours)]
@@ -119,7 +107,7 @@ async def test_a_freeze_by_somebody_else_is_named_and_left_alone(children: Child
     assert theirs.is_frozen()
 
 
-async def test_only_our_own_mounts_are_frozen(children: Children, pool: Pool, tmp_path: Path) -> None:
+async def test_only_our_own_mounts_are_frozen(children: HelperPool, pool: Pool, tmp_path: Path) -> None:
     disk = pool.disk()
     plain = tmp_path / "plain"
     plain.mkdir()
@@ -134,21 +122,21 @@ async def test_only_our_own_mounts_are_frozen(children: Children, pool: Pool, tm
         disk.mount | {"major": 0, "minor": os.minor(os.stat("/proc").st_dev), "point": "/proc"},
     ]
     for mount in wrong:
-        for job, args in (("cut", {"mounts": [mount], "clones": [], "deadline": 5}), ("sync", mount)):
+        for job, args in (("cut", {"mounts": [mount], "action": cloning([]), "deadline": 5}), ("sync", mount)):
             error = await fails(children.run(job, 10, **args))
             assert error.type == "NotOurs", (job, mount)
     assert (await children.run("thaw", 10, mounts=wrong[:5])) == {"thawed": [False] * 5}, "it falls back to the device"
     assert host == os.stat("/").st_dev
     assert not disk.is_frozen()
     for mounts in ([], [disk.mount, disk.mount]):
-        assert (await fails(children.run("cut", 10, mounts=mounts, clones=[], deadline=5))).errno == 22
+        assert (await fails(children.run("cut", 10, mounts=mounts, action=cloning([]), deadline=5))).errno == 22
     assert (await fails(children.run("cut", 10, mounts=[disk.mount]))).type == "TypeError"
     await children.run("sync", 10, **disk.mount)
     await children.run("statvfs", 10, **disk.mount)
     await children.run("sync_device", 10, device=disk.device)
 
 
-async def test_one_failure_in_a_group_leaves_nothing_frozen(children: Children, pool: Pool) -> None:
+async def test_one_failure_in_a_group_leaves_nothing_frozen(children: HelperPool, pool: Pool) -> None:
     disks = [pool.disk("xfs"), pool.disk("ext4")]
     good = [pool.clone(disk) for disk in disks]
     taken = pool.clone(disks[0])
@@ -168,8 +156,8 @@ async def test_one_failure_in_a_group_leaves_nothing_frozen(children: Children, 
     assert (await cut(children, *disks, clones=good))["frozen_seconds"] < DEADLINE
 
 
-async def test_the_moment_of_a_cut_is_inside_its_freeze(children: Children, pool: Pool) -> None:
-    """What is acknowledged after the thaw is later than the cut says it was made, and what was before is earlier."""
+async def test_the_moment_of_a_snapshot_is_inside_its_freeze(children: HelperPool, pool: Pool) -> None:
+    """What is acknowledged after the thaw is later than the snapshot says it was made, and what was before is earlier."""
     disk = pool.disk()
     before = time.time_ns()
     task = await paused(children, pool, disk)
@@ -178,7 +166,7 @@ async def test_the_moment_of_a_cut_is_inside_its_freeze(children: Children, pool
     assert before < (await task)["moment"] <= frozen
 
 
-async def test_a_thaw_by_somebody_else_is_noticed(children: Children, pool: Pool) -> None:
+async def test_a_thaw_by_somebody_else_is_noticed(children: HelperPool, pool: Pool) -> None:
     disk = pool.disk()
     task = await paused(children, pool, disk)
     sh("fsfreeze", "-u", disk.point)
@@ -187,10 +175,10 @@ async def test_a_thaw_by_somebody_else_is_noticed(children: Children, pool: Pool
     disk.takes_writes()
 
 
-@pytest.mark.parametrize("children", [0.5], indirect=True)  # what hangs is to be written off, and soon
+@pytest.mark.parametrize("children", [0.5], indirect=True)  # what hangs is to be abandoned, and soon
 @pytest.mark.parametrize("fs", ["xfs", "ext4"])
 async def test_a_freeze_that_hangs_is_answered_in_time_and_undone_when_it_returns(
-    children: Children, pool: Pool, tmp_path: Path, fs: str
+    children: HelperPool, pool: Pool, tmp_path: Path, fs: str
 ) -> None:
     hung, other = pool.disk(fs), pool.disk("ext4", place=tmp_path)
     for disk in (hung, other):
@@ -215,7 +203,7 @@ async def test_a_freeze_that_hangs_is_answered_in_time_and_undone_when_it_return
     print(fs, error.type)
 
 
-async def test_writing_back_has_a_bound_of_its_own(children: Children, pool: Pool) -> None:
+async def test_writing_back_has_a_bound_of_its_own(children: HelperPool, pool: Pool) -> None:
     disk = pool.disk()
     freeze_mount(pool.path)
     (disk.point / "dirty").write_bytes(b"x" * (1 << 20))
@@ -227,7 +215,7 @@ async def test_writing_back_has_a_bound_of_its_own(children: Children, pool: Poo
 
 
 async def test_many_cuts_leave_nothing(
-    children: Children, pool: Pool, record_property: Callable[[str, object], None]
+    children: HelperPool, pool: Pool, record_property: Callable[[str, object], None]
 ) -> None:
     disk = pool.disk()
     await cut(children, disk, clones=[pool.clone(disk)])
@@ -243,31 +231,31 @@ async def test_many_cuts_leave_nothing(
     await until(  # the last one's end is told to us after its child is reaped
         lambda: (len(os.listdir("/proc/self/fd")), len(os.listdir(f"/proc/{children.server_pid}/fd"))) == before
     )
-    assert (children.stuck, children.written_off_total) == (0, 0)
+    assert (children.stuck, children.abandoned_total) == (0, 0)
     facts = {"frozen_ms_p50": sorted(frozen)[15], "frozen_ms_max": max(frozen), "cut_ms_p50": sorted(whole)[15]}
     record_property("cuts", json.dumps(facts))
     print(facts)
 
 
-def test_announcements_are_files_that_survive(tmp_path: Path) -> None:
+def test_journal_entries_are_files_that_survive(tmp_path: Path) -> None:
     directory = str(tmp_path)
-    assert announcements.announced(str(tmp_path / "missing")) == {}
-    announcements.announce(directory, "a-1", {"x": 1})
-    announcements.announce(directory, "a-1", {"x": 2})
-    announcements.announce(directory, "b", [1])
+    assert journal.read_entries(str(tmp_path / "missing")) == {}
+    journal.record(directory, "a-1", {"x": 1})
+    journal.record(directory, "a-1", {"x": 2})
+    journal.record(directory, "b", [1])
     (tmp_path / "c.frozen.json.new").write_text("{")
     (tmp_path / "d.frozen.json").write_text("{")
     (tmp_path / "unrelated").write_text("{")
-    assert announcements.announced(directory) == {"a-1": {"x": 2}, "b": [1], "d": None}
-    announcements.withdraw(directory, "a-1")
-    announcements.withdraw(directory, "a-1")
-    assert set(announcements.announced(directory)) == {"b", "d"}
-    announcements.announce(directory, "group", [{"x": 1}, {"x": 2}])
+    assert journal.read_entries(directory) == {"a-1": {"x": 2}, "b": [1], "d": None}
+    journal.remove(directory, "a-1")
+    journal.remove(directory, "a-1")
+    assert set(journal.read_entries(directory)) == {"b", "d"}
+    journal.record(directory, "group", [{"x": 1}, {"x": 2}])
     for fact, left in (({"x": 3}, [{"x": 1}, {"x": 2}]), ({"x": 1}, [{"x": 2}]), ({"x": 2}, None), ({"x": 2}, None)):
-        announcements.drop(directory, "group", fact)
-        assert announcements.announced(directory).get("group") == left
+        journal.remove_entry(directory, "group", fact)
+        assert journal.read_entries(directory).get("group") == left
     for key in ("", ".", "..", "a/b", "../x", "a\n", "x" * 201, "ä"):
         with pytest.raises(ValueError, match="not a key"):
-            announcements.announce(directory, key, {})
+            journal.record(directory, key, {})
     with pytest.raises(OSError, match="No such file"):
-        announcements.announce(str(tmp_path / "missing"), "a", {})
+        journal.record(str(tmp_path / "missing"), "a", {})

@@ -1,4 +1,4 @@
-"""Whoever dies in the middle of a freeze, at whatever point: the survivor thaws, or the announcement is enough."""
+"""Whoever dies in the middle of a freeze, at whatever point: the survivor thaws, or the journal entry is enough."""
 
 import asyncio
 import json
@@ -20,21 +20,22 @@ from freeze_rig import (
     Disk,
     Pool,
     alive,
+    cloning,
     cut,
-    eventually,
     fails,
     freeze_mount,
     in_pause,
     offspring,
     paused,
     sh,
-    until,
 )
+from support.waiting import until, wait_until
 
 import csi_driver
-from csi_driver.host import announcements
-from csi_driver.host.children import Children, JobStuck
-from csi_driver.host.frozen import FIFREEZE
+from csi_driver.host.freeze import journal
+from csi_driver.host.freeze.state import FIFREEZE
+from csi_driver.host.helper.client import HelperPool, JobStuck
+from csi_driver.host.helper.messages import HelperExited
 
 pytestmark = [
     pytest.mark.root,
@@ -43,7 +44,7 @@ pytestmark = [
 ]
 
 
-async def test_a_cut_killed_inside_its_freeze_is_thawed_by_the_watchdog(children: Children, pool: Pool) -> None:
+async def test_a_snapshot_killed_inside_its_freeze_is_thawed_by_the_watchdog(children: HelperPool, pool: Pool) -> None:
     disks = [pool.disk("xfs"), pool.disk("ext4")]
     task = await paused(children, pool, *disks)
     (child,) = offspring(children.server_pid)
@@ -58,7 +59,7 @@ async def test_a_cut_killed_inside_its_freeze_is_thawed_by_the_watchdog(children
     assert not offspring(children.server_pid)
 
 
-async def test_a_cancelled_cut_is_thawed(children: Children, pool: Pool) -> None:
+async def test_a_cancelled_cut_is_thawed(children: HelperPool, pool: Pool) -> None:
     disk = pool.disk()
     task = await paused(children, pool, disk)
     task.cancel()
@@ -69,26 +70,32 @@ async def test_a_cancelled_cut_is_thawed(children: Children, pool: Pool) -> None
     await until(lambda: not offspring(children.server_pid))
 
 
-async def test_a_cut_past_the_agents_own_deadline_is_thawed(children: Children, pool: Pool) -> None:
+async def test_a_snapshot_past_the_agents_own_deadline_is_thawed(children: HelperPool, pool: Pool) -> None:
     disk = pool.disk()
     with pytest.raises(JobStuck) as caught:
-        await children.run("cut", 3.0, mounts=[disk.mount], clones=[pool.clone(disk)], deadline=LONG, test_pause=PAUSE)
+        await children.run(
+            "cut", 3.0, mounts=[disk.mount], action=cloning([pool.clone(disk)]), deadline=LONG, test_pause=PAUSE
+        )
     assert caught.value.gone.is_set()
     disk.takes_writes()
 
 
-async def test_a_freeze_that_the_watchdog_gave_up_is_told_from_one_that_it_undid(children: Children) -> None:
+async def test_a_freeze_that_the_watchdog_gave_up_is_told_from_one_that_it_undid(children: HelperPool) -> None:
     """Whatever the job has answered before: what it froze must stay announced."""
     task = asyncio.create_task(children.run("ping", 30, pause=30))
-    await until(lambda: children._runs)
-    (run,) = children._runs.values()
-    children._hear(children._server, {"gone": run.number, "status": 1, "thawed": False})  # type: ignore[arg-type]
+    await until(lambda: children._jobs)
+    (run,) = children._jobs.values()
+    children._on_message(children._supervisor.server, HelperExited(run.number, 1, thawed=False))  # type: ignore[arg-type]
     error = await fails(task)
-    assert (error.type, error.gone.is_set(), error.gone.frozen) == ("StillFrozen", True, True)
+    assert (error.type, error.gone.is_set(), error.gone.frozen) == ("StillFrozen", False, True)
+    (child,) = offspring(children.server_pid)
+    os.kill(child, signal.SIGKILL)  # what was said of it becomes true
+    await asyncio.wait_for(error.gone.wait(), 30)
+    assert error.gone.frozen
 
 
 async def test_stop_thaws_a_running_cut(pool: Pool) -> None:
-    children = Children()
+    children = HelperPool()
     await children.start()
     disk = pool.disk()
     task = await paused(children, pool, disk)
@@ -99,7 +106,7 @@ async def test_stop_thaws_a_running_cut(pool: Pool) -> None:
     assert error.gone.is_set(), "the server was left before it had ended"
 
 
-async def test_a_stopped_child_is_late_and_thawed_by_the_watchdog(children: Children, pool: Pool) -> None:
+async def test_a_stopped_child_is_late_and_thawed_by_the_watchdog(children: HelperPool, pool: Pool) -> None:
     disk = pool.disk()
     task = await paused(children, pool, disk, deadline=5.0)
     (child,) = offspring(children.server_pid)
@@ -108,7 +115,7 @@ async def test_a_stopped_child_is_late_and_thawed_by_the_watchdog(children: Chil
     disk.takes_writes()
 
 
-async def test_a_cut_outlives_its_fork_server(children: Children, pool: Pool) -> None:
+async def test_a_snapshot_outlives_its_fork_server(children: HelperPool, pool: Pool) -> None:
     disk = pool.disk()
     task = await paused(children, pool, disk)
     server = children.server_pid
@@ -117,12 +124,14 @@ async def test_a_cut_outlives_its_fork_server(children: Children, pool: Pool) ->
     os.kill(server, signal.SIGKILL)
     await until(lambda: children.server_pid != server)
     os.kill(cloner, signal.SIGUSR1)
-    assert (await asyncio.wait_for(task, 30))["clone_seconds"] > 0
+    assert (await asyncio.wait_for(task, 30))["action_seconds"] > 0
     disk.takes_writes()
     await cut(children, disk, clones=[pool.clone(disk)])
 
 
-async def test_without_its_fork_server_a_cut_that_dies_is_thawed_by_the_agent(children: Children, pool: Pool) -> None:
+async def test_without_its_fork_server_a_snapshot_that_dies_is_thawed_by_the_agent(
+    children: HelperPool, pool: Pool
+) -> None:
     disk = pool.disk()
     task = await paused(children, pool, disk)
     server = children.server_pid
@@ -139,14 +148,14 @@ IOCTL, SYNCFS = "16", "306"
 
 AGENT = """
 import asyncio, json, sys
-from csi_driver.host import announcements
-from csi_driver.host.children import Children
+from csi_driver.host.freeze import journal
+from csi_driver.host.helper.client import HelperPool
 async def main():
     arguments = json.loads(sys.argv[1])
-    children = Children()
+    children = HelperPool()
     await children.start()
     if arguments["announce"]:
-        announcements.announce(arguments["announce"], "volume", arguments["facts"])
+        journal.record(arguments["announce"], "volume", arguments["facts"])
     print(children.server_pid, flush=True)
     await children.run("cut", arguments["timeout"], **arguments["cut"])
 asyncio.run(main())
@@ -168,12 +177,12 @@ def agent(pool: Pool, *disks: Disk, announce: str = "") -> tuple["subprocess.Pop
     """Start an agent of its own that freezes the disks and stays inside; returns it and its fork server's pid."""
     work = {
         "mounts": [disk.mount for disk in disks],
-        "clones": [pool.clone(disk) for disk in disks],
+        "action": cloning([pool.clone(disk) for disk in disks]),
         "deadline": LONG,
         "test_pause": PAUSE,
     }
     process, server = agent_with(pool, work, announce, [disk.facts for disk in disks])
-    eventually(lambda: in_pause(server))
+    wait_until(lambda: in_pause(server))
     assert all(disk.is_frozen() for disk in disks)
     return process, server
 
@@ -185,11 +194,11 @@ def test_a_killed_agents_freeze_is_thawed_by_the_watchdog(pool: Pool) -> None:
     process.wait(30)
     for disk in disks:
         disk.takes_writes()
-    eventually(lambda: not alive(server))
+    wait_until(lambda: not alive(server))
 
 
 def hangs(server: int) -> bool:
-    """Whether a cut sleeps uninterruptibly in its freeze, or in the syncfs before it."""
+    """Whether a snapshot job sleeps uninterruptibly in its freeze, or in the syncfs before it."""
     with suppress(OSError):
         for child in offspring(server):
             for thread in Path(f"/proc/{child}/task").iterdir():
@@ -204,20 +213,22 @@ def test_a_killed_agents_hanging_freeze_is_thawed_when_it_returns(pool: Pool) ->
     disk = pool.disk()
     sh("sync", "-f", disk.point)
     freeze_mount(pool.path)
-    process, server = agent_with(pool, {"mounts": [disk.mount], "clones": [], "deadline": LONG})
-    eventually(lambda: hangs(server))
+    process, server = agent_with(pool, {"mounts": [disk.mount], "action": cloning([]), "deadline": LONG})
+    wait_until(lambda: hangs(server))
     process.kill()
     process.wait(30)
     time.sleep(0.3)
     assert alive(server)
     sh("fsfreeze", "-u", pool.path)
-    eventually(lambda: not alive(server))
+    wait_until(lambda: not alive(server))
     disk.takes_writes()
     assert not disk.is_frozen()
 
 
 @pytest.mark.parametrize("unmounted", [False, True], ids=["mounted", "unmounted"])
-async def test_when_all_die_the_announcement_is_enough_to_thaw(children: Children, pool: Pool, unmounted: bool) -> None:
+async def test_when_all_die_the_journal_entry_is_enough_to_thaw(
+    children: HelperPool, pool: Pool, unmounted: bool
+) -> None:
     disks = [pool.disk("xfs"), pool.disk("ext4")]
     directory = pool.path / "frozen"
     directory.mkdir()
@@ -228,32 +239,32 @@ async def test_when_all_die_the_announcement_is_enough_to_thaw(children: Childre
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait(30)
-    eventually(lambda: not any(alive(pid) for pid in victims))
+    wait_until(lambda: not any(alive(pid) for pid in victims))
     assert all(disk.is_frozen() for disk in disks)
     if unmounted:
         for disk in disks:
             sh("umount", disk.point)
             assert not disk.is_mounted()
 
-    found = announcements.announced(str(directory))
+    found = journal.read_entries(str(directory))
     assert list(found) == ["volume"]
     facts: Any = found["volume"]
-    assert [fact["boot"] for fact in facts] == [announcements.boot_id()] * 2
+    assert [fact["boot"] for fact in facts] == [journal.boot_id()] * 2
     strangers = [fact | {"backing": [1, 2]} for fact in facts]
     assert (await children.run("thaw", 10, mounts=strangers)) == {"thawed": [False, False]}
     assert (await children.run("thaw", 10, mounts=facts)) == {"thawed": [True, True]}
     assert (await children.run("thaw", 10, mounts=facts)) == {"thawed": [False, False]}
-    announcements.withdraw(str(directory), "volume")
-    assert announcements.announced(str(directory)) == {}
+    journal.remove(str(directory), "volume")
+    assert journal.read_entries(str(directory)) == {}
     for disk in disks:
         if unmounted:
-            eventually(lambda disk=disk: not Path(f"/sys/fs/{disk.fs}/{Path(disk.device).name}").exists())  # type: ignore[misc]
+            wait_until(lambda disk=disk: not Path(f"/sys/fs/{disk.fs}/{Path(disk.device).name}").exists())  # type: ignore[misc]
             sh("mount", "-o", "nouuid" if disk.fs == "xfs" else "defaults", disk.device, disk.point)
         disk.takes_writes()
 
 
 @pytest.mark.parametrize("fs", ["xfs", "ext4"])
-async def test_a_device_without_a_mount_is_thawed_privately(children: Children, pool: Pool, fs: str) -> None:
+async def test_a_device_without_a_mount_is_thawed_privately(children: HelperPool, pool: Pool, fs: str) -> None:
     disk = pool.disk(fs)
 
     def mounts() -> list[str]:
@@ -268,11 +279,11 @@ async def test_a_device_without_a_mount_is_thawed_privately(children: Children, 
     freeze_mount(disk.point)
     sh("umount", disk.point)
     assert (await children.run("thaw_device", 10, device=disk.device, fs_type=fs)) == {"thawed": True}
-    eventually(lambda: not Path(f"/sys/fs/{fs}/{Path(disk.device).name}").exists())
+    wait_until(lambda: not Path(f"/sys/fs/{fs}/{Path(disk.device).name}").exists())
     assert (await children.run("thaw_device", 10, device=disk.device, fs_type=fs)) == {"thawed": False}
 
 
-async def test_a_frozen_disk_covered_by_another_mount_is_thawed(children: Children, pool: Pool) -> None:
+async def test_a_frozen_disk_covered_by_another_mount_is_thawed(children: HelperPool, pool: Pool) -> None:
     disk = pool.disk()
     freeze_mount(disk.point)
     sh("mount", "-t", "tmpfs", "none", disk.point)

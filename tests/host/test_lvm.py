@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.host import commands, loop, loopctl, loopusers, lvm
+from csi_driver.backends.reflink.layout import IMAGE
+from csi_driver.host import commands
+from csi_driver.host.block import device_users, loop, loop_ioctl, lvm
 from csi_driver.host.commands import run
 from csi_driver.host.errors import Busy
 
@@ -30,12 +32,12 @@ def with_lines(*lines: str) -> str:
 def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory of LVM's, on a machine that has no LVM otherwise."""
     monkeypatch.setattr(commands, "resolve", lambda _: None)
-    monkeypatch.setattr(loopctl, "numbers", list)
+    monkeypatch.setattr(loop_ioctl, "numbers", list)
     return tmp_path
 
 
 def looks(etc: Path) -> str:
-    return lvm.why_looks_into_volumes(str(etc), str(etc / "udev"))
+    return lvm.why_looks_into_volumes(IMAGE, str(etc), str(etc / "udev"))
 
 
 @pytest.mark.parametrize(
@@ -94,9 +96,9 @@ def test_without_lvm_nothing_is_said_and_without_a_file_it_looks(etc: Path, monk
 
 def test_what_it_has_done_is_seen_where_its_configuration_is_not(etc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pod has udev's records of the host, and nothing of its /etc."""
-    files = {3: f"/pool/volumes/{'a' * 32}/{loop.IMAGE_NAME}", 4: "/home/admin/own.img"}
-    monkeypatch.setattr(loopctl, "numbers", lambda: [3, 4, 5])
-    monkeypatch.setattr(loopctl, "sysfs", lambda n, name: f"7:{n}" if name == "dev" else files.get(n))
+    files = {3: f"/pool/volumes/{'a' * 32}/{IMAGE}", 4: "/home/admin/own.img"}
+    monkeypatch.setattr(loop_ioctl, "numbers", lambda: [3, 4, 5])
+    monkeypatch.setattr(loop_ioctl, "sysfs", lambda n, name: f"7:{n}" if name == "dev" else files.get(n))
     (etc / "udev").mkdir()
     (etc / "udev" / "b7:4").write_text("E:LVM_VG_NAME_COMPLETE=admins\n")
     assert looks(etc) == ""
@@ -105,15 +107,15 @@ def test_what_it_has_done_is_seen_where_its_configuration_is_not(etc: Path, monk
 
 
 def test_a_holder_is_known_by_what_its_owner_calls_it(tmp_path: Path) -> None:
-    device = loopctl.LoopDevice(7, "/dev/loop7", 7, 7, (1, 2))
-    assert loopusers.holders(device, str(tmp_path)) == []
+    device = loop_ioctl.LoopDevice(7, "/dev/loop7", 7, 7, (1, 2))
+    assert device_users.holders(device, str(tmp_path)) == []
     for name in ("dm-3", "dm-4", "md0"):
         (tmp_path / "loop7" / "holders" / name).mkdir(parents=True)
     for name, called, uuid in (("dm-3", "guest-root", "LVM-abc"), ("dm-4", "hand made", "")):
         (tmp_path / name / "dm").mkdir(parents=True)
         (tmp_path / name / "dm" / "name").write_text(f"{called}\n")
         (tmp_path / name / "dm" / "uuid").write_text(f"{uuid}\n")
-    assert loopusers.holders(device, str(tmp_path)) == ["dm-3 (guest-root, made by LVM)", "dm-4 (hand made)", "md0"]
+    assert device_users.holders(device, str(tmp_path)) == ["dm-3 (guest-root, made by LVM)", "dm-4 (hand made)", "md0"]
 
 
 @pytest.mark.root

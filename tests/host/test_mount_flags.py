@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from csi_driver.domain.mount_flags import check_mount_flags, examples, plain_flags
-from csi_driver.host import loop, mountinfo, mounts
+from csi_driver.host.block import loop
 from csi_driver.host.commands import run
-from csi_driver.host.filesystems import FS_TYPES, mkfs_argv, mount_options
+from csi_driver.host.fs import mountinfo, mounts
+from csi_driver.host.fs.filesystems import FS_TYPES, mkfs_argv, mount_options
 
 Image = Callable[..., Path]
 LABELS = {"context", "fscontext", "defcontext", "rootcontext"}

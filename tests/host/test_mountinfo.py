@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.host import mountinfo
+from csi_driver.host.fs import mountinfo
 
 TEXT = rb"""24 27 0:6 / /dev rw,relatime - devtmpfs devtmpfs rw,size=12334460k,mode=755
 27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard

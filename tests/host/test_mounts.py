@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.host import loop, mountinfo, mounts
+from csi_driver.host.block import loop
 from csi_driver.host.commands import run
-from csi_driver.host.filesystems import mkfs_argv, mount_options
+from csi_driver.host.fs import mountinfo, mounts
+from csi_driver.host.fs.filesystems import mkfs_argv, mount_options
 
 Image = Callable[..., Path]
 root_only = pytest.mark.root
@@ -101,7 +102,7 @@ def test_read_only_reaches_the_copy_that_propagates(xfs_dir: Path) -> None:
     source.mkdir()
     target.mkdir()
     run(("mount", "--make-shared", str(xfs_dir)), 10)
-    script = f"from csi_driver.host import mounts; mounts.bind({str(source)!r}, {str(target)!r}, True)"
+    script = f"from csi_driver.host.fs import mounts; mounts.bind({str(source)!r}, {str(target)!r}, True)"
     subprocess.run(
         ["unshare", "--mount", "--propagation=unchanged", sys.executable, "-c", script],
         check=True,

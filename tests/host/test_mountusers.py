@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.host import mountpoints, mounts, mountusers
 from csi_driver.host.commands import run
+from csi_driver.host.fs import mount_points, mount_users, mounts
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("root")]
 
@@ -46,7 +46,7 @@ def test_a_process_is_named(mounted: Path, spawn: Spawn, kind: str) -> None:
         process = spawn(*OPEN, str(mounted / "file"))
         if kind == "deleted file":
             (mounted / "file").unlink()
-    (found,) = mountusers.users(str(mounted))
+    (found,) = mount_users.users(str(mounted))
     assert found.startswith(f"pid {process.pid} (")
     assert not found.endswith("()")
 
@@ -54,7 +54,7 @@ def test_a_process_is_named(mounted: Path, spawn: Spawn, kind: str) -> None:
 def test_a_process_in_a_namespace_of_its_own_is_named(mounted: Path, spawn: Spawn) -> None:
     """A copy of the mount that goes when this one goes: the kernel asks about it too."""
     process = spawn("unshare", "--mount", "--propagation=unchanged", *OPEN, str(mounted / "file"))
-    (found,) = mountusers.users(str(mounted))
+    (found,) = mount_users.users(str(mounted))
     assert found.startswith(f"pid {process.pid} (")
 
 
@@ -65,8 +65,8 @@ def test_who_uses_the_same_files_elsewhere_is_not_named(mounted: Path, spawn: Sp
     mounts.bind(mounted, elsewhere, False)
     try:
         process = spawn(*OPEN, str(elsewhere / "file"))
-        assert mountusers.users(str(mounted)) == []
-        (found,) = mountusers.users(str(elsewhere))
+        assert mount_users.users(str(mounted)) == []
+        (found,) = mount_users.users(str(elsewhere))
         assert found.startswith(f"pid {process.pid} (")
     finally:
         run(("umount", "--lazy", str(elsewhere)), 10)
@@ -76,21 +76,21 @@ def test_mounts_below_and_loop_devices_are_named_and_no_endless_list(mounted: Pa
     (mounted / "image").write_bytes(b"\0" * 4096)
     node = run(("losetup", "--find", "--show", str(mounted / "image")), 10).strip()
     try:
-        assert mountusers.users(str(mounted)) == [f"{node}, which holds {mounted}/image"]
+        assert mount_users.users(str(mounted)) == [f"{node}, which holds {mounted}/image"]
     finally:
         run(("losetup", "--detach", node), 10)
-    for number in range(mountusers.MOST + 2):
+    for number in range(mount_users.MOST + 2):
         below = mounted / f"below-{number}"
         below.mkdir()
         mounts.mount("test", below, "tmpfs")
-    found = mountusers.users(str(mounted))
+    found = mount_users.users(str(mounted))
     assert found[0] == f"a mount at {mounted}/below-0"
-    assert (len(found), found[-1]) == (mountusers.MOST + 1, "2 more")
+    assert (len(found), found[-1]) == (mount_users.MOST + 1, "2 more")
 
 
 def test_nobody(mounted: Path, tmp_path: Path) -> None:
-    assert mountusers.users(str(mounted)) == []
-    assert mountusers.users(str(tmp_path)) == []
+    assert mount_users.users(str(mounted)) == []
+    assert mount_users.users(str(tmp_path)) == []
 
 
 # ---- what is written on mount points
@@ -101,34 +101,34 @@ def test_a_mount_point_says_whose_it_is_under_what_covers_it(mounted: Path, kind
     point, cover = mounted / "point", mounted / "cover"
     for path in (point, cover):
         path.mkdir() if kind == "directory" else path.touch()
-    assert mountpoints.marked(point) == ""
-    mountpoints.mark(point, "volume 1")
+    assert mount_points.marked(point) == ""
+    mount_points.mark(point, "volume 1")
     mounts.bind(cover, point, False)
-    assert mountpoints.marked(point) == "", "that is what covers it"
-    assert mountpoints.marked(point, covered=True) == "volume 1"
-    mountpoints.mark(point, "volume 2", covered=True)
-    assert mountpoints.marked(cover) == ""
+    assert mount_points.marked(point) == "", "that is what covers it"
+    assert mount_points.marked(point, covered=True) == "volume 1"
+    mount_points.mark(point, "volume 2", covered=True)
+    assert mount_points.marked(cover) == ""
     mounts.umount(point)
-    assert mountpoints.marked(point) == "volume 2"
-    mountpoints.unmark(point)
-    assert mountpoints.marked(point) == ""
+    assert mount_points.marked(point) == "volume 2"
+    mount_points.unmark(point)
+    assert mount_points.marked(point) == ""
 
 
 def test_what_was_there_before_stays_for_good(mounted: Path) -> None:
     point = mounted / "point"
-    assert not mountpoints.keep(point)
-    assert not mountpoints.is_kept(point)
+    assert not mount_points.keep(point)
+    assert not mount_points.is_kept(point)
     point.mkdir()
-    assert not mountpoints.is_kept(point)
-    assert mountpoints.keep(point)
+    assert not mount_points.is_kept(point)
+    assert mount_points.keep(point)
     for _ in range(2):
-        mountpoints.unmark(point)
-        assert mountpoints.is_kept(point)
+        mount_points.unmark(point)
+        assert mount_points.is_kept(point)
 
 
 def test_where_nothing_can_be_written_nothing_is_known(tmp_path: Path) -> None:
     for nowhere in ("/proc/self", str(tmp_path / "missing"), str(tmp_path / "missing" / "below")):
-        mountpoints.mark(nowhere, "volume")
-        mountpoints.mark(nowhere, "volume", covered=True)
-        assert mountpoints.marked(nowhere) == mountpoints.marked(nowhere, covered=True) == ""
-        assert not mountpoints.keep(nowhere)
+        mount_points.mark(nowhere, "volume")
+        mount_points.mark(nowhere, "volume", covered=True)
+        assert mount_points.marked(nowhere) == mount_points.marked(nowhere, covered=True) == ""
+        assert not mount_points.keep(nowhere)

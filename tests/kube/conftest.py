@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from fake_api import FakeApi
+from support.fake_api import FakeApi
 
 
 @pytest.fixture

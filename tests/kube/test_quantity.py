@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from csi_driver.kube.quantity import whole
+from csi_driver.kube.quantity import parse_quantity
 
 
 @pytest.mark.parametrize(
@@ -34,4 +34,4 @@ from csi_driver.kube.quantity import whole
     ],
 )
 def test_quantities(text: object, value: int | None) -> None:
-    assert whole(text) == value
+    assert parse_quantity(text) == value

@@ -7,17 +7,18 @@ import re
 from typing import Any
 
 import pytest
-from fake_api import Call, FakeApi, Fault
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import generate_latest
 from structlog.testing import capture_logs
+from support.fake_api import Call, FakeApi, Fault
 
-from csi_driver.app import schedules
-from csi_driver.app.schedules import Figures, readable
-from csi_driver.controller_telemetry import ControllerTelemetry
-from csi_driver.kube.kinds import GROUP_SNAPSHOTS, ROLLBACKS, SCHEDULES
-from csi_driver.operator.schedule_facts import read_snapshot
-from csi_driver.operator.schedule_names import (
+from csi_driver.controller import schedules
+from csi_driver.controller.metrics import ControllerMetrics
+from csi_driver.controller.schedules import PrometheusScheduleMetrics, readable
+from csi_driver.kube.resources import GROUP_SNAPSHOTS, ROLLBACKS, SCHEDULES
+from csi_driver.kube.selectors import selects
+from csi_driver.operator.schedule.naming import (
     CLAIM,
     SCHEDULE,
     SCHEDULED_FOR,
@@ -26,14 +27,14 @@ from csi_driver.operator.schedule_names import (
     schedule_label,
     snapshot_name,
 )
-from csi_driver.operator.selectors import selects
+from csi_driver.operator.schedule.objects import read_snapshot
 
 NAMES = st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,250}[a-z0-9])?", fullmatch=True)
-INSTANTS = st.integers(0, 4_000_000_000)
+TIMESTAMPS = st.integers(0, 4_000_000_000)
 SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
-@given(NAMES, NAMES, INSTANTS)
+@given(NAMES, NAMES, TIMESTAMPS)
 def test_names_are_names(schedule: str, claim: str, instant: int) -> None:
     for name in (snapshot_name(schedule, claim, instant), group_name(schedule, claim, instant)):
         assert len(name) <= 63
@@ -78,8 +79,8 @@ def test_whose_disk_a_snapshot_is_of_is_told_by_its_content() -> None:
         snapshot = {"metadata": meta | {"annotations": said}, "status": {"readyToUse": ready}}
         made = read_snapshot(snapshot, content, "s", frozenset())
         assert made is not None
-        assert made.unit.series == {handle for _, handle in made.disks if handle}
-        return made.disks[0][1]
+        assert made.series == {handle for _, handle in made.volumes if handle}
+        return made.volumes[0][1]
 
     assert disk(ready=False, content=None) == "meant"
     assert disk(ready=True, content=None) == "", "nothing is concluded before it is seen"
@@ -87,20 +88,20 @@ def test_whose_disk_a_snapshot_is_of_is_told_by_its_content() -> None:
     assert disk(ready=True, content={"spec": {"source": {"snapshotHandle": "imported"}}}) == "meant"
 
 
-def test_figures() -> None:
-    telemetry = ControllerTelemetry()
-    figures = Figures(telemetry)
-    figures.made("ns", "s")
-    figures.late("ns", "s", 1000)
-    figures.late("ns", "t", None)
-    text = telemetry.text().decode()
+def test_metrics() -> None:
+    exported = ControllerMetrics()
+    metrics = PrometheusScheduleMetrics(exported)
+    metrics.snapshot_created("ns", "s")
+    metrics.set_overdue("ns", "s", 1000)
+    metrics.set_overdue("ns", "t", None)
+    text = generate_latest(exported.registry).decode()
     assert 'tidemark_schedule_snapshots_total{namespace="ns",result="made",schedule="s"} 1.0' in text
     assert float(re.findall(r'late_seconds{namespace="ns",schedule="s"} (\S+)', text)[0]) > 1e9
     assert 'late_seconds{namespace="ns",schedule="t"} 0.0' in text
-    figures.gone("ns", "s")
-    assert 'schedule="s"' not in telemetry.text().decode()
-    figures.clear()
-    assert 'schedule="t"' not in telemetry.text().decode()
+    metrics.remove("ns", "s")
+    assert 'schedule="s"' not in generate_latest(exported.registry).decode()
+    metrics.clear()
+    assert 'schedule="t"' not in generate_latest(exported.registry).decode()
 
 
 async def test_schedules_wait_for_rollbacks_to_be_readable(fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from fake_api import Call, FakeApi, Fault
-from schedule_rig import START, Operator, World, handle
+from support.fake_api import Call, FakeApi, Fault
+from support.schedule_rig import START, Operator, World, handle
 
 from csi_driver.domain.errors import Unavailable
-from csi_driver.domain.instants import format_instant
-from csi_driver.kube.kinds import CLAIMS, GROUP_CONTENTS, GROUP_SNAPSHOTS, ROLLBACKS, SCHEDULES, SNAPSHOTS, VOLUMES
-from csi_driver.operator.schedule_names import KEEP
+from csi_driver.domain.timestamps import format_timestamp
+from csi_driver.kube.resources import GROUP_CONTENTS, GROUP_SNAPSHOTS, PVCS, PVS, ROLLBACKS, SCHEDULES, SNAPSHOTS
+from csi_driver.operator.schedule.naming import KEEP
 
 
 @pytest.fixture
@@ -40,15 +40,15 @@ async def test_one_snapshot_of_each_claim_when_the_time_comes(world: World, oper
     world.schedule()
     await operator.settle()
     assert world.snapshots() == []
-    assert world.status()["nextScheduled"] == "2026-06-17T13:00:00Z"
+    assert world.status()["nextScheduleTime"] == "2026-06-17T13:00:00Z"
     await hours(world, operator, 13)
     assert world.snapshots() == [("a", "06-17T13:00"), ("b", "06-17T13:00")]
     status = world.status()
-    assert status["lastScheduled"] == status["lastSuccessful"] == "2026-06-17T13:00:00Z"
-    assert status["nextScheduled"] == "2026-06-17T14:00:00Z"
+    assert status["lastScheduleTime"] == status["lastSuccessfulTime"] == "2026-06-17T13:00:00Z"
+    assert status["nextScheduleTime"] == "2026-06-17T14:00:00Z"
     assert "run" not in status
     assert status["claims"] == [{"name": "a", "kept": 1, "failed": 0}, {"name": "b", "kept": 1, "failed": 0}]
-    assert [world.condition(kind)["status"] for kind in ("Ready", "Covered", "Complete")] == ["True"] * 3
+    assert [world.condition(kind)["status"] for kind in ("Ready", "ClaimsSelected", "Complete")] == ["True"] * 3
     assert operator.counts.made_ == 2
     assert operator.counts.late_ == {("default", "s"): None}
     found = world.fake.all(SNAPSHOTS)[0]
@@ -63,7 +63,7 @@ async def test_claims_that_cannot_be_served_are_named_and_stop_nobody(world: Wor
     world.schedule()
     await hours(world, operator, 13)
     assert world.snapshots() == [("a", "06-17T13:00")]
-    covered = world.condition("Covered")
+    covered = world.condition("ClaimsSelected")
     assert (covered["status"], covered["reason"]) == ("False", "ClaimsSkipped")
     assert "foreign (its driver is other.example.com" in covered["message"]
     assert "unbound (it is not bound)" in covered["message"]
@@ -116,13 +116,13 @@ async def test_what_is_being_read_stays_until_it_was_read(world: World, operator
     await hours(world, operator, 13)
     source = {"kind": "VolumeSnapshot", "apiGroup": "snapshot.storage.k8s.io", "name": _name(world, "a", "06-17T13")}
     world.fake.put(
-        CLAIMS, {"metadata": {"name": "restore"}, "spec": {"dataSource": source}, "status": {"phase": "Pending"}}
+        PVCS, {"metadata": {"name": "restore"}, "spec": {"dataSource": source}, "status": {"phase": "Pending"}}
     )
     back = {"claimName": "b", "snapshotName": _name(world, "b", "06-17T13")}
     world.fake.put(ROLLBACKS, {"metadata": {"name": "back"}, "spec": back})
     await hours(world, operator, 14)
     assert len(world.snapshots()) == 4
-    world.fake.change(CLAIMS, "restore", {"status": {"phase": "Bound"}})
+    world.fake.change(PVCS, "restore", {"status": {"phase": "Bound"}})
     await operator.settle()
     assert ("a", "06-17T13:00") not in world.snapshots()
     world.fake.change(ROLLBACKS, "back", {"status": {"phase": "Completed"}})
@@ -145,7 +145,7 @@ async def test_what_others_made_is_left_alone(world: World, operator: Operator) 
     ]
 
 
-async def test_a_change_between_the_look_and_the_deletion_keeps_it(world: World, operator: Operator) -> None:
+async def test_a_change_between_the_listing_and_the_deletion_keeps_it(world: World, operator: Operator) -> None:
     world.claim("a")
     world.schedule(retention={"keepLast": 1})
     await hours(world, operator, 13)
@@ -165,11 +165,11 @@ async def test_a_new_disk_under_an_old_name_is_a_new_series(world: World, operat
     world.claim("a")
     world.schedule(retention={"keepLast": 1})
     await hours(world, operator, 13)
-    world.fake.remove(CLAIMS, "a")
+    world.fake.remove(PVCS, "a")
     world.claim("a", disk="another")
     await hours(world, operator, 14, 15)
     assert world.snapshots() == [("a", "06-17T13:00"), ("a", "06-17T15:00")]
-    assert world.status()["withoutClaim"] == 1
+    assert world.status()["orphanedSnapshots"] == 1
 
 
 @pytest.mark.parametrize("wanted", [False, True])
@@ -179,10 +179,10 @@ async def test_snapshots_of_a_claim_that_is_deleted(world: World, operator: Oper
     world.schedule(deleteWithClaim=wanted)
     await hours(world, operator, 13, 14)
     world.fake.change(SNAPSHOTS, _name(world, "a", "06-17T13"), {"metadata": {"labels": {KEEP: ""}}})
-    world.fake.change(CLAIMS, "a", {"metadata": {"deletionTimestamp": "2026-06-17T14:10:00Z"}})
+    world.fake.change(PVCS, "a", {"metadata": {"deletionTimestamp": "2026-06-17T14:10:00Z"}})
     await operator.settle()
     assert len(world.snapshots()) == 4  # it is not gone yet
-    world.fake.remove(CLAIMS, "a")
+    world.fake.remove(PVCS, "a")
     await operator.settle()
     of_a = [when for claim, when in world.snapshots() if claim == "a"]
     assert of_a == (["06-17T13:00"] if wanted else ["06-17T13:00", "06-17T14:00"])
@@ -193,9 +193,9 @@ async def test_a_copy_that_lags_costs_no_snapshots(world: World, operator: Opera
     world.claim("a")
     world.schedule(deleteWithClaim=True)
     await hours(world, operator, 13, 14)
-    for kind, name in ((VOLUMES, "disk-default-a"), (CLAIMS, "a")):
-        operator.mirrors[kind]._drop(("" if kind == VOLUMES else "default", name))
-        await operator.looks.look(("default", "s"))
+    for kind, name in ((PVS, "disk-default-a"), (PVCS, "a")):
+        operator.informers[kind]._drop(("" if kind == PVS else "default", name))
+        await operator.reconciler.plan_and_execute(("default", "s"))
         assert len(world.snapshots()) == 2
 
 
@@ -217,7 +217,7 @@ async def test_at_the_cap_nothing_is_made_and_it_is_said(world: World, operator:
     world.schedule(maxSnapshotsPerVolume=2)
     await hours(world, operator, 13, 14, 15)
     assert world.snapshots() == [("a", "06-17T13:00"), ("a", "06-17T14:00")]
-    covered = world.condition("Covered")
+    covered = world.condition("ClaimsSelected")
     assert covered["reason"] == "ClaimsBlocked"
     assert "maxSnapshotsPerVolume is 2" in covered["message"]
     assert operator.counts.late_["default", "s"] == START + 3 * 3600
@@ -228,7 +228,7 @@ async def test_at_the_cap_nothing_is_made_and_it_is_said(world: World, operator:
     assert world.snapshots() == [("a", "06-17T14:00"), ("a", "06-17T15:00")]
 
 
-async def test_failures_are_kept_for_a_look_and_cleaned(world: World, operator: Operator) -> None:
+async def test_failures_are_kept_for_a_person_and_cleaned(world: World, operator: Operator) -> None:
     world.claim("a")
     world.claim("b")
     world.broken = {"disk-default-a"}
@@ -261,7 +261,7 @@ async def test_a_node_that_is_away_holds_up_its_own_claims_only(world: World, op
     ]
     # No second one is begun while the first may yet be made, however long that takes.
     assert [when for claim, when in world.snapshots() if claim == "far"] == ["06-17T13:00"]
-    assert "the snapshot before is still being made" in world.condition("Covered")["message"]
+    assert "the previous snapshot is still in progress" in world.condition("ClaimsSelected")["message"]
     world.away = set()
     await operator.settle()
     assert [when for claim, when in world.snapshots() if claim == "far"] == ["06-17T13:00", "06-17T15:00"]
@@ -311,7 +311,7 @@ async def test_a_spec_that_cannot_be_followed(world: World, operator: Operator, 
     assert (ready["status"], ready["reason"]) == ("False", reason)
     assert world.snapshots() == []
     assert world.reasons() == [reason]
-    assert "nextScheduled" not in world.status()
+    assert "nextScheduleTime" not in world.status()
 
 
 async def test_a_template_and_a_class(world: World, operator: Operator) -> None:
@@ -338,9 +338,7 @@ async def test_groups(world: World, operator: Operator) -> None:
     assert [g["spec"]["source"]["selector"]["matchLabels"] for g in groups] == [
         {"group.tidemark.dev/s": n} for n in ("n1", "n2")
     ]
-    labels = {
-        c["metadata"]["name"]: c["metadata"]["labels"].get("group.tidemark.dev/s") for c in world.fake.all(CLAIMS)
-    }
+    labels = {c["metadata"]["name"]: c["metadata"]["labels"].get("group.tidemark.dev/s") for c in world.fake.all(PVCS)}
     assert labels == {"a": "n1", "b": "n1", "c": "n2", "unbound": None, "foreign": None}
     assert [s["spec"]["source"]["persistentVolumeClaimName"] for s in world.fake.all(SNAPSHOTS)].count("a") == 1
     assert world.status()["snapshots"] == 3
@@ -359,7 +357,7 @@ async def test_a_group_stays_whole_for_what_one_member_needs(world: World, opera
     await operator.see()
 
     def label(call: Call) -> None:
-        """In the last moment: the mirrors have not seen it, and the group itself has not changed."""
+        """In the last moment: the informers have not seen it, and the group itself has not changed."""
         if call.verb == "list" and call.kind == SNAPSHOTS and call.query.get("labelSelector"):
             world.fake.hooks.clear()
             world.fake.change(SNAPSHOTS, member, {"metadata": {"labels": {KEEP: ""}}})
@@ -379,14 +377,14 @@ async def test_a_group_has_a_limit(world: World, operator: Operator) -> None:
     world.schedule(grouped=True)
     await hours(world, operator, 13)
     assert [g["metadata"]["annotations"]["tidemark.dev/node"] for g in world.fake.all(GROUP_SNAPSHOTS)] == ["n2"]
-    assert "a group has at most 64" in world.condition("Covered")["message"]
+    assert "a group has at most 64" in world.condition("ClaimsSelected")["message"]
 
 
 async def test_without_group_snapshots_in_the_cluster(fake: FakeApi, world: World) -> None:
     fake.unserved |= {GROUP_SNAPSHOTS, GROUP_CONTENTS}
     operator = Operator(world, *[await fake.connect()] * 2, 4)
     for kind in (GROUP_SNAPSHOTS, GROUP_CONTENTS):
-        del operator.mirrors[kind]
+        del operator.informers[kind]
     await operator.start()
     world.claim("a")
     world.schedule()
@@ -404,8 +402,8 @@ async def test_labels_of_groups_that_are_gone_are_taken_away(world: World, opera
     await hours(world, operator, 13)
     world.fake.remove(SCHEDULES, "s")
     await operator.see()
-    await operator.looks.tidy()
-    assert world.fake.all(CLAIMS)[0]["metadata"]["labels"] == {"app": "db"}
+    await operator.reconciler.remove_stale_labels()
+    assert world.fake.all(PVCS)[0]["metadata"]["labels"] == {"app": "db"}
 
 
 async def test_what_the_api_refuses_is_told_and_stops_nobody(world: World, operator: Operator) -> None:
@@ -428,7 +426,7 @@ async def test_what_the_api_refuses_is_told_and_stops_nobody(world: World, opera
     await operator.look()
     assert world.snapshots() == [("b", "06-17T13:00")]
     assert world.status()["run"]["waiting"] == ["a"]
-    assert "NotMade" in world.reasons()
+    assert "CreateFailed" in world.reasons()
     world.fake.hooks.clear()
     await operator.settle()
     assert world.snapshots() == [("a", "06-17T13:00"), ("b", "06-17T13:00")]
@@ -446,7 +444,7 @@ async def test_an_api_that_is_away_is_told_to_the_caller_and_nothing_is_lost(wor
     world.fake.hooks.append(away)
     for _ in range(3):
         with pytest.raises(Unavailable):
-            await operator.looks.look(("default", "s"))
+            await operator.reconciler.plan_and_execute(("default", "s"))
     world.fake.hooks.clear()
     world.now += 600
     await operator.settle()
@@ -454,10 +452,10 @@ async def test_an_api_that_is_away_is_told_to_the_caller_and_nothing_is_lost(wor
 
 
 def test_handles_of_the_rig_are_of_the_driver() -> None:
-    from csi_driver.operator.schedule_facts import node_of
+    from csi_driver.operator.schedule.objects import owner_of
 
-    assert node_of(handle("x", "n7")) == "n7"
-    assert format_instant(START) == "2026-06-17T12:00:00Z"
+    assert owner_of(handle("x", "n7")) == "n7"
+    assert format_timestamp(START) == "2026-06-17T12:00:00Z"
 
 
 def _name(world: World, claim: str, when: str) -> str:

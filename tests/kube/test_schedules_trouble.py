@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
 import pytest
-from fake_api import Call, FakeApi, Fault
-from schedule_rig import DRIVER, START, Counts, Killed, Operator, World, until_done
+from support.dying import Killed
+from support.fake_api import Call, FakeApi, Fault
+from support.schedule_rig import START, Operator, World, until_done
 
 from csi_driver.domain.errors import DriverError
-from csi_driver.domain.instants import format_instant
-from csi_driver.kube.events import Events
-from csi_driver.kube.kinds import CLAIMS, GROUP_SNAPSHOTS, SCHEDULES, SNAPSHOTS, VOLUMES
-from csi_driver.operator.schedules import Schedules
+from csi_driver.kube.resources import GROUP_SNAPSHOTS, PVCS, PVS, SCHEDULES, SNAPSHOTS
 
 HOUR = 3600
 
@@ -85,7 +82,7 @@ async def test_killed_at_every_call_and_started_again(grouped: bool, served: boo
                 assert world.snapshots() == [(name, "06-17T14:00") for name in ("a", "b", "c")]
             assert set(created(world).values()) == {1}
             assert len(created(world)) == (4 if grouped else 6)
-            assert world.status()["lastSuccessful"] == "2026-06-17T14:00:00Z"
+            assert world.status()["lastSuccessfulTime"] == "2026-06-17T14:00:00Z"
             assert "run" not in world.status()
             await world.close()
         if lived:
@@ -103,7 +100,7 @@ async def test_two_leaders_at_once(world: World) -> None:
         for _ in range(10):
             results = await asyncio.gather(first.look(), second.look(), return_exceptions=True)
             assert all(
-                result is None or isinstance(result, DriverError) or hasattr(result, "makes") for result in results
+                result is None or isinstance(result, DriverError) or hasattr(result, "creations") for result in results
             )
             world.snapshotter()
     assert world.snapshots() == [(name, "06-17T15:00") for name in ("a", "b", "c")]
@@ -112,7 +109,7 @@ async def test_two_leaders_at_once(world: World) -> None:
 
 
 async def test_the_leader_changes_in_the_middle_of_a_run(world: World) -> None:
-    """The run is gone on with: also for the claims that do not match any more would it be wrong to begin anew."""
+    """The run is gone on with: it would be wrong to begin again, also for the claims that no longer match."""
     for number in range(6):
         world.claim(f"a{number}")
     world.schedule()
@@ -130,7 +127,7 @@ async def test_the_leader_changes_in_the_middle_of_a_run(world: World) -> None:
 
 
 async def test_a_stale_view_begins_nothing_twice(world: World, operator: Operator) -> None:
-    """The mirror still shows the schedule before its run: the version of the status says that it is too late."""
+    """The informer still shows the schedule before its run: the version of the status says that it is too late."""
     world.claim("a")
     world.schedule()
     await operator.settle()
@@ -141,7 +138,7 @@ async def test_a_stale_view_begins_nothing_twice(world: World, operator: Operato
     world.fake.remove(SNAPSHOTS, world.fake.all(SNAPSHOTS)[0]["metadata"]["name"])
     world.fake.silent = True
     with suppress(DriverError):
-        await stale.looks.look(("default", "s"))
+        await stale.reconciler.plan_and_execute(("default", "s"))
     assert world.snapshots() == []
 
 
@@ -184,7 +181,7 @@ async def test_too_late_is_not_made_up_for_and_is_told_once(world: World, operat
         await operator.settle()
     assert world.snapshots() == []
     assert world.status()["lastMissed"] == "2026-06-20T09:00:00Z"
-    assert world.reasons() == ["Missed"]
+    assert world.reasons() == ["RunMissed"]
     assert operator.counts.late_["default", "s"] == START + HOUR
     world.pass_to(20, 10)
     await operator.settle()
@@ -192,7 +189,7 @@ async def test_too_late_is_not_made_up_for_and_is_told_once(world: World, operat
     assert operator.counts.late_["default", "s"] is None
 
 
-async def test_the_deadline_is_a_wish(world: World, operator: Operator) -> None:
+async def test_the_deadline_is_part_of_the_spec(world: World, operator: Operator) -> None:
     world.claim("a")
     world.schedule(every="1d", startingDeadline="12h")
     world.pass_to(20, 11, 59)
@@ -212,8 +209,8 @@ async def test_suspended_for_a_while(world: World, operator: Operator) -> None:
         await operator.settle()
     assert world.condition("Ready")["reason"] == "Suspended"
     assert operator.counts.late_["default", "s"] is None
-    assert "nextScheduled" not in world.status()
-    # Resumed shortly after a time: that one passed while it was suspended, and is nobody's wish.
+    assert "nextScheduleTime" not in world.status()
+    # Resumed shortly after a time: that one passed while it was suspended, and is not made up for.
     world.pass_to(17, 18, 5)
     await operator.settle()
     world.fake.change(SCHEDULES, "s", {"spec": {"suspend": False}})
@@ -233,7 +230,7 @@ async def test_other_times_begin_with_their_next_one(world: World, operator: Ope
     world.fake.change(SCHEDULES, "s", {"spec": {"cron": "0 12 * * *"}})
     await operator.settle()
     assert world.snapshots() == [("a", "06-18T03:00")]
-    assert world.status()["nextScheduled"] == "2026-06-19T12:00:00Z"
+    assert world.status()["nextScheduleTime"] == "2026-06-19T12:00:00Z"
 
 
 async def test_the_clock_jumps_ahead_by_a_day_and_back(world: World, operator: Operator) -> None:
@@ -300,7 +297,7 @@ async def test_a_run_that_is_not_done_when_the_next_time_comes(world: World) -> 
     world.snapshotter()
     await operator.look()
     assert world.snapshots() == [("a", "06-17T13:00"), ("b", "06-17T14:00")]
-    assert "CutShort" in world.reasons()
+    assert "RunIncomplete" in world.reasons()
     await operator.settle()
     assert world.snapshots() == [("a", "06-17T13:00"), ("a", "06-17T14:00"), ("b", "06-17T14:00")]
 
@@ -319,35 +316,7 @@ async def test_jitter_delays_the_run_and_not_its_name(world: World, operator: Op
     assert world.snapshots() == [("a", "06-17T13:00")]
 
 
-async def test_the_reconciler_wakes_by_the_clock_and_by_changes(world: World) -> None:
-    """The whole loop in real time, every two seconds: a value that only tests may give."""
-    world.now = time.time()
-    operator = await world.operator()
-    reader = await world.fake.connect()
-    counts = Counts()
-    schedules = Schedules(reader, operator.mirrors, Events(reader, "t"), DRIVER, counts, least_period=1)
-    world.claim("a")
-    world.schedule(every="2s", retention={"keepLast": 2})
-    world.fake.change(SCHEDULES, "s", {"metadata": {"creationTimestamp": format_instant(int(time.time()) - 1)}})
-    running = asyncio.create_task(schedules.run())
-    async with asyncio.timeout(60):
-        while counts.deleted_ < 2:
-            world.snapshotter()
-            await asyncio.sleep(0.05)
-        world.fake.change(SCHEDULES, "s", {"spec": {"suspend": True}})
-        while world.condition("Ready")["reason"] != "Suspended":
-            await asyncio.sleep(0.05)
-        world.fake.remove(SCHEDULES, "s")
-        while counts.late_:
-            await asyncio.sleep(0.05)
-    running.cancel()
-    with suppress(asyncio.CancelledError):
-        await running
-    assert len(created(world)) >= 4
-    assert set(created(world).values()) == {1}
-
-
-async def test_what_is_gone_is_forgotten(world: World, operator: Operator) -> None:
+async def test_what_is_gone_is_dropped(world: World, operator: Operator) -> None:
     """Handles and UIDs never come again: an index that kept one for each that ever was would grow until the process ends."""
     two_runs(world, grouped=False)
     world.schedule("pairs", grouped=True, retention={"keepLast": 1})
@@ -357,7 +326,7 @@ async def test_what_is_gone_is_forgotten(world: World, operator: Operator) -> No
         await operator.settle("pairs")
     world.snapshotter()
     await operator.see()
-    view, there = operator.looks.view, len(world.fake.all(SNAPSHOTS))
+    view, there = operator.reconciler.view, len(world.fake.all(SNAPSHOTS))
     assert there == 6, "three single ones and three members of two groups"
     assert (len(view._of_handle), len(view._members)) == (6, 2)
     for kind in (SCHEDULES, GROUP_SNAPSHOTS, SNAPSHOTS):
@@ -381,13 +350,13 @@ async def test_a_deletion_that_is_refused_stops_nothing_else_and_is_told(world: 
         world.pass_to(17, hour)
         await operator.settle()
     assert world.snapshots() == [("a", "06-17T13:00"), ("a", "06-17T14:00"), ("b", "06-17T14:00"), ("c", "06-17T14:00")]
-    assert world.status()["lastSuccessful"] == "2026-06-17T14:00:00Z"
-    assert "NotDeleted" in world.reasons()
+    assert world.status()["lastSuccessfulTime"] == "2026-06-17T14:00:00Z"
+    assert "DeleteFailed" in world.reasons()
 
 
 async def test_a_label_that_is_refused_keeps_its_group_alone_from_being_made(world: World, operator: Operator) -> None:
     def policy(call: Call) -> None:
-        if (call.verb, call.kind, call.name) == ("patch", CLAIMS, "a"):
+        if (call.verb, call.kind, call.name) == ("patch", PVCS, "a"):
             raise Fault(403, "Forbidden", "denied by policy")
 
     world.fake.hooks.append(policy)
@@ -397,7 +366,7 @@ async def test_a_label_that_is_refused_keeps_its_group_alone_from_being_made(wor
     (group,) = world.fake.all(GROUP_SNAPSHOTS)
     assert group["metadata"]["annotations"]["tidemark.dev/node"] == "n2"
     assert world.status()["run"]["waiting"] == ["a", "b"]
-    assert "NotLabelled" in world.reasons()
+    assert "LabelFailed" in world.reasons()
 
 
 async def test_a_claim_that_is_replaced_before_its_snapshot_is_bound(world: World, operator: Operator) -> None:
@@ -409,10 +378,10 @@ async def test_a_claim_that_is_replaced_before_its_snapshot_is_bound(world: Worl
     world.slow = True
     world.pass_to(17, 14)
     await operator.look()
-    world.fake.remove(VOLUMES, "first")
+    world.fake.remove(PVS, "first")
     world.claim("a", disk="second")
     world.slow = False
     await operator.settle()
     assert world.snapshots() == [("a", "06-17T14:00")], "the first disk's is gone with it, by deleteWithClaim"
     (said,) = world.status()["claims"]
-    assert (said["kept"], world.status()["withoutClaim"]) == (1, 0)
+    assert (said["kept"], world.status()["orphanedSnapshots"]) == (1, 0)

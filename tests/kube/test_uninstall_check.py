@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import pytest
-from fake_api import Call, FakeApi, Fault
+from support.fake_api import Call, FakeApi, Fault
 
 from csi_driver.cli.uninstall_check import strands
 from csi_driver.domain.errors import Unavailable
-from csi_driver.kube.kinds import CONTENTS, ROLLBACKS, VOLUMES
+from csi_driver.kube.resources import PVS, ROLLBACKS, SNAPSHOT_CONTENTS
 
 OURS = "csi.tidemark.dev"
 
 
 def volume(fake: FakeApi, name: str, driver: str = OURS) -> None:
-    fake.put(VOLUMES, {"metadata": {"name": name}, "spec": {"csi": {"driver": driver, "volumeHandle": name}}})
+    fake.put(PVS, {"metadata": {"name": name}, "spec": {"csi": {"driver": driver, "volumeHandle": name}}})
 
 
 def content(fake: FakeApi, name: str, driver: str = OURS) -> None:
-    fake.put(CONTENTS, {"metadata": {"name": name}, "spec": {"driver": driver, "deletionPolicy": "Delete"}})
+    fake.put(SNAPSHOT_CONTENTS, {"metadata": {"name": name}, "spec": {"driver": driver, "deletionPolicy": "Delete"}})
 
 
 def rollback(fake: FakeApi, name: str, phase: str) -> None:
@@ -26,7 +26,7 @@ def rollback(fake: FakeApi, name: str, phase: str) -> None:
 
 async def test_nothing_of_ours_strands_nothing(fake: FakeApi) -> None:
     volume(fake, "pvc-1", "ebs.csi.aws.com")
-    fake.put(VOLUMES, {"metadata": {"name": "local"}, "spec": {"hostPath": {"path": "/srv"}}})
+    fake.put(PVS, {"metadata": {"name": "local"}, "spec": {"hostPath": {"path": "/srv"}}})
     content(fake, "snapcontent-1", "ebs.csi.aws.com")
     rollback(fake, "over", "Completed")
     rollback(fake, "failed", "Failed")
@@ -53,7 +53,7 @@ async def test_snapshots_that_have_outlived_their_volumes_are_counted(fake: Fake
 async def test_a_release_without_snapshots_has_no_right_to_look_for_them(fake: FakeApi) -> None:
     content(fake, "snapcontent-1")
     assert await strands(await fake.connect(), OURS, snapshots=False) == []
-    assert CONTENTS not in {call.kind for call in fake.calls}
+    assert SNAPSHOT_CONTENTS not in {call.kind for call in fake.calls}
 
 
 async def test_a_rollback_that_holds_its_volume_is_told(fake: FakeApi) -> None:
@@ -75,7 +75,7 @@ async def test_a_rollback_that_may_hold_its_volume_is_told_whatever_its_phase(fa
 
 
 async def test_without_the_definitions_there_is_no_rollback_and_no_snapshot() -> None:
-    async with FakeApi(unserved=[ROLLBACKS, CONTENTS]) as fake:
+    async with FakeApi(unserved=[ROLLBACKS, SNAPSHOT_CONTENTS]) as fake:
         assert await strands(await fake.connect(), OURS) == []
 
 

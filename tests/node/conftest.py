@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from node_rig import Rig, make_rig
+from support.node_rig import Rig, make_rig
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node_host import MIB, allocated, held_open, write_file
-from node_rig import Rig, block, mounted, stage_at_last, until
+from support.files import allocated, write_file
+from support.machine import held_open
+from support.node_rig import Rig, block, mounted, stage_at_last
+from support.sizes import MIB
+from support.waiting import until
 
 from csi_driver.backends.base import KEPT_SECONDS
 from csi_driver.domain.errors import Busy, InUse, NotMountable, OutOfSpace, Precondition
 from csi_driver.domain.model import Volume
-from csi_driver.host import commands, condition, fsck
-from csi_driver.host.children import JobFailed
-from csi_driver.service.health import HealthWalk
+from csi_driver.host import commands
+from csi_driver.host.fs import condition, fsck
+from csi_driver.host.helper.client import JobFailed
+from csi_driver.service.health import HealthScanner
 
 DATA = b"kept" * 1024
 BOTH = (mounted("ext4"), block())
@@ -49,7 +53,7 @@ def kept(rig: Rig) -> list[Path]:
 
 
 def at_work(rig: Rig) -> bool:
-    return any(fsck.look(str(place)).result == "running" for place in rig.layout.checks.iterdir())
+    return any(fsck.outcome(str(place)).result == "running" for place in rig.layout.checks.iterdir())
 
 
 Fake = Callable[[str], None]
@@ -62,7 +66,7 @@ def e2fsck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     tools.mkdir()
     (tools / "e2fsck.real").symlink_to(commands.resolve("e2fsck") or "/nowhere")
     patch = f"from csi_driver.host import commands; commands.DIRECTORIES = ({str(tools)!r},); "
-    bootstrap = fsck._BOOTSTRAP.replace("from csi_driver.host.fsck", patch + "from csi_driver.host.fsck")
+    bootstrap = fsck._BOOTSTRAP.replace("from csi_driver.host.fs.fsck", patch + "from csi_driver.host.fs.fsck")
 
     def replace(script: str) -> None:
         (tools / "e2fsck").write_text(f"#!/bin/sh\n{script}\n")
@@ -93,7 +97,7 @@ async def test_an_ext4_with_errors_is_mended_before_it_is_mounted(rig: Rig) -> N
     with pytest.raises(Busy) as told:
         await rig.stage(volume)
     message = str(told.value)
-    assert re.search(r"since its superblock says that it has errors: e2fsck has been at work for \d+s", message)
+    assert re.search(r"because its superblock says that it has errors: e2fsck has been running for \d+s", message)
     (named,) = [word for word in message.split() if "/.kept/" in word]
     assert rig.devices() == []
     staging = await stage_at_last(rig, volume)
@@ -140,7 +144,7 @@ async def test_a_check_outlasts_the_agent_and_is_found_at_work(rig: Rig, tmp_pat
     for again in (False, True):
         if again:
             await rig.reopen()
-        with pytest.raises(Busy, match=r"e2fsck has been at work for 1h2m\d+s"):
+        with pytest.raises(Busy, match=r"e2fsck has been running for 1h2m\d+s"):
             await rig.stage(volume)
         with pytest.raises(Busy, match=r"being checked"):
             await rig.stage(volume, block())
@@ -180,7 +184,7 @@ async def test_what_no_check_mends_is_refused_with_a_way_that_works(rig: Rig) ->
     volume = await with_data(rig)
     good = await rig.snapshot("good", volume)
     ruin(rig, volume)
-    with pytest.raises(Busy, match=r"since the kernel does not mount it"):
+    with pytest.raises(Busy, match=r"because the kernel does not mount it"):
         await rig.stage(volume)
     before = rig.image(volume).read_bytes()
     with pytest.raises(NotMountable, match=r"UNEXPECTED INCONSISTENCY.*Nothing was changed: .*volumeMode Block"):
@@ -193,9 +197,9 @@ async def test_what_no_check_mends_is_refused_with_a_way_that_works(rig: Rig) ->
         with pytest.raises(NotMountable, match=r"UNEXPECTED INCONSISTENCY"):
             await rig.stage(volume)
     assert os.listdir(rig.layout.checks) == kept(rig) == []
-    await HealthWalk(rig.context).walk(rig.pool, 0)
+    await HealthScanner(rig.context).scan(rig.pool, 0)
     assert [(v.name, t.kind) for v, t in rig.context.conditions.all()] == [("v", "Damaged")]
-    assert (await rig.nodes.trouble(str(volume.id))).kind == "Damaged"
+    assert (await rig.nodes.condition(str(volume.id))).kind == "Damaged"
     # The way that the refusal names: snapshot, Block, e2fsck, snapshot, file system.
     broken = await rig.snapshot("broken", volume)
     mend = await rig.volume("mend", source=broken, capabilities=(block(),))
@@ -269,7 +273,7 @@ async def test_a_check_that_cannot_do_its_work_is_tried_again(rig: Rig, e2fsck: 
     for _ in range(2):
         with pytest.raises(Busy):
             await rig.stage(volume)
-        with pytest.raises(NotMountable, match=r"could not check it \(no memory\): the next try checks it again"):
+        with pytest.raises(NotMountable, match=r"e2fsck failed \(no memory\): the next try checks it again"):
             await stage_at_last(rig, volume)
     assert rig.now(volume).condition is None
     e2fsck('exec "$0.real" "$@"')
@@ -289,7 +293,7 @@ async def test_what_the_kernel_refuses_after_a_check_is_not_checked_for_ever(
 
     with monkeypatch.context() as patch:
         patch.setattr(rig.children, "run", run)
-        with pytest.raises(Busy, match=r"since the kernel does not mount it .*Structure needs cleaning"):
+        with pytest.raises(Busy, match=r"because the kernel does not mount it .*Structure needs cleaning"):
             await rig.stage(volume)
         for _ in range(2):
             with pytest.raises(NotMountable, match=r"cannot be mounted"):
@@ -359,13 +363,13 @@ async def test_what_was_kept_goes_in_time_and_with_its_volume(rig: Rig) -> None:
         await stage_at_last(rig, each)
         await rig.unstage(each)
     assert len(kept(rig)) == 2
-    walk = HealthWalk(rig.context)
-    await walk.walk(rig.pool, 0)
+    scanner = HealthScanner(rig.context)
+    await scanner.scan(rig.pool, 0)
     assert len(kept(rig)) == 2
     await rig.delete(other)
     assert [path.name.split("-")[0] for path in kept(rig)] == [volume.id.hash]
     rig.clock.offset = KEPT_SECONDS + 60.0
-    await walk.walk(rig.pool, 0)
+    await scanner.scan(rig.pool, 0)
     assert kept(rig) == []
     assert rig.now(volume).condition.state == "mended"
 

@@ -5,11 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
-from node_host import MIB, write_file
-from node_rig import Rig, mounted
+from support.files import write_file
+from support.node_rig import Rig, mounted
+from support.sizes import MIB
 
 from csi_driver.domain.errors import InvalidRequest
-from csi_driver.host import mountinfo
+from csi_driver.host.fs import mountinfo
 
 
 async def test_five_xfs_copies_beside_their_origin(rig: Rig) -> None:

@@ -5,14 +5,15 @@ import os
 from pathlib import Path
 
 import pytest
-from node_host import MIB, write_file
-from node_rig import Rig, mounted, stage_at_last
+from support.files import write_file
+from support.node_rig import Rig, mounted, stage_at_last
+from support.sizes import MIB
 
 from csi_driver.domain.errors import Busy, NotMountable, Precondition
 from csi_driver.domain.model import SizeRange, Volume
-from csi_driver.host import condition, mountinfo
 from csi_driver.host.commands import run
-from csi_driver.service.health import HealthWalk
+from csi_driver.host.fs import condition, mountinfo
+from csi_driver.service.health import HealthScanner
 
 CONTINUE = mounted("ext4", "errors=continue")
 
@@ -44,7 +45,7 @@ async def test_what_takes_no_more_writes_is_refused_with_the_way_out(rig: Rig, f
     assert mount is not None
     for call in (
         rig.publish(volume, "b"),
-        rig.publish(volume),  # a kubelet that starts anew
+        rig.publish(volume),  # a kubelet that starts again
         rig.stage(volume),
     ):
         with pytest.raises(
@@ -54,13 +55,13 @@ async def test_what_takes_no_more_writes_is_refused_with_the_way_out(rig: Rig, f
     assert not os.path.lexists(rig.target(volume, "b"))
     assert mountinfo.at(rig.staging(volume)) is not None, "what is there stays: somebody may read from it"
     # Everybody who asks is told.
-    assert (await rig.nodes.trouble(str(volume.id))).kind == KINDS[fs_type]
-    told = (await rig.nodes.stats(str(volume.id), target))[1]
-    assert told.trouble is not None
-    assert told.trouble.kind == KINDS[fs_type]
-    assert told.total > 0
+    assert (await rig.nodes.condition(str(volume.id))).kind == KINDS[fs_type]
+    stats = (await rig.nodes.stats(str(volume.id), target))[1]
+    assert stats.condition is not None
+    assert stats.condition.kind == KINDS[fs_type]
+    assert stats.total > 0
     assert [(v.name, t.kind) for v, t in rig.context.conditions.all()] == [("v", KINDS[fs_type])]
-    assert [node.condition for node in await rig.trees.tree()] == [told.trouble.text]
+    assert [node.condition for node in await rig.trees.tree()] == [stats.condition.text]
     # And the way out leads out.
     await rig.hide(volume)
     assert rig.context.conditions.all() == []
@@ -68,7 +69,7 @@ async def test_what_takes_no_more_writes_is_refused_with_the_way_out(rig: Rig, f
     target = await rig.publish(volume)
     assert Path(target, "data").read_bytes() == b"kept" * 1024
     write_file(f"{target}/more", b"1")
-    assert (await rig.nodes.stats(str(volume.id), target))[1].trouble is None
+    assert (await rig.nodes.stats(str(volume.id), target))[1].condition is None
 
 
 async def test_an_ext4_that_goes_on_after_errors_is_refused_too(rig: Rig) -> None:
@@ -115,17 +116,17 @@ async def test_a_snapshot_of_what_takes_no_more_writes_is_made_and_marked(rig: R
 
 async def test_a_walk_finds_what_nobody_asks_about(rig: Rig) -> None:
     volume, well = await rig.volume("v"), await rig.volume("well")
-    walk = HealthWalk(rig.context)
+    scanner = HealthScanner(rig.context)
     await rig.stage(volume)
     await rig.stage(well)
-    await walk.walk(rig.pool, 0)
+    await scanner.scan(rig.pool, 0)
     assert rig.context.conditions.all() == []
     await hurt(rig, rig.now(volume))
-    await walk.walk(rig.pool, 0)
+    await scanner.scan(rig.pool, 0)
     assert [v.name for v, _ in rig.context.conditions.all()] == ["v"]
     await rig.unstage(volume)
     await rig.delete(volume)
-    await walk.walk(rig.pool, 0)
+    await scanner.scan(rig.pool, 0)
     assert rig.context.conditions.all() == []
 
 
@@ -154,7 +155,7 @@ async def test_an_xfs_that_the_kernel_does_not_mount(rig: Rig) -> None:
         file.seek(208)  # a feature that a checksum covers
         file.write(b"\xff")
     for _ in range(2):
-        with pytest.raises(NotMountable, match=r"cannot be mounted: .*restore that with volumeMode Block"):
+        with pytest.raises(NotMountable, match=r"cannot be mounted: .*restore it with volumeMode Block"):
             await rig.stage(volume)
     assert rig.devices() == []
     assert [t.kind for _, t in rig.context.conditions.all()] == ["Damaged"]

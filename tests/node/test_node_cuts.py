@@ -11,15 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node_host import MIB, freeze, is_frozen, process, read_at, thaw, write_at, write_file
-from node_rig import Rig, mounted, until
+from support.files import read_at, write_at, write_file
+from support.freezing import freeze, is_frozen, thaw
+from support.machine import process
+from support.node_rig import Rig, mounted
+from support.sizes import MIB
+from support.waiting import until
 
 from csi_driver.domain.errors import Busy, DriverError, Precondition
 from csi_driver.domain.model import SizeRange, Snapshot, Volume
-from csi_driver.host import loop, mountinfo, mounts
-from csi_driver.host.children import JobStuck
+from csi_driver.host.block import loop
 from csi_driver.host.commands import run
-from csi_driver.host.runs import Gone
+from csi_driver.host.fs import mountinfo, mounts
+from csi_driver.host.helper.client import JobStuck
+from csi_driver.host.helper.job import JobEnded
 
 WRITER = """
 import os, sys
@@ -201,7 +206,7 @@ async def test_frozen_by_somebody_else(rig: Rig, fs_type: str) -> None:
     freeze(target)
     try:
         for _ in range(2):
-            with pytest.raises(Precondition, match=r"frozen already, by somebody else.*fsfreeze -u"):
+            with pytest.raises(Precondition, match=r"frozen already, by another program.*fsfreeze -u"):
                 await rig.snapshot("s", volume)
             assert is_frozen(target)
         with pytest.raises(Precondition, match=r"frozen already"):
@@ -318,7 +323,7 @@ async def test_a_hanging_child_harms_its_volume_alone(rig: Rig) -> None:
         # Lists, gets and everything else go on.
         assert {v.id for v in rig.volumes.list()[0]} == {volume.id, other.id}
         assert rig.volumes.get(str(volume.id)).id == volume.id
-        assert rig.volumes.capacity({}, [])[0] > 0
+        assert (await rig.volumes.capacity({}, []))[0] > 0
         write_file(f"{works}/data", b"1")
         assert await rig.read(await rig.snapshot("w", other)) == b"1"
         write_file(f"{target}/data", b"1")
@@ -347,7 +352,7 @@ async def test_what_changes_a_volume_is_busy_while_it_is_cut(rig: Rig, monkeypat
     while not (cloners := waiting_cloners(rig.children.server_pid)):
         assert not cut.done()
         await asyncio.sleep(0.01)
-    # A touch of a frozen file system waits for its thaw; a second freeze, to look, would be in the cut's way.
+    # A touch of a frozen file system waits for its thaw; a second freeze, to look, would be in the snapshot's way.
     touch = await asyncio.create_subprocess_exec("touch", f"{target}/touched")
     for call in (
         rig.snapshot("s", volume),
@@ -396,7 +401,7 @@ async def test_a_call_that_is_cancelled_leaves_nothing(rig: Rig, monkeypatch: py
 
 
 async def test_a_host_file_system_is_never_frozen(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mount goes between the look and the freeze: what lies below must not be frozen in its place."""
+    """The mount goes between the check and the freeze: what lies below must not be frozen in its place."""
     volume = await rig.volume("v")
     await rig.stage(volume)
     staging = rig.staging(volume)
@@ -408,7 +413,7 @@ async def test_a_host_file_system_is_never_frozen(rig: Rig, monkeypatch: pytest.
         return await real(job, timeout, **args)
 
     monkeypatch.setattr(rig.children, "run", run_)
-    with pytest.raises(Busy, match=r"the mount changed during the cut"):
+    with pytest.raises(Busy, match=r"the mount changed during the snapshot"):
         await rig.snapshot("s", volume)
     assert not is_frozen(rig.disk.point)
     assert mountinfo.at(staging) is None
@@ -424,7 +429,7 @@ async def test_a_failing_cut_is_told_in_the_drivers_words(rig: Rig, monkeypatch:
 
     async def run_(job: str, timeout: float, **args: Any) -> Any:
         if job == "cut":
-            args["clones"][0]["source"] += "-gone"
+            args["action"]["files"][0]["source"] += "-gone"
         return await real(job, timeout, **args)
 
     monkeypatch.setattr(rig.children, "run", run_)
@@ -434,12 +439,12 @@ async def test_a_failing_cut_is_told_in_the_drivers_words(rig: Rig, monkeypatch:
     assert not is_frozen(rig.staging(volume))
 
 
-async def test_a_cut_that_cannot_be_killed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_snapshot_that_cannot_be_killed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may still hold its volume frozen: until it has ended, that volume alone answers ABORTED."""
     volume, other = await rig.volume("v"), await rig.volume("w")
     await rig.show(volume)
     await rig.show(other)
-    real, gone = rig.children.run, Gone()
+    real, gone = rig.children.run, JobEnded()
 
     async def run_(job: str, timeout: float, **args: Any) -> Any:
         if job == "cut" and not gone.is_set():
@@ -447,7 +452,7 @@ async def test_a_cut_that_cannot_be_killed(rig: Rig, monkeypatch: pytest.MonkeyP
         return await real(job, timeout, **args)
 
     monkeypatch.setattr(rig.children, "run", run_)
-    with pytest.raises(Busy, match=r"given up.* has \d+ extents"):
+    with pytest.raises(Busy, match=r"aborted and undone.* has \d+ extents"):
         await rig.snapshot("s", volume)
     assert os.listdir(rig.layout.freezes) != [], "what may be frozen stays announced"
     for call in (rig.snapshot("s", volume), rig.unpublish(volume), rig.group("g", volume, other)):

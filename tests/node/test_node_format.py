@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node_host import MIB, read_at, write_at, write_file
-from node_rig import Rig, block, mounted
+from support.files import read_at, write_at, write_file
+from support.node_rig import Rig, block, mounted
+from support.sizes import MIB
 
 from csi_driver.domain.errors import AlreadyExists, Busy, DriverError, InvalidRequest, Precondition
 from csi_driver.domain.model import Snapshot, Volume
-from csi_driver.host import filesystems, mountinfo
+from csi_driver.host.fs import filesystems, mountinfo
 
 
 def formats_of(rig: Rig, volume: Volume) -> str:
@@ -71,7 +72,7 @@ async def test_blank_but_written_is_refused_and_untouched(rig: Rig) -> None:
     write_at(rig.image(volume), 12 * MIB, b"\0" * 4096)
     before = rig.image(volume).read_bytes()
     for _ in range(2):
-        with pytest.raises(Precondition, match=r"never formatted .* holds data: it is not formatted"):
+        with pytest.raises(Precondition, match=r"never formatted .* has data: it is not formatted"):
             await rig.stage(volume)
     assert rig.image(volume).read_bytes() == before
     assert formats_of(rig, volume) == "blank"
@@ -163,10 +164,10 @@ async def test_another_file_system_after_a_formatting_that_did_not_end(
 ) -> None:
     volume = await rig.volume("v", "xfs", capabilities=(mounted(""), block()))
 
-    async def cut_short(self: Any, volume: Volume, fs_type: str) -> None:
+    async def interrupted(self: Any, volume: Volume, fs_type: str) -> None:
         raise Busy("cut short")
 
-    monkeypatch.setattr(type(rig.backend.access), "make_file_system", cut_short)
+    monkeypatch.setattr(type(rig.backend.access), "make_file_system", interrupted)
     with pytest.raises(Busy):
         await rig.stage(volume, mounted("xfs"))
     monkeypatch.undo()
@@ -221,9 +222,9 @@ async def test_a_raw_volume_that_its_user_formatted_is_mounted(rig: Rig) -> None
 async def test_written_as_a_block_device_and_then_mounted(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, fs_type: str, mkfs: tuple[str, ...]
 ) -> None:
-    """As a backup is restored: a volume made for block access is written, and a new PersistentVolume of its handle mounts it."""
+    """As a backup is restored: a volume created for block access is written, and a new PersistentVolume of its handle mounts it."""
     volume = await rig.volume("v", "block", 320 * MIB)
-    with pytest.raises(Precondition, match=r"made for block access, not for mount"):
+    with pytest.raises(Precondition, match=r"created for block access, not for mount"):
         await rig.stage(volume, mounted(""))  # nobody has written it yet, and it was not made to be formatted
     assert formats_of(rig, volume) == "blank"
     await rig.stage(volume)
@@ -249,7 +250,7 @@ async def test_written_as_a_block_device_and_then_mounted(
 
 
 @pytest.mark.parametrize("recorded", ["now", "by an older driver"])
-async def test_a_block_copy_that_its_user_formatted_anew_is_restored_as_what_it_is(rig: Rig, recorded: str) -> None:
+async def test_a_block_copy_that_its_user_formatted_again_is_restored_as_what_it_is(rig: Rig, recorded: str) -> None:
     """Its record, and its snapshot's, named what the source held."""
     origin = await rig.volume("v", "ext4")
     async with rig.shown(origin):
@@ -265,7 +266,7 @@ async def test_a_block_copy_that_its_user_formatted_anew_is_restored_as_what_it_
         rig.pool.put_volume(old)
     snapshot = await rig.snapshot("of the copy", rig.now(copy))
     assert snapshot.format == ("raw" if recorded == "now" else "ext4")
-    with pytest.raises(InvalidRequest, match=r"holds xfs, ext4 was asked for"):
+    with pytest.raises(InvalidRequest, match=r"has xfs, ext4 was requested"):
         await rig.volume("as-ext4", source=snapshot, capabilities=(mounted("ext4"),))
     with pytest.raises(InvalidRequest, match=r"'data' is not allowed with xfs"):
         await rig.volume("with-a-flag", source=snapshot, capabilities=(mounted("", "data=ordered"),))
@@ -283,14 +284,14 @@ async def test_a_block_copy_that_its_user_formatted_anew_is_restored_as_what_it_
 
 async def test_what_is_no_file_system_is_said_and_not_mounted(rig: Rig) -> None:
     volume = await rig.volume("v", "block", 16 * MIB)
-    for offset, magic, named in ((0, b"\0" * 8, "nothing that is known"), (536, b"LVM2 001", "LVM2_member")):
+    for offset, magic, named in ((0, b"\0" * 8, "no known content"), (536, b"LVM2 001", "LVM2_member")):
         await rig.stage(volume)
         device = rig.device(volume)
         assert device is not None
         write_at(device.path, offset, magic)
         await rig.unstage(volume)
         before = rig.image(volume).read_bytes()
-        with pytest.raises(Precondition, match=f"holds {named}, no file system that could be mounted"):
+        with pytest.raises(Precondition, match=f"has {named}, not a file system that can be mounted"):
             await rig.stage(volume, mounted(""))
         assert rig.image(volume).read_bytes() == before
         assert formats_of(rig, volume) == "raw"
@@ -308,7 +309,7 @@ async def test_a_refused_stage_as_a_block_device_makes_nothing_raw(rig: Rig) -> 
 
 @pytest.mark.parametrize("thick", [False, True], ids=["thin", "thick"])
 async def test_a_copy_of_a_blank_volume_is_blank_and_formatted(rig: Rig, thick: bool) -> None:
-    """As it was at the cut; allocated space is no data."""
+    """As it was at the snapshot; allocated space is no data."""
     origin = await rig.volume("v")
     snapshot = await rig.snapshot("s", origin)
     async with rig.shown(origin) as path:
@@ -353,7 +354,7 @@ async def test_the_format_is_on_the_disk_before_the_first_mount(rig: Rig, monkey
 
 async def test_an_error_of_looking_is_not_taken_for_empty(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     volume = await rig.volume("v")
-    from csi_driver.host import files
+    from csi_driver.host.fs import files
 
     def broken(fd: int) -> bool:
         raise OSError(5, "Input/output error")

@@ -9,14 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from node_host import mounts_below, read_at, write_at
-from node_rig import Rig, until
+from support.files import read_at, write_at
+from support.node_rig import Rig
+from support.pool_disk import mounts_below
+from support.waiting import until
 
-from csi_driver.backends import kernel
+from csi_driver.backends import block_access
 from csi_driver.domain.errors import InUse, Precondition
 from csi_driver.domain.model import Volume
-from csi_driver.host import loop, mountinfo, mountpoints, mounts
+from csi_driver.host.block import loop
 from csi_driver.host.commands import run
+from csi_driver.host.fs import mount_points, mountinfo, mounts
 
 pytestmark = pytest.mark.alone
 
@@ -111,7 +114,7 @@ async def test_what_is_left_is_swept_at_start_and_only_that(rig: Rig) -> None:
     foreign, again = rig.place / "foreign", rig.place / "again"
     for path in (foreign, again):
         path.touch()
-    mountpoints.mark(again, f"{volume.id} of another life")
+    mount_points.mark(again, f"{volume.id} of another life")
     for path in (foreign, again):
         mounts.bind(f"/dev/loop{number}", path, False)
     await rig.reopen()
@@ -160,11 +163,11 @@ async def test_what_an_earlier_version_published_is_marked_by_the_next_call(rig:
     device = rig.device(volume)
     assert device is not None
     mounts.umount(target)
-    mountpoints.unmark(target)
+    mount_points.unmark(target)
     mounts.bind(device.path, target, False)
-    assert mountpoints.marked(target, covered=True) == ""
+    assert mount_points.marked(target, covered=True) == ""
     await rig.publish(volume)
-    assert mountpoints.marked(target, covered=True) == f"{volume.id} {volume.uid}"
+    assert mount_points.marked(target, covered=True) == f"{volume.id} {volume.uid}"
     loop.detach(device, mounted=lambda _: [])
     assert target in (await rig.access.use(volume)).paths
     assert Path(target).exists()
@@ -181,7 +184,7 @@ async def test_a_sweep_that_is_broken_off_is_finished_by_what_comes_next(
 
     for _ in range(2):
         with monkeypatch.context() as patch:
-            patch.setattr(kernel, "_remove_file", die)
+            patch.setattr(block_access, "_remove_file", die)
             with pytest.raises(Killed):
                 await rig.reopen()
     await rig.open()

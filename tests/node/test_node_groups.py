@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node_host import GIB, MIB, freeze, is_frozen, process, read_at, thaw, write_at, write_file
-from node_rig import Rig, mounted, until
+from support.files import read_at, write_at, write_file
+from support.freezing import freeze, is_frozen, thaw
+from support.machine import process
+from support.node_rig import Rig, mounted
+from support.sizes import GIB, MIB
+from support.waiting import until
 
 from csi_driver.domain.errors import Busy, DriverError, Precondition
 from csi_driver.domain.model import Volume
-from csi_driver.host import extents
+from csi_driver.host.fs import extents
 
 CUTS = 80
 
@@ -103,7 +107,7 @@ async def test_a_raw_member_in_use_makes_it_a_precondition(rig: Rig) -> None:
     volume, raw = await rig.volume("v"), await rig.volume("raw", "block")
     target = await rig.show(volume)
     await rig.show(raw)
-    with pytest.raises(Precondition, match=r"raw block device, which cannot be held still"):
+    with pytest.raises(Precondition, match=r"raw block device, which cannot be frozen"):
         await rig.group("g", volume, raw)
     assert os.listdir(rig.layout.groups) == []
     assert rig.left_inside() == []
@@ -125,7 +129,7 @@ async def test_members_that_nobody_uses_are_not_cloned_while_others_are_frozen(
 
     async def run(job: str, timeout: float, **args: Any) -> Any:
         if job == "cut":
-            cloned.extend(clone["source"] for clone in args["clones"])
+            cloned.extend(clone["source"] for clone in args["action"]["files"])
         return await real(job, timeout, **args)
 
     monkeypatch.setattr(rig.children, "run", run)
@@ -144,7 +148,7 @@ async def test_one_failure_and_none_of_them_exists(rig: Rig, monkeypatch: pytest
 
     async def run(job: str, timeout: float, **args: Any) -> Any:
         if job == "cut" and kind == "clone fails":
-            args["clones"][2]["source"] += "-gone"
+            args["action"]["files"][2]["source"] += "-gone"
         if job == "cut" and kind == "deadline":
             args |= {"deadline": 0.3, "test_pause": 20.0}
         return await real(job, timeout, **args)

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node_host import MIB, has_capability, read_at, write_at, write_file
-from node_rig import SMALL, Rig, mounted
+from support.files import read_at, write_at, write_file
+from support.machine import CAP_SYS_RESOURCE, has_capability
+from support.node_rig import SMALL, Rig, mounted
+from support.sizes import MIB
 
 from csi_driver.domain.errors import Busy, OutOfRange, Precondition
 from csi_driver.domain.model import SizeRange, Volume
-from csi_driver.host import filesystems, loop, mountinfo
-from csi_driver.host.children import JobFailed
+from csi_driver.host.block import loop
+from csi_driver.host.fs import filesystems, mountinfo
+from csi_driver.host.helper.client import JobFailed
 
-CAP_SYS_RESOURCE = 24
 GROWN = 700 * MIB
 
 
@@ -293,9 +295,10 @@ async def test_a_stage_that_fails_after_its_mount_leaves_nothing_behind(
     real = rig.children.run
 
     async def run_(job: str, timeout: float, **args: Any) -> Any:
-        if job == "grow":
-            raise JobFailed(job, 0, "signal 9", "Crashed")  # nobody knows what it has done, so it is not put off
-        return await real(job, timeout, **args)
+        result = await real(job, timeout, **args)
+        if job == "mount":
+            raise JobFailed(job, 0, "signal 9", "Crashed")
+        return result
 
     with monkeypatch.context() as patch:
         patch.setattr(rig.children, "run", run_)

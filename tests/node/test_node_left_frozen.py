@@ -1,4 +1,4 @@
-"""What a cut left frozen is ours: it stays announced, whatever comes, until it is known to be thawed."""
+"""What a snapshot left frozen is ours: it stays in the journal, whatever comes, until it is known to be thawed."""
 
 import asyncio
 import errno
@@ -7,14 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from node_host import freeze, is_frozen, thaw, write_file
-from node_rig import Rig
+from support.files import write_file
+from support.freezing import freeze, is_frozen, thaw
+from support.node_rig import Rig
 
 from csi_driver.domain.errors import Busy, Damaged, Precondition
 from csi_driver.domain.model import Volume
-from csi_driver.host import announcements
-from csi_driver.host.children import JobFailed
-from csi_driver.host.runs import Gone
+from csi_driver.host.freeze import journal
+from csi_driver.host.helper.client import JobFailed
+from csi_driver.host.helper.job import JobEnded
 
 Run = Callable[..., Any]
 
@@ -30,12 +31,12 @@ def answering(rig: Rig, monkeypatch: pytest.MonkeyPatch, job: str, answer: Calla
 
 
 def left_frozen(kind: str = "StillFrozen") -> Run:
-    """A cut that freezes and does not thaw, and whose watchdog gives up as well."""
+    """A snapshot that freezes and does not thaw, and whose watchdog gives up as well."""
 
     def cut(mounts: list[dict[str, Any]], **_: object) -> None:
         for mount in mounts:
             freeze(mount["point"])
-        gone = Gone()
+        gone = JobEnded()
         gone.frozen = True
         gone.set()
         raise JobFailed("cut", errno.EIO, "the thaw failed", kind, gone=gone)
@@ -44,8 +45,8 @@ def left_frozen(kind: str = "StillFrozen") -> Run:
 
 
 def announced(rig: Rig) -> list[str]:
-    """The mount points in all announcements."""
-    found: dict[str, Any] = announcements.announced(str(rig.layout.freezes))
+    """The mount points in all journal entries."""
+    found: dict[str, Any] = journal.read_entries(str(rig.layout.freezes))
     return sorted(fact["point"] for facts in found.values() for fact in facts)
 
 
@@ -99,7 +100,7 @@ async def test_what_cannot_be_thawed_is_busy_and_stays_announced(rig: Rig, monke
     with monkeypatch.context() as patch:
         answering(rig, patch, "thaw", thaw)
         for call in (rig.snapshot("s", volume), rig.group("g", other, volume)):
-            with pytest.raises(Busy, match=r"an earlier cut of .* may have left it frozen"):
+            with pytest.raises(Busy, match=r"an earlier snapshot of .* may have left it frozen"):
                 await call
         await rig.snapshot("w", other)
         await rig.reopen()
@@ -132,9 +133,9 @@ async def test_a_pool_that_is_refused_keeps_nothing_frozen(rig: Rig, monkeypatch
     await rig.open()
 
 
-async def cut_without_end(rig: Rig, monkeypatch: pytest.MonkeyPatch, volume: Volume) -> Gone:
-    """A cut that is given up while it is at work still; the event that tells its end."""
-    gone = Gone()
+async def cut_without_end(rig: Rig, monkeypatch: pytest.MonkeyPatch, volume: Volume) -> JobEnded:
+    """A snapshot that is given up while it is still in progress; the event that is set at its end."""
+    gone = JobEnded()
 
     def hanging(**_: object) -> None:
         raise JobFailed("cut", errno.ETIMEDOUT, "no sync in time", "SyncTimeout", gone=gone)
@@ -146,7 +147,7 @@ async def cut_without_end(rig: Rig, monkeypatch: pytest.MonkeyPatch, volume: Vol
     return gone
 
 
-async def test_a_cut_that_ended_well_after_its_answer_leaves_nothing_to_thaw(
+async def test_a_snapshot_that_ended_well_after_its_answer_leaves_nothing_to_thaw(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is frozen since is somebody else's, and stays so."""
@@ -167,7 +168,7 @@ async def test_a_cut_that_ended_well_after_its_answer_leaves_nothing_to_thaw(
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["well", "frozen"])
-async def test_what_a_cut_announced_goes_when_it_has_ended_well(
+async def test_what_a_snapshot_recorded_goes_when_it_has_ended_well(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, frozen: bool
 ) -> None:
     """Without another cut: the next start would thaw what a backup tool has frozen since."""
@@ -190,7 +191,7 @@ async def test_what_a_cut_announced_goes_when_it_has_ended_well(
             thaw(target)
 
 
-async def test_a_pool_closes_while_a_cut_has_not_ended(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_pool_closes_while_a_snapshot_has_not_ended(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """It stays announced: the next start looks at it."""
     volume = await rig.volume("v")
     await rig.show(volume)

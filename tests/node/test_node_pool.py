@@ -12,29 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node_host import (
-    GIB,
-    MIB,
-    Disk,
-    clean,
-    freeze,
-    is_frozen,
-    make_disk,
-    process,
-    share,
-    skip_unless_root,
-    thaw,
-    write_file,
-)
-from node_rig import OWNER, PATIENCE, POOL, Rig, children
+from support.files import write_file
+from support.fork_servers import helper_pool
+from support.freezing import freeze, is_frozen, thaw
+from support.machine import process, skip_unless_root
+from support.node_rig import OWNER, PATIENCE, POOL, Rig
+from support.pool_disk import Disk, clean, make_disk, share
+from support.sizes import GIB, MIB
 
-from csi_driver.backends.base import Contents
-from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions, catalogue
+from csi_driver.backends.base import PoolContents
+from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions, pool_reader
+from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.errors import Damaged, Precondition, Unavailable
-from csi_driver.domain.space import Policy
-from csi_driver.host import announcements, loop, mounts
-from csi_driver.host.children import Children
+from csi_driver.host.block import loop
 from csi_driver.host.commands import run
+from csi_driver.host.freeze import journal
+from csi_driver.host.fs import mounts
+from csi_driver.host.helper.client import HelperPool
 from csi_driver.service.pools import Pool
 
 # ---- whose it is -------------------------------------------------------------------------------------------------------
@@ -54,7 +48,7 @@ def disk(place: Path) -> Disk:
 
 
 async def open_pool(
-    children_: Children,
+    children_: HelperPool,
     path: Path,
     name: str = POOL,
     owner: str = OWNER,
@@ -72,7 +66,7 @@ async def open_pool(
 
 
 async def test_a_pool_is_made_once_and_known_again(disk: Disk) -> None:
-    async with children() as agents:
+    async with helper_pool() as agents:
         first = await open_pool(agents, disk.point)
         uid = first.identity.uuid
         await first.close()
@@ -99,7 +93,7 @@ async def test_a_pool_is_made_once_and_known_again(disk: Disk) -> None:
     ],
 )
 async def test_another_identity_is_refused(disk: Disk, change: dict[str, object], why: str) -> None:
-    async with children() as agents:
+    async with helper_pool() as agents:
         await (await open_pool(agents, disk.point)).close()
         path = disk.point / "pool.json"
         path.write_text(json.dumps(json.loads(path.read_bytes()) | change))
@@ -111,7 +105,7 @@ async def test_another_identity_is_refused(disk: Disk, change: dict[str, object]
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1}'])
 async def test_a_damaged_identity_is_refused_and_kept(disk: Disk, text: str) -> None:
-    async with children() as agents:
+    async with helper_pool() as agents:
         await (await open_pool(agents, disk.point)).close()
         (disk.point / "pool.json").write_text(text)
         with pytest.raises(Precondition, match=r"pool.json cannot be read"):
@@ -123,7 +117,7 @@ async def test_an_empty_directory_that_is_no_mount_point(disk: Disk) -> None:
     """A disk that failed to mount must not get a shadow pool: only where that was said."""
     inside = disk.point / "inside"
     inside.mkdir()
-    async with children() as agents:
+    async with helper_pool() as agents:
         for _ in range(2):
             with pytest.raises(Unavailable, match=r"no mount point of its own.*--pool-init.*--pool-image"):
                 await open_pool(agents, inside)
@@ -140,7 +134,7 @@ async def test_a_directory_of_the_host_whose_disk_failed_to_mount(disk: Disk, pl
         directory.mkdir()
     mounts.bind(host, seen, read_only=False)
     late = make_disk(place, GIB, "late")
-    async with children() as agents:
+    async with helper_pool() as agents:
         for _ in range(2):
             with pytest.raises(Unavailable, match=r"no mount point of its own.*poolInit"):
                 await open_pool(agents, seen, in_container=True)
@@ -158,14 +152,14 @@ async def test_a_directory_of_the_host_whose_disk_failed_to_mount(disk: Disk, pl
 @pytest.mark.parametrize("init", [False, True])
 async def test_a_directory_that_is_not_empty(disk: Disk, init: bool) -> None:
     (disk.point / "holiday.jpg").touch()
-    async with children() as agents:
+    async with helper_pool() as agents:
         with pytest.raises(Precondition, match=r"no pool.json and is not empty \('holiday.jpg', ...\)"):
             await open_pool(agents, disk.point, init=init)
     assert os.listdir(disk.point) == ["holiday.jpg"]
 
 
 async def test_a_directory_that_is_not_there(disk: Disk) -> None:
-    async with children() as agents:
+    async with helper_pool() as agents:
         with pytest.raises(Unavailable, match=r"is not a directory: mount the pool's disk"):
             await open_pool(agents, disk.point / "missing", init=True)
     assert os.listdir(disk.point) == []
@@ -179,7 +173,7 @@ async def test_ext4_is_refused_with_the_way_out(place: Path) -> None:
     device = loop.attach(image)
     run(("mkfs.ext4", "-q", device.path), 30)
     mounts.mount(device.path, point, "ext4")
-    async with children() as agents:
+    async with helper_pool() as agents:
         with pytest.raises(
             Precondition, match=r"is on ext4 and cannot share blocks.*XFS.*--pool-image FILE --pool-size"
         ):
@@ -195,7 +189,7 @@ async def test_xfs_without_reflink_is_refused(place: Path) -> None:
     device = loop.attach(image)
     run(("mkfs.xfs", "-q", "-m", "reflink=0", device.path), 30)
     mounts.mount(device.path, point, "xfs")
-    async with children() as agents:
+    async with helper_pool() as agents:
         with pytest.raises(Precondition, match=r"an XFS made without reflink"):
             await open_pool(agents, point)
     assert os.listdir(point) == []
@@ -203,17 +197,17 @@ async def test_xfs_without_reflink_is_refused(place: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["btrfs", "tmpfs", "overlay", "nfs"])
 async def test_other_file_systems_are_refused(disk: Disk, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    from csi_driver.host import files
+    from csi_driver.host.fs import files
 
     monkeypatch.setattr(files, "file_system_type", lambda path: kind)
-    async with children() as agents:
+    async with helper_pool() as agents:
         with pytest.raises(Precondition, match=f"on {kind}.*--pool-image"):
             await open_pool(agents, disk.point)
     assert os.listdir(disk.point) == []
 
 
 async def test_one_agent_owns_a_pool(disk: Disk) -> None:
-    async with children() as agents:
+    async with helper_pool() as agents:
         first = await open_pool(agents, disk.point)
         with pytest.raises(Precondition, match=r"cannot be locked.*another agent"):
             await open_pool(agents, disk.point)
@@ -221,16 +215,16 @@ async def test_one_agent_owns_a_pool(disk: Disk) -> None:
         await (await open_pool(agents, disk.point)).close()
 
 
-@pytest.mark.parametrize("failing", [(catalogue, "read"), (announcements, "announced")], ids=["records", "freezes"])
+@pytest.mark.parametrize("failing", [(pool_reader, "read"), (journal, "read_entries")], ids=["records", "freezes"])
 async def test_a_pool_whose_disk_failed_while_it_was_opened_opens_later(
     disk: Disk, monkeypatch: pytest.MonkeyPatch, failing: tuple[object, str]
 ) -> None:
     """The agent looks again every few seconds, with the same backend: its own lock must not be in its way."""
-    async with children() as agents:
+    async with helper_pool() as agents:
         backend = ReflinkBackend(ReflinkOptions(POOL, OWNER, str(disk.point)), agents)
-        pool = Pool(backend, Policy())
+        pool = Pool(backend, CapacityPolicy())
 
-        def fail(*_: object) -> Contents:
+        def fail(*_: object) -> PoolContents:
             raise OSError(errno.EIO, "the disk does not answer")
 
         with monkeypatch.context() as patch:
@@ -245,19 +239,19 @@ async def test_a_pool_whose_disk_failed_while_it_was_opened_opens_later(
 AGENT = """
 import asyncio, sys
 from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
-from csi_driver.host.children import Children
+from csi_driver.host.helper.client import HelperPool
 
 async def main():
-    children = Children()
+    children = HelperPool()
     await children.start()
     backend = ReflinkBackend(ReflinkOptions("default", "node-1", sys.argv[1]), children)
     await backend.open()
     hanging = asyncio.create_task(children.run("ping", 600, pause=600))
     child = await children.run("ping", 10)
-    while len(children._runs) > 1 or not all(run.pid for run in children._runs.values()):
+    while len(children._jobs) > 1 or not all(run.pid for run in children._jobs.values()):
         await asyncio.sleep(0.01)
     print("ready", flush=True)
-    print(children.server_pid, *[run.pid for run in children._runs.values()], flush=True)
+    print(children.server_pid, *[run.pid for run in children._jobs.values()], flush=True)
     await asyncio.sleep(600)
 
 asyncio.run(main())
@@ -274,7 +268,7 @@ async def test_the_lock_ends_with_its_agent_whatever_its_children_do(disk: Disk)
         for pid in pids:
             held = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
             assert str(lock) not in held
-        async with children() as agents:
+        async with helper_pool() as agents:
             with pytest.raises(Precondition, match=r"another agent"):
                 await open_pool(agents, disk.point)
             os.kill(pids[0], 19)  # the fork server stands still, and its child with it
@@ -294,7 +288,7 @@ async def test_the_lock_ends_with_its_agent_whatever_its_children_do(disk: Disk)
 
 
 async def test_two_agents_make_a_pool_at_the_same_time(disk: Disk) -> None:
-    """One of them gets it, and what it was told of the pool stays true."""
+    """One of them gets it, and what it knows of the pool stays true."""
     code = AGENT.replace('print("ready", flush=True)', 'print("ready", backend.identity.uuid, flush=True)')
     agents = [
         subprocess.Popen(
@@ -316,9 +310,9 @@ async def test_two_agents_make_a_pool_at_the_same_time(disk: Disk) -> None:
 
 
 async def test_while_one_agent_makes_a_pool_another_is_refused(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
-    from csi_driver.backends.reflink import identity
+    from csi_driver.backends.reflink import pool_lock
     from csi_driver.backends.reflink.layout import Layout
-    from csi_driver.host import files
+    from csi_driver.host.fs import files
 
     real = files.write_durably
     tried = []
@@ -327,18 +321,18 @@ async def test_while_one_agent_makes_a_pool_another_is_refused(disk: Disk, monke
         monkeypatch.undo()
         tried.append(path)
         with pytest.raises(Precondition, match=r"another agent"):
-            identity.take(Layout(disk.point, POOL), OWNER, False)
+            pool_lock.acquire_pool(Layout(disk.point, POOL), OWNER, False)
         real(path, data)
 
     monkeypatch.setattr(files, "write_durably", write)
-    async with children() as agents:
+    async with helper_pool() as agents:
         await (await open_pool(agents, disk.point)).close()
     assert len(tried) == 1
 
 
 async def test_what_a_crash_left_while_the_pool_was_made_is_no_content(disk: Disk) -> None:
     (disk.point / ".pool.json.abcd1234").write_text("{")
-    async with children() as agents:
+    async with helper_pool() as agents:
         await (await open_pool(agents, disk.point)).close()
         await (await open_pool(agents, disk.point)).close()
     assert not list(disk.point.glob(".pool.json.*"))
@@ -413,14 +407,14 @@ async def test_an_older_agent_cannot_be_fooled_by_a_link(rig: Rig) -> None:
 @pytest.mark.parametrize("fs_type", ["ext4", "xfs"])
 @pytest.mark.parametrize("unmounted", [False, True], ids=["mounted", "unmounted"])
 async def test_the_sweep_at_start_thaws_what_was_announced(rig: Rig, fs_type: str, unmounted: bool) -> None:
-    from csi_driver.host import announcements as freezing
+    from csi_driver.host.freeze import journal as freezing
 
     volume, foreign = await rig.volume("v", fs_type), await rig.volume("w")
     target, other = await rig.show(volume), await rig.show(foreign)
     device = rig.device(volume)
     assert device is not None
-    facts = freezing.freeze_facts(rig.staging(volume), device.major, device.minor, device.backing)
-    freezing.announce(str(rig.layout.freezes), volume.id.hash, [facts])
+    facts = freezing.entry_for(rig.staging(volume), device.major, device.minor, device.backing)
+    freezing.record(str(rig.layout.freezes), volume.id.hash, [facts])
     await rig.close()
     freeze(target)
     freeze(other)
@@ -439,15 +433,15 @@ async def test_the_sweep_at_start_thaws_what_was_announced(rig: Rig, fs_type: st
     write_file(f"{target}/data", b"1")
 
 
-async def test_an_announcement_of_another_boot_is_void(rig: Rig) -> None:
-    from csi_driver.host import announcements as freezing
+async def test_a_journal_entry_of_another_boot_is_void(rig: Rig) -> None:
+    from csi_driver.host.freeze import journal as freezing
 
     volume = await rig.volume("v")
     target = await rig.show(volume)
     device = rig.device(volume)
     assert device is not None
-    facts = freezing.freeze_facts(rig.staging(volume), device.major, device.minor, device.backing) | {"boot": "before"}
-    freezing.announce(str(rig.layout.freezes), volume.id.hash, [facts])
+    facts = freezing.entry_for(rig.staging(volume), device.major, device.minor, device.backing) | {"boot": "before"}
+    freezing.record(str(rig.layout.freezes), volume.id.hash, [facts])
     await rig.close()
     freeze(target)
     try:
@@ -459,16 +453,16 @@ async def test_an_announcement_of_another_boot_is_void(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("found", ['{"schema": 2, "boot": "%s", "mounts": []}', "{", '[{"boot": "%s"}]'])
-async def test_an_announcement_that_cannot_be_read_is_kept_and_told(rig: Rig, found: str) -> None:
-    """A newer driver wrote it, before the way back to this one. What it froze is not forgotten; all others are thawed."""
-    from csi_driver.host import announcements as freezing
+async def test_a_journal_entry_that_cannot_be_read_is_kept_and_reported(rig: Rig, found: str) -> None:
+    """A newer driver wrote it, before the downgrade to this one. What it froze is not forgotten; all others are thawed."""
+    from csi_driver.host.freeze import journal as freezing
 
     volume = await rig.volume("v")
     target = await rig.show(volume)
     device = rig.device(volume)
     assert device is not None
-    facts = freezing.freeze_facts(rig.staging(volume), device.major, device.minor, device.backing)
-    freezing.announce(str(rig.layout.freezes), "z" * 32, [facts])
+    facts = freezing.entry_for(rig.staging(volume), device.major, device.minor, device.backing)
+    freezing.record(str(rig.layout.freezes), "z" * 32, [facts])
     later = rig.layout.freezes / f"{'a' * 32}.frozen.json"
     later.write_text(found.replace("%s", freezing.boot_id()))
     await rig.close()
@@ -485,7 +479,7 @@ async def test_an_announcement_that_cannot_be_read_is_kept_and_told(rig: Rig, fo
     write_file(f"{target}/data", b"1")
 
 
-async def test_a_later_announcement_of_another_boot_is_void(rig: Rig) -> None:
+async def test_a_later_journal_entry_of_another_boot_is_void(rig: Rig) -> None:
     later = rig.layout.freezes / f"{'a' * 32}.frozen.json"
     later.write_text('{"schema": 2, "boot": "before"}')
     await rig.reopen()

@@ -10,26 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node_host import (
-    GIB,
-    MIB,
-    allocated,
-    clean,
-    devices_below,
-    held_open,
-    make_disk,
-    read_at,
-    share,
-    skip_unless_root,
-    write_at,
-)
-from node_rig import OWNER, PATIENCE, POOL, children
+from support.files import allocated, read_at, write_at
+from support.fork_servers import helper_pool
+from support.machine import held_open, skip_unless_root
+from support.node_rig import OWNER, PATIENCE, POOL
+from support.pool_disk import clean, devices_below, make_disk, share
+from support.sizes import GIB, MIB
 
 from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
-from csi_driver.backends.reflink.images import Prepared, prepare, remove
+from csi_driver.backends.reflink.pool_image_setup import Prepared, prepare, remove
 from csi_driver.domain.errors import Precondition
-from csi_driver.host import filesystems, libc, loop, loopctl, mountinfo, mounts, pool_image
+from csi_driver.host import pool_image, syscalls
+from csi_driver.host.block import loop, loop_ioctl
 from csi_driver.host.commands import run
+from csi_driver.host.fs import filesystems, mountinfo, mounts
 
 SIZE = 400 * MIB
 
@@ -50,7 +44,7 @@ async def ready(place: Path, size: int = SIZE, sparse: bool = True, name: str = 
 async def prepared(
     place: Path, size: int = SIZE, sparse: bool = True, name: str = "pool.img", **options: bool
 ) -> Prepared:
-    async with asyncio.timeout(PATIENCE), children() as agents:
+    async with asyncio.timeout(PATIENCE), helper_pool() as agents:
         return await prepare(agents, str(place / name), size, sparse, str(place / "pool"), **options)
 
 
@@ -77,8 +71,8 @@ async def test_made_once_and_adopted(place: Path, sparse: bool) -> None:
     assert shown.fs_type == "xfs"
     uid = run(("blkid", "-o", "value", "-s", "UUID", str(image)), 10)
     (device,) = devices_below(place)
-    assert loopctl.sysfs(device.number, "loop/dio") == "1"
-    assert loopctl.sysfs(device.number, "queue/logical_block_size") == "4096"
+    assert loop_ioctl.sysfs(device.number, "loop/dio") == "1"
+    assert loop_ioctl.sysfs(device.number, "queue/logical_block_size") == "4096"
     (place / "pool" / "kept").write_bytes(b"1")
     # Mounted; attached and not mounted; neither.
     for step in range(3):
@@ -95,7 +89,7 @@ async def test_made_once_and_adopted(place: Path, sparse: bool) -> None:
 
 async def test_a_pool_in_an_image_is_a_pool(place: Path) -> None:
     image = await ready(place, GIB)
-    async with children() as agents:
+    async with helper_pool() as agents:
         for _ in range(2):
             backend = ReflinkBackend(ReflinkOptions(POOL, OWNER, str(place / "pool"), backing=str(image)), agents)
             await backend.open()
@@ -196,7 +190,9 @@ async def test_something_else_is_mounted_there(place: Path) -> None:
 
 MAKE = """
 import os, sys
-from csi_driver.host import filesystems, loop, pool_image
+from csi_driver.host import pool_image
+from csi_driver.host.block import loop
+from csi_driver.host.fs import filesystems
 path, stop = sys.argv[1:]
 
 def die(*_):
@@ -253,7 +249,7 @@ async def test_several_make_it_at_the_same_time(place: Path, left: bool) -> None
 
 async def test_a_start_that_is_broken_off_leaves_no_draft(place: Path) -> None:
     """Killed while it allocates, the child cannot clean up: whoever started it does."""
-    async with asyncio.timeout(PATIENCE), children() as agents:
+    async with asyncio.timeout(PATIENCE), helper_pool() as agents:
         real = agents.run
         begun = asyncio.Event()
 
@@ -282,7 +278,7 @@ async def test_a_start_that_is_broken_off_leaves_no_draft(place: Path) -> None:
 async def test_what_is_in_an_image_keeps_it(place: Path) -> None:
     """Only what was made for nothing is taken away."""
     image = await ready(place)
-    async with children() as agents:
+    async with helper_pool() as agents:
         backend = ReflinkBackend(ReflinkOptions(POOL, OWNER, str(place / "pool")), agents)
         await backend.open()
         await remove(agents, str(image), str(place / "pool"))
@@ -364,7 +360,7 @@ async def test_a_growth_that_fails_in_the_middle_gives_back_what_it_took(
     await ready(place, sparse=False)
     image = place / "pool.img"
     before = allocated(image)
-    real = libc.call
+    real = syscalls.call
     steps = 0
 
     def call(what: str, *args: object) -> int:
@@ -374,7 +370,7 @@ async def test_a_growth_that_fails_in_the_middle_gives_back_what_it_took(
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(what, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(libc, "call", call)
+    monkeypatch.setattr(syscalls, "call", call)
     with pytest.raises(OSError, match="No space"):
         pool_image.grow_pool_image(str(image), str(place / "pool"), 2 * SIZE, False)
     monkeypatch.undo()
@@ -388,7 +384,7 @@ async def test_a_growth_that_fails_in_the_middle_gives_back_what_it_took(
 async def test_in_a_pod_it_is_served_as_it_is(place: Path, asked: int) -> None:
     """Whatever the values say now: the pods of the node need their disks."""
     host = make_disk(place, GIB, "host")
-    async with asyncio.timeout(PATIENCE), children() as agents:
+    async with asyncio.timeout(PATIENCE), helper_pool() as agents:
 
         async def start(size: int) -> Prepared:
             image, point = str(host.point / "pool.img"), str(host.point / "pool")
@@ -405,7 +401,9 @@ async def test_in_a_pod_it_is_served_as_it_is(place: Path, asked: int) -> None:
 
 GROW = """
 import os, sys
-from csi_driver.host import filesystems, loop, pool_image
+from csi_driver.host import pool_image
+from csi_driver.host.block import loop
+from csi_driver.host.fs import filesystems
 path, point, stop = sys.argv[1:]
 
 def after(module, name):

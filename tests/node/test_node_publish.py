@@ -4,12 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
-from node_host import write_at, write_file
-from node_rig import Rig, block, mounted
+from support.files import write_at, write_file
+from support.node_rig import Rig, block, mounted
 
 from csi_driver.domain.errors import AlreadyExists, Precondition
-from csi_driver.domain.model import Mode
-from csi_driver.host import mounts
+from csi_driver.domain.model import AccessMode
+from csi_driver.host.fs import mounts
 
 KINDS = ["ext4", "xfs", "block"]
 
@@ -17,14 +17,14 @@ KINDS = ["ext4", "xfs", "block"]
 @pytest.mark.parametrize(
     ("mode", "second"),
     [
-        (Mode.MULTI_WRITER, None),
-        (Mode.SINGLE_WRITER, Precondition),
-        (Mode.WRITER, Precondition),
-        (Mode.READER, Precondition),
+        (AccessMode.MULTI_WRITER, None),
+        (AccessMode.SINGLE_WRITER, Precondition),
+        (AccessMode.WRITER, Precondition),
+        (AccessMode.READER, Precondition),
     ],
 )
 @pytest.mark.parametrize("access", ["mount", "block"])
-async def test_the_second_publish(rig: Rig, mode: Mode, second: type[Exception] | None, access: str) -> None:
+async def test_the_second_publish(rig: Rig, mode: AccessMode, second: type[Exception] | None, access: str) -> None:
     """The specification's table for SINGLE_NODE_MULTI_WRITER drivers."""
     how = mounted("ext4", mode=mode) if access == "mount" else block(mode)
     volume = await rig.volume("v", capabilities=(how,))
@@ -34,7 +34,7 @@ async def test_the_second_publish(rig: Rig, mode: Mode, second: type[Exception] 
     if second is None:
         await rig.publish(volume, "b", how)
     else:
-        with pytest.raises(second, match=r"allows one place only"):
+        with pytest.raises(second, match=r"allows one path only"):
             await rig.publish(volume, "b", how)
         assert not os.path.lexists(rig.target(volume, "b"))
 
@@ -63,7 +63,7 @@ async def test_a_read_only_mount_is_read_only_for_its_pod_alone(rig: Rig, fs_typ
 
 
 async def test_the_readers_mode_is_read_only_without_being_told(rig: Rig) -> None:
-    how = mounted("ext4", mode=Mode.READER)
+    how = mounted("ext4", mode=AccessMode.READER)
     volume = await rig.volume("v", capabilities=(how,))
     await rig.stage(volume, how)
     target = await rig.publish(volume, how=how)
@@ -100,7 +100,7 @@ async def test_a_volume_that_was_read_only_is_writable_at_its_next_stage(rig: Ri
 @pytest.mark.parametrize("access", ["mount", "block"])
 async def test_what_the_kubelet_binds_of_a_publish_is_no_second_place(rig: Rig, access: str) -> None:
     """A raw block goes on to volumeDevices, a subPath to volume-subpaths; and after its restart the kubelet publishes again."""
-    how = mounted("ext4", mode=Mode.SINGLE_WRITER) if access == "mount" else block(Mode.SINGLE_WRITER)
+    how = mounted("ext4", mode=AccessMode.SINGLE_WRITER) if access == "mount" else block(AccessMode.SINGLE_WRITER)
     volume = await rig.volume("v", capabilities=(how,))
     await rig.stage(volume, how)
     target = await rig.publish(volume, "a", how)
@@ -114,7 +114,7 @@ async def test_what_the_kubelet_binds_of_a_publish_is_no_second_place(rig: Rig, 
         mounts.bind(target, own, False)
     try:
         await rig.publish(volume, "a", how)
-        with pytest.raises(Precondition, match="allows one place only"):
+        with pytest.raises(Precondition, match="allows one path only"):
             await rig.publish(volume, "b", how)
     finally:
         mounts.umount(own)

@@ -1,15 +1,17 @@
-"""The way back, as a pod sees it."""
+"""A rollback, as a pod sees it."""
 
 import errno
 import os
 from pathlib import Path
 
 import pytest
-from node_host import MIB, is_frozen, read_at, write_at, write_file
-from node_rig import SMALL, Rig, mounted
+from support.files import read_at, write_at, write_file
+from support.freezing import is_frozen
+from support.node_rig import SMALL, Rig, mounted
+from support.sizes import MIB
 
 from csi_driver.domain.errors import InUse, InvalidRequest, Precondition
-from csi_driver.host import extents, filesystems
+from csi_driver.host.fs import extents, filesystems
 from csi_driver.service.rollbacks import RollbackRequest
 
 
@@ -59,7 +61,7 @@ async def test_in_use_it_is_refused_naming_where(rig: Rig) -> None:
     target = await rig.show(volume)
     snapshot = await rig.snapshot("s", volume)
     write_file(f"{target}/data", b"kept")
-    with pytest.raises(InUse, match=r"in use at .*pods.*stop what uses it"):
+    with pytest.raises(InUse, match=r"in use at .*pods.*stop the pods or processes"):
         await rig.roll_back(volume, snapshot, "r")
     with pytest.raises(InUse, match=r"in use at"):
         await rig.rollbacks.hold(str(volume.id), "somebody")
@@ -132,7 +134,7 @@ async def test_under_a_hold_that_lapsed_nothing_is_rolled_back(rig: Rig) -> None
     safety = await rig.snapshot("safety", volume)
     asked = RollbackRequest(str(volume.id), str(old.id), "r", holder="h", safety=str(safety.id))
     rig.clock.offset += 301
-    with pytest.raises(Precondition, match="has lapsed"):
+    with pytest.raises(Precondition, match="has expired"):
         await rig.rollbacks.roll_back(asked)
     rig.clock.offset = 0.0
     await rig.rollbacks.hold(str(volume.id), "h")
@@ -149,12 +151,12 @@ async def test_never_to_another_volumes_snapshot(rig: Rig) -> None:
     own = await rig.snapshot("own", volume)
     copy = await rig.volume("copy", source=own, capabilities=(mounted(""),))
     for target, snapshot in ((volume, foreign), (copy, own)):
-        with pytest.raises(InvalidRequest, match="goes back to the disk's own only"):
+        with pytest.raises(InvalidRequest, match="is rolled back to its own snapshots only"):
             await rig.roll_back(target, snapshot, "r")
     await rig.delete(volume)
     again = await rig.volume("v")
     assert again.id == volume.id
-    with pytest.raises(InvalidRequest, match="the disk's own only"):
+    with pytest.raises(InvalidRequest, match="its own snapshots only"):
         await rig.roll_back(again, own, "r")
 
 

@@ -5,13 +5,16 @@ import os
 from pathlib import Path
 
 import pytest
-from node_host import MIB, held_open, read_at, write_at, write_file
-from node_rig import SMALL, Rig, block, capability_of, mounted
+from support.files import read_at, write_at, write_file
+from support.machine import held_open
+from support.node_rig import SMALL, Rig, block, capability_of, mounted
+from support.sizes import MIB
 
 from csi_driver.domain.errors import AlreadyExists, InUse, InvalidRequest, NotFound, Precondition, Unavailable
-from csi_driver.domain.model import Mode, SizeRange
-from csi_driver.host import loop, loopctl, mountinfo, mounts
+from csi_driver.domain.model import AccessMode, SizeRange
+from csi_driver.host.block import loop, loop_ioctl
 from csi_driver.host.commands import run
+from csi_driver.host.fs import mountinfo, mounts
 
 KINDS = ["ext4", "xfs", "block"]
 MISSING = "node-1:default:" + "0" * 32
@@ -33,8 +36,8 @@ async def test_a_volume_through_its_life_on_a_node(rig: Rig, kind: str) -> None:
     put(kind, target, b"kept" * 1024)
     device = rig.device(volume)
     assert device is not None
-    assert loopctl.sysfs(device.number, "loop/dio") == "1"
-    assert loopctl.sysfs(device.number, "queue/logical_block_size") == "4096"
+    assert loop_ioctl.sysfs(device.number, "loop/dio") == "1"
+    assert loop_ioctl.sysfs(device.number, "queue/logical_block_size") == "4096"
     shown = mountinfo.at(target)
     assert shown is not None
     assert (shown.major, shown.minor) == (
@@ -139,7 +142,7 @@ async def test_a_mount_stage_is_not_published_as_a_block_device(rig: Rig) -> Non
 
 async def test_access_that_the_volume_was_not_made_for(rig: Rig) -> None:
     volume = await rig.volume("v")
-    with pytest.raises(Precondition, match=r"made for mount access, not for block"):
+    with pytest.raises(Precondition, match=r"created for mount access, not for block"):
         await rig.stage(volume, block())
     assert rig.devices() == []
 
@@ -314,7 +317,7 @@ async def test_a_link_in_the_last_place_is_not_followed(rig: Rig, kind: str, tmp
 
 
 async def test_a_slash_at_the_end_is_no_other_path(rig: Rig) -> None:
-    how = mounted("ext4", mode=Mode.WRITER)
+    how = mounted("ext4", mode=AccessMode.WRITER)
     volume = await rig.volume("v", capabilities=(how,))
     staging, target = rig.staging(volume) + "/", rig.target(volume) + "//"
     for _ in range(2):

@@ -6,15 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from node_host import GIB, MIB, allocated, read_at, write_at, write_file
-from node_rig import Rig, mounted
 from structlog.testing import capture_logs
+from support.files import allocated, read_at, write_at, write_file
+from support.node_rig import Rig, mounted
+from support.sizes import GIB, MIB
 
+from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.errors import OutOfSpace
 from csi_driver.domain.model import SizeRange, Volume
-from csi_driver.domain.space import Policy
-from csi_driver.host import allocation, extents, libc, loop, loopctl
+from csi_driver.host import syscalls
+from csi_driver.host.block import loop, loop_ioctl
 from csi_driver.host.commands import run
+from csi_driver.host.fs import allocation, extents
 
 SIZE = 320 * MIB
 
@@ -72,11 +75,11 @@ async def test_a_device_that_an_attach_left_half_way_is_adopted_and_refuses_disc
     """The first stage ended right after the device was bound; the next one finds it."""
     volume = await rig.volume("v", "ext4", SIZE, thick=True)
     device = loop.attach(rig.image(volume))
-    assert loopctl.sysfs(device.number, "queue/discard_max_bytes") != "0"
+    assert loop_ioctl.sysfs(device.number, "queue/discard_max_bytes") != "0"
     staging = await rig.stage(volume)
     assert rig.device(volume) == device
-    assert loopctl.sysfs(device.number, "queue/discard_max_bytes") == "0"
-    assert loopctl.shows(device.number, "queue/scheduler", "[none]")
+    assert loop_ioctl.sysfs(device.number, "queue/discard_max_bytes") == "0"
+    assert loop_ioctl.shows(device.number, "queue/scheduler", "[none]")
     with pytest.raises(OSError, match=r"not supported|fstrim"):
         run(("fstrim", staging), 30)
     assert allocated(rig.image(volume)) >= SIZE
@@ -145,7 +148,7 @@ async def test_a_thick_volume_that_grows_takes_the_new_space(rig: Rig) -> None:
 
 @pytest.mark.parametrize("seen", [True, False], ids=["at once", "in the middle"])
 async def test_growth_that_finds_no_space_takes_none(rig: Rig, monkeypatch: pytest.MonkeyPatch, seen: bool) -> None:
-    """Thin volumes may take, between the look at the account and the growth, or during it, what the account had."""
+    """Thin volumes may take, between the reading of the account and the growth, or during it, what the account had."""
     volume = await rig.volume("v", size=SIZE, thick=True)
     before = allocated(rig.image(volume))
     if not seen:
@@ -164,7 +167,7 @@ LITTLE = 24 * MIB
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "block"])
 async def test_whatever_is_done_with_it_needs_what_it_takes_and_the_reserve(rig: Rig, kind: str) -> None:
     """Made, staged, cut, restored, rolled back and grown, each with no more free than that."""
-    rig.pool.policy = Policy(reserve=GIB)
+    rig.pool.policy = CapacityPolicy(reserve=GIB)
     size, growth = 5 * GIB, 512 * MIB
 
     async def written(volume: Volume, data: bytes) -> None:
@@ -211,8 +214,8 @@ async def test_whatever_is_done_with_it_needs_what_it_takes_and_the_reserve(rig:
 
 @pytest.mark.parametrize("rig", [{"size": 20 * GIB}], indirect=True)
 async def test_more_than_half_of_an_empty_pool(rig: Rig) -> None:
-    rig.pool.policy = Policy()
-    size = rig.pool.account().available_thick // GIB * GIB
+    rig.pool.policy = CapacityPolicy()
+    size = (await rig.pool.account()).available_thick // GIB * GIB
     assert size >= 18 * GIB
     volume = await rig.volume("v", "block", size, thick=True)
     assert allocated(rig.image(volume)) >= size
@@ -226,14 +229,14 @@ async def test_what_a_stage_repairs_does_not_fail_it(rig: Rig, fs_type: str) -> 
     await rig.stage(volume)
     await rig.unstage(volume)
     with rig.image(volume).open("r+b") as file:
-        libc.call("fallocate, punch", "fallocate", file.fileno(), 3, SIZE - 64 * MIB, 48 * MIB)
+        syscalls.call("fallocate, punch", "fallocate", file.fileno(), 3, SIZE - 64 * MIB, 48 * MIB)
     leave(rig, 32 * MIB)
     with capture_logs() as logs:
         await rig.stage(volume)
     assert [(entry["log_level"], entry["volume"]) for entry in logs] == [("warning", str(volume.id))]
     await rig.unstage(volume)
     assert allocated(rig.image(volume)) < SIZE
-    assert rig.pool.account().promised > 40 * MIB, "kept for it"
+    assert (await rig.pool.account()).promised > 40 * MIB, "kept for it"
     leave(rig, 96 * MIB)
     await rig.stage(volume)
     assert allocated(rig.image(volume)) >= SIZE
@@ -243,24 +246,24 @@ async def test_a_snapshot_sets_aside_what_overwriting_can_cost(rig: Rig) -> None
     volume = await rig.volume("v", size=SIZE, thick=True)
     target = await rig.show(volume)
     write_file(f"{target}/data", os.urandom(200 * MIB))
-    before = rig.pool.account().available_thick
+    before = (await rig.pool.account()).available_thick
     snapshot = await rig.snapshot("s", volume)
     assert exclusive(rig.image(volume)) >= SIZE, "the snapshot has the old blocks, the volume has as many of its own"
     assert exclusive(rig.image(snapshot)) >= 200 * MIB
-    assert rig.pool.account().promised == 0
-    assert before - rig.pool.account().available_thick == pytest.approx(200 * MIB, abs=40 * MIB)
+    assert (await rig.pool.account()).promised == 0
+    assert before - (await rig.pool.account()).available_thick == pytest.approx(200 * MIB, abs=40 * MIB)
     await rig.delete(snapshot)
 
 
 async def test_a_snapshot_of_a_thick_volume_without_room_for_it(rig: Rig) -> None:
     volume = await rig.volume("v", size=SIZE, thick=True)
     fill(rig.disk.point, keep=200 * MIB)
-    needs = r"must set aside \d+ bytes \([^;]+; as much again as each thick volume that is cut has allocated"
+    needs = r"must set aside \d+ bytes \([^;]+; as much again as each thick volume that is snapshotted has allocated"
     with pytest.raises(OutOfSpace, match=needs):
         await rig.snapshot("s", volume)
     with pytest.raises(OutOfSpace):
         await rig.volume("copy", size=SIZE, source=volume, thick=True)
-    with pytest.raises(OutOfSpace, match=r"has room for"):
+    with pytest.raises(OutOfSpace, match=r"can reserve"):
         await rig.volume("w", size=SIZE, thick=True)
     for entry in rig.disk.point.glob("filler-*"):
         entry.unlink()

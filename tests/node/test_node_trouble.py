@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node_host import (
-    GIB,
-    MIB,
-    is_frozen,
-    make_disk,
-    write_file,
-)
-from node_rig import OWNER, POOL, Rig, mounted
+from support.files import write_file
+from support.freezing import is_frozen
+from support.node_rig import OWNER, POOL, Rig, mounted
+from support.pool_disk import make_disk
+from support.sizes import GIB, MIB
 
 from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
+from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.errors import DriverError, OutOfSpace, Precondition, Unavailable
-from csi_driver.domain.space import Policy
-from csi_driver.host import loopctl, mountinfo, mounts
+from csi_driver.host.block import loop_ioctl
 from csi_driver.host.commands import run
+from csi_driver.host.fs import mountinfo, mounts
 from csi_driver.service.pools import Pool
 
 
@@ -76,7 +74,7 @@ async def all_refused(rig: Rig, kind: type[Exception] | tuple[type[Exception], .
 
 async def test_a_pool_below_its_reserve_makes_nothing_and_deletes(rig: Rig) -> None:
     await furnished(rig)
-    rig.pool.policy = Policy(reserve=1 << 50)
+    rig.pool.policy = CapacityPolicy(reserve=1 << 50)
     before = tree(rig)
     for name, call in mutations(rig, "x").items():
         if name in {"roll back", "hold", "expand", "delete snapshot", "delete volume"}:
@@ -85,7 +83,7 @@ async def test_a_pool_below_its_reserve_makes_nothing_and_deletes(rig: Rig) -> N
             await call()
     with pytest.raises(OutOfSpace):
         await rig.roll_back(rig.idle, rig.snap, "with safety", safety=True)  # type: ignore[attr-defined]
-    assert rig.volumes.capacity({}, [])[:2] == (0, 0)
+    assert (await rig.volumes.capacity({}, []))[:2] == (0, 0)
     assert tree(rig) == before
     await rig.delete(rig.snap)  # type: ignore[attr-defined]
     await rig.delete(rig.idle)  # type: ignore[attr-defined]
@@ -94,7 +92,7 @@ async def test_a_pool_below_its_reserve_makes_nothing_and_deletes(rig: Rig) -> N
 async def test_a_pool_that_is_truly_full(rig: Rig) -> None:
     """The reserve did not help: whatever does not fit is RESOURCE_EXHAUSTED, nothing is half-made, deleting works."""
     target = await furnished(rig)
-    rig.pool.policy = Policy(reserve=0)
+    rig.pool.policy = CapacityPolicy(reserve=0)
     filler = rig.disk.point / "filler"
     with filler.open("wb") as file:
         step = 256 * MIB
@@ -195,11 +193,12 @@ async def test_a_pool_that_is_gone(rig: Rig) -> None:
         rig.snapshots.list,
         lambda: rig.volumes.get(str(rig.idle.id)),  # type: ignore[attr-defined]
         lambda: rig.snapshots.get(str(rig.snap.id)),  # type: ignore[attr-defined]
-        lambda: rig.volumes.capacity({}, []),
         lambda: rig.volumes.get("node-1:default:" + "0" * 32),
     ):
         with pytest.raises(Unavailable):
             call()
+    with pytest.raises(Unavailable):
+        await rig.volumes.capacity({}, [])
     assert os.listdir(rig.disk.point) == []
     with pytest.raises(Unavailable, match=r"is empty and no mount point of its own: if its disk failed to mount"):
         await rig.reopen()
@@ -211,7 +210,7 @@ async def test_another_pool_in_its_place(rig: Rig, tmp_path: Path) -> None:
     await furnished(rig)
     rig.leftovers_expected = True
     other = make_disk(tmp_path, GIB, "other")
-    second = Pool(ReflinkBackend(ReflinkOptions(POOL, OWNER, str(other.point)), rig.children), Policy())
+    second = Pool(ReflinkBackend(ReflinkOptions(POOL, OWNER, str(other.point)), rig.children), CapacityPolicy())
     await second.open()
     await second.backend.close()
     mounts.umount(other.point)
@@ -231,9 +230,10 @@ async def test_a_pool_whose_file_system_was_shut_down(rig: Rig) -> None:
     rig.leftovers_expected = True
     run(("xfs_io", "-x", "-c", "shutdown", str(rig.disk.point)), 10)
     await all_refused(rig, Unavailable)
-    for call in (rig.volumes.list, lambda: rig.volumes.capacity({}, [])):
-        with pytest.raises(Unavailable):
-            call()
+    with pytest.raises(Unavailable):
+        rig.volumes.list()
+    with pytest.raises(Unavailable):
+        await rig.volumes.capacity({}, [])
     with pytest.raises(Unavailable):
         await rig.stage(rig.idle)  # type: ignore[attr-defined]
     await rig.close()
@@ -260,7 +260,7 @@ async def test_pods_of_a_dead_pool_can_end(rig: Rig, restarted: bool) -> None:
         for _ in range(2):
             await rig.unstage(volume)
         assert [m for m in mountinfo.read() if m.point.startswith(rig.staging(volume))] == []
-    left = [n for n in loopctl.numbers() if f"{rig.disk.point}/" in (loopctl.sysfs(n, "loop/backing_file") or "")]
+    left = [n for n in loop_ioctl.numbers() if f"{rig.disk.point}/" in (loop_ioctl.sysfs(n, "loop/backing_file") or "")]
     assert left == []
     with pytest.raises(Unavailable):
         await rig.stage(volumes[0])
@@ -346,5 +346,5 @@ async def test_a_full_disk_below_a_sparse_pool_image(tmp_path: Path, rig: Rig) -
     backing.touch()
     rig.options = {"backing": str(backing)}
     await rig.open()
-    assert rig.pool.account().space.free <= 400 * MIB
-    assert rig.pool.account().space.total > GIB
+    assert (await rig.pool.account()).space.free <= 400 * MIB
+    assert (await rig.pool.account()).space.total > GIB

@@ -5,8 +5,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from node_host import process, read_at, write_at
-from node_rig import Rig, mounted
+from support.files import read_at, write_at
+from support.machine import process
+from support.node_rig import Rig, mounted
 
 from csi_driver.domain.errors import Busy, InUse
 

@@ -4,12 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
-from node_rig import Rig, block, mounted
+from support.node_rig import Rig, block, mounted
 
 from csi_driver.domain.errors import InUse, Precondition
-from csi_driver.domain.model import Mode
-from csi_driver.host import loopctl, mountinfo, mounts
+from csi_driver.domain.model import AccessMode
+from csi_driver.host.block import loop_ioctl
 from csi_driver.host.commands import run
+from csi_driver.host.fs import mountinfo, mounts
 
 
 def seen_twice(rig: Rig, where: str) -> tuple[Path, Path]:
@@ -30,7 +31,7 @@ def seen_twice(rig: Rig, where: str) -> tuple[Path, Path]:
 @pytest.mark.parametrize("where", ["elsewhere", "on itself"])
 @pytest.mark.parametrize("access", ["mount", "block"])
 async def test_one_mount_that_is_seen_twice_is_one_use(rig: Rig, where: str, access: str) -> None:
-    how = mounted(mode=Mode.SINGLE_WRITER) if access == "mount" else block(Mode.SINGLE_WRITER)
+    how = mounted(mode=AccessMode.SINGLE_WRITER) if access == "mount" else block(AccessMode.SINGLE_WRITER)
     volume = await rig.volume("v", capabilities=(how,))
     name = str(volume.id)
     own, other = seen_twice(rig, where)
@@ -48,7 +49,7 @@ async def test_one_mount_that_is_seen_twice_is_one_use(rig: Rig, where: str, acc
     assert use.paths == (staged, target)
     assert [len(place) for place in use.places] == [2, 2]
     assert {path for place in use.places for path in place} >= {staged, target, str(other / "pod")}
-    with pytest.raises(Precondition, match=r"is published at \S+pod and access mode .* allows one place only"):
+    with pytest.raises(Precondition, match=r"is published at \S+pod and access mode .* allows one path only"):
         await publish(str(own / "another"))
     with pytest.raises(Precondition, match=r"still published at \S+pod: unpublish"):
         await rig.nodes.unstage(name, staging)
@@ -80,4 +81,4 @@ async def test_pods_of_a_dead_pool_can_end_where_they_are_seen_twice(rig: Rig) -
     await rig.nodes.unpublish(str(volume.id), target)
     await rig.nodes.unstage(str(volume.id), staging)
     assert mountinfo.at(staging) is None
-    assert str(rig.disk.point) not in (loopctl.sysfs(device.number, "loop/backing_file") or "")
+    assert str(rig.disk.point) not in (loop_ioctl.sysfs(device.number, "loop/backing_file") or "")

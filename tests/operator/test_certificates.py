@@ -7,51 +7,51 @@ from base64 import b64encode
 from datetime import timedelta
 
 import pytest
-from fake_api import Call, FakeApi, Fault
-from trust_rig import AGENT, AUTHORITY, CONTROLLER, NAMESPACE, Trusting, content
+from certificates_rig import AGENT, AUTHORITY, CONTROLLER, NAMESPACE, CertificatesRig, content
+from support.fake_api import Call, FakeApi, Fault
 
 from csi_driver.domain.errors import DriverError, Precondition, Unavailable
-from csi_driver.kube.kinds import SECRETS, WEBHOOKS
-from csi_driver.operator import certificates
-from csi_driver.operator.trust import Rest
+from csi_driver.kube.resources import MUTATING_WEBHOOKS, SECRETS
+from csi_driver.operator.certificates import controller as certificates
+from csi_driver.operator.certificates.rotation import Idle
 
 CHANGING = {"create", "update", "patch", "delete"}
 
 
 @pytest.fixture
-def trusting(fake: FakeApi) -> Trusting:
-    return Trusting(fake)
+def trusting(fake: FakeApi) -> CertificatesRig:
+    return CertificatesRig(fake)
 
 
-async def at_rest(trusting: Trusting) -> None:
-    await (await trusting.replica()).settle()
+async def at_rest(trusting: CertificatesRig) -> None:
+    await (await trusting.replica()).reconcile()
     trusting.check_rest()
     trusting.peers.load_all()
 
 
-async def rotate(trusting: Trusting) -> None:
+async def rotate(trusting: CertificatesRig) -> None:
     """One replica, and peers that load what is there whenever it waits for them."""
     keeper = await trusting.replica()
     for _ in range(10):
-        rest = await keeper.settle()
+        rest = await keeper.reconcile()
         if not rest.waiting:
             return
         trusting.peers.load_all()
     raise AssertionError("the rotation does not end")
 
 
-async def test_from_nothing(trusting: Trusting) -> None:
+async def test_from_nothing(trusting: CertificatesRig) -> None:
     await at_rest(trusting)
     assert trusting.secret(CONTROLLER)["type"] == trusting.secret(AGENT)["type"] == "kubernetes.io/tls"
     assert set(trusting.expiry) == {"authority", "controller", "agent"}
     left = trusting.expiry["agent"] - trusting.now
     assert timedelta(days=89) < left < timedelta(days=91)
     before = len([call for call in trusting.fake.calls if call.verb in CHANGING])
-    await (await trusting.replica()).settle()
+    await (await trusting.replica()).reconcile()
     assert len([call for call in trusting.fake.calls if call.verb in CHANGING]) == before, "at rest nothing is written"
 
 
-async def test_two_replicas_at_once_end_with_one_authority(trusting: Trusting) -> None:
+async def test_two_replicas_at_once_end_with_one_authority(trusting: CertificatesRig) -> None:
     """Both see nothing, and both decide to make all; each then has what the first of them wrote."""
     waiting = 0
     both = asyncio.Event()
@@ -66,17 +66,17 @@ async def test_two_replicas_at_once_end_with_one_authority(trusting: Trusting) -
 
     trusting.fake.hooks.append(together)
     replicas = [await trusting.replica() for _ in range(2)]
-    await asyncio.gather(*(replica.settle() for replica in replicas))
+    await asyncio.gather(*(replica.reconcile() for replica in replicas))
     assert waiting == 2
     trusting.check_rest()
-    assert trusting.told.reasons == ["AuthorityMade"]
+    assert trusting.emitter.reasons == ["CaCreated"]
 
 
-async def test_a_certificate_is_renewed_and_nothing_else_changes(trusting: Trusting) -> None:
+async def test_a_certificate_is_renewed_and_nothing_else_changes(trusting: CertificatesRig) -> None:
     await at_rest(trusting)
     root, before = trusting.authority(), {name: content(trusting.fake, name) for name in (CONTROLLER, AGENT)}
     trusting.now += timedelta(days=61)
-    await (await trusting.replica()).settle()
+    await (await trusting.replica()).reconcile()
     trusting.check_rest()
     assert trusting.authority() == root
     for name, old in before.items():
@@ -84,7 +84,7 @@ async def test_a_certificate_is_renewed_and_nothing_else_changes(trusting: Trust
         assert content(trusting.fake, name)["tls.key"] != old["tls.key"]
 
 
-async def test_a_rotation_waits_for_every_peer(trusting: Trusting) -> None:
+async def test_a_rotation_waits_for_every_peer(trusting: CertificatesRig) -> None:
     """Whoever has not loaded the last step is named, and meanwhile nobody refuses anybody."""
     await at_rest(trusting)
     root = trusting.authority()
@@ -93,25 +93,25 @@ async def test_a_rotation_waits_for_every_peer(trusting: Trusting) -> None:
     late = {(secret, peer) for secret, peers in trusting.peers.loaded.items() for peer in peers}
     for phase in (1, 2):
         for secret, peer in sorted(late):
-            rest = await keeper.settle()
+            rest = await keeper.reconcile()
             assert peer in rest.waiting, f"phase {phase}"
             assert (trusting.authority() == root) == (phase == 1)
             trusting.peers.load(secret, peer)
             trusting.peers.check()
-    assert await keeper.settle() == Rest()
+    assert await keeper.reconcile() == Idle()
     trusting.check_rest()
     trusting.peers.check()
     trusting.peers.load_all()
     trusting.peers.check()
     assert trusting.authority() != root
     assert "tidemark.dev/rotate" not in trusting.secret(AUTHORITY)["metadata"].get("annotations", {})
-    reasons = [reason for reason in trusting.told.reasons if reason != "RotationWaits"]
-    assert reasons == ["AuthorityMade", "RotationBegan", "RotationSigns", "RotationEnded"]
-    waits = [message for reason, message in trusting.told.events if reason == "RotationWaits"]
+    reasons = [reason for reason in trusting.emitter.reasons if reason != "RotationWaiting"]
+    assert reasons == ["CaCreated", "RotationStarted", "NextCaPromoted", "RotationCompleted"]
+    waits = [message for reason, message in trusting.emitter.events if reason == "RotationWaiting"]
     assert "n-1, n-2, pod-1, pod-2" in waits[0]
 
 
-async def test_an_authority_is_rotated_before_it_ends(trusting: Trusting) -> None:
+async def test_an_authority_is_rotated_before_it_ends(trusting: CertificatesRig) -> None:
     await at_rest(trusting)
     root = trusting.authority()
     trusting.now += timedelta(days=2500)
@@ -121,7 +121,7 @@ async def test_an_authority_is_rotated_before_it_ends(trusting: Trusting) -> Non
 
 
 @pytest.mark.parametrize(("what", "writes"), [("first", 4), ("rotation", 11)])
-async def test_the_process_ends_between_any_two_writes(trusting: Trusting, what: str, writes: int) -> None:
+async def test_the_process_ends_between_any_two_writes(trusting: CertificatesRig, what: str, writes: int) -> None:
     """A replica ends before its n-th write, for every n (what it only reads changes nothing); another goes on, and at no
     moment a peer refuses another.
     """
@@ -161,21 +161,21 @@ async def test_the_process_ends_between_any_two_writes(trusting: Trusting, what:
     assert gap == writes, "each write was the first that was not made"
 
 
-async def test_replicas_that_rotate_together(trusting: Trusting) -> None:
+async def test_replicas_that_rotate_together(trusting: CertificatesRig) -> None:
     await at_rest(trusting)
     root = trusting.authority()
     trusting.ask_for_rotation()
     replicas = [await trusting.replica() for _ in range(3)]
     for _ in range(10):
-        await asyncio.gather(*(replica.settle() for replica in replicas))
+        await asyncio.gather(*(replica.reconcile() for replica in replicas))
         trusting.peers.load_all()
         trusting.peers.check()
     trusting.check_rest()
     assert trusting.authority() != root
-    assert trusting.told.reasons.count("RotationBegan") == 1
+    assert trusting.emitter.reasons.count("RotationStarted") == 1
 
 
-async def test_a_lost_authority_is_replaced_without_a_refusal(trusting: Trusting) -> None:
+async def test_a_lost_authority_is_replaced_without_a_refusal(trusting: CertificatesRig) -> None:
     await at_rest(trusting)
     root = trusting.authority()
     trusting.fake.remove(SECRETS, AUTHORITY, NAMESPACE)
@@ -183,15 +183,15 @@ async def test_a_lost_authority_is_replaced_without_a_refusal(trusting: Trusting
     await rotate(trusting)
     trusting.check_rest()
     assert trusting.authority() != root
-    assert trusting.told.events[1] == (
-        "AuthorityMade",
-        "an authority is made, because the one that is trusted was lost",
+    assert trusting.emitter.events[1] == (
+        "CaCreated",
+        "created a CA, because the key of the trusted one was lost",
     )
 
 
 @pytest.mark.parametrize("name", [CONTROLLER, AGENT])
 @pytest.mark.parametrize("damage", ["gone", "empty", "no PEM", "key of another"])
-async def test_a_damaged_certificate_is_issued_again(trusting: Trusting, name: str, damage: str) -> None:
+async def test_a_damaged_certificate_is_issued_again(trusting: CertificatesRig, name: str, damage: str) -> None:
     await at_rest(trusting)
     root = trusting.authority()
     if damage == "gone":
@@ -200,40 +200,40 @@ async def test_a_damaged_certificate_is_issued_again(trusting: Trusting, name: s
         key = content(trusting.fake, AUTHORITY)["tls.key"]
         value = {"empty": b"", "no PEM": b"\xff", "key of another": key}[damage]
         trusting.fake.change(SECRETS, name, {"data": {"tls.key": b64encode(value).decode()}}, NAMESPACE)
-    await (await trusting.replica()).settle()
+    await (await trusting.replica()).reconcile()
     trusting.check_rest()
     assert trusting.authority() == root
 
 
 @pytest.mark.parametrize("key", ["tls.crt", "tls.key"])
 @pytest.mark.parametrize("value", ["", "bm8gUEVN", "not base64"])
-async def test_a_damaged_authority_is_never_overwritten(trusting: Trusting, key: str, value: str) -> None:
+async def test_a_damaged_authority_is_never_overwritten(trusting: CertificatesRig, key: str, value: str) -> None:
     await at_rest(trusting)
     trusting.fake.change(SECRETS, AUTHORITY, {"data": {key: value}}, NAMESPACE)
     before = trusting.fake.all(SECRETS)
-    with pytest.raises(Precondition, match="Secret tidemark-authority does not hold the authority") as caught:
-        await (await trusting.replica()).settle()
+    with pytest.raises(Precondition, match="Secret tidemark-authority does not hold a CA") as caught:
+        await (await trusting.replica()).reconcile()
     assert "PRIVATE" not in str(caught.value)
     assert trusting.fake.all(SECRETS) == before
 
 
-async def test_the_webhook_follows(trusting: Trusting) -> None:
+async def test_the_webhook_follows(trusting: CertificatesRig) -> None:
     """All that the chart wrote beside is left; without a webhook there is nothing to do."""
     await at_rest(trusting)
-    obj = trusting.fake.get(WEBHOOKS, "tidemark-pin")
+    obj = trusting.fake.get(MUTATING_WEBHOOKS, "tidemark-pin")
     assert obj is not None
     assert obj["webhooks"][0]["clientConfig"]["service"] == {"name": "s"}
-    trusting.fake.change(WEBHOOKS, "tidemark-pin", {"webhooks": [{"name": "a", "clientConfig": {}}]})
-    await (await trusting.replica()).settle()
+    trusting.fake.change(MUTATING_WEBHOOKS, "tidemark-pin", {"webhooks": [{"name": "a", "clientConfig": {}}]})
+    await (await trusting.replica()).reconcile()
     assert trusting.hook() == trusting.authority()
-    trusting.fake.remove(WEBHOOKS, "tidemark-pin")
-    assert await (await trusting.replica()).settle() == Rest()
+    trusting.fake.remove(MUTATING_WEBHOOKS, "tidemark-pin")
+    assert await (await trusting.replica()).reconcile() == Idle()
 
 
 async def test_others_who_change_the_same_secret_without_end_are_told(
-    trusting: Trusting, monkeypatch: pytest.MonkeyPatch
+    trusting: CertificatesRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(certificates, "MOST_STEPS", 12)
+    monkeypatch.setattr(certificates, "MAX_STEPS", 12)
     await at_rest(trusting)
 
     def undo(call: Call) -> None:
@@ -241,5 +241,5 @@ async def test_others_who_change_the_same_secret_without_end_are_told(
             trusting.fake.change(SECRETS, AGENT, {"data": {"ca.crt": "eA=="}}, NAMESPACE)
 
     trusting.fake.hooks.append(undo)
-    with pytest.raises(Unavailable, match="do not come to rest"):
-        await (await trusting.replica()).settle()
+    with pytest.raises(Unavailable, match="keep changing: another process"):
+        await (await trusting.replica()).reconcile()

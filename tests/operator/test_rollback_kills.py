@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rollback_world import World
+from support.rollback_rig import World
 
-from csi_driver.kube.kinds import PODS, ROLLBACKS, SNAPSHOTS, VOLUMES
-from csi_driver.operator.rollback_spent import read_spent
-from csi_driver.service.context import HOLD_SECONDS
+from csi_driver.domain.errors import DriverError
+from csi_driver.kube.resources import PODS, PVS, ROLLBACKS, SNAPSHOTS
+from csi_driver.operator.rollback.completed import read_completed
+from csi_driver.service.holds import HOLD_SECONDS
 
 
 async def prepared(world: World) -> None:
-    await world.disk()
-    await world.write(b"1")
-    await world.cut("s1")
-    await world.write(b"2")
+    await world.written_since_s1()
     world.changes, world.kill_at = 0, None
     await world.start()
 
@@ -31,7 +30,7 @@ def came_to_its_end(world: World) -> None:
     assert world.bytes_of(world.disk_now) == b"1"
     assert world.holder == ""
     assert not world.got(ROLLBACKS, "back")["metadata"].get("finalizers")
-    assert read_spent(world.got(VOLUMES, world.pv))["shop/back"].uid == uid
+    assert read_completed(world.got(PVS, world.pv))["shop/back"].uid == uid
     safety = world.agent.pool.snapshots[world.disk_now.rollbacks[0].safety.rsplit(":", 1)[1]]
     assert world.bytes_of(safety) == b"2"
 
@@ -73,11 +72,12 @@ async def test_two_controllers_at_once_do_it_once(world: World) -> None:
     """For a moment after a lost lease two may be at work; each step of one meets the other's."""
     await prepared(world)
     world.ask()
-    first = world.steps
+    first = world.reconciler
     await world.start()
-    second = world.steps
+    second = world.reconciler
     for turn in range(60):
-        wait = await (first if turn % 2 else second).step("shop", "back")
+        world.reconciler = first if turn % 2 else second
+        wait = await world.step()
         if wait is None:
             break
         if wait:
@@ -91,26 +91,26 @@ async def test_a_controller_that_wakes_up_late_rolls_nothing_away(world: World) 
     await prepared(world)
     world.ask()
     await world.run(until="RollingBack")
-    sleeper = world.steps
-    disks, sent = sleeper._disks, []
+    sleeper = world.reconciler
+    agents, sent = sleeper._agents, []
 
     class Sleeping:
         def __getattr__(self, name: str) -> Any:
             if name != "roll_back":
-                return getattr(disks, name)
+                return getattr(agents, name)
 
-            async def late(wanted: Any) -> None:
+            async def late(request: Any) -> None:
                 await world.start()
                 await world.run()
                 came_to_its_end(world)
                 assert await world.write(b"3")
-                sent.append(wanted)
-                await disks.roll_back(wanted)
+                sent.append(request)
+                await agents.roll_back(request)
 
             return late
 
-    sleeper._acts._disks = Sleeping()  # type: ignore[assignment]
-    await sleeper.step("shop", "back")
+    sleeper._executor._agents = Sleeping()  # type: ignore[assignment]
+    await sleeper.reconcile(("shop", "back"))
     assert len(sent) == 1
     assert world.bytes_of(world.disk_now) == b"3"
 
@@ -119,28 +119,29 @@ async def test_a_rollback_that_arrives_after_the_release_is_refused(world: World
     await prepared(world)
     world.ask()
     await world.run(until="RollingBack")
-    sleeper = world.steps
-    disks = sleeper._disks
+    sleeper = world.reconciler
+    agents = sleeper._agents
 
     class Sleeping:
         def __getattr__(self, name: str) -> Any:
             if name != "roll_back":
-                return getattr(disks, name)
+                return getattr(agents, name)
 
-            async def late(wanted: Any) -> None:
+            async def late(request: Any) -> None:
                 await world.start()
                 world.fake.remove(SNAPSHOTS, "s1", "shop")
                 await world.run()
                 assert world.status()["phase"] == "Failed"
-                await disks.roll_back(wanted)
+                await agents.roll_back(request)
 
             return late
 
-    sleeper._acts._disks = Sleeping()  # type: ignore[assignment]
-    await sleeper.step("shop", "back")
+    sleeper._executor._agents = Sleeping()  # type: ignore[assignment]
+    with suppress(DriverError):
+        await sleeper.reconcile(("shop", "back"))
     assert world.disk_now.rollbacks == ()
     assert world.bytes_of(world.disk_now) == b"2"
-    assert "not touched" in world.status()["message"]
+    assert "not changed" in world.status()["message"]
 
 
 # ---- any order of events

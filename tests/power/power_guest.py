@@ -17,13 +17,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from csi_driver.domain.model import Capability, Mode, SizeRange, Source
-from csi_driver.rpc.client import CallRefused, Client, Node
+from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source
+from csi_driver.rpc.clients.cli_client import CallRefused, Client, Node
 
 POOL, PLACE = Path("/run/pool"), Path("/run/places")
 SOCKET = "unix:///run/csi.sock"
-RAW = Capability("block", Mode.MULTI_WRITER)
-FILES = {"a": Capability("mount", Mode.MULTI_WRITER, "xfs"), "b": Capability("mount", Mode.MULTI_WRITER, "ext4")}
+RAW = Capability("block", AccessMode.MULTI_WRITER)
+FILES = {
+    "a": Capability("mount", AccessMode.MULTI_WRITER, "xfs"),
+    "b": Capability("mount", AccessMode.MULTI_WRITER, "ext4"),
+}
 """The two disks with file systems, between which one writer alternates."""
 FILES_SIZE = 300 << 20
 BLOCK = 4096
@@ -141,14 +144,14 @@ def files_of(directory: Path) -> dict[str, Any]:
 def tell_all(machine: Machine) -> None:
     """Everything that the agent serves, and what lies in the pool beside it."""
     for name, node in machine.nodes()["volume"].items():
-        if name.startswith(LOOK):  # of a look that was cut off
+        if name.startswith(LOOK):  # of a check that was cut off
             machine.client.delete_volume(node.id)
-    told = {Path(f"{POOL}/.lock"), Path(f"{POOL}/pool.json")}
+    reported = {Path(f"{POOL}/.lock"), Path(f"{POOL}/pool.json")}
     nodes = machine.nodes()
     for kind in ("volume", "snapshot"):
         for name, node in nodes[kind].items():
             image = image_of(node)
-            told |= {image, image.parent / "record.json"}
+            reported |= {image, image.parent / "record.json"}
             facts: dict[str, Any] = {"size": node.size, "source": node.parent_id, "group": node.group_id}
             if node.format in {"xfs", "ext4"}:
                 facts["files"] = look(machine, node)
@@ -158,14 +161,14 @@ def tell_all(machine: Machine) -> None:
     until = time.monotonic() + _TRASH_SECONDS
     while list((POOL / ".trash").iterdir()) and time.monotonic() < until:
         time.sleep(0.02)
-    strange = [str(path) for path in POOL.rglob("*") if path.is_file() and path not in told]
+    strange = [str(path) for path in POOL.rglob("*") if path.is_file() and path not in reported]
     loops = [str(path) for path in Path("/sys/block").glob("loop*/loop/backing_file")]
     say(all=True, strange=strange, loops=loops)
 
 
 def look(machine: Machine, node: Node) -> dict[str, Any]:
     """The files of a disk or snapshot, as its user sees them."""
-    how = Capability("mount", Mode.MULTI_WRITER, node.format)
+    how = Capability("mount", AccessMode.MULTI_WRITER, node.format)
     volume_id = node.id
     if node.kind == "snapshot":
         source = Source("snapshot", node.id)

@@ -14,7 +14,7 @@ from typing import Any
 
 from power_boot import BASELINE
 
-from csi_driver.host import filesystems
+from csi_driver.host.fs import filesystems
 
 HERE = Path(__file__).parent
 POOL_SIZE = 4 << 30

@@ -19,7 +19,7 @@ def id_of(kind: Kind, name: str) -> str:
 
 
 class Model:
-    """What the host was told by all boots so far."""
+    """What all boots reported to the host so far."""
 
     def __init__(self) -> None:
         self.state: State = {"volume": {}, "snapshot": {}}
@@ -30,12 +30,12 @@ class Model:
         self.counts: Counter[str] = Counter()
 
     def hear(self, line: Facts) -> None:
-        """Take one line of the machine. Raises AssertionError where it contradicts what was told before."""
+        """Take one line of the machine. Raises AssertionError where it contradicts what was reported before."""
         if "broken" in line:
             raise AssertionError(f"{line['broken']}\n{line['log']}")
         if "writer" in line:
-            told = self.begun if "begin" in line else self.written
-            told[line["writer"]] = line.get("begin") or line["done"]
+            announced = self.begun if "begin" in line else self.written
+            announced[line["writer"]] = line.get("begin") or line["done"]
         elif "begin" in line:
             self.pending = line | {"written": dict(self.written)}
         elif "done" in line:

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from cluster_rig import Cluster
-from rpc_rig import Rig
+from support.cluster_rig import Cluster
+from support.rpc_rig import Rig
 
 
 @pytest.fixture

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from rpc_rig import (
-    CODE,
-    MIB,
-    Modes,
-    block,
-    create_volume,
-    from_snapshot,
-    from_volume,
-    mount,
-    places,
-)
+from support.rpc_rig import CODE, Modes, block, create_volume, from_snapshot, from_volume, mount, places
+from support.sizes import MIB
 
 from csi_driver._pb import csi_pb2, tidemark_pb2
 
@@ -26,10 +18,22 @@ GONE = "node-1:default:" + "0" * 32
 AWAY = "node-2:default:" + "0" * 32
 NO_POOL = "node-1:nowhere:" + "0" * 32
 
-# (service, call, request, code, a word of the message)
+Refusal = tuple[str, str, Any, Any, str]
+"""Service, call, request, code, a word of the message."""
 
 
-MATRIX: list[tuple[str, str, Any, Any, str]] = [
+def shown_at(call: str, request: Callable[..., Any], path: str) -> list[Refusal]:
+    """What shows a volume at a path asks for the id, then the path, then the capability, each before it looks for the volume."""
+    there = {"volume_id": GONE, path: "/p"}
+    return [
+        ("node", call, request(), CODE.INVALID_ARGUMENT, "volume_id"),
+        ("node", call, request(volume_id=GONE), CODE.INVALID_ARGUMENT, path),
+        ("node", call, request(**there), CODE.INVALID_ARGUMENT, "volume_capability"),
+        ("node", call, request(**there, volume_capability=block()), CODE.NOT_FOUND, GONE),
+    ]
+
+
+MATRIX: list[Refusal] = [
     # CreateVolume
     ("controller", "CreateVolume", create_volume(""), CODE.INVALID_ARGUMENT, "name"),
     ("controller", "CreateVolume", create_volume(volume_capabilities=[]), CODE.INVALID_ARGUMENT, "capabilities"),
@@ -333,22 +337,7 @@ MATRIX: list[tuple[str, str, Any, Any, str]] = [
         GONE,
     ),
     # node: id, then path, then capability, each before existence
-    ("node", "NodeStageVolume", C.NodeStageVolumeRequest(), CODE.INVALID_ARGUMENT, "volume_id"),
-    ("node", "NodeStageVolume", C.NodeStageVolumeRequest(volume_id=GONE), CODE.INVALID_ARGUMENT, "staging_target_path"),
-    (
-        "node",
-        "NodeStageVolume",
-        C.NodeStageVolumeRequest(volume_id=GONE, staging_target_path="/s"),
-        CODE.INVALID_ARGUMENT,
-        "volume_capability",
-    ),
-    (
-        "node",
-        "NodeStageVolume",
-        C.NodeStageVolumeRequest(volume_id=GONE, staging_target_path="/s", volume_capability=block()),
-        CODE.NOT_FOUND,
-        GONE,
-    ),
+    *shown_at("NodeStageVolume", C.NodeStageVolumeRequest, "staging_target_path"),
     (
         "node",
         "NodeStageVolume",
@@ -371,22 +360,7 @@ MATRIX: list[tuple[str, str, Any, Any, str]] = [
         CODE.INVALID_ARGUMENT,
         "staging_target_path",
     ),
-    ("node", "NodePublishVolume", C.NodePublishVolumeRequest(), CODE.INVALID_ARGUMENT, "volume_id"),
-    ("node", "NodePublishVolume", C.NodePublishVolumeRequest(volume_id=GONE), CODE.INVALID_ARGUMENT, "target_path"),
-    (
-        "node",
-        "NodePublishVolume",
-        C.NodePublishVolumeRequest(volume_id=GONE, target_path="/t"),
-        CODE.INVALID_ARGUMENT,
-        "volume_capability",
-    ),
-    (
-        "node",
-        "NodePublishVolume",
-        C.NodePublishVolumeRequest(volume_id=GONE, target_path="/t", volume_capability=block()),
-        CODE.NOT_FOUND,
-        GONE,
-    ),
+    *shown_at("NodePublishVolume", C.NodePublishVolumeRequest, "target_path"),
     ("node", "NodeUnpublishVolume", C.NodeUnpublishVolumeRequest(), CODE.INVALID_ARGUMENT, "volume_id"),
     ("node", "NodeUnpublishVolume", C.NodeUnpublishVolumeRequest(volume_id=GONE), CODE.INVALID_ARGUMENT, "target_path"),
     ("node", "NodeGetVolumeStats", C.NodeGetVolumeStatsRequest(), CODE.INVALID_ARGUMENT, "volume_id"),
@@ -428,8 +402,10 @@ MATRIX: list[tuple[str, str, Any, Any, str]] = [
             volume_id=GONE, snapshot_id="s", name="n", skip_safety_snapshot=True, safety_snapshot_id="x", holder="h"
         ),
         CODE.INVALID_ARGUMENT,
-        "declined",
+        "skips a safety snapshot",
     ),
     ("tidemark", "GetTree", T.GetTreeRequest(pool="nowhere"), CODE.NOT_FOUND, "nowhere"),
     ("tidemark", "GetTree", T.GetTreeRequest(volume_id=GONE), CODE.NOT_FOUND, GONE),
+    ("tidemark", "DescribeVolume", T.DescribeVolumeRequest(), CODE.INVALID_ARGUMENT, "volume_id"),
+    ("tidemark", "DescribeVolume", T.DescribeVolumeRequest(volume_id=GONE), CODE.NOT_FOUND, GONE),
 ]

@@ -6,20 +6,20 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from cluster_rig import Cluster, write_identity
-from rpc_rig import CODE, create_volume, places
+from support.cluster_rig import Cluster, write_identity
+from support.rpc_rig import CODE, create_volume, places
 from test_mutual_tls import ask
 from test_router import refused, volume
 
 from csi_driver.domain.errors import Precondition
+from csi_driver.operator.certificates import ca
 from csi_driver.rpc import tls
-from csi_driver.rpc.peers import agents_hold
-from csi_driver.rpc.secure import SecureServer
-from csi_driver.service import authority
+from csi_driver.rpc.clients.agent_api import AgentApi
+from csi_driver.rpc.tls_server import SecureServer
 
 
-def replace(identity: tls.Identity, root: authority.Pair, role: str) -> None:
-    write_identity(identity.directory, root, authority.issue(root, role))
+def replace(identity: tls.TlsDirectory, root: ca.KeyPair, role: str) -> None:
+    write_identity(identity.directory, root, ca.issue(root, role))
 
 
 @pytest.mark.parametrize("wrong", ["empty", "no PEM", "another's"])
@@ -39,7 +39,7 @@ async def test_wrong_files_take_nobody_away(cluster: Cluster, name: str, wrong: 
     # A controller that is known to be good, on a connection of its own.
     own = cluster.identity("another controller", tls.CONTROLLER)
     assert await ask(agent.address, tls.channel_credentials(own.read()))
-    new = authority.new_authority()
+    new = ca.new_ca()
     replace(cluster.agents_identity, new, tls.AGENT)
     replace(cluster.controllers_identity, new, tls.CONTROLLER)
     assert await volume(cluster, "after", "n-1")
@@ -83,7 +83,7 @@ def test_a_mounted_secret_is_read_of_one_making(tmp_path: Path) -> None:
     (tmp_path / "..data").symlink_to("..1")
     for name in ("ca.crt", "tls.crt", "tls.key"):
         (tmp_path / name).symlink_to(f"..data/{name}")
-    identity = tls.Identity(tmp_path)
+    identity = tls.TlsDirectory(tmp_path)
     assert identity.read() == (b"1 ca.crt", b"1 tls.crt", b"1 tls.key")
     (tmp_path / "..next").symlink_to("..2")
     (tmp_path / "..next").rename(tmp_path / "..data")
@@ -95,13 +95,13 @@ def test_a_mounted_secret_is_read_of_one_making(tmp_path: Path) -> None:
 
 async def test_agents_tell_what_they_hold(cluster: Cluster) -> None:
     """A silent agent is not taken for one that has followed; one whose node is not ready is not waited for."""
-    agents = cluster.channels
+    agents = AgentApi(cluster.channels)
     held = cluster.agents_identity.fingerprint()
-    assert await agents_hold(agents) == {"n-1": held, "n-10": held}
+    assert await agents.loaded_certificates() == {"n-1": held, "n-10": held}
     replace(cluster.agents_identity, cluster.root, tls.AGENT)
     assert cluster.agents_identity.fingerprint() != held
-    assert set((await agents_hold(agents)).values()) == {cluster.agents_identity.fingerprint()}
+    assert set((await agents.loaded_certificates()).values()) == {cluster.agents_identity.fingerprint()}
     await cluster.agents["n-10"].server.stop(0)
-    assert (await agents_hold(agents))["n-10"] == ""
+    assert (await agents.loaded_certificates())["n-10"] == ""
     cluster.ready("n-10", False)
-    assert set(await agents_hold(agents)) == {"n-1"}
+    assert set(await agents.loaded_certificates()) == {"n-1"}

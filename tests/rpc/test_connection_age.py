@@ -1,4 +1,4 @@
-"""Connections are made anew from time to time: no call notices, and what is trusted no more is found out."""
+"""Connections are made again from time to time: no call notices, and what is trusted no more is found out."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import asyncio
 
 import grpc
 import pytest
-from cluster_rig import Cluster, write_identity
-from rpc_rig import CODE
+from support.cluster_rig import Cluster, write_identity
+from support.rpc_rig import CODE
 from test_router import refused, volume
 
 from csi_driver._pb import csi_pb2 as C
 from csi_driver._pb import csi_pb2_grpc
+from csi_driver.operator.certificates import ca
 from csi_driver.rpc import tls
-from csi_driver.service import authority
 
 
 @pytest.fixture
@@ -27,18 +27,18 @@ async def restless(cluster: Cluster) -> Cluster:
 
 
 async def test_no_call_notices(restless: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls without a pause, until connections were made anew often enough; and one that lasts for all of them."""
+    """Calls without a pause, until connections were made again often enough; and one that lasts for all of them."""
     handshakes = 0
-    latest = tls.Latest.__call__
+    latest = tls.ReloadingTlsFiles.__call__
 
-    def counted(self: tls.Latest) -> tls.Material:
+    def counted(self: tls.ReloadingTlsFiles) -> tls.TlsFiles:
         nonlocal handshakes
         handshakes += 1
         return latest(self)
 
     for agent in restless.agents.values():
         await agent.server.stop(0)
-    monkeypatch.setattr(tls.Latest, "__call__", counted)
+    monkeypatch.setattr(tls.ReloadingTlsFiles, "__call__", counted)
     for agent in restless.agents.values():
         await agent.start()
     # The controller's channels look at their files by the same class: it was made before, and is not counted.
@@ -66,8 +66,8 @@ async def test_a_caller_whose_authority_was_dropped(restless: Cluster) -> None:
     async with grpc.aio.secure_channel(agent.address, own, options=options) as channel:
         stub = csi_pb2_grpc.ControllerStub(channel)
         assert await stub.GetCapacity(C.GetCapacityRequest(), timeout=60)
-        new = authority.new_authority()
-        write_identity(restless.agents_identity.directory, new, authority.issue(new, tls.AGENT))
+        new = ca.new_ca()
+        write_identity(restless.agents_identity.directory, new, ca.issue(new, tls.AGENT))
 
         async def until_refused() -> None:
             while True:

@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager, suppress
 
 import grpc
 import pytest
-from cluster_rig import Cluster
-from rpc_rig import CODE, create_volume, places
+from support.cluster_rig import Cluster
+from support.rpc_rig import CODE, create_volume, places
 
 from csi_driver._pb import csi_pb2 as C
-from csi_driver.service.discovery import Place
+from csi_driver.service.discovery import AgentEndpoint
 
 HUNG = 40.0
 """Seconds that only a caller who waits for ever needs: keepalive finds a dead peer after 15."""
@@ -54,7 +54,7 @@ class Relay:
 async def relayed(cluster: Cluster, owner: str) -> AsyncIterator[Relay]:
     relay = Relay(cluster.agents[owner].port)
     server = await asyncio.start_server(relay.serve, "127.0.0.1", 0)
-    cluster.discovery.places[owner] = Place(owner, f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    cluster.discovery.places[owner] = AgentEndpoint(owner, f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
     yield relay
     server.close()
     relay.stop()
@@ -99,10 +99,10 @@ async def test_a_node_that_is_gone_keeps_no_connection(cluster: Cluster) -> None
         request = create_volume("v", accessibility_requirements=places("n-1"))
         running = asyncio.ensure_future(cluster.controller.CreateVolume(request))
         await pause.reached.wait()
-        await cluster.channels.drop_gone()
+        await cluster.channels.close_removed()
         assert relay.connections
         del cluster.discovery.places["n-1"]
-        await cluster.channels.drop_gone()
+        await cluster.channels.close_removed()
         assert relay.connections
         pause.release()
         assert (await running).volume.volume_id.startswith("n-1:")

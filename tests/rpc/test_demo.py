@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.cli.demo_model import REGION, SIZE, Model, labels, pattern
+from csi_driver.cli.demo.model import REGION, SIZE, Model, labels, pattern
 
 TIDEMARK = (sys.executable, "-m", "csi_driver.cli.main")
 
@@ -196,7 +196,7 @@ def test_a_disk_from_its_creation_to_its_end(tidemark: Run, tmp_path: Path) -> N
     assert str(place) in tidemark("volume", "list").stdout
     tidemark("umount", str(place))
     assert not os.path.lexists(place)
-    assert "no disk is shown" in tidemark("umount", str(place), code=1).stderr
+    assert "no volume is mounted" in tidemark("umount", str(place), code=1).stderr
 
     rolled = json.loads(tidemark("rollback", "db", "s1", "--name", "r1", "--json").stdout)
     again = json.loads(tidemark("rollback", "db", "s1", "--name", "r1", "--json").stdout)
@@ -207,9 +207,9 @@ def test_a_disk_from_its_creation_to_its_end(tidemark: Run, tmp_path: Path) -> N
     # Taken away by hand it is staged still, and nothing tells where it was: by its name it is taken away entirely.
     place.unlink()
     assert "is in use" in tidemark("volume", "delete", "db", code=1).stderr
-    assert "`tidemark umount db` does that" in tidemark("volume", "delete", "db", code=1).stderr
-    assert "db is not in use any more" in tidemark("umount", "db").stdout
-    assert "there is nothing to take away" in tidemark("umount", "db", code=1).stderr
+    assert "`tidemark umount db` unstages it" in tidemark("volume", "delete", "db", code=1).stderr
+    assert "db is no longer in use" in tidemark("umount", "db").stdout
+    assert "there is nothing to unmount" in tidemark("umount", "db", code=1).stderr
 
     tidemark("volume", "create", "copy", "--from", "s1")
     assert json.loads(tidemark("volume", "expand", "copy", "2Mi", "--json").stdout)["size"] == 2 << 20
@@ -217,9 +217,9 @@ def test_a_disk_from_its_creation_to_its_end(tidemark: Run, tmp_path: Path) -> N
     assert place.read_bytes()[:3] == b"old"
     tidemark("umount", str(place))
     out = tidemark("tree").stdout.splitlines()
-    assert out[0].startswith("db  disk")
+    assert out[0].startswith("db  volume")
     assert any("s1  snapshot" in line for line in out)
-    assert next(line for line in out if "copy  disk" in line).startswith("│   └── ")
+    assert next(line for line in out if "copy  volume" in line).startswith("│   └── ")
     shown = tidemark("volume", "show", "db").stdout
     assert "s1, safety-" in shown
     assert "rolled back:" in shown

@@ -5,29 +5,33 @@ from __future__ import annotations
 import os
 
 import pytest
-from cluster_rig import Cluster
-from rpc_rig import GIB, MIB
+from support.cluster_rig import Cluster
+from support.sizes import GIB, MIB
 from test_router import volume
 
 from csi_driver._pb import tidemark_pb2 as T
-from csi_driver.domain.space import Space
-from csi_driver.rpc.fullness import AgentFullness
-from csi_driver.service.fullness import FullPool
+from csi_driver.domain.capacity import Space
+from csi_driver.rpc.clients.agent_api import AgentApi
+from csi_driver.service.agents import FullPool
+
+
+async def answering(space: Space) -> Space:
+    return space
 
 
 async def test_full_pools_of_a_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    port = AgentFullness(cluster.channels)
-    assert await port.full() == {"n-1": [], "n-10": []}
+    port = AgentApi(cluster.channels)
+    assert await port.full_pools() == {"n-1": [], "n-10": []}
     agent = cluster.agents["n-1"]
     await volume(cluster, "v", "n-1", capacity_range={"required_bytes": 8 * MIB})
     (made,) = agent.pool.volumes.values()
     fd = os.open(await agent.backend.access.attach(made), os.O_RDWR)
     os.pwrite(fd, os.urandom(MIB), 0)
     os.close(fd)
-    monkeypatch.setattr(agent.backend, "space", lambda: Space(64 * GIB, MIB))
-    assert (await port.full())["n-1"] == [FullPool("n-1", "default", 64 * GIB, MIB)], "not counted yet"
-    await agent.fullness.look(agent.pool)
-    assert await port.full() == {
+    monkeypatch.setattr(agent.backend, "space", lambda: answering(Space(64 * GIB, MIB)))
+    assert (await port.full_pools())["n-1"] == [FullPool("n-1", "default", 64 * GIB, MIB)], "not counted yet"
+    await agent.fullness.check(agent.pool)
+    assert await port.full_pools() == {
         "n-1": [FullPool("n-1", "default", 64 * GIB, MIB, ("volume v (1 MiB)",))],
         "n-10": [],
     }
@@ -36,4 +40,4 @@ async def test_full_pools_of_a_cluster(cluster: Cluster, monkeypatch: pytest.Mon
     (freed,) = pools["n-1"].would_free
     assert (freed.id, freed.name, freed.kind, freed.exclusive_bytes) == (str(made.id), "v", T.TreeNode.VOLUME, MIB)
     await cluster.agents["n-10"].server.stop(0)
-    assert set(await port.full()) == {"n-1"}, "whoever does not answer is not known to have room"
+    assert set(await port.full_pools()) == {"n-1"}, "whoever does not answer is not known to have room"

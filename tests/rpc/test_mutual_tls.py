@@ -8,17 +8,17 @@ from pathlib import Path
 
 import grpc
 import pytest
-from cluster_rig import Cluster, write_identity
-from rpc_rig import CODE, create_volume, places
+from support.cluster_rig import Cluster, write_identity
+from support.rpc_rig import CODE, create_volume, places
 from test_router import refused, volume
 
 from csi_driver._pb import csi_pb2 as C
 from csi_driver._pb import csi_pb2_grpc
 from csi_driver.domain.errors import Precondition, Unavailable
+from csi_driver.operator.certificates import ca
 from csi_driver.rpc import tls
-from csi_driver.rpc.agents import Agents
-from csi_driver.rpc.secure import SecureServer
-from csi_driver.service import authority
+from csi_driver.rpc.clients.agent_channels import AgentChannels
+from csi_driver.rpc.tls_server import SecureServer
 
 ASK = C.GetCapacityRequest()
 
@@ -43,7 +43,7 @@ async def test_strangers_are_not_served(cluster: Cluster) -> None:
     address = cluster.agents["n-1"].address
     await refused(ask(address, None), CODE.UNAVAILABLE)
     await refused(ask(address, grpc.ssl_channel_credentials(cluster.root.certificate)), CODE.UNAVAILABLE)
-    foreign = authority.new_authority()
+    foreign = ca.new_ca()
     stranger = cluster.identity("stranger", tls.CONTROLLER, foreign, trusted=cluster.root.certificate)
     await refused(ask(address, tls.channel_credentials(stranger.read())), CODE.UNAVAILABLE)
     agent = tls.channel_credentials(cluster.agents_identity.read())
@@ -52,7 +52,7 @@ async def test_strangers_are_not_served(cluster: Cluster) -> None:
 
 
 async def test_an_expired_certificate_is_not_served(cluster: Cluster) -> None:
-    old = authority.issue(cluster.root, tls.CONTROLLER, now=datetime.now(UTC) - timedelta(days=2), days=1)
+    old = ca.issue(cluster.root, tls.CONTROLLER, now=datetime.now(UTC) - timedelta(days=2), days=1)
     identity = write_identity(cluster.directory / "old", cluster.root, old)
     await refused(ask(cluster.agents["n-1"].address, tls.channel_credentials(identity.read())), CODE.UNAVAILABLE)
 
@@ -65,7 +65,7 @@ async def test_a_controller_talks_to_agents_alone(cluster: Cluster, who: str) ->
     if who == "a controller":
         agent.identity = cluster.controllers_identity
     else:
-        foreign = authority.new_authority()
+        foreign = ca.new_ca()
         agent.identity = cluster.identity("false", tls.AGENT, foreign, trusted=cluster.root.certificate)
     await agent.start()
     request = create_volume("v", accessibility_requirements=places("n-1"))
@@ -75,7 +75,7 @@ async def test_a_controller_talks_to_agents_alone(cluster: Cluster, who: str) ->
 
 async def test_a_rotation_of_the_authority_drops_no_call(cluster: Cluster) -> None:
     """Trust both, reissue, trust the new one alone, while 200 calls run; afterwards the old one is worth nothing."""
-    old, new = cluster.root, authority.new_authority()
+    old, new = cluster.root, ca.new_ca()
     both = old.certificate + new.certificate
     old_caller = tls.channel_credentials(cluster.controllers_identity.read())
     done = 0
@@ -97,11 +97,11 @@ async def test_a_rotation_of_the_authority_drops_no_call(cluster: Cluster) -> No
             (new, new, new.certificate),
         ]
         for agents, controllers, trusted in steps:
-            write_identity(cluster.agents_identity.directory, agents, authority.issue(agents, tls.AGENT), trusted)
+            write_identity(cluster.agents_identity.directory, agents, ca.issue(agents, tls.AGENT), trusted)
             write_identity(
                 cluster.controllers_identity.directory,
                 controllers,
-                authority.issue(controllers, tls.CONTROLLER),
+                ca.issue(controllers, tls.CONTROLLER),
                 trusted,
             )
             await asyncio.sleep(0.15)
@@ -115,7 +115,7 @@ async def test_a_rotation_of_the_authority_drops_no_call(cluster: Cluster) -> No
 
 async def test_files_that_cannot_be_read(cluster: Cluster, tmp_path: Path) -> None:
     """At start: a refusal that names the file. Later: an agent goes on with what it had."""
-    nowhere = tls.Identity(tmp_path / "nowhere")
+    nowhere = tls.TlsDirectory(tmp_path / "nowhere")
     with pytest.raises(Precondition, match=r"ca\.crt cannot be read"):
         await SecureServer(("127.0.0.1", 0), nowhere, tls.CONTROLLER, []).start()
     (cluster.agents_identity.directory / "tls.key").unlink()
@@ -130,13 +130,13 @@ async def test_a_taken_port_is_refused(cluster: Cluster) -> None:
 
 
 async def test_a_channel_to_nobody(cluster: Cluster) -> None:
-    agents = Agents(cluster.discovery, cluster.controllers_identity)
+    agents = AgentChannels(cluster.discovery, cluster.controllers_identity)
     with pytest.raises(Unavailable, match="no agent is known for node nowhere"):
         await agents.call("nowhere", "csi.v1.Controller/GetCapacity", ASK, C.GetCapacityResponse, 5)
     await agents.close()
 
 
 def test_a_key_is_never_shown() -> None:
-    pair = authority.new_authority()
+    pair = ca.new_ca()
     assert b"PRIVATE KEY" in pair.key
     assert "PRIVATE" not in repr(pair)

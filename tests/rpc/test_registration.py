@@ -10,12 +10,12 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
-from kubelet_rig import Kubelet
-from rpc_rig import Rig
+from support.kubelet import Kubelet
+from support.rpc_rig import Rig
 
 from csi_driver.domain.errors import Precondition
-from csi_driver.rpc import registration
-from csi_driver.rpc.registration import Registrar
+from csi_driver.rpc import kubelet_registration
+from csi_driver.rpc.kubelet_registration import Registrar
 
 NAME = "csi.tidemark.dev"
 SOCKET = f"{NAME}-reg.sock"
@@ -29,12 +29,12 @@ def registry() -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registration, "BACK_OFF", (0.01,))
+    monkeypatch.setattr(kubelet_registration, "BACK_OFF", (0.01,))
 
 
 @asynccontextmanager
-async def registering(registry: Path, endpoint: str, told: list[str] | None = None) -> AsyncIterator[Registrar]:
-    made = Registrar(str(registry), NAME, endpoint, (told if told is not None else []).append)
+async def registering(registry: Path, endpoint: str, reported: list[str] | None = None) -> AsyncIterator[Registrar]:
+    made = Registrar(str(registry), NAME, endpoint, (reported if reported is not None else []).append)
     task = asyncio.create_task(made.run())
     try:
         yield made
@@ -46,12 +46,12 @@ async def registering(registry: Path, endpoint: str, told: list[str] | None = No
 
 
 async def test_the_kubelet_takes_the_driver_on(rig: Rig, registry: Path) -> None:
-    told: list[str] = []
+    reported: list[str] = []
     async with Kubelet(registry) as kubelet:
-        async with registering(registry, str(rig.server.path), told):
+        async with registering(registry, str(rig.server.path), reported):
             await kubelet.until("registered", SOCKET)
             assert kubelet.drivers == {NAME: "node-1"}
-            assert told == ["yes"]
+            assert reported == ["yes"]
             assert (registry / SOCKET).stat().st_mode & 0o777 == 0o600
         # Stopped, as for an upgrade: the name stays, so the node keeps the driver.
         assert [path.name for path in registry.iterdir()] == [SOCKET]
@@ -61,25 +61,25 @@ async def test_the_kubelet_takes_the_driver_on(rig: Rig, registry: Path) -> None
         assert [what for what, _ in kubelet.heard] == ["appeared", "registered"] * 2
 
 
-async def test_a_refusal_is_told_and_the_socket_made_anew(rig: Rig, registry: Path) -> None:
-    told: list[str] = []
+async def test_a_refusal_is_reported_and_the_socket_made_again(rig: Rig, registry: Path) -> None:
+    reported: list[str] = []
     async with Kubelet(registry) as kubelet:
         kubelet.refusals = ["the first reason", "the second"]
-        async with registering(registry, str(rig.server.path), told):
+        async with registering(registry, str(rig.server.path), reported):
             await kubelet.until("registered", SOCKET)
             assert [what for what, _ in kubelet.heard] == ["appeared", "refused"] * 2 + ["appeared", "registered"]
-            assert len(told) == 3
-            assert "the first reason" in told[0]
-            assert "the second" in told[1]
-            assert told[2] == "yes"
+            assert len(reported) == 3
+            assert "the first reason" in reported[0]
+            assert "the second" in reported[1]
+            assert reported[2] == "yes"
             assert kubelet.drivers == {NAME: "node-1"}
 
 
 async def test_a_wrong_endpoint_is_refused_in_the_kubelets_words(registry: Path) -> None:
-    told: list[str] = []
-    async with Kubelet(registry) as kubelet, registering(registry, str(registry / "nobody.sock"), told):
+    reported: list[str] = []
+    async with Kubelet(registry) as kubelet, registering(registry, str(registry / "nobody.sock"), reported):
         await kubelet.until("refused", SOCKET, 2)
-    assert "NodeGetInfo" in told[0]
+    assert "NodeGetInfo" in reported[0]
     assert kubelet.drivers == {}
 
 
@@ -106,21 +106,21 @@ async def test_what_lies_there_is_replaced(rig: Rig, registry: Path, what: str) 
 
 
 async def test_a_kubelet_that_does_not_look(rig: Rig, registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registration, "SILENCE_SECONDS", 0.05)
-    told: list[str] = []
-    async with registering(registry, str(rig.server.path), told):
+    monkeypatch.setattr(kubelet_registration, "SILENCE_SECONDS", 0.05)
+    reported: list[str] = []
+    async with registering(registry, str(rig.server.path), reported):
         async with asyncio.timeout(60):
-            while not told:
+            while not reported:
                 await asyncio.sleep(0.01)
-        assert "has not looked" in told[0]
+        assert "has not looked" in reported[0]
         async with Kubelet(registry) as kubelet:
             await kubelet.until("registered", SOCKET)
             async with asyncio.timeout(60):
-                while told[-1] != "yes":
+                while reported[-1] != "yes":
                     await asyncio.sleep(0.01)
         # Once it has, it need not call again.
         await asyncio.sleep(0.2)
-        assert told[-1] == "yes"
+        assert reported[-1] == "yes"
 
 
 def test_a_directory_that_is_not_there(registry: Path) -> None:

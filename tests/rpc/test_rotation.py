@@ -9,20 +9,20 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from cluster_rig import AgentOnTls, Cluster
-from fake_api import FakeApi
-from rpc_rig import CODE, create_volume
+from support.cluster_rig import AgentOnTls, Cluster
+from support.fake_api import FakeApi
+from support.rpc_rig import CODE, create_volume
 from test_mutual_tls import ask
 from test_router import refused, volume
 
 from csi_driver._pb import csi_pb2 as C
-from csi_driver.kube.api import Object
-from csi_driver.kube.kinds import PODS, SECRETS
-from csi_driver.kube.material import HOLDS, Material, pods_hold
-from csi_driver.operator.certificates import Certificates, Wanted
+from csi_driver.kube.client import Object
+from csi_driver.kube.resources import PODS, SECRETS
+from csi_driver.kube.tls_secret import LOADED_PREFIX, TlsSecretFiles, loaded_by_pods
+from csi_driver.operator.certificates.controller import Certificates, CertificateSpec
 from csi_driver.rpc import tls
-from csi_driver.rpc.agents import Agents
-from csi_driver.rpc.peers import agents_hold
+from csi_driver.rpc.clients.agent_api import AgentApi
+from csi_driver.rpc.clients.agent_channels import AgentChannels
 
 NAMESPACE = "tidemark"
 OWNERS = ("n-1", "n-10", "n-2")
@@ -39,9 +39,9 @@ class Trusted(Cluster):
     def __init__(self, directory: Path, fake: FakeApi) -> None:
         super().__init__(directory)
         self.fake = fake
-        self.controllers_identity = tls.Identity(directory / "pod-1")
-        self.other_identity = tls.Identity(directory / "pod-2")
-        self.agents = {owner: AgentOnTls(owner, tls.Identity(directory / owner)) for owner in OWNERS}
+        self.controllers_identity = tls.TlsDirectory(directory / "pod-1")
+        self.other_identity = tls.TlsDirectory(directory / "pod-2")
+        self.agents = {owner: AgentOnTls(owner, tls.TlsDirectory(directory / owner)) for owner in OWNERS}
         for name in ("pod-1", "pod-2"):
             pod = {"metadata": {"name": name, "labels": {"a": "controller"}}, "spec": {"nodeName": "n"}}
             fake.put(PODS, pod | {"status": {"phase": "Running"}}, NAMESPACE)
@@ -50,24 +50,27 @@ class Trusted(Cluster):
 
     async def prepare(self) -> None:
         api = await self.fake.connect()
-        self.other = Agents(self.discovery, self.other_identity)
+        self.other = AgentChannels(self.discovery, self.other_identity)
 
         async def controllers(secret: Object) -> Mapping[str, str]:
-            return await pods_hold(api, NAMESPACE, "a=controller", "pod-", secret)
+            return await loaded_by_pods(api, NAMESPACE, "a=controller", "pod-", secret)
 
         async def agents(_: Object) -> Mapping[str, str]:
-            return await agents_hold(self.other)
+            return await AgentApi(self.other).loaded_certificates()
 
         wanted = [
-            Wanted("controller", "controller-tls", (tls.CONTROLLER, "hook.ns.svc"), controllers),
-            Wanted("agent", "agent-tls", (tls.AGENT,), agents),
+            CertificateSpec("controller", "controller-tls", (tls.CONTROLLER, "hook.ns.svc"), controllers),
+            CertificateSpec("agent", "agent-tls", (tls.AGENT,), agents),
         ]
         expiry: dict[str, datetime] = {}
         self.keeper = Certificates(api, NAMESPACE, "authority", wanted, "", Silent(), expiry.__setitem__)
-        await self.keeper.settle()
+        await self.keeper.reconcile()
         self.materials = [
-            *(Material(api, NAMESPACE, "controller-tls", self.directory / pod, pod) for pod in ("pod-1", "pod-2")),
-            *(Material(api, NAMESPACE, "agent-tls", self.directory / owner) for owner in OWNERS),
+            *(
+                TlsSecretFiles(api, NAMESPACE, "controller-tls", self.directory / pod, pod)
+                for pod in ("pod-1", "pod-2")
+            ),
+            *(TlsSecretFiles(api, NAMESPACE, "agent-tls", self.directory / owner) for owner in OWNERS),
         ]
         for material in self.materials:
             await material.refresh()
@@ -77,7 +80,7 @@ class Trusted(Cluster):
         patch = {"metadata": {"annotations": {"tidemark.dev/rotate": ""}}}
         self.fake.change(SECRETS, "authority", patch, NAMESPACE)
 
-        async def follow(material: Material, every: float) -> None:
+        async def follow(material: TlsSecretFiles, every: float) -> None:
             while True:
                 await asyncio.sleep(every)
                 await material.refresh()
@@ -87,7 +90,7 @@ class Trusted(Cluster):
             for number, material in enumerate(self.materials)
         ]
         try:
-            while (await self.keeper.settle()).waiting:
+            while (await self.keeper.reconcile()).waiting:
                 await asyncio.sleep(0.02)
         finally:
             for task in following:
@@ -158,16 +161,18 @@ async def test_two_hundred_calls_at_once_see_nothing_of_a_rotation(trusted: Trus
 async def test_a_rotation_waits_for_a_replica_that_has_not_loaded_its_files(trusted: Trusted) -> None:
     first, second, *kubelets = trusted.materials
     trusted.fake.change(SECRETS, "authority", {"metadata": {"annotations": {"tidemark.dev/rotate": ""}}}, NAMESPACE)
-    assert (await trusted.keeper.settle()).waiting == (*OWNERS, "pod-1", "pod-2")
+    assert (await trusted.keeper.reconcile()).waiting == (*OWNERS, "pod-1", "pod-2")
     for material in (first, *kubelets):
         await material.refresh()
-    assert (await trusted.keeper.settle()).waiting == ("pod-2",)
+    assert (await trusted.keeper.reconcile()).waiting == ("pod-2",)
     await trusted.agents["n-1"].server.stop(0)
-    assert (await trusted.keeper.settle()).waiting == ("n-1", "pod-2")
+    assert (await trusted.keeper.reconcile()).waiting == ("n-1", "pod-2")
     trusted.ready("n-1", False)
     trusted.fake.change(PODS, "pod-2", {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}, NAMESPACE)
-    assert (await trusted.keeper.settle()).waiting == ("n-10", "n-2", "pod-1"), "the next phase has begun"
-    told = trusted.fake.get(SECRETS, "controller-tls", NAMESPACE)
-    assert told is not None
-    assert not [key for key in told["metadata"]["annotations"] if key.startswith(HOLDS)], "what was told is out of date"
+    assert (await trusted.keeper.reconcile()).waiting == ("n-10", "n-2", "pod-1"), "the next phase has begun"
+    secret = trusted.fake.get(SECRETS, "controller-tls", NAMESPACE)
+    assert secret is not None
+    assert not [key for key in secret["metadata"]["annotations"] if key.startswith(LOADED_PREFIX)], (
+        "what was reported is out of date"
+    )
     await second.refresh()

@@ -7,13 +7,19 @@ import errno
 
 import grpc
 import pytest
-from cluster_rig import Cluster
-from rpc_rig import CODE, GIB, MIB, create_volume, from_snapshot, from_volume, outlived, places
+from support.cluster_rig import Cluster
+from support.rpc_rig import CODE, create_volume, from_snapshot, from_volume, outlived, places
+from support.sizes import GIB, MIB
 
 from csi_driver._pb import csi_pb2 as C
 from csi_driver._pb import tidemark_pb2 as T
-from csi_driver.domain.space import Policy
-from csi_driver.service.discovery import Place
+from csi_driver.domain.capacity import CapacityPolicy
+from csi_driver.rpc.agent.unimplemented import NotOffered
+from csi_driver.rpc.forwarding.controller import ForwardingController
+from csi_driver.rpc.forwarding.forwarder import Forwarder
+from csi_driver.rpc.forwarding.group_controller import ForwardingGroupController
+from csi_driver.rpc.forwarding.tidemark import ForwardingTidemark
+from csi_driver.service.discovery import AgentEndpoint
 
 
 async def refused(call: object, code: grpc.StatusCode, *words: str) -> str:
@@ -71,6 +77,9 @@ async def test_every_call_reaches_the_owner(cluster: Cluster) -> None:
         await cluster.tidemark.Release(T.ReleaseRequest(volume_id=made, holder="h"))
         tree = await cluster.tidemark.GetTree(T.GetTreeRequest(volume_id=made))
         assert {node.id for node in tree.nodes} >= {made, cut}
+        described = await cluster.tidemark.DescribeVolume(T.DescribeVolumeRequest(volume_id=made))
+        assert described.volume == next(node for node in tree.nodes if node.id == made)
+        assert cut in {one.id for one in described.snapshots}
         gone = C.DeleteVolumeGroupSnapshotRequest(group_snapshot_id=grouped.group_snapshot_id)
         await cluster.groups.DeleteVolumeGroupSnapshot(gone)
         await to.DeleteSnapshot(C.DeleteSnapshotRequest(snapshot_id=cut))
@@ -122,6 +131,15 @@ async def test_missing_fields_are_refused_here(cluster: Cluster) -> None:
     await refused(to.ListVolumes(C.ListVolumesRequest(max_entries=-1)), CODE.INVALID_ARGUMENT, "max_entries")
     empty = C.CreateVolumeGroupSnapshotRequest(name="g")
     await refused(cluster.groups.CreateVolumeGroupSnapshot(empty), CODE.INVALID_ARGUMENT, "source_volume_ids")
+
+
+@pytest.mark.parametrize("service", [ForwardingController, ForwardingGroupController, ForwardingTidemark])
+def test_each_call_is_forwarded_under_its_own_name(service: type[Forwarder]) -> None:
+    file = T.DESCRIPTOR if service is ForwardingTidemark else C.DESCRIPTOR
+    for method in file.services_by_name[service.service.rpartition(".")[2]].methods:
+        assert getattr(service, method.name).__name__ == method.name
+        answers = any(method.name in kind.__dict__ for kind in (service, NotOffered))
+        assert answers, "or gRPC would answer that the call is not implemented"
 
 
 # ---- placement
@@ -184,14 +202,14 @@ async def test_no_room_anywhere(cluster: Cluster) -> None:
     for agent in cluster.agents.values():
         agent.faults.fail("create_volume", OSError(errno.ENOSPC, "full"))
     request = create_volume("v", accessibility_requirements=places("n-1", "n-10"))
-    await refused(cluster.controller.CreateVolume(request), CODE.RESOURCE_EXHAUSTED, "no node has room")
+    await refused(cluster.controller.CreateVolume(request), CODE.RESOURCE_EXHAUSTED, "no node has enough space")
 
 
 async def test_immediate_binding_walks_on_where_a_pool_is_too_small_for_ever(cluster: Cluster) -> None:
     """Nodes differ: what the first one's pool could never hold may fit into the next one's."""
     small, large = cluster.agents["n-10"].pool, cluster.agents["n-1"].pool
-    total = large.backend.space().total
-    small.policy, large.policy = Policy(overcommit=0.25, reserve=0), Policy(overcommit=2.0, reserve=0)
+    total = (await large.backend.space()).total
+    small.policy, large.policy = CapacityPolicy(overcommit=0.25, reserve=0), CapacityPolicy(overcommit=2.0, reserve=0)
     wanted = places("n-10", "n-1")
     request = create_volume("v", accessibility_requirements=wanted)
     request.capacity_range.required_bytes = total
@@ -201,7 +219,7 @@ async def test_immediate_binding_walks_on_where_a_pool_is_too_small_for_ever(clu
     assert cluster.claim.written == ["n-10", "n-1"]
     request = create_volume("w", accessibility_requirements=wanted)
     request.capacity_range.required_bytes = 2 * total
-    await refused(cluster.controller.CreateVolume(request), CODE.RESOURCE_EXHAUSTED, "no node has room")
+    await refused(cluster.controller.CreateVolume(request), CODE.RESOURCE_EXHAUSTED, "no node has enough space")
     request.name = "larger than any pool"
     request.capacity_range.required_bytes = 3 * total
     await refused(cluster.controller.CreateVolume(request), CODE.OUT_OF_RANGE, "can never hold")
@@ -286,7 +304,7 @@ async def test_a_silent_agent_is_named_and_never_left_out(cluster: Cluster) -> N
     await refused(cluster.tidemark.ListPools(T.ListPoolsRequest()), CODE.UNAVAILABLE, "n-10")
     room = await to.GetCapacity(C.GetCapacityRequest(accessible_topology=places("n-1").requisite[0]))
     assert room.available_capacity > 0
-    cluster.discovery.places["n-10"] = Place("n-10", "")
+    cluster.discovery.places["n-10"] = AgentEndpoint("n-10", "")
     await refused(to.ListVolumes(C.ListVolumesRequest()), CODE.UNAVAILABLE, "n-10")
 
 
@@ -339,7 +357,7 @@ async def test_an_agent_that_comes_back_is_found_again(cluster: Cluster) -> None
     await agent.server.stop(0)
     agent.port = 0  # as a pod that comes back under another address
     await agent.start()
-    cluster.discovery.places["n-1"] = Place("n-1", agent.address)
+    cluster.discovery.places["n-1"] = AgentEndpoint("n-1", agent.address)
     assert (await cluster.controller.ControllerGetVolume(asked)).volume.volume_id == made
 
 

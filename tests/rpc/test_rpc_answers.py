@@ -6,10 +6,8 @@ import os
 from typing import Any
 
 import pytest
-from rpc_rig import (
+from support.rpc_rig import (
     CODE,
-    GIB,
-    MIB,
     OWNER,
     Modes,
     Rig,
@@ -21,12 +19,12 @@ from rpc_rig import (
     places,
     refused,
 )
+from support.sizes import GIB, MIB
 
 from csi_driver._pb import csi_pb2, tidemark_pb2
-from csi_driver.domain.ids import ObjectId
+from csi_driver.domain.ids import ObjectId, parse
 from csi_driver.domain.model import SizeRange, Snapshot, Source, Volume, VolumeRequest
-from csi_driver.rpc import translate
-from csi_driver.rpc.controller import MAX_PAGE, Controller
+from csi_driver.rpc.agent.controller import MAX_PAGE, Controller
 
 C = csi_pb2
 T = tidemark_pb2
@@ -322,7 +320,7 @@ async def test_names_at_the_limit(rig: Rig) -> None:
         group = await rig.group(made.volume_id, name=name)
         for made_id in (made.volume_id, shot.snapshot_id, group.group_snapshot_id, group.snapshots[0].snapshot_id):
             assert len(made_id) <= 128
-            assert translate.ObjectId is ObjectId
+            assert str(parse(made_id)) == made_id
     assert os.listdir(rig.directory) == ["csi"]
 
 
@@ -370,6 +368,7 @@ async def test_ids_that_are_none_are_unknown(rig: Rig, text: str) -> None:
         rig.tidemark.Hold(T.HoldRequest(volume_id=text, holder="h")),
         rig.tidemark.Rollback(T.RollbackRequest(volume_id=text, snapshot_id=text, name="n")),
         rig.tidemark.GetTree(T.GetTreeRequest(volume_id=text)),
+        rig.tidemark.DescribeVolume(T.DescribeVolumeRequest(volume_id=text)),
     ]
     for call in not_found:
         await refused(call, CODE.NOT_FOUND, "does not exist")

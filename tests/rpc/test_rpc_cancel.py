@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any
 
 import grpc
 import pytest
 import structlog
-from rpc_rig import CODE, MIB, Rig, block, create_volume, outlived, refused, refused_unchanged
+from support.rpc_rig import CODE, Rig, block, create_volume, outlived, refused, refused_unchanged
+from support.sizes import MIB
+from support.waiting import until
 
 from csi_driver._pb import csi_pb2, tidemark_pb2
 
@@ -25,12 +27,6 @@ async def gone(call: Any) -> None:
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not true():
-            await asyncio.sleep(0.005)
 
 
 async def test_a_client_that_goes_away_does_not_stop_the_work(rig: Rig) -> None:
@@ -74,7 +70,7 @@ async def test_late_failures_are_told(rig: Rig) -> None:
         await until(lambda: (SNAPSHOT, "CANCELLED") in rig.seen.calls)
         pause.release()
         await until(lambda: (SNAPSHOT, "UNAVAILABLE") in rig.seen.lates)
-    late = next(line for line in lines if line["event"] == "late")
+    late = next(line for line in lines if line["event"] == "call finished after cancel")
     assert (late["code"], late["name"], late["source_volume_id"]) == ("UNAVAILABLE", "s", made.volume_id)
     left = next(line for line in lines if line["code"] == "CANCELLED")
     assert left["goes_on"]

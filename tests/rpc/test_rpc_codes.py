@@ -11,10 +11,8 @@ from typing import Any
 
 import pytest
 from rpc_refusals import MATRIX
-from rpc_rig import (
+from support.rpc_rig import (
     CODE,
-    GIB,
-    MIB,
     Modes,
     Rig,
     block,
@@ -25,6 +23,7 @@ from rpc_rig import (
     refused,
     refused_unchanged,
 )
+from support.sizes import GIB, MIB
 
 from csi_driver._pb import csi_pb2, tidemark_pb2
 from csi_driver.domain.errors import Unavailable
@@ -117,7 +116,7 @@ async def test_space_runs_out(rig: Rig) -> None:
     small = await rig.volume("small", MIB)
     request = C.ControllerExpandVolumeRequest(volume_id=small.volume_id, capacity_range=RANGE(required_bytes=60 * GIB))
     # Not RESOURCE_EXHAUSTED: the resizer takes that as transient, and the user could never ask for less.
-    await refused_unchanged(rig, rig.controller.ControllerExpandVolume(request), CODE.OUT_OF_RANGE, "ask for less")
+    await refused_unchanged(rig, rig.controller.ControllerExpandVolume(request), CODE.OUT_OF_RANGE, "request less")
     shrunk = C.ControllerExpandVolumeRequest(volume_id=small.volume_id, capacity_range=RANGE(limit_bytes=4096))
     await refused_unchanged(rig, rig.controller.ControllerExpandVolume(shrunk), CODE.OUT_OF_RANGE, "never shrink")
     many = C.ControllerExpandVolumeRequest(
@@ -206,7 +205,7 @@ async def test_publish_needs_its_stage(rig: Rig) -> None:
     )
     await refused_unchanged(rig, rig.node.NodeExpandVolume(expand), CODE.OUT_OF_RANGE, "expand the volume itself first")
     stats = C.NodeGetVolumeStatsRequest(volume_id=made.volume_id, volume_path=rig.path("nowhere"))
-    await refused_unchanged(rig, rig.node.NodeGetVolumeStats(stats), CODE.NOT_FOUND, "not shown")
+    await refused_unchanged(rig, rig.node.NodeGetVolumeStats(stats), CODE.NOT_FOUND, "not mounted")
 
 
 async def test_a_pool_that_is_away(rig: Rig) -> None:

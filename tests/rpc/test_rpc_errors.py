@@ -4,11 +4,11 @@ import inspect
 
 import grpc
 import pytest
-from rpc_rig import CODE
+from support.rpc_rig import CODE
 
 from csi_driver.domain import errors
-from csi_driver.rpc.errors import CODES, MAX_MESSAGE_BYTES, answer, printable
-from csi_driver.rpc.translate import NotServed
+from csi_driver.rpc.convert import UnsupportedCapability
+from csi_driver.rpc.errors import CODES, MAX_MESSAGE_BYTES, printable, to_status
 
 EXPECTED = {
     "InvalidRequest": CODE.INVALID_ARGUMENT,
@@ -38,35 +38,35 @@ def test_the_table_is_total() -> None:
     assert set(kinds) == set(EXPECTED)
     for name, kind in kinds.items():
         assert CODES[kind] is EXPECTED[name]
-        assert answer(kind("what: do this")) == answer(kind("what: do this"))
-        assert answer(kind("what: do this")).message == "what: do this"
+        assert to_status(kind("what: do this")) == to_status(kind("what: do this"))
+        assert to_status(kind("what: do this")).message == "what: do this"
 
 
 def test_a_refinement_has_its_base_s_code() -> None:
-    assert answer(NotServed("x")).code is CODE.INVALID_ARGUMENT
+    assert to_status(UnsupportedCapability("x")).code is CODE.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize("error", [RuntimeError("secret"), OSError(28, "secret"), errors.DriverError("secret")])
 def test_a_defect_says_a_number_and_nothing_else(error: Exception) -> None:
-    told = answer(error)
-    assert told.code is grpc.StatusCode.INTERNAL
-    assert told.incident
-    assert told.incident in told.message
-    assert "secret" not in told.message
-    assert answer(error).incident != told.incident
+    status = to_status(error)
+    assert status.code is grpc.StatusCode.INTERNAL
+    assert status.incident
+    assert status.incident in status.message
+    assert "secret" not in status.message
+    assert to_status(error).incident != status.incident
 
 
 @pytest.mark.parametrize("text", ["x" * 5000, "ä" * 2000, "\N{CROSS MARK}" * 700, "\0" * 4000, "a\n" * 3000])
 def test_messages_are_capped_in_bytes(text: str) -> None:
-    told = answer(errors.NotFound(text)).message
-    assert len(told.encode()) <= MAX_MESSAGE_BYTES
-    assert "..." in told
+    message = to_status(errors.NotFound(text)).message
+    assert len(message.encode()) <= MAX_MESSAGE_BYTES
+    assert "..." in message
 
 
 def test_what_to_do_survives_a_long_quotation() -> None:
-    told = answer(errors.NotFound(f"volume {'x' * 100_000!r} does not exist: list those that do")).message
-    assert told.startswith("volume 'xxx")
-    assert told.endswith("does not exist: list those that do")
+    message = to_status(errors.NotFound(f"volume {'x' * 100_000!r} does not exist: list those that do")).message
+    assert message.startswith("volume 'xxx")
+    assert message.endswith("does not exist: list those that do")
 
 
 def test_messages_cannot_steer_a_terminal() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 
-from rpc_rig import CODE, Rig, refused
+from support.rpc_rig import CODE, Rig, refused
 
 from csi_driver import __version__
 from csi_driver._pb import csi_pb2

@@ -5,22 +5,13 @@ from __future__ import annotations
 import os
 
 import pytest
-from rpc_rig import (
-    CODE,
-    GIB,
-    MIB,
-    OWNER,
-    Rig,
-    block,
-    from_snapshot,
-    from_volume,
-    refused_unchanged,
-)
+from support.rpc_rig import CODE, OWNER, Rig, block, from_snapshot, from_volume, refused_unchanged
+from support.sizes import GIB, MIB
 
 from csi_driver._pb import csi_pb2, tidemark_pb2
 from csi_driver.backends.base import FileSystemStats
-from csi_driver.domain.model import Trouble
-from csi_driver.rpc.node import CAPABILITIES, Node
+from csi_driver.domain.model import VolumeCondition
+from csi_driver.rpc.agent.node import CAPABILITIES, Node
 
 C = csi_pb2
 T = tidemark_pb2
@@ -91,14 +82,14 @@ async def test_stats_of_a_file_system_have_bytes_and_inodes(rig: Rig, monkeypatc
     ]
 
 
-READ_ONLY = Trouble(
+READ_ONLY = VolumeCondition(
     "ReadOnlyAfterError", "its ext4 met an error and takes no more writes " + "\N{CROSS MARK}" * 400, True
 )
 
 
 @pytest.mark.parametrize("trouble", [None, READ_ONLY], ids=["well", "in trouble"])
 async def test_stats_tell_the_condition_to_clients_of_before_1_13(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch, trouble: Trouble | None
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, trouble: VolumeCondition | None
 ) -> None:
     """The field is out of use in 1.13, and read by kubelets that were built before: 2 {1: abnormal, 2: message}."""
 
@@ -151,10 +142,10 @@ async def test_the_health_of_a_volume(rig: Rig, monkeypatch: pytest.MonkeyPatch)
     well = (await rig.node.NodeGetVolumeHealth(request)).volume_health
     assert (well.volume_id, len(well.health_statuses)) == (made.volume_id, 0)
 
-    async def trouble(volume: object) -> Trouble:
+    async def condition(volume: object) -> VolumeCondition:
         return READ_ONLY
 
-    monkeypatch.setattr(rig.backend.access, "trouble", trouble)
+    monkeypatch.setattr(rig.backend.access, "condition", condition)
     (entry,) = (await rig.node.NodeGetVolumeHealth(request)).volume_health.health_statuses
     assert (entry.status, entry.reason, entry.message) == (C.DEGRADED, "ReadOnlyAfterError", READ_ONLY.text)
     node = (await rig.tidemark.GetTree(T.GetTreeRequest(volume_id=made.volume_id))).nodes[0]
@@ -166,12 +157,12 @@ async def test_the_health_of_a_volume(rig: Rig, monkeypatch: pytest.MonkeyPatch)
 async def test_health_is_announced_only_on_demand(rig: Rig) -> None:
     """4 is the number that the condition had until 1.12."""
     asked = C.NodeGetCapabilitiesRequest()
-    silent, told = [
+    silent, reporting = [
         [c.rpc.type for c in (await Node(rig.nodes, OWNER, on).NodeGetCapabilities(asked, None)).capabilities]  # type: ignore[arg-type]
         for on in (False, True)
     ]
     assert silent == list(CAPABILITIES)
-    assert told == [*CAPABILITIES, C.NodeServiceCapability.RPC.GET_VOLUME_HEALTH, 4]
+    assert reporting == [*CAPABILITIES, C.NodeServiceCapability.RPC.GET_VOLUME_HEALTH, 4]
 
 
 async def test_rollback(rig: Rig) -> None:
@@ -190,7 +181,7 @@ async def test_rollback(rig: Rig) -> None:
     await refused_unchanged(rig, rig.tidemark.Rollback(changed), CODE.ALREADY_EXISTS, "once")
     stranger = await rig.volume("stranger")
     foreign = T.RollbackRequest(volume_id=stranger.volume_id, snapshot_id=shot.snapshot_id, name="n")
-    await refused_unchanged(rig, rig.tidemark.Rollback(foreign), CODE.INVALID_ARGUMENT, "own only")
+    await refused_unchanged(rig, rig.tidemark.Rollback(foreign), CODE.INVALID_ARGUMENT, "own snapshots only")
     declined = await rig.tidemark.Rollback(
         T.RollbackRequest(
             volume_id=made.volume_id, snapshot_id=shot.snapshot_id, name="twice", skip_safety_snapshot=True
@@ -263,7 +254,7 @@ async def test_the_tree(rig: Rig) -> None:
     assert {n.pool for n in (await rig.tidemark.GetTree(T.GetTreeRequest(pool="other"))).nodes} == set()
 
 
-async def test_the_tree_tells_a_namesake_from_a_parent(rig: Rig) -> None:
+async def test_the_tree_distinguishes_another_of_the_same_name_from_a_parent(rig: Rig) -> None:
     made = await rig.volume("root")
     shot = await rig.snapshot(made.volume_id)
     child = await rig.volume("child", 0, volume_content_source=from_snapshot(shot.snapshot_id))

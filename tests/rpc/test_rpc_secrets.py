@@ -12,11 +12,13 @@ import grpc
 import pytest
 import structlog
 from google.protobuf.message import Message
-from rpc_rig import MIB, Rig, block, create_volume, mount
+from support.rpc_rig import Rig, block, create_volume, mount
+from support.sizes import MIB
 
 from csi_driver._pb import csi_pb2
-from csi_driver.rpc.logfields import describe, is_secret
-from csi_driver.telemetry import Telemetry, configure_logging
+from csi_driver.agent.metrics import AgentMetrics
+from csi_driver.logging import configure_logging
+from csi_driver.rpc.log_fields import describe, is_secret
 
 CANARY = "canary-7f3a9"
 C = csi_pb2
@@ -110,7 +112,7 @@ async def test_nothing_leaks(
     form: Literal["json", "console"], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure_logging(form, "debug")
-    telemetry = Telemetry()
+    telemetry = AgentMetrics()
     said = []
     with tempfile.TemporaryDirectory(prefix="tm-") as directory:
         async with Rig(Path(directory), telemetry) as rig:
@@ -166,9 +168,9 @@ async def test_nothing_leaks(
     assert "broken on purpose" in log
     assert "Traceback" in log
     assert CANARY not in log
-    told = "\n".join(said).replace(f"{CANARY}-key", "")
-    assert "INVALID_ARGUMENT" in told
-    assert CANARY not in told
+    log = "\n".join(said).replace(f"{CANARY}-key", "")
+    assert "INVALID_ARGUMENT" in log
+    assert CANARY not in log
     if form == "json":
         lines = [json.loads(line) for line in captured.err.splitlines() if line.startswith("{")]
         assert {"event", "level", "timestamp", "method", "code", "ms"} <= lines[0].keys()

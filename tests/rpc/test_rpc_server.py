@@ -12,11 +12,11 @@ from pathlib import Path
 
 import grpc
 import pytest
-from rpc_rig import Rig
+from support.rpc_rig import Rig
 
 from csi_driver._pb import csi_pb2, csi_pb2_grpc
 from csi_driver.domain.errors import InvalidRequest, Precondition
-from csi_driver.rpc.identity import Identity
+from csi_driver.rpc.agent.identity import Identity
 from csi_driver.rpc.server import Server, clear_stale, socket_path
 
 

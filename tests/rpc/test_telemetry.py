@@ -12,8 +12,9 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from csi_driver import __version__
-from csi_driver.backends.base import CutReport
-from csi_driver.telemetry import NodeFigures, PoolFigures, Telemetry, Unwell, configure_logging
+from csi_driver.agent.metrics import AgentMetrics, NodeMetrics, PoolMetrics, UnhealthyVolume
+from csi_driver.backends.base import SnapshotTimings
+from csi_driver.logging import configure_logging
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,7 @@ def default_logging() -> Iterator[None]:
     root.handlers[:], root.level = handlers, level
 
 
-def samples(telemetry: Telemetry) -> dict[tuple[str, tuple[str, ...]], float]:
+def samples(telemetry: AgentMetrics) -> dict[tuple[str, tuple[str, ...]], float]:
     text = generate_latest(telemetry.registry).decode()
     return {
         (sample.name, tuple(value for _, value in sorted(sample.labels.items(), reverse=True))): sample.value
@@ -34,32 +35,35 @@ def samples(telemetry: Telemetry) -> dict[tuple[str, tuple[str, ...]], float]:
     }
 
 
-def figures(**changes: object) -> PoolFigures:
+def figures(**changes: object) -> PoolMetrics:
     base = {"pool": "p", "total": 100, "used": 40, "committed": 70, "available": 130, "volumes": 3, "snapshots": 5}
-    return PoolFigures(**(base | changes))  # type: ignore[arg-type]
+    return PoolMetrics(**(base | changes))  # type: ignore[arg-type]
 
 
 def test_calls_and_cuts() -> None:
-    telemetry = Telemetry()
+    telemetry = AgentMetrics()
     telemetry.call("csi.v1.Controller/CreateVolume", "OK", 0.2)
     telemetry.call("csi.v1.Controller/CreateVolume", "OK", 0.3)
-    telemetry.late("csi.v1.Controller/CreateVolume", "ABORTED", 3.0)
-    telemetry.cut("p", CutReport(frozen=0.01, cloned=0.005))
-    telemetry.cut("p", CutReport(cloned=0.002))
+    telemetry.after_cancel("csi.v1.Controller/CreateVolume", "ABORTED", 3.0)
+    telemetry.snapshot_taken("p", SnapshotTimings(frozen=0.01, cloned=0.005))
+    telemetry.snapshot_taken("p", SnapshotTimings(cloned=0.002))
     found = samples(telemetry)
     call = ("csi.v1.Controller/CreateVolume", "OK")
     assert found["tidemark_calls_total", call] == 2
     assert found["tidemark_call_seconds_sum", call] == 0.5
-    assert found["tidemark_late_calls_total", (call[0], "ABORTED")] == 1
-    assert found["tidemark_freeze_seconds_count", ("p",)] == 1  # a cut without a mount froze nothing
-    assert found["tidemark_snapshot_seconds_count", ("p",)] == 2
+    # The old names are written for one release.
+    for name in ("tidemark_csi_requests_completed_after_cancel_total", "tidemark_late_calls_total"):
+        assert found[name, (call[0], "ABORTED")] == 1
+    assert found["tidemark_freeze_seconds_count", ("p",)] == 1  # a snapshot without a mount froze nothing
+    for name in ("tidemark_snapshot_clone_duration_seconds", "tidemark_snapshot_seconds"):
+        assert found[f"{name}_count", ("p",)] == 2
     assert found["tidemark_build_info", (__version__,)] == 1
 
 
 def test_gauges_are_read_at_the_scrape() -> None:
-    telemetry = Telemetry()
+    telemetry = AgentMetrics()
     now = [figures()]
-    telemetry.watch(lambda: now, lambda: NodeFigures(loop_devices=2, written_off=1))
+    telemetry.watch(lambda: now, lambda: NodeMetrics(loop_devices=2, abandoned=1))
     found = samples(telemetry)
     assert found["tidemark_pool_total_bytes", ("p",)] == 100
     assert found["tidemark_pool_available_bytes", ("p",)] == 130
@@ -76,9 +80,9 @@ def test_gauges_are_read_at_the_scrape() -> None:
 
 
 def test_volumes_in_trouble_and_checks() -> None:
-    telemetry = Telemetry()
-    unwell = [Unwell("p", "n:p:0", "shop", "db", "ShutDown")]
-    telemetry.watch(list, lambda: NodeFigures(0, 0), lambda: unwell)
+    telemetry = AgentMetrics()
+    unwell = [UnhealthyVolume("p", "n:p:0", "shop", "db", "ShutDown")]
+    telemetry.watch(list, lambda: NodeMetrics(0, 0), lambda: unwell)
     telemetry.checked("p", "mended")
     text = generate_latest(telemetry.registry).decode()
     assert (
@@ -90,15 +94,15 @@ def test_volumes_in_trouble_and_checks() -> None:
 
 
 def test_a_scrape_survives_what_changes_below_it_and_what_has_gone() -> None:
-    telemetry = Telemetry()
+    telemetry = AgentMetrics()
     left = [RuntimeError("dictionary changed size during iteration")] * 2
 
-    def changing() -> list[PoolFigures]:
+    def changing() -> list[PoolMetrics]:
         if left:
             raise left.pop()
         return [figures()]
 
-    def broken() -> NodeFigures:
+    def broken() -> NodeMetrics:
         raise OSError(5, "gone")
 
     telemetry.watch(changing, broken)
@@ -108,10 +112,10 @@ def test_a_scrape_survives_what_changes_below_it_and_what_has_gone() -> None:
 
 
 def test_registering_reads_no_pool() -> None:
-    def closed() -> list[PoolFigures]:
+    def closed() -> list[PoolMetrics]:
         raise AssertionError("read before it was asked for")
 
-    Telemetry().watch(closed, lambda: NodeFigures(0, 0))
+    AgentMetrics().watch(closed, lambda: NodeMetrics(0, 0))
 
 
 def test_json_lines_of_ours_and_of_libraries(capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,6 +145,6 @@ def test_console_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_importing_telemetry_is_light() -> None:
-    code = "import csi_driver.telemetry, sys; print('prometheus_client' in sys.modules, 'structlog' in sys.modules)"
+    code = "import csi_driver.agent.metrics, sys; print('prometheus_client' in sys.modules, 'structlog' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["False", "False"]

@@ -28,8 +28,8 @@ _STEP = 2
 
 HEAD = """# Values of the chart
 
-Set them with `--set`, or in a file that `--values` names. What is not in this list is refused by its name, so that a slip of the
-pen is not taken for a wish. Made from charts/tidemark/values.yaml by tests/tools/values_reference.py.
+Set them with `--set`, or in a file that `--values` names. Any other value is refused by its name, so that a typing
+error has no silent effect. Made from charts/tidemark/values.yaml by tests/tools/values_reference.py.
 """
 
 
@@ -71,16 +71,16 @@ def comments(lines: list[str]) -> dict[tuple[str, ...], list[str]]:
 
 def documented(text: str) -> Iterator[Value]:
     """All values in the order of the file. Raises ValueError for one whose neighbours have a comment and that has none."""
-    told = comments(text.splitlines())
+    texts = comments(text.splitlines())
 
     def walk(node: dict[str, Any], path: tuple[str, ...]) -> Iterator[Value]:
         for key, default in node.items():
             here = (*path, key)
-            if here not in told:
+            if here not in texts:
                 raise ValueError(f"{'.'.join(here)} has no comment in {VALUES.name}: write above it what it is for")
-            section = isinstance(default, dict) and any((*here, child) in told for child in default)
-            words = " ".join(line for line in told[here] if not line.startswith("  "))
-            example = "\n".join(line[2:] for line in told[here] if line.startswith("  "))
+            section = isinstance(default, dict) and any((*here, child) in texts for child in default)
+            words = " ".join(line for line in texts[here] if not line.startswith("  "))
+            example = "\n".join(line[2:] for line in texts[here] if line.startswith("  "))
             yield Value(here, words, example, default, section)
             if section:
                 yield from walk(default, here)
@@ -103,10 +103,10 @@ def page(text: str) -> str:
 def item(value: Value) -> str:
     """A value as an item of a list, with its example below."""
     default = "" if value.section else f" (`{json.dumps(value.default)}`)"
-    told = fill(f"- `{value.name}`{default}: {value.text}", "  ") + "\n"
+    entry = fill(f"- `{value.name}`{default}: {value.text}", "  ") + "\n"
     if value.example:
-        told += "\n" + "".join(f"      {line}\n" for line in value.example.splitlines()) + "\n"
-    return told
+        entry += "\n" + "".join(f"      {line}\n" for line in value.example.splitlines()) + "\n"
+    return entry
 
 
 def fill(text: str, indent: str = "") -> str:

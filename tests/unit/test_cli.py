@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
+from csi_driver.agent.settings import PoolImage, PoolSpec, Settings, load
 from csi_driver.cli import mounts, pools, sizes
 from csi_driver.cli.agent import address_of, pool_of
 from csi_driver.cli.common import Failure, endpoint_of, find, find_id, places, shown_name, views
@@ -20,9 +21,9 @@ from csi_driver.cli.main import app
 from csi_driver.cli.mounts import staging_of
 from csi_driver.cli.tree import draw, is_parent
 from csi_driver.domain.errors import BEING_CHECKED
-from csi_driver.domain.model import Capability, Mode, Usage
-from csi_driver.rpc.client import CallRefused, Freed, Node, PoolSpace
-from csi_driver.settings import BadSetting, PoolImage, PoolSpec, Settings, load
+from csi_driver.domain.model import AccessMode, Capability, Usage
+from csi_driver.rpc.clients.cli_client import CallRefused, Freed, Node, PoolSpace
+from csi_driver.settings import BadSetting
 
 VOLUME_ID = f"n1:default:{'a' * 32}"
 
@@ -56,7 +57,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     seen: list[Settings] = []
 
     def execve(_path: str, argv: list[str], _environment: dict[str, str]) -> None:
-        assert argv[1:4] == ["-P", "-m", "csi_driver"]
+        assert argv[1:4] == ["-P", "-m", "csi_driver.agent"]
         seen.append(load(argv[4]))
 
     monkeypatch.setattr("os.execve", execve)
@@ -152,35 +153,51 @@ def test_the_defaults_of_the_agent(started: list[Settings]) -> None:
     assert started == [Settings(pools=(PoolSpec("default", "reflink", "/srv/tidemark"),))]
 
 
+Given = tuple[str, object]
+OPTIONS: list[tuple[str, str, str, Given, Given]] = [
+    (
+        "--endpoint",
+        "CSI_ENDPOINT",
+        "endpoint",
+        ("/run/x.sock", "unix:///run/x.sock"),
+        ("unix:///run/y.sock", "unix:///run/y.sock"),
+    ),
+    ("--node-name", "TIDEMARK_NODE_NAME", "node_name", ("n1", "n1"), ("n2", "n2")),
+    ("--overcommit", "TIDEMARK_OVERCOMMIT", "overcommit", ("1.5", 1.5), ("1", 1.0)),
+    ("--reserve", "TIDEMARK_RESERVE", "reserve", ("64Mi", 64 << 20), ("1Gi", 1 << 30)),
+    ("--max-snapshots", "TIDEMARK_MAX_SNAPSHOTS", "max_snapshots", ("7", 7), ("3", 3)),
+    ("--freeze-deadline", "TIDEMARK_FREEZE_DEADLINE", "freeze_deadline", ("2.5", 2.5), ("1", 1.0)),
+    (
+        "--metrics-address",
+        "TIDEMARK_METRICS_ADDRESS",
+        "metrics_address",
+        (":9808", ("0.0.0.0", 9808)),
+        ("127.0.0.1:1", ("127.0.0.1", 1)),
+    ),
+    ("--listen", "TIDEMARK_LISTEN", "listen", (":9807", ("0.0.0.0", 9807)), ("[::]:2", ("::", 2))),
+    ("--certificates", "TIDEMARK_CERTIFICATES", "certificates", ("/etc/tls", "/etc/tls"), ("/tls", "/tls")),
+    ("--register", "TIDEMARK_REGISTER", "register", ("/registration", "/registration"), ("/r", "/r")),
+    (
+        "--kubelet-socket",
+        "TIDEMARK_KUBELET_SOCKET",
+        "kubelet_socket",
+        ("/var/lib/kubelet/plugins/x/csi.sock", "/var/lib/kubelet/plugins/x/csi.sock"),
+        ("/k/csi.sock", "/k/csi.sock"),
+    ),
+    ("--log-format", "TIDEMARK_LOG_FORMAT", "log_format", ("json", "json"), ("json", "json")),
+    ("--driver-name", "TIDEMARK_DRIVER_NAME", "driver_name", ("other.dev", "other.dev"), ("d", "d")),
+]
+"""Option, environment variable, field of the settings, and two values as they are given and as they arrive."""
+
+
 def test_every_option_reaches_the_settings(started: list[Settings]) -> None:
-    options = (
-        "--pool fast=/srv/fast --pool demo=memory: --pool-init --endpoint /run/x.sock --node-name n1 --overcommit 1.5 "
-        "--reserve 64Mi --max-snapshots 7 --freeze-deadline 2.5 --metrics-address :9808 --log-format json "
-        "--driver-name other.dev --listen :9807 --certificates /etc/tls --register /registration "
-        "--kubelet-socket /var/lib/kubelet/plugins/x/csi.sock --volume-health"
-    )
-    result = CliRunner().invoke(app, ["agent", *options.split()])
+    options = ["--pool", "fast=/srv/fast", "--pool", "demo=memory:", "--pool-init", "--volume-health"]
+    options += [word for option, _, _, (text, _), _ in OPTIONS for word in (option, text)]
+    result = CliRunner().invoke(app, ["agent", *options])
     assert result.exit_code == 0, result.output
-    assert started == [
-        Settings(
-            pools=(PoolSpec("fast", "reflink", "/srv/fast"), PoolSpec("demo", "memory", "")),
-            pool_init=True,
-            endpoint="unix:///run/x.sock",
-            node_name="n1",
-            overcommit=1.5,
-            reserve=64 << 20,
-            max_snapshots=7,
-            freeze_deadline=2.5,
-            metrics_address=("0.0.0.0", 9808),
-            listen=("0.0.0.0", 9807),
-            certificates="/etc/tls",
-            register="/registration",
-            kubelet_socket="/var/lib/kubelet/plugins/x/csi.sock",
-            log_format="json",
-            driver_name="other.dev",
-            volume_health=True,
-        )
-    ]
+    settings: dict[str, Any] = {field: value for _, _, field, (_, value), _ in OPTIONS}
+    pools = (PoolSpec("fast", "reflink", "/srv/fast"), PoolSpec("demo", "memory", ""))
+    assert started == [Settings(pools=pools, pool_init=True, volume_health=True, **settings)]
 
 
 def test_every_option_is_an_environment_variable_too(started: list[Settings]) -> None:
@@ -191,44 +208,15 @@ def test_every_option_is_an_environment_variable_too(started: list[Settings]) ->
         "TIDEMARK_POOL_SIZE": "300Mi",
         "TIDEMARK_POOL_IMAGE_SPARSE": "1",
         "TIDEMARK_POOL_MOUNT": "/srv/slow",
-        "CSI_ENDPOINT": "unix:///run/y.sock",
-        "TIDEMARK_NODE_NAME": "n2",
-        "TIDEMARK_OVERCOMMIT": "1",
-        "TIDEMARK_RESERVE": "1Gi",
-        "TIDEMARK_MAX_SNAPSHOTS": "3",
-        "TIDEMARK_FREEZE_DEADLINE": "1",
-        "TIDEMARK_METRICS_ADDRESS": "127.0.0.1:1",
-        "TIDEMARK_LISTEN": "[::]:2",
-        "TIDEMARK_CERTIFICATES": "/tls",
-        "TIDEMARK_REGISTER": "/r",
-        "TIDEMARK_KUBELET_SOCKET": "/k/csi.sock",
-        "TIDEMARK_LOG_FORMAT": "json",
-        "TIDEMARK_DRIVER_NAME": "d",
         "TIDEMARK_VOLUME_HEALTH": "1",
     }
+    environment |= {variable: text for _, variable, _, _, (text, _) in OPTIONS}
     result = CliRunner().invoke(app, ["agent"], env=environment)
     assert result.exit_code == 0, result.output
-    assert started == [
-        Settings(
-            pools=(PoolSpec("fast", "reflink", "/srv/fast"), PoolSpec("default", "reflink", "/srv/slow")),
-            image=PoolImage("/var/pool.img", "/srv/slow", 300 << 20, True),
-            pool_init=True,
-            endpoint="unix:///run/y.sock",
-            node_name="n2",
-            overcommit=1.0,
-            reserve=1 << 30,
-            max_snapshots=3,
-            freeze_deadline=1.0,
-            metrics_address=("127.0.0.1", 1),
-            listen=("::", 2),
-            certificates="/tls",
-            register="/r",
-            kubelet_socket="/k/csi.sock",
-            log_format="json",
-            driver_name="d",
-            volume_health=True,
-        )
-    ]
+    settings: dict[str, Any] = {field: value for _, _, field, _, (_, value) in OPTIONS}
+    pools = (PoolSpec("fast", "reflink", "/srv/fast"), PoolSpec("default", "reflink", "/srv/slow"))
+    image = PoolImage("/var/pool.img", "/srv/slow", 300 << 20, True)
+    assert started == [Settings(pools=pools, image=image, pool_init=True, volume_health=True, **settings)]
 
 
 def test_the_size_of_an_image_is_said_or_not(started: list[Settings]) -> None:
@@ -249,15 +237,15 @@ def test_an_image_alone_is_the_default_pool(started: list[Settings]) -> None:
     ("options", "hint"),
     [
         ("", "--pool-image"),
-        ("--pool a=/x --pool a=/y", "name them apart"),
+        ("--pool a=/x --pool a=/y", "must be unique"),
         ("--pool a=/x --pool b=/x", "directory of its own"),
-        ("--pool /x --overcommit 0", "promises nothing"),
+        ("--pool /x --overcommit 0", "must be > 0"),
         ("--pool /x --reserve 3x", "20Gi"),
-        ("--pool /x --max-snapshots 0", "1 or more"),
-        ("--pool /x --freeze-deadline 0", "above 0"),
+        ("--pool /x --max-snapshots 0", "must be at least 1"),
+        ("--pool /x --freeze-deadline 0", "must be > 0"),
         ("--pool /x --metrics-address 80", "HOST:PORT"),
         ("--pool /x --endpoint tcp://x", "unix:///"),
-        ("--pool /x --listen :9807", "no plain text"),
+        ("--pool /x --listen :9807", "always uses mutual TLS"),
         ("--pool /x --certificates /etc/tls", "go together"),
         ("--pool /x --listen :9807 --certificates tls", "absolute"),
         ("--pool /x --register /r", "--kubelet-socket"),
@@ -284,7 +272,7 @@ def test_the_agent_loads_no_tables_and_no_grpc_of_the_command_line() -> None:
 
 def test_help_is_there_for_every_command() -> None:
     runner = CliRunner()
-    groups = ["volume", "snapshot", "group"]
+    groups = ["volume", "snapshot", "group", "node", "controller"]
     for command in ["", "demo", "agent", *groups, "rollback", "mount", "umount", "tree", "pools", "status"]:
         result = runner.invoke(app, [*command.split(), "--help"])
         assert result.exit_code == 0
@@ -333,22 +321,22 @@ def test_our_own_staging_directories_are_not_shown() -> None:
     assert places(node("db")) == ""
 
 
-def test_a_disk_is_known_by_every_path_at_which_its_place_is_seen() -> None:
+def test_a_volume_is_found_by_every_path_of_its_mount() -> None:
     staging = str(staging_of(node("db").id))
     db = node("db", used_by=("/d/stage", "/d/mnt"), places=(("/d/stage", staging), ("/d/mnt", "/k/mnt")))
     assert places(db) == "/d/mnt"
     client: Any = FakeClient(db, node("other"), node("twin"), node("twin", id=VOLUME_ID), node("snap", "snapshot"))
     for path in ("/d/mnt", "/k/mnt"):
-        assert mounts._shown_at(client, path, path) == (db, True)
-    assert mounts._shown_at(client, "/cwd/db", "db") == (db, False)
-    assert mounts._shown_at(client, "/cwd/x", db.id) == (db, False)
+        assert mounts._find_mounted(client, path, path) == (db, True)
+    assert mounts._find_mounted(client, "/cwd/db", "db") == (db, False)
+    assert mounts._find_mounted(client, "/cwd/x", db.id) == (db, False)
     for text, told in (
-        ("other", "is not in use: there is nothing to take away"),
-        ("twin", "the name of 2 disks: use an id"),
-        ("snap", "no disk is shown at /cwd/snap, and none is called snap"),
+        ("other", "is not in use: there is nothing to unmount"),
+        ("twin", "the name of 2 volumes: use an id"),
+        ("snap", "no volume is mounted at /cwd/snap, and none is called snap"),
     ):
         with pytest.raises(Failure, match=told):
-            mounts._shown_at(client, f"/cwd/{text}", text)
+            mounts._find_mounted(client, f"/cwd/{text}", text)
 
 
 def test_an_agent_from_before_places_tells_one_path_of_each() -> None:
@@ -395,12 +383,12 @@ def test_mount_waits_for_a_check_and_says_so_once(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(mounts.time, "sleep", lambda _: None)
     client: Any = Client()
-    mounts._stage(client, VOLUME_ID, staging_of(VOLUME_ID), Capability("mount", Mode.WRITER))
+    mounts._stage(client, VOLUME_ID, staging_of(VOLUME_ID), Capability("mount", AccessMode.WRITER))
     assert capsys.readouterr().err == f"db {BEING_CHECKED}, for 0 s: try again\n"
     for code, message in (("ABORTED", "somebody else works on it"), ("FAILED_PRECONDITION", BEING_CHECKED)):
         answers.append(CallRefused(code, message))
         with pytest.raises(CallRefused):
-            mounts._stage(client, VOLUME_ID, staging_of(VOLUME_ID), Capability("mount", Mode.WRITER))
+            mounts._stage(client, VOLUME_ID, staging_of(VOLUME_ID), Capability("mount", AccessMode.WRITER))
 
 
 def test_an_object_with_the_parents_id_alone_is_not_the_parent() -> None:
@@ -419,11 +407,13 @@ def test_a_disk_made_from_a_snapshot_knows_it_by_the_uid_of_its_source() -> None
 def test_a_pool_in_trouble_is_told_below_the_table() -> None:
     freed = (Freed("n1:default:" + "b" * 32, "nightly", "snapshot", 3 << 30),)
     space = PoolSpace("fast", "n1", "reflink", "/srv", "u", 20 << 30, 1 << 20, 0, 0, 1 << 30, 2.0, 1, 1, True, freed)
-    told = pools._warning(space)
-    assert "Pool fast of n1 has run full" in told
-    assert told.endswith("Deleting would free most: snapshot nightly (3 GiB).")
-    told = pools._warning(replace(space, full=False, would_free=()))
-    assert told.strip() == "Pool fast of n1 makes nothing new: less than its reserve of 1 GiB is free."
+    warning = pools._warning(space)
+    assert "Pool fast of n1 has run full" in warning
+    assert warning.endswith("Deleting would free most: snapshot nightly (3 GiB).")
+    warning = pools._warning(replace(space, full=False, would_free=()))
+    assert (
+        warning.strip() == "Pool fast of n1 refuses new volumes and snapshots: less than its reserve of 1 GiB is free."
+    )
 
 
 # Nobody there

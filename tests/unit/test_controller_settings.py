@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from csi_driver.app import controller as root
 from csi_driver.cli.main import app
-from csi_driver.controller_settings import ControllerSettings
+from csi_driver.controller import main as root
+from csi_driver.controller.settings import ControllerSettings
 from csi_driver.settings import BadSetting
 
 
@@ -77,7 +77,7 @@ def test_every_option_is_an_environment_variable(monkeypatch: pytest.MonkeyPatch
     ]
 
 
-def test_a_proxys_password_is_not_told() -> None:
+def test_a_proxys_password_is_not_reported() -> None:
     for command in (["controller"], ["node", "list"], ["volume", "list", "--orphans"], ["uninstall-check"]):
         done = CliRunner().invoke(app, command, env={"TIDEMARK_API_PROXY": "http://me:secret@proxy"})
         assert done.exit_code == 2

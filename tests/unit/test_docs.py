@@ -49,6 +49,31 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
     assert {page for page in PAGES if page.is_relative_to(TREE / "docs")} <= reached
 
 
+def test_the_places_for_changes_exist() -> None:
+    """The table of the architecture: a path is relative to the tree or the package, a bare name to the path before it in its row."""
+    page = (TREE / "docs" / "architecture.md").read_text()
+    table = page.split("## Where to find the place for a change")[1].split("\n\n")[1]
+    rows = table.splitlines()[2:]
+    assert len(rows) >= 25
+    for row in rows:
+        base = TREE / "csi_driver"
+        for path in re.findall(r"`([\w./-]+(?:\.(?:py|yaml|json|tpl|proto)|/))`", row):
+            places = [TREE / path, TREE / "csi_driver" / path, TREE / "charts" / "tidemark" / path, base / path]
+            there = [place for place in places if place.exists()]
+            assert there, f"{path} is not there: {row}"
+            base = there[0] if there[0].is_dir() else there[0].parent
+
+
+def test_lines_of_prose_are_not_too_long() -> None:
+    """120 characters, but for tables, code and links that are longer by themselves."""
+    for page in PAGES:
+        if page.name == "CHANGELOG.md":
+            continue
+        text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        long = [line for line in text.splitlines() if len(line) > 120 and not line.startswith(("|", "    ", "       "))]
+        assert not [line for line in long if " " in line.strip()], (page.relative_to(TREE), long)
+
+
 def test_every_alert_has_its_line_in_the_page_on_monitoring() -> None:
     alerts = (TREE / "charts" / "tidemark" / "files" / "alerts.yaml").read_text()
     page = (TREE / "docs" / "how-to" / "monitoring.md").read_text()

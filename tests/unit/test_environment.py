@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csi_driver.cli import main
-from csi_driver.environment import begin_again, forget, is_ambient, without_ambient, without_proxies
+from csi_driver.environment import is_ambient, remove_ambient, restart_without_ambient, without_ambient, without_proxies
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "reference" / "environment.md"
 AMBIENT = {
@@ -81,7 +81,7 @@ def began(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, st
 def test_what_runs_in_a_pod_begins_again_without_them(
     began: list[tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
-    """A controller; and the chart's check, or what another program was told would refuse an uninstallation."""
+    """A controller; and the chart's check, or what another program was given would refuse an uninstallation."""
     monkeypatch.setattr(main, "app", lambda **_: None)
     monkeypatch.setattr(sys, "argv", ["tidemark", *words])
     main.main()
@@ -108,14 +108,14 @@ def test_a_command_of_a_person_keeps_them(
 
 
 def test_an_agent_begins_without_them(began: list[tuple[list[str], dict[str, str]]]) -> None:
-    begin_again(["-m", "csi_driver", "{}"], AMBIENT | MEANT)
-    assert began == [(["-P", "-m", "csi_driver", "{}"], MEANT)]
+    restart_without_ambient(["-m", "csi_driver.agent", "{}"], AMBIENT | MEANT)
+    assert began == [(["-P", "-m", "csi_driver.agent", "{}"], MEANT)]
 
 
 def test_grpc_is_loaded_without_what_was_set_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRPC_DNS_RESOLVER", "native")
     monkeypatch.setenv("GRPC_TRACE", "http")
-    forget("GRPC_")
+    remove_ambient("GRPC_")
     assert "GRPC_DNS_RESOLVER" not in os.environ
     assert os.environ["GRPC_TRACE"] == "http"
 

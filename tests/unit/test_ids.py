@@ -8,6 +8,7 @@ from csi_driver.domain.ids import (
     ANY_OWNER,
     MAX_NAME_BYTES,
     ObjectId,
+    PoolRef,
     is_pool_name,
     member_name,
     name_hash,
@@ -108,3 +109,14 @@ def test_every_node_has_an_owner_that_parses(node: str) -> None:
 def test_a_short_node_name_is_its_owner() -> None:
     assert owner_of_node("Worker-1.example.org") == "Worker-1.example.org"
     assert owner_of_node("n" * 64) != owner_of_node("n" * 65)
+
+
+@given(IDS, st.text(max_size=40))
+def test_a_pool_makes_the_ids_of_what_is_in_it(made: ObjectId, name: str) -> None:
+    pool = made.pool_ref
+    assert pool == PoolRef(made.owner, made.pool)
+    assert pool.object_id(made.hash) == made
+    assert pool.shared == (made.owner == ANY_OWNER)
+    assert pool.new_volume_id(name) == ObjectId(made.owner, made.pool, name_hash("volume", name))
+    assert pool.new_snapshot_id(name) == ObjectId(made.owner, made.pool, name_hash("snapshot", name))
+    assert pool.new_group_id(name) == ObjectId(made.owner, made.pool, name_hash("group", name))

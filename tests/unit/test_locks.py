@@ -34,7 +34,7 @@ async def free(locks: Locks) -> bool:
 
 async def settled(locks: Locks, key: str) -> bool:
     try:
-        await locks.settled(key)
+        await locks.ensure_not_changing(key)
     except Busy:
         return False
     return True
@@ -63,18 +63,18 @@ async def test_who_is_refused_is_told_by_whom() -> None:
     async with locks.hold("CreateSnapshot 's'", ["a"]):
         await is_refused(locks, ["a"], match=r"CreateSnapshot 's' is in progress")
     async with locks.hold("x", [], ["a"]):
-        await is_refused(locks, ["a"], match="source of a copy")
+        await is_refused(locks, ["a"], match="source of a clone")
 
 
 async def test_what_is_made_or_deleted_is_held_alone_and_not_settled() -> None:
     locks = impatient()
-    async with locks.hold("DeleteVolume of v", ["b"], ["c"], existence=["a"]):
+    async with locks.hold("DeleteVolume of v", ["b"], ["c"], creating_or_deleting=["a"]):
         with pytest.raises(Busy, match=r"DeleteVolume of v is in progress"):
-            await locks.settled("a")
+            await locks.ensure_not_changing("a")
         for other in "bc":
-            await locks.settled(other)
+            await locks.ensure_not_changing(other)
         await is_refused(locks, [], ["a"], match=r"DeleteVolume of v is in progress")
-    await locks.settled("a")
+    await locks.ensure_not_changing("a")
 
 
 async def test_a_key_may_be_named_twice() -> None:
@@ -183,8 +183,8 @@ async def test_who_meets_a_short_one_waits_for_it(first: Sequence[list[str]], se
 async def test_whoever_asks_whether_it_exists_waits_for_its_end() -> None:
     locks = Locks(patience=LONG)
     async with held(locks, ["b"], [], ["a"]) as one:
-        await locks.settled("b")
-        asked = asyncio.ensure_future(locks.settled("a"))
+        await locks.ensure_not_changing("b")
+        asked = asyncio.ensure_future(locks.ensure_not_changing("a"))
         await a_while()
         assert not asked.done()
         one.let_go.set()
@@ -218,7 +218,7 @@ async def test_nobody_waits_for_a_long_one(monkeypatch: pytest.MonkeyPatch) -> N
             for keys in (["old"], ["read"], ["made"], ["young", "old"]):
                 await at_once(is_refused(locks, keys))
             with pytest.raises(Busy):
-                await at_once(locks.settled("made"))
+                await at_once(locks.ensure_not_changing("made"))
             waiting = asyncio.ensure_future(is_refused(locks, ["young"]))
             await a_while()
             assert not waiting.done()
@@ -286,8 +286,8 @@ async def test_who_gives_up_waiting_leaves_nothing_behind(woken: bool) -> None:
 async def test_what_only_another_call_can_change_is_waited_for() -> None:
     locks = Locks(patience=LONG)
     forever = asyncio.get_running_loop().time() + LONG
-    assert not await locks.touched("a", 0.0)
-    waiting = asyncio.ensure_future(locks.touched("a", forever))
+    assert not await locks.wait_released("a", 0.0)
+    waiting = asyncio.ensure_future(locks.wait_released("a", forever))
     async with held(locks, ["b"]):
         pass
     await a_while()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csi_driver.domain.errors import InvalidRequest
-from csi_driver.domain.model import Capability, Mode, SizeRange, VolumeRequest
+from csi_driver.domain.model import AccessMode, Capability, SizeRange, VolumeRequest
 from csi_driver.domain.mount_flags import check_known_flags, check_mount_flags, examples, plain_flags, removed_flags
 from csi_driver.domain.requests import check_capability, check_volume_request
 
@@ -74,7 +74,7 @@ def test_no_flag_smuggles_another(flags: list[str], fs_type: str) -> None:
 def test_what_no_kernel_takes_is_refused_for_a_new_volume(fs_type: str, flag: str) -> None:
     """A pod of it would hang. One that exists goes on: on an older kernel its mount may well take it."""
     name = flag.partition("=")[0]
-    how = Capability("mount", Mode.WRITER, fs_type, (flag,))
+    how = Capability("mount", AccessMode.WRITER, fs_type, (flag,))
     with pytest.raises(InvalidRequest, match=f"'{name}' is refused by kernels .* with {fs_type}"):
         check_volume_request(VolumeRequest("v", SizeRange(1), (how,)))
     check_capability(how, made_before=True)
@@ -152,7 +152,7 @@ def test_a_volume_that_exists_keeps_a_value_that_is_refused_now() -> None:
     check_known_flags(["inode_readahead_blks=33", "allocsize=96k", "logbsize=0", "commit=08"], "")
 
 
-def test_a_flags_value_is_not_told() -> None:
+def test_a_flags_value_is_not_reported() -> None:
     """By the protocol it may be a secret."""
     for flag in ("commit=hunter2", "context=hunter2/", "passphrase=hunter2", "noatime=hunter2"):
         with pytest.raises(InvalidRequest) as refused:

@@ -200,4 +200,11 @@ def test_tidemark_serves_its_calls() -> None:
     """Agents and controllers of different versions meet: the paths of our own calls are an interface too."""
     service = tidemark_pb2.DESCRIPTOR.services_by_name["Tidemark"]
     assert service.full_name == "tidemark.v1.Tidemark"
-    assert [method.name for method in service.methods] == ["Hold", "Release", "Rollback", "GetTree", "ListPools"]
+    assert [method.name for method in service.methods] == [
+        "Hold",
+        "Release",
+        "Rollback",
+        "GetTree",
+        "DescribeVolume",
+        "ListPools",
+    ]

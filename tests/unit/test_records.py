@@ -14,12 +14,12 @@ from csi_driver.domain import schema
 from csi_driver.domain.errors import Damaged
 from csi_driver.domain.ids import ObjectId
 from csi_driver.domain.model import (
+    AccessMode,
     Capability,
+    CompletedRollback,
     Condition,
-    Group,
+    GroupSnapshot,
     Hold,
-    Mode,
-    Rolled,
     SizeRange,
     Snapshot,
     Source,
@@ -48,11 +48,11 @@ FORMAT = st.sampled_from(["blank", "raw", "xfs", "formatting(ext4)"])
 CAPABILITY = st.builds(
     Capability,
     st.sampled_from(["mount", "block"]),
-    st.sampled_from(Mode),
+    st.sampled_from(AccessMode),
     st.sampled_from(["", "ext4", "xfs"]),
     st.lists(TEXT, max_size=2).map(tuple),
 )
-ROLLED = st.builds(Rolled, TEXT, TEXT, NUMBER, TEXT)
+ROLLED = st.builds(CompletedRollback, TEXT, TEXT, NUMBER, TEXT)
 HOLD = st.none() | st.builds(Hold, TEXT, NUMBER, NUMBER)
 CONDITION = st.none() | st.builds(Condition, st.sampled_from(["mended", "damaged"]), NUMBER, TEXT, TEXT, TEXT)
 SOURCE = st.none() | st.builds(Source, st.sampled_from(["snapshot", "volume"]), TEXT)
@@ -103,7 +103,7 @@ SNAPSHOT = st.builds(
     condition=TEXT,
 )
 GROUP = st.builds(
-    Group,
+    GroupSnapshot,
     id=ID,
     name=TEXT,
     uid=TEXT,
@@ -136,7 +136,7 @@ def test_snapshots_come_back(snapshot: Snapshot) -> None:
 
 
 @given(GROUP)
-def test_groups_come_back(group: Group) -> None:
+def test_groups_come_back(group: GroupSnapshot) -> None:
     record = dump_group(group)
     sizes = {m.id.hash: m.size for m in group.members}
     assert load_group(record, sizes) == group
@@ -144,7 +144,7 @@ def test_groups_come_back(group: Group) -> None:
 
 
 @given(GROUP.filter(lambda group: group.members))
-def test_a_group_without_an_image_is_damaged(group: Group) -> None:
+def test_a_group_without_an_image_is_damaged(group: GroupSnapshot) -> None:
     with pytest.raises(Damaged):
         load_group(dump_group(group), {})
 
@@ -296,8 +296,8 @@ VOLUME = Volume(
     "u",
     1,
     0,
-    VolumeRequest("v", SizeRange(1, 2), (Capability("mount", Mode.READER, "xfs", ("ro",)),), {"pool": "p"}),
-    rollbacks=(Rolled("r", "s", 1, "t"),),
+    VolumeRequest("v", SizeRange(1, 2), (Capability("mount", AccessMode.READER, "xfs", ("ro",)),), {"pool": "p"}),
+    rollbacks=(CompletedRollback("r", "s", 1, "t"),),
     hold=Hold("h", 2, 1),
 )
 
@@ -313,7 +313,7 @@ def test_every_field_of_the_first_records_is_needed() -> None:
 
 def test_a_condition_is_no_part_of_a_record_without_one() -> None:
     """A driver from before there were conditions writes none, and reads what has none."""
-    request = VolumeRequest("v", SizeRange(1, 2), (Capability("mount", Mode.WRITER, "ext4"),))
+    request = VolumeRequest("v", SizeRange(1, 2), (Capability("mount", AccessMode.WRITER, "ext4"),))
     volume = Volume(ObjectId("n", "p", "0" * 32), "v", "u", 1, 0, request)
     snapshot = Snapshot(ObjectId("n", "p", "0" * 32), "s", "u", 1, 0, "v", "u", "ext4")
     assert "condition" not in json.loads(dump_volume(volume))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csi_driver.domain.errors import InvalidRequest
-from csi_driver.domain.model import Capability, Mode, SizeRange, Source, VolumeRequest
+from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source, VolumeRequest
 from csi_driver.domain.requests import (
     KUBERNETES_PREFIX,
     check_capability,
@@ -20,9 +20,9 @@ from csi_driver.domain.requests import (
     split_labels,
 )
 
-BLOCK = Capability("block", Mode.WRITER)
-EXT4 = Capability("mount", Mode.WRITER, "ext4")
-XFS = Capability("mount", Mode.WRITER, "xfs")
+BLOCK = Capability("block", AccessMode.WRITER)
+EXT4 = Capability("mount", AccessMode.WRITER, "ext4")
+XFS = Capability("mount", AccessMode.WRITER, "xfs")
 GOOD = VolumeRequest("v", SizeRange(1), (BLOCK,))
 
 
@@ -67,11 +67,11 @@ def test_parameters_of_a_class() -> None:
 
 
 def test_capabilities() -> None:
-    for good in (BLOCK, EXT4, XFS, Capability("mount", Mode.READER)):
+    for good in (BLOCK, EXT4, XFS, Capability("mount", AccessMode.READER)):
         check_capability(good)
     for bad, word in (("btrfs", "btrfs is refused"), ("ext3", "ext3"), ("EXT4", "EXT4"), ("xfs;", "xfs;")):
         with pytest.raises(InvalidRequest, match=word):
-            check_capability(Capability("mount", Mode.WRITER, bad))
+            check_capability(Capability("mount", AccessMode.WRITER, bad))
 
 
 def test_volume_requests() -> None:
@@ -92,9 +92,13 @@ def test_differences_are_named() -> None:
     assert difference(GOOD, GOOD) == ""
     assert difference(replace(GOOD, range=SizeRange(9), labels={"csi.storage.k8s.io/x": "y"}), GOOD) == ""
     assert "capabilities" in difference(replace(GOOD, capabilities=(EXT4,)), GOOD)
-    told = difference(replace(GOOD, parameters={"pool": "a"}), replace(GOOD, parameters={"provisioning": "thick"}))
-    assert "pool (None then, 'a' now)" in told
-    assert "provisioning ('thick' then, None now)" in told
-    told = difference(replace(GOOD, source=Source("volume", "x")), replace(GOOD, source=Source("snapshot", "x")))
-    assert "source" in told
+    difference_text = difference(
+        replace(GOOD, parameters={"pool": "a"}), replace(GOOD, parameters={"provisioning": "thick"})
+    )
+    assert "pool (None then, 'a' now)" in difference_text
+    assert "provisioning ('thick' then, None now)" in difference_text
+    difference_text = difference(
+        replace(GOOD, source=Source("volume", "x")), replace(GOOD, source=Source("snapshot", "x"))
+    )
+    assert "source" in difference_text
     assert "none then, x now" in difference(replace(GOOD, source=Source("volume", "x")), GOOD)

@@ -7,43 +7,43 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from retention_model import ZONES, history, violations
+from support.retention_model import ZONES, history, violations
 
-from csi_driver.domain.retention import Rules, Unit, failures_to_remove, surplus
+from csi_driver.domain.retention import RetentionPolicy, SnapshotRecord, expired, failures_to_remove
 
 HOUR = 3600
 DAY = 24 * HOUR
 NOON = int(datetime(2026, 6, 17, 12, tzinfo=UTC).timestamp())  # a Wednesday
 
 
-def unit(instant: int, *series: str, **facts: bool) -> Unit:
-    return Unit(f"{'+'.join(series) or 'a'}@{instant}", instant, frozenset(series or ["a"]), **facts)
+def unit(instant: int, *series: str, **facts: bool) -> SnapshotRecord:
+    return SnapshotRecord(f"{'+'.join(series) or 'a'}@{instant}", instant, frozenset(series or ["a"]), **facts)
 
 
-def hours_back(count: int) -> list[Unit]:
+def hours_back(count: int) -> list[SnapshotRecord]:
     return [unit(NOON - hour * HOUR) for hour in range(count)]
 
 
-def stay(units: list[Unit], rules: Rules) -> list[str]:
-    gone = surplus(units, rules)
+def stay(units: list[SnapshotRecord], rules: RetentionPolicy) -> list[str]:
+    gone = expired(units, rules)
     return [f"{datetime.fromtimestamp(u.instant, UTC):%a %d %H}" for u in units if u not in gone]
 
 
 def test_without_a_rule_nothing_goes() -> None:
-    assert surplus(hours_back(1000), Rules()) == []
+    assert expired(hours_back(1000), RetentionPolicy()) == []
 
 
 def test_the_last_so_many_stay() -> None:
-    assert stay(hours_back(10), Rules(last=3)) == ["Wed 17 12", "Wed 17 11", "Wed 17 10"]
+    assert stay(hours_back(10), RetentionPolicy(last=3)) == ["Wed 17 12", "Wed 17 11", "Wed 17 10"]
 
 
 def test_a_day_keeps_its_last_snapshot() -> None:
-    assert stay(hours_back(24 * 5), Rules(daily=3)) == ["Wed 17 12", "Tue 16 23", "Mon 15 23"]
-    assert stay(hours_back(24 * 5), Rules(weekly=2)) == ["Wed 17 12", "Sun 14 23"]
+    assert stay(hours_back(24 * 5), RetentionPolicy(daily=3)) == ["Wed 17 12", "Tue 16 23", "Mon 15 23"]
+    assert stay(hours_back(24 * 5), RetentionPolicy(weekly=2)) == ["Wed 17 12", "Sun 14 23"]
 
 
 def test_rules_add_up() -> None:
-    assert stay(hours_back(24 * 5), Rules(last=2, hourly=3, daily=2)) == [
+    assert stay(hours_back(24 * 5), RetentionPolicy(last=2, hourly=3, daily=2)) == [
         "Wed 17 12",
         "Wed 17 11",
         "Wed 17 10",
@@ -52,7 +52,7 @@ def test_rules_add_up() -> None:
 
 
 def test_a_day_is_that_of_the_zone() -> None:
-    tokyo = Rules(daily=2, zone=ZoneInfo("Asia/Tokyo"))
+    tokyo = RetentionPolicy(daily=2, zone=ZoneInfo("Asia/Tokyo"))
     assert stay(hours_back(48), tokyo) == ["Wed 17 12", "Tue 16 14"]
 
 
@@ -60,17 +60,17 @@ def test_the_hour_that_comes_twice_is_two_hours() -> None:
     # On 2026-10-25 at 01:00 UTC clocks in Berlin go back from 03:00 to 02:00.
     change = int(datetime(2026, 10, 25, 1, tzinfo=UTC).timestamp())
     quarters = [unit(change + quarter * 900) for quarter in range(-4, 4)]
-    gone = surplus(quarters, Rules(hourly=2, zone=ZoneInfo("Europe/Berlin")))
+    gone = expired(quarters, RetentionPolicy(hourly=2, zone=ZoneInfo("Europe/Berlin")))
     assert [u.instant - change for u in quarters if u not in gone] == [-900, 2700]
 
 
 def test_time_that_passes_removes_nothing() -> None:
     """ "Now" is the youngest snapshot: what stays after an outage of years is what stayed before it."""
     units = hours_back(100)
-    rules = Rules(max_age=10 * HOUR)
-    before = surplus(units, rules)
+    rules = RetentionPolicy(max_age=10 * HOUR)
+    before = expired(units, rules)
     assert len(before) == 89
-    assert surplus([u for u in units if u not in before], rules) == []
+    assert expired([u for u in units if u not in before], rules) == []
 
 
 def test_only_ready_ones_count() -> None:
@@ -79,36 +79,36 @@ def test_only_ready_ones_count() -> None:
         unit(NOON - HOUR, ready=False, failed=True),
         *[unit(NOON - n * HOUR) for n in (2, 3)],
     ]
-    assert [u.instant for u in surplus(units, Rules(last=1))] == [NOON - 3 * HOUR]
+    assert [u.instant for u in expired(units, RetentionPolicy(last=1))] == [NOON - 3 * HOUR]
 
 
 def test_what_must_stay_stays_and_counts() -> None:
-    units = [unit(NOON), unit(NOON - HOUR, kept=True), unit(NOON - 2 * HOUR)]
-    assert [u.instant for u in surplus(units, Rules(last=2))] == [NOON - 2 * HOUR]
-    assert [u.instant for u in surplus(units, Rules(last=1))] == [NOON - 2 * HOUR]
+    units = [unit(NOON), unit(NOON - HOUR, protected=True), unit(NOON - 2 * HOUR)]
+    assert [u.instant for u in expired(units, RetentionPolicy(last=2))] == [NOON - 2 * HOUR]
+    assert [u.instant for u in expired(units, RetentionPolicy(last=1))] == [NOON - 2 * HOUR]
 
 
 def test_a_group_stays_whole_for_one_member() -> None:
     group = unit(NOON - 2 * HOUR, "a", "b")
     lone = [unit(NOON, "a"), unit(NOON - HOUR, "a")]
-    assert surplus([*lone, group], Rules(last=1)) == [unit(NOON - HOUR, "a")]  # it is the last one of b
+    assert expired([*lone, group], RetentionPolicy(last=1)) == [unit(NOON - HOUR, "a")]  # it is the last one of b
     both = [unit(NOON, "a"), unit(NOON, "b"), group]
-    assert surplus(both, Rules(last=1)) == [group]
-    assert surplus([*both, unit(NOON - 3 * HOUR, "b")], Rules(last=2)) == [unit(NOON - 3 * HOUR, "b")]
+    assert expired(both, RetentionPolicy(last=1)) == [group]
+    assert expired([*both, unit(NOON - 3 * HOUR, "b")], RetentionPolicy(last=2)) == [unit(NOON - 3 * HOUR, "b")]
 
 
 def test_a_unit_of_unknown_disks_is_left_alone() -> None:
-    nobodys = Unit("x", NOON - DAY, frozenset())
-    assert surplus([unit(NOON), nobodys], Rules(last=1)) == []
+    nobodys = SnapshotRecord("x", NOON - DAY, frozenset())
+    assert expired([unit(NOON), nobodys], RetentionPolicy(last=1)) == []
 
 
 def test_failures() -> None:
-    def failed(hours: int, **facts: bool) -> Unit:
+    def failed(hours: int, **facts: bool) -> SnapshotRecord:
         return unit(NOON - hours * HOUR, ready=False, failed=True, **facts)
 
     assert failures_to_remove([failed(n) for n in range(3)]) == []
     assert failures_to_remove([failed(n) for n in range(5)]) == [failed(4), failed(3)]
-    assert failures_to_remove([unit(NOON), failed(1), failed(2, kept=True)]) == [failed(1)]
+    assert failures_to_remove([unit(NOON), failed(1), failed(2, protected=True)]) == [failed(1)]
     assert failures_to_remove([failed(0), unit(NOON - HOUR)]) == []
 
 
@@ -120,10 +120,10 @@ def test_histories(seed: int, length: int) -> None:
 
 SERIES = st.frozensets(st.sampled_from("abc"), min_size=1)
 MOMENTS = st.datetimes(datetime(2019, 1, 1), datetime(2031, 1, 1)).map(lambda d: int(d.replace(tzinfo=UTC).timestamp()))
-UNITS = st.builds(Unit, st.uuids().map(str), MOMENTS, SERIES, st.booleans(), st.booleans(), st.booleans())
+UNITS = st.builds(SnapshotRecord, st.uuids().map(str), MOMENTS, SERIES, st.booleans(), st.booleans(), st.booleans())
 COUNTS = st.integers(0, 5)
 RULES = st.builds(
-    Rules,
+    RetentionPolicy,
     COUNTS,
     st.just(0) | st.integers(0, 5 * 366 * DAY),
     COUNTS,
@@ -137,22 +137,22 @@ RULES = st.builds(
 
 @settings(deadline=None)
 @given(st.lists(UNITS, max_size=20), RULES)
-def test_any_units_and_rules(units: list[Unit], rules: Rules) -> None:
+def test_any_units_and_rules(units: list[SnapshotRecord], rules: RetentionPolicy) -> None:
     assert violations(units, rules) == []
 
 
 @pytest.mark.parametrize("zone", ZONES)
 def test_what_is_left_after_a_hundred_days_of_steps_is_what_one_step_would_leave(zone: str) -> None:
     """The last snapshot of a week is the last of a day, and so on: no fine rule eats what a coarse one needs later."""
-    rules = Rules(last=3, hourly=24, daily=7, weekly=4, monthly=3, zone=ZoneInfo(zone))
+    rules = RetentionPolicy(last=3, hourly=24, daily=7, weekly=4, monthly=3, zone=ZoneInfo(zone))
     start = datetime(2025, 1, 1, tzinfo=UTC)
     everything = [unit(int((start + timedelta(hours=hour)).timestamp())) for hour in range(100 * 24)]
-    left: list[Unit] = []
+    left: list[SnapshotRecord] = []
     for one in everything:
         left.append(one)
-        gone = surplus(left, rules)
+        gone = expired(left, rules)
         left = [u for u in left if u not in gone]
-    gone = surplus(everything, rules)
+    gone = expired(everything, rules)
     assert left == sorted(set(everything).difference(gone), key=lambda u: u.instant)
     months = {(d.year, d.month) for d in (datetime.fromtimestamp(u.instant, rules.zone) for u in left)}
     assert len(months) == 3

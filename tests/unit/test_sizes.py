@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csi_driver.domain.errors import OutOfRange
-from csi_driver.domain.model import Capability, Mode, SizeRange
+from csi_driver.domain.model import AccessMode, Capability, SizeRange
 from csi_driver.domain.sizes import (
     BLOCK,
     DEFAULT,
@@ -116,9 +116,9 @@ def test_refused(required: int, limit: int, least: int, source: int) -> None:
 
 def test_the_least_that_a_file_system_needs() -> None:
     def mount(fs_type: str) -> Capability:
-        return Capability("mount", Mode.WRITER, fs_type)
+        return Capability("mount", AccessMode.WRITER, fs_type)
 
-    block = Capability("block", Mode.WRITER)
+    block = Capability("block", AccessMode.WRITER)
     assert smallest([]) == smallest([block]) == BLOCK
     assert smallest([mount("ext4")]) == smallest([mount("")]) == 16 << 20
     assert smallest([mount("xfs")]) == smallest([block, mount("xfs")]) == 300 << 20
@@ -127,7 +127,7 @@ def test_the_least_that_a_file_system_needs() -> None:
 
 
 def test_a_small_claim_of_xfs_can_be_cloned_by_the_same_request() -> None:
-    least = smallest([Capability("mount", Mode.WRITER, "xfs")])
+    least = smallest([Capability("mount", AccessMode.WRITER, "xfs")])
     size = choose(SizeRange(100 << 20), least)
     assert size == 300 << 20
     assert choose(SizeRange(100 << 20), least, size) == size

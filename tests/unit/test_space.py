@@ -6,16 +6,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from csi_driver.domain.capacity import (
+    GIB,
+    MIB,
+    CapacityPolicy,
+    CapacityReport,
+    Space,
+    full_below,
+    human,
+    reserved_for_thick,
+)
 from csi_driver.domain.ids import ObjectId, name_hash
 from csi_driver.domain.model import Volume, VolumeRequest
-from csi_driver.domain.space import GIB, MIB, Account, Policy, Space, full_below, human, promised_to_thick
 
 TIB = 1 << 40
 BYTES = st.integers(0, 64 * TIB)
 ACCOUNTS = st.builds(
-    Account,
+    CapacityReport,
     st.builds(Space, BYTES, BYTES),
-    st.builds(Policy, st.floats(0.1, 100), st.none() | BYTES),
+    st.builds(CapacityPolicy, st.floats(0.1, 100), st.none() | BYTES),
     BYTES,
     BYTES,
 )
@@ -32,22 +41,22 @@ def volume(name: str, size: int, thick: bool = True) -> Volume:
     [(0, 0), (300 * MIB, 30 * MIB), (GIB, GIB // 10), (10 * GIB, GIB), (20 * GIB, GIB), (40 * GIB, 2 * GIB)],
 )
 def test_the_reserve(total: int, reserve: int) -> None:
-    assert Policy().reserve_of(total) == reserve
-    assert Policy(reserve=5).reserve_of(total) == 5
+    assert CapacityPolicy().reserve_of(total) == reserve
+    assert CapacityPolicy(reserve=5).reserve_of(total) == 5
 
 
 @given(st.integers(300 * MIB, 64 * TIB))
 def test_an_empty_pool_of_any_size_takes_volumes(total: int) -> None:
     """XFS itself takes a few per cent of a small one."""
-    account = Account(Space(total, total * 9 // 10 + 1), Policy(), 0, 0)
+    account = CapacityReport(Space(total, total * 9 // 10 + 1), CapacityPolicy(), 0, 0)
     assert account.available == 2 * total
     assert account.available_thick > total * 7 // 10
 
 
 @given(st.integers(300 * MIB, 64 * TIB))
 def test_a_pool_is_full_long_after_its_reserve_has_begun(total: int) -> None:
-    assert full_below(total) < Policy().reserve_of(total)
-    account = Account(Space(total, full_below(total)), Policy(), 0, 0)
+    assert full_below(total) < CapacityPolicy().reserve_of(total)
+    account = CapacityReport(Space(total, full_below(total)), CapacityPolicy(), 0, 0)
     assert not account.full
     assert replace(account, space=Space(total, full_below(total) - 1)).full
 
@@ -58,7 +67,7 @@ def test_sizes_for_people() -> None:
 
 
 @given(ACCOUNTS)
-def test_what_is_available(account: Account) -> None:
+def test_what_is_available(account: CapacityReport) -> None:
     assert 0 <= account.available_thick <= account.available <= account.ceiling
     if account.below_reserve:
         assert account.available == 0
@@ -69,7 +78,7 @@ def test_what_is_available(account: Account) -> None:
 
 
 @given(ACCOUNTS, st.integers(1, TIB))
-def test_a_promise_is_kept_out_of_the_next_answer(account: Account, size: int) -> None:
+def test_a_promise_is_kept_out_of_the_next_answer(account: CapacityReport, size: int) -> None:
     after = replace(account, committed=account.committed + size)
     assert after.available == max(0, account.available - size)
     thick = replace(account, promised=account.promised + size)
@@ -77,7 +86,7 @@ def test_a_promise_is_kept_out_of_the_next_answer(account: Account, size: int) -
 
 
 def test_an_example() -> None:
-    account = Account(Space(100 * GIB, 60 * GIB), Policy(), 150 * GIB, 10 * GIB)
+    account = CapacityReport(Space(100 * GIB, 60 * GIB), CapacityPolicy(), 150 * GIB, 10 * GIB)
     assert account.reserve == 5 * GIB
     assert (account.ceiling, account.available, account.available_thick) == (200 * GIB, 50 * GIB, 45 * GIB)
     assert replace(account, space=Space(100 * GIB, 5 * GIB - 1)).available == 0
@@ -88,5 +97,5 @@ def test_an_example() -> None:
 def test_what_thick_volumes_may_still_take() -> None:
     fresh, half, full, thin = (volume(n, 100, n != "thin") for n in ("fresh", "half", "full", "thin"))
     allocated = {half.id.hash: 50, full.id.hash: 120}
-    assert promised_to_thick([fresh, half, full, thin], allocated) == 100 + 50 + 0
-    assert promised_to_thick([], {}) == 0
+    assert reserved_for_thick([fresh, half, full, thin], allocated) == 100 + 50 + 0
+    assert reserved_for_thick([], {}) == 0

@@ -1,20 +1,19 @@
 """Fixtures of the upgrade suite: pools that earlier versions made, each on a disk of its own. Needs root for those."""
 
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "node"))
-
 from make_pool import FIRST, POOLS
-from node_host import Disk, clean, devices_below, mounts_below, share, skip_unless_root
-from node_rig import Rig, children
+from support.fork_servers import helper_pool
+from support.machine import skip_unless_root
+from support.node_rig import Rig
+from support.pool_disk import Disk, clean, devices_below, mounts_below, share
 
-from csi_driver.host import loop, mounts
+from csi_driver.host.block import loop
+from csi_driver.host.fs import mounts
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -38,7 +37,7 @@ async def old(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[R
         device = loop.attach(image)
         # Several processes of tests may have the same one mounted.
         mounts.mount(device.path, point, "xfs", ["noatime", "nouuid"])
-        async with children() as agents:
+        async with helper_pool() as agents:
             rig = Rig(tmp_path, Disk(image, point, device), agents)
             yield rig
             await rig.put_away()

@@ -2,8 +2,8 @@
 
     python tests/upgrade/make_pool.py COMMIT
 
-As root, with the environment of the tests. The code of that commit makes it, and the rig of its own tests/node, both from
-a worktree of git; it is written to tests/upgrade/pools/COMMIT.tar.xz: the image of the disk that the pool lies on.
+As root, with the environment of the tests. The code of that commit makes it, and its own rig of the tests, both from a
+worktree of git; it is written to tests/upgrade/pools/COMMIT.tar.xz: the image of the disk that the pool lies on.
 """
 
 import argparse
@@ -14,7 +14,9 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 TREE = Path(__file__).resolve().parent.parent.parent
@@ -60,11 +62,11 @@ def content(words: str) -> bytes:
 
 async def tell(rig: Any) -> None:
     """Everything that a version may have left in a pool when it ended, the last of it in the middle of a call."""
-    from node_host import write_at, write_file
+    files = its_own("support.files", "node_host")
 
     async def write(volume: Any, words: str) -> None:
         async with rig.shown(volume) as path:
-            write_file(f"{path}/data", content(words))
+            files.write_file(f"{path}/data", content(words))
 
     thin = await rig.volume("thin", "ext4", 32 * MIB)
     await write(thin, "thin at the cut")
@@ -79,7 +81,7 @@ async def tell(rig: Any) -> None:
 
     raw = await rig.volume("raw", "block", 4 * MIB)
     async with rig.shown(raw) as path:
-        write_at(path, 0, padded("raw"))
+        files.write_at(path, 0, padded("raw"))
     await rig.group("group", thin, raw)
 
     rolled = await rig.volume("rolled", "ext4", 16 * MIB)
@@ -104,30 +106,36 @@ def padded(words: str) -> bytes:
     return data + bytes(-len(data) % 4096)
 
 
+def its_own(*names: str) -> ModuleType:
+    """A module of the commit's own tree, under the name that it has there: today's, or an earlier one."""
+    for name in names[:-1]:
+        with suppress(ModuleNotFoundError):
+            return import_module(name)
+    return import_module(names[-1])
+
+
 class Ended(Exception):
     """Where the process is taken to have ended."""
 
 
 async def leave_half_done(rig: Any, thin: Any, gone: Any) -> None:
     """A half-made file system, an announced freeze, drafts of a snapshot and of a volume, a deletion without its end."""
-    from node_host import write_at
-
-    from csi_driver.domain.errors import DriverError
-    from csi_driver.host.children import JobFailed
-
+    files = its_own("support.files", "node_host")
+    errors = its_own("csi_driver.domain.errors")
+    client = its_own("csi_driver.host.helper.client", "csi_driver.host.children")
     run = rig.children.run
 
     async def run_without_mkfs(job: str, timeout: float, **args: Any) -> Any:
         if job == "make_file_system":
-            raise JobFailed(job, errno.EIO, "it was killed", "OSError")
+            raise client.JobFailed(job, errno.EIO, "it was killed", "OSError")
         return await run(job, timeout, **args)
 
     half = await rig.volume("half", "ext4", 16 * MIB)
     rig.children.run = run_without_mkfs
-    with suppress(DriverError):
+    with suppress(errors.DriverError):
         await rig.stage(half)
     rig.children.run = run
-    write_at(rig.image(half), 1024, b"half a superblock")
+    files.write_at(rig.image(half), 1024, b"half a superblock")
 
     layout = rig.layout
     layout.abandon = lambda draft: None
@@ -159,25 +167,25 @@ async def _ended_at(layout: Any, point: str, call: Any) -> None:
 
 async def make(place: Path) -> None:
     """Run by the commit's own code: the disk's image is `place`/disk.img."""
-    from node_host import clean, make_disk, share
-    from node_rig import Rig, children
-
-    from csi_driver.host import loop, mounts
-    from csi_driver.host.commands import run
-
-    share(place)
+    disks = its_own("support.pool_disk", "node_host")
+    node = its_own("support.node_rig", "node_rig")
+    loop = its_own("csi_driver.host.block.loop", "csi_driver.host.loop")
+    mounts = its_own("csi_driver.host.fs.mounts", "csi_driver.host.mounts")
+    commands = its_own("csi_driver.host.commands")
+    disks.share(place)
     try:
-        disk = make_disk(place, 1 << 30)
-        async with children() as agents:
-            rig = Rig(place, disk, agents)
+        disk = disks.make_disk(place, 1 << 30)
+        helpers = node.helper_pool if hasattr(node, "helper_pool") else node.children
+        async with helpers() as agents:
+            rig = node.Rig(place, disk, agents)
             await rig.open()
             await tell(rig)
             await rig.close()
-        run(("fstrim", str(disk.point)), 60)
+        commands.run(("fstrim", str(disk.point)), 60)
         mounts.umount(disk.point)
         loop.detach(disk.device)
     finally:
-        clean(place)
+        disks.clean(place)
 
 
 def main() -> None:
@@ -199,7 +207,7 @@ def main() -> None:
         place.mkdir()
         subprocess.run([*git, "add", "--quiet", "--detach", str(tree), arguments.commit], check=True)
         try:
-            paths = os.pathsep.join([str(tree), str(tree / "tests" / "node")])
+            paths = os.pathsep.join(str(tree / where) for where in (".", "tests", "tests/node"))
             inside = [sys.executable, __file__, arguments.commit, "--inside", str(place)]
             subprocess.run(inside, check=True, cwd=directory, env=os.environ | {"PYTHONPATH": paths})
             sparse = ["--sparse", "--hole-detection=raw", "--owner=0", "--group=0", "--numeric-owner"]

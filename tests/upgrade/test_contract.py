@@ -16,19 +16,22 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from csi_driver import DRIVER_NAME
 from csi_driver._pb import tidemark_pb2
-from csi_driver.backends.reflink import catalogue, checks, identity
+from csi_driver.agent.metrics import AgentMetrics
+from csi_driver.agent.settings import DEFAULT_POOL, DEFAULT_RUNTIME_DIRECTORY
+from csi_driver.backends.base import SnapshotTimings
+from csi_driver.backends.reflink import checks, pool_lock, pool_reader
 from csi_driver.backends.reflink.layout import IMAGE, RECORD, Layout
-from csi_driver.domain import certificates, fields, ids, pages, schema
+from csi_driver.domain import certificates, fields, ids, page_tokens, schema
 from csi_driver.domain.errors import Damaged
 from csi_driver.domain.model import (
     BLANK,
     RAW,
+    AccessMode,
     Capability,
+    CompletedRollback,
     Condition,
-    Group,
+    GroupSnapshot,
     Hold,
-    Mode,
-    Rolled,
     SizeRange,
     Snapshot,
     Source,
@@ -46,16 +49,19 @@ from csi_driver.domain.records import (
 )
 from csi_driver.domain.requests import FILE_SYSTEMS
 from csi_driver.domain.routing import TOPOLOGY_KEY
-from csi_driver.host import announcements, files, fsck
-from csi_driver.kube import kinds
-from csi_driver.operator import authority_secret, rollback_wish, schedule_spec, schedule_status
-from csi_driver.operator.discovery import AGENT_PORT
-from csi_driver.operator.names import Ours
-from csi_driver.operator.rollback_safety import safety_name
-from csi_driver.operator.schedule_names import snapshot_name
+from csi_driver.host.freeze import journal
+from csi_driver.host.fs import files, fsck
+from csi_driver.kube import resources
+from csi_driver.operator.agents.discovery import AGENT_PORT
+from csi_driver.operator.certificates import ca_secret
+from csi_driver.operator.certificates.ca import new_ca
+from csi_driver.operator.installation import Installation
+from csi_driver.operator.rollback import resource as rollback_resource
+from csi_driver.operator.rollback.safety_snapshots import safety_name
+from csi_driver.operator.schedule import resource as schedule_spec
+from csi_driver.operator.schedule import status as schedule_status
+from csi_driver.operator.schedule.naming import snapshot_name
 from csi_driver.rpc import tls
-from csi_driver.service.authority import new_authority
-from csi_driver.settings import DEFAULT_POOL
 
 TREE = Path(__file__).resolve().parent.parent.parent
 CHART = TREE / "charts" / "tidemark"
@@ -71,7 +77,7 @@ ID = ids.ObjectId("n", "p", DIGEST)
 SNAPSHOT = Snapshot(
     ID, "s", "u1", 1, 4096, "n:p:x", "u", "xfs", True, {}, {"l": "1"}, DIGEST, requested=4000, condition="c"
 )
-GROUP = Group(ID, "g", "u2", 1, ("n:p:x",), (SNAPSHOT,), {}, {"l": "1"})
+GROUP = GroupSnapshot(ID, "g", "u2", 1, ("n:p:x",), (SNAPSHOT,), {}, {"l": "1"})
 VOLUME = Volume(
     ID,
     "v",
@@ -79,10 +85,15 @@ VOLUME = Volume(
     1,
     4096,
     VolumeRequest(
-        "v", SizeRange(1, 2), (Capability("mount", Mode.WRITER, "xfs", ("ro",)),), {}, {}, Source("snapshot", "n:p:y")
+        "v",
+        SizeRange(1, 2),
+        (Capability("mount", AccessMode.WRITER, "xfs", ("ro",)),),
+        {},
+        {},
+        Source("snapshot", "n:p:y"),
     ),
     format="xfs",
-    rollbacks=(Rolled("r", "n:p:s", 1, "n:p:t"),),
+    rollbacks=(CompletedRollback("r", "n:p:s", 1, "n:p:t"),),
     hold=Hold("h", 2, 1),
     requested=4000,
     condition=Condition("damaged", 1, "a", "b", "c"),
@@ -115,20 +126,20 @@ def test_ids_are_made_as_they_were() -> None:
         made = hashlib.sha256(f"{kind}\0pvc-1".encode()).hexdigest()[:32]
         assert ids.name_hash(kind, "pvc-1") == made
     assert ids.member_name("g", "n:p:x") == "g\0n:p:x"
-    assert pages.token_after(form) == CONTRACT["ids"]["page_token"].format(id=form)
+    assert page_tokens.token_after(form) == CONTRACT["ids"]["page_token"].format(id=form)
 
 
 def test_a_pool_lies_where_it_lay(tmp_path: Path) -> None:
     layout = Layout(tmp_path, "p")
     shown, hidden = (layout.volumes, layout.snapshots, layout.groups), (layout.new, layout.trash, layout.freezes)
     assert [path.name for path in (*shown, *hidden, layout.checks, layout.kept)] == CONTRACT["pool"]["directories"]
-    member = catalogue.member_image(tmp_path, "{member hash}").name
-    announced = Path(announcements._announcement("", "any")).name.replace("any", "{any}")
+    member = pool_reader.member_image(tmp_path, "{member hash}").name
+    announced = Path(journal._path("", "any")).name.replace("any", "{any}")
     files = [layout.identity.name, layout.lock.name, IMAGE, RECORD, member, announced]
     assert files == CONTRACT["pool"]["files"]
-    identity._make(layout, "n")
+    pool_lock._make(layout, "n")
     assert list(json.loads(layout.identity.read_bytes())) == CONTRACT["pool"]["pool.json"]
-    assert CONTRACT["pool"]["format"] == identity.FORMAT
+    assert CONTRACT["pool"]["format"] == pool_lock.FORMAT
 
 
 @pytest.mark.parametrize("part", [name for name in RECORDS if name not in {"schema", "values"}])
@@ -167,7 +178,7 @@ def test_what_came_later_may_lack() -> None:
 
 def test_keys_with_a_fixed_set_of_values_hold_those() -> None:
     values = RECORDS["values"]
-    assert [mode.value for mode in Mode] == values["mode"]
+    assert [mode.value for mode in AccessMode] == values["mode"]
     formats = [BLANK, RAW, *FILE_SYSTEMS, *(formatting(name) for name in FILE_SYSTEMS)]
     assert formats == values["format"]
     for part, key, known in (
@@ -191,12 +202,17 @@ def test_keys_with_a_fixed_set_of_values_hold_those() -> None:
 
 
 def test_freezes_are_announced_as_they_were() -> None:
-    facts = announcements.freeze_facts("/p", 7, 1, (1, 2))
+    facts = journal.entry_for("/p", 7, 1, (1, 2))
     known = CONTRACT["freeze"]["facts"]
     assert set(known["first"]) <= set(facts) <= {*known["first"], *known["later"]}, NEW
     first = {key: facts[key] for key in known["first"]}
-    assert announcements.of_boot([first], str(facts["boot"])) == [first]
-    assert CONTRACT["freeze"]["schema"] == announcements.SCHEMA
+    assert journal.of_boot([first], str(facts["boot"])) == [first]
+    assert CONTRACT["freeze"]["schema"] == journal.SCHEMA
+    assert set(journal.entry_for("/p", 7, 1, (1, 2), "loop1/3", "0" * 32)) | {"in_pool"} == {
+        *known["first"],
+        *known["later"],
+    }
+    assert CONTRACT["freeze"]["node_local"].startswith(f"{DEFAULT_RUNTIME_DIRECTORY}/freezes/")
 
 
 async def test_a_check_is_noted_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,12 +232,12 @@ async def test_a_check_is_noted_as_it_was(tmp_path: Path, monkeypatch: pytest.Mo
     assert began.kept == f"{layout.kept.name}/{kept}"
     assert checks._KEPT.fullmatch(kept)
     (place,) = layout.checks.iterdir()
-    while fsck.look(str(place)).result == "running":
+    while fsck.outcome(str(place)).result == "running":
         await asyncio.sleep(0.01)
     assert sorted(entry.name for entry in place.iterdir()) == sorted(known["files"])
 
     _has_the_keys(place / "job.json", known["job.json"], lambda: checks._read(place) is not None)
-    _has_the_keys(place / "status.json", known["status.json"], lambda: fsck.look(str(place)).result != "interrupted")
+    _has_the_keys(place / "status.json", known["status.json"], lambda: fsck.outcome(str(place)).result != "interrupted")
 
 
 def _has_the_keys(path: Path, known: dict[str, list[str]], is_read: Callable[[], bool]) -> None:
@@ -304,19 +320,19 @@ def test_names_that_follow_from_others_follow_as_they_did() -> None:
 
 
 def test_objects_of_an_installation_are_looked_for_where_they_were() -> None:
-    ours, objects = Ours("ns", "RELEASE", CONTRACT["driver"]), CONTRACT["objects"]
-    assert [ours.authority, ours.certificate("controller"), ours.certificate("agent")] == objects["Secret"]
-    assert [ours.forgotten] == objects["ConfigMap"]
+    ours, objects = Installation("ns", "RELEASE", CONTRACT["driver"]), CONTRACT["objects"]
+    assert [ours.ca_secret, ours.tls_secret("controller"), ours.tls_secret("agent")] == objects["Secret"]
+    assert [ours.decommissioned_nodes] == objects["ConfigMap"]
     assert [ours.lease] == objects["Lease"]
-    assert [ours.webhook] == objects["MutatingWebhookConfiguration"]
+    assert [ours.webhook_configuration] == objects["MutatingWebhookConfiguration"]
     for name in objects["DaemonSet"]:
-        assert ours.has({"node": "n", "owners": [name]})
+        assert ours.owns_agent({"node": "n", "owners": [name]})
     assert ours.webhook_host.partition(".")[0] in objects["Service"]
 
 
 def test_secrets_hold_what_they_held() -> None:
-    first = new_authority()
-    keeping = authority_secret.Keeping(first, new_authority(), (new_authority().certificate,))
+    first = new_ca()
+    keeping = ca_secret.CaSecret(first, new_ca(), (new_ca().certificate,))
     assert list(keeping.data()) == CONTRACT["secrets"]["authority"]
     assert list(certificates.FILES) == CONTRACT["secrets"]["certificate"]
 
@@ -358,14 +374,31 @@ def test_the_controller_knows_the_fields_of_the_definitions_and_no_others() -> N
     rules = {path.partition(".")[2] for path in schedules["spec"] if path.startswith("retention.")}
     assert rules == schedule_spec.RULES
     assert {path for path in schedules["status"] if "." not in path} == schedule_status.KEYS
-    assert set(rollbacks["spec"]) == rollback_wish.FIELDS
-    assert [str(phase) for phase in rollback_wish.Phase] == rollbacks["phases"]
+    assert set(rollbacks["spec"]) == rollback_resource.FIELDS
+    assert [str(phase) for phase in rollback_resource.Phase] == rollbacks["phases"]
     definition = yaml.safe_load((CHART / "files" / "crds" / "volumerollbacks.yaml").read_text())
     (version,) = definition["spec"]["versions"]
     status = version["schema"]["openAPIV3Schema"]["properties"]["status"]
     assert status["properties"]["phase"]["enum"] == rollbacks["phases"]
-    for kind, plural in ((kinds.ROLLBACKS, "volumerollbacks"), (kinds.SCHEDULES, "snapshotschedules")):
+    for kind, plural in ((resources.ROLLBACKS, "volumerollbacks"), (resources.SCHEDULES, "snapshotschedules")):
         assert (kind.group, kind.version, kind.plural) == (CONTRACT["group"], CONTRACT["version"], plural)
+
+
+@pytest.mark.parametrize(("before", "after"), CONTRACT["metrics"].items())
+def test_a_renamed_metric_is_written_under_both_names(before: str, after: str) -> None:
+    metrics = AgentMetrics()
+    metrics.after_cancel("csi.v1.Controller/CreateVolume", "OK", 1.0)
+    metrics.snapshot_taken("fast", SnapshotTimings(cloned=0.01))
+    families = {family.name: family for family in metrics.registry.collect()}
+    values = [
+        [
+            (sample.labels, sample.value)
+            for sample in families[name.removesuffix("_total")].samples
+            if not sample.name.endswith("_created")
+        ]
+        for name in (before, after)
+    ]
+    assert values[0] == values[1] != []
 
 
 def test_a_missing_key_is_named() -> None:

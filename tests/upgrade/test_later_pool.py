@@ -1,4 +1,4 @@
-"""A pool that a later version wrote to, and the way back to this one: notes stay, and states are not guessed at."""
+"""A pool that a later version wrote to, and the downgrade to this one: notes stay, and states are not guessed at."""
 
 import json
 from collections.abc import AsyncIterator
@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from node_host import MIB, write_file
-from node_rig import Rig, make_rig
+from support.files import write_file
+from support.node_rig import Rig, make_rig
+from support.sizes import MIB
 
 from csi_driver.domain.errors import Damaged, Precondition
 from csi_driver.domain.model import Volume

@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 from make_pool import CUTS, FILES, FIRST, GROUP, HOLDER, POOLS, ROLLBACK, SAFETY, VOLUMES, content, padded
-from node_host import MIB, allocated, freeze, is_frozen, read_at, write_file
-from node_rig import OWNER, POOL, Rig, mounted
+from support.files import allocated, read_at, write_file
+from support.freezing import freeze, is_frozen
+from support.node_rig import OWNER, POOL, Rig, mounted
+from support.sizes import MIB
 
 from csi_driver.domain.errors import AlreadyExists, InUse
 from csi_driver.domain.ids import ObjectId, name_hash
-from csi_driver.domain.model import Group, Snapshot, Volume
+from csi_driver.domain.model import GroupSnapshot, Snapshot, Volume
 from csi_driver.domain.requests import FILE_SYSTEMS
-from csi_driver.host import announcements
+from csi_driver.host.freeze import journal
 from csi_driver.service.rollbacks import RollbackRequest
 
 pytestmark = pytest.mark.root
@@ -32,8 +34,8 @@ def snapshot(rig: Rig, name: str) -> Snapshot:
     return found
 
 
-def group(rig: Rig) -> Group:
-    found: Group = rig.groups.get(str(ObjectId(OWNER, POOL, name_hash("group", "group"))), [])
+def group(rig: Rig) -> GroupSnapshot:
+    found: GroupSnapshot = rig.groups.get(str(ObjectId(OWNER, POOL, name_hash("group", "group"))), [])
     return found
 
 
@@ -87,7 +89,7 @@ async def test_everything_is_there_byte_for_byte(old: Rig) -> None:
 @pytest.mark.timeout(240)
 async def test_what_was_half_done_is_finished_and_nothing_is_done_twice(old: Rig) -> None:
     await old.open()
-    assert old.left_inside() == [], "drafts and void announcements are gone"
+    assert old.left_inside() == [], "drafts and void journal entries are gone"
     at_that_time(old)
     held = volume(old, "held")
     with pytest.raises(InUse, match="VolumeRollback shop/back"):
@@ -123,7 +125,7 @@ async def test_what_was_half_done_is_finished_and_nothing_is_done_twice(old: Rig
 
 @pytest.mark.timeout(240)
 async def test_a_freeze_that_the_version_before_left_is_thawed(old: Rig) -> None:
-    """The announcement is its own, with the numbers of this boot and device in it."""
+    """The journal entry is its own, with the numbers of this boot and device in it."""
     (kept,) = (old.disk.point / ".freeze").iterdir()
     (fact,) = json.loads(kept.read_bytes())
     await old.open()
@@ -131,7 +133,7 @@ async def test_a_freeze_that_the_version_before_left_is_thawed(old: Rig) -> None
     target = await old.show(thin)
     device = old.device(thin)
     assert device is not None
-    now: dict[str, Any] = announcements.freeze_facts(old.staging(thin), device.major, device.minor, device.backing)
+    now: dict[str, Any] = journal.entry_for(old.staging(thin), device.major, device.minor, device.backing)
     assert set(fact) <= set(now)
     freeze(target)
     await old.close()
@@ -140,6 +142,19 @@ async def test_a_freeze_that_the_version_before_left_is_thawed(old: Rig) -> None
     assert not is_frozen(target)
     assert os.listdir(old.disk.point / ".freeze") == []
     assert Path(target, "data").read_bytes() == content("thin")
+
+
+@pytest.mark.timeout(240)
+async def test_a_freeze_of_that_version_is_left_alone_on_a_node_that_has_a_journal(old: Rig) -> None:
+    """The two places are one journal: what lies in the pool is dealt with, and the node's entries are those of this version."""
+    await old.open()
+    thin = volume(old, "thin")
+    await old.show(thin)
+    await old.snapshot("now", thin)
+    assert old.left_inside() == []
+    await old.close()
+    assert not old.node_local.exists()
+    await old.open()
 
 
 @pytest.mark.timeout(240)

@@ -1,4 +1,4 @@
-{{/* The pools of a group of nodes, as JSON; none: a pool in a file, called `default` by the agent. (list root group). */}}
+{{/* The pools of a group of nodes, as JSON; none: a pool in a file, which the agent calls `default`. (list root group). */}}
 {{- define "tidemark.pools" -}}
 {{- $root := index . 0 }}{{ $group := index . 1 -}}
 {{- $pools := $root.Values.pools -}}
@@ -7,7 +7,7 @@
 {{- end }}
 
 {{/*
-The affinity of a group's agents, as YAML or nothing: (list affinity expressions). Terms are alternatives, so each of them takes the
+The affinity of a group's agents, as YAML or nothing: (list affinity expressions). Terms are alternatives, so each of them gets the
 expressions that keep a node in one group.
 */}}
 {{- define "tidemark.agentAffinity" -}}
@@ -27,8 +27,8 @@ expressions that keep a node in one group.
 {{- end }}
 
 {{/*
-The agents of one group of nodes: (list root name group others). `others` are the nodes of the groups that come first. What the
-group does not say is said by the chart's values.
+The agents of one group of nodes: (list root name group others). `others` are the nodes of the groups that come first. The chart's
+values are the defaults of a group.
 */}}
 {{- define "tidemark.agents" -}}
 {{- $root := index . 0 }}{{ $name := index . 1 }}{{ $group := index . 2 }}{{ $others := index . 3 }}
@@ -37,7 +37,7 @@ group does not say is said by the chart's values.
 {{- $kubelet := trimSuffix "/" $values.kubeletDirectory }}
 {{- $plugin := printf "%s/plugins/%s" $kubelet $values.driverName }}
 {{- $pools := include "tidemark.pools" (list $root $group) | fromJsonArray }}
-{{- /* Not merge: it takes a false for nothing. */}}
+{{- /* Not merge: it treats false as unset. */}}
 {{- $image := dict }}
 {{- range $part := list $values.poolImage (default dict $group.poolImage) }}
 {{- range $key, $value := $part }}{{ $_ := set $image $key $value }}{{ end }}
@@ -96,7 +96,7 @@ spec:
       {{- . | nindent 6 }}
       {{- end }}
       serviceAccountName: {{ $full }}-agent
-      # The agent has no business with the API: it gets no token.
+      # The agent does not use the API, so it gets no token.
       automountServiceAccountToken: false
       enableServiceLinks: false
       {{- with $values.agent.priorityClassName }}
@@ -121,7 +121,7 @@ spec:
           imagePullPolicy: {{ $values.image.pullPolicy }}
           args: [agent]
           securityContext:
-            # Mounts must reach the host, and loop devices be attached: both take a privileged container.
+            # Mounts must reach the host, and loop devices must be attached: both need a privileged container.
             privileged: true
             runAsUser: 0
             readOnlyRootFilesystem: true
@@ -165,10 +165,10 @@ spec:
           ports:
             - {name: grpc, containerPort: 9807, protocol: TCP}
             - {name: http, containerPort: 9808, protocol: TCP}
-          # /dev is the host's: the usual file for this would be made there, and stay. Why an agent ended, its last lines say.
+          # /dev is the host's: the usual file for this would be created there, and stay. The last log lines say why an agent ended.
           terminationMessagePath: /run/termination-log
           terminationMessagePolicy: FallbackToLogsOnError
-          # A new pool image is allocated and formatted first, which takes minutes on a slow disk.
+          # A new pool image is allocated and formatted first, which takes minutes on a slow device.
           startupProbe:
             httpGet: {path: /healthz, port: http}
             periodSeconds: 2
@@ -193,10 +193,11 @@ spec:
             - {name: udev, mountPath: /run/udev, readOnly: true}
             - {name: tls, mountPath: /etc/tidemark/tls, readOnly: true}
             - {name: run, mountPath: /run}
+            - {name: runtime, mountPath: /run/tidemark}
             - {name: tmp, mountPath: /tmp}
             {{- if $pools }}
             {{- range $pools }}
-            # A disk that is mounted on the node later is seen here too.
+            # A file system that is mounted on the node later is visible here too.
             - {name: pool-{{ .name }}, mountPath: {{ .path }}, mountPropagation: HostToContainer}
             {{- end }}
             {{- else }}
@@ -215,6 +216,9 @@ spec:
         - {name: udev, hostPath: {path: /run/udev, type: ""}}
         - {name: tls, secret: {secretName: {{ default (printf "%s-agent-tls" $full) (include "tidemark.givenSecret" (list $root "agent")) | quote }}}}
         - {name: run, emptyDir: {medium: Memory, sizeLimit: 16Mi}}
+        # The journal of freezes: an agent that is killed with its pod leaves it to the next one. Of the host's /run, since no
+        # freeze outlives a boot.
+        - {name: runtime, hostPath: {path: /run/tidemark, type: DirectoryOrCreate}}
         - {name: tmp, emptyDir: {medium: Memory, sizeLimit: 16Mi}}
         {{- if $pools }}
         {{- range $pools }}

@@ -1,4 +1,4 @@
-{{/* All classes for snapshots of one kind, the one called `tidemark` and those of the user: (list root section group kind). */}}
+{{/* All classes for snapshots of one kind, `tidemark` and those of the user: (list root section group kind). */}}
 {{- define "tidemark.snapshotClasses" -}}
 {{- $root := index . 0 }}{{ $section := index . 1 }}{{ $group := index . 2 }}{{ $kind := index . 3 }}
 {{- $values := index $root.Values $section }}
@@ -8,7 +8,7 @@
 {{- end }}
 {{- if $values.class.create }}
 {{- if hasKey $classes "tidemark" }}
-{{- fail (printf "%s.classes.tidemark: %s.class makes the class of that name. Give yours another one, or set %s.class.create to false" $section $section $section) }}
+{{- fail (printf "%s.classes.tidemark: %s.class makes the class of that name. Rename yours, or set %s.class.create to false" $section $section $section) }}
 {{- end }}
 {{- $_ := set $classes "tidemark" $values.class }}
 {{- end }}

@@ -1,40 +1,40 @@
-{{/* What is on, by values and by what the cluster serves. Each gives "true" or nothing. */}}
+{{/* Which features are on, by values and by the APIs of the cluster. Each returns "true" or nothing. */}}
 
-{{/* A VolumeSnapshotClass without its definition fails the install, so `auto` asks the cluster. */}}
+{{/* A VolumeSnapshotClass without its CRD fails the installation, so `auto` asks the cluster. */}}
 {{- define "tidemark.snapshots" -}}
-{{- $wish := toString .Values.snapshots.enabled -}}
-{{- if eq $wish "auto" -}}
+{{- $setting := toString .Values.snapshots.enabled -}}
+{{- if eq $setting "auto" -}}
 {{- if .Capabilities.APIVersions.Has "snapshot.storage.k8s.io/v1/VolumeSnapshotClass" }}true{{ end -}}
-{{- else if eq $wish "true" }}true{{ end -}}
+{{- else if eq $setting "true" }}true{{ end -}}
 {{- end }}
 
-{{/* v1 and nothing older: the snapshotter waits for ever where its gate is on and v1 is not served. */}}
+{{/* Only v1: the snapshotter waits forever if its gate is on and v1 is not served. */}}
 {{- define "tidemark.groupSnapshots" -}}
-{{- $wish := toString .Values.groupSnapshots.enabled -}}
+{{- $setting := toString .Values.groupSnapshots.enabled -}}
 {{- $snapshots := include "tidemark.snapshots" . -}}
-{{- if eq $wish "auto" -}}
+{{- if eq $setting "auto" -}}
 {{- if and $snapshots (.Capabilities.APIVersions.Has "groupsnapshot.storage.k8s.io/v1/VolumeGroupSnapshotClass") }}true{{ end -}}
-{{- else if eq $wish "true" -}}
+{{- else if eq $setting "true" -}}
 {{- if not $snapshots }}{{ fail "groupSnapshots.enabled is true, but snapshots are off: set snapshots.enabled to true, or groupSnapshots.enabled to auto" }}{{ end -}}
 true
 {{- end -}}
 {{- end }}
 
-{{/* The Secret of a role's certificate that is not ours to make: (list root role); nothing where we make it. */}}
+{{/* The Secret of a role's certificate, if the user or cert-manager supplies it: (list root role). Nothing if the controller creates it. */}}
 {{- define "tidemark.givenSecret" -}}
 {{- $root := index . 0 }}{{ $role := index . 1 }}{{ $tls := $root.Values.tls -}}
 {{- $named := get $tls (printf "%sSecret" $role) -}}
 {{- if $named }}{{ $named }}{{ else if $tls.certManager.enabled }}{{ include "tidemark.fullname" $root }}-{{ $role }}-certificate{{ end -}}
 {{- end }}
 
-{{/* Certificates of the user's own come in pairs: one side alone could not be trusted by the other. */}}
+{{/* Supplied certificates come in pairs: otherwise one side would not trust the other. */}}
 {{- define "tidemark.givenCertificates" -}}
 {{- with .Values.tls -}}
 {{- if .certManager.enabled -}}
 {{- if not .certManager.issuer.name }}{{ fail "tls.certManager.enabled needs tls.certManager.issuer.name" }}{{ end -}}
 true
 {{- else -}}
-{{- if ne (empty .controllerSecret) (empty .agentSecret) }}{{ fail "tls.controllerSecret and tls.agentSecret belong together: give both, or none" }}{{ end -}}
+{{- if ne (empty .controllerSecret) (empty .agentSecret) }}{{ fail "tls.controllerSecret and tls.agentSecret belong together: set both, or none" }}{{ end -}}
 {{- if .controllerSecret }}true{{ end -}}
 {{- end -}}
 {{- end -}}
@@ -54,11 +54,11 @@ true
 {{- else if eq $condition "snapshotController" }}{{ if $root.Values.snapshotController.install }}true{{ end }}
 {{- else if eq $condition "givenCertificates" }}{{ include "tidemark.givenCertificates" $root }}
 {{- else if eq $condition "ownCertificates" }}{{ if not (include "tidemark.givenCertificates" $root) }}true{{ end }}
-{{- else }}{{ fail (printf "files/rights.yaml: %s is no condition" $condition) }}
+{{- else }}{{ fail (printf "files/rights.yaml: %s is not a condition" $condition) }}
 {{- end }}
 {{- end }}
 
-{{/* The sidecars whose metrics are scraped beside the controller's, as YAML: names of ports and their numbers; nothing where none are. */}}
+{{/* The sidecars whose metrics are scraped beside the controller's, as YAML: names of ports and their numbers, or nothing. */}}
 {{- define "tidemark.scrapedSidecars" -}}
 {{- if and .Values.monitoring.serviceMonitor.enabled .Values.monitoring.serviceMonitor.sidecars -}}
 provisioner: 9809
@@ -69,11 +69,11 @@ resizer: 9811
 {{- end -}}
 {{- end }}
 
-{{/* Whether SecurityContextConstraints are made: only OpenShift has them. */}}
+{{/* Whether to create SecurityContextConstraints: only OpenShift has them. */}}
 {{- define "tidemark.openshift" -}}
-{{- $given := ((.Values.openshift).securityContextConstraints) -}}
-{{- $wish := ternary "auto" (toString $given) (kindIs "invalid" $given) -}}
-{{- if eq $wish "auto" -}}
+{{- $value := ((.Values.openshift).securityContextConstraints) -}}
+{{- $setting := ternary "auto" (toString $value) (kindIs "invalid" $value) -}}
+{{- if eq $setting "auto" -}}
 {{- if .Capabilities.APIVersions.Has "security.openshift.io/v1/SecurityContextConstraints" }}true{{ end -}}
-{{- else if eq $wish "true" }}true{{ end -}}
+{{- else if eq $setting "true" }}true{{ end -}}
 {{- end }}

@@ -1,9 +1,9 @@
 {{/*
-What a release must not do to what is there already. Only helm itself asks the cluster: `helm template`, and whatever renders with it, sees
-nothing here.
+Protects existing objects and data from a release. Only helm itself asks the cluster: `helm template`, and each tool that renders with it,
+checks nothing here.
 */}}
 
-{{/* Two operators answer for each other's disks: a run is over, and a rollback has failed, for the one whose driver has no part in it. */}}
+{{/* With two operators, each would finish runs and fail rollbacks of the other one's driver. */}}
 {{- define "tidemark.oneOperator" -}}
 {{- range ternary (lookup "apps/v1" "Deployment" "" "").items list .Values.controller.operator -}}
 {{- $labels := default dict .metadata.labels }}{{ $namespace := .metadata.namespace -}}
@@ -18,19 +18,19 @@ nothing here.
 {{- end -}}
 {{- end }}
 
-{{/* A new image at another place is an empty pool of the same name, in which no disk is found and every deletion succeeds: (list root daemonset image). */}}
+{{/* In another directory the agent would create an empty pool of the same name, without volumes, where every deletion succeeds: (list root daemonset image). */}}
 {{- define "tidemark.sameImage" -}}
 {{- $root := index . 0 }}{{ $name := index . 1 }}{{ $image := index . 2 -}}
 {{- range (dig "spec" "template" "spec" "containers" list (lookup "apps/v1" "DaemonSet" $root.Release.Namespace $name)) -}}
 {{- range default list .env -}}
 {{- if and (eq .name "TIDEMARK_POOL_IMAGE") (ne (default "" .value) $image) -}}
-{{- fail (printf "poolImage.directory of DaemonSet %s cannot be changed while it is installed: the agents have their disks in %s, and would begin an empty pool of the same name in %s. Leave it; or delete all claims and snapshots, uninstall, and install anew" $name (default "" .value) $image) -}}
+{{- fail (printf "poolImage.directory of DaemonSet %s cannot be changed while it is installed: the agents have their volumes in %s, and would create an empty pool of the same name in %s. Keep it; or delete all PVCs and snapshots, uninstall, and install again" $name (default "" .value) $image) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end }}
 
-{{/* Bytes of a size, be it a number or a text, as a number for comparisons. */}}
+{{/* Bytes of a size (a number or a string), as a number for comparisons. */}}
 {{- define "tidemark.bytes" -}}
 {{- $size := include "tidemark.plain" . -}}
 {{- $number := regexFind "^[0-9.]+" $size -}}
@@ -38,14 +38,14 @@ nothing here.
 {{- printf "%.0f" (mulf (float64 $number) (get $units (trimPrefix $number $size))) -}}
 {{- end }}
 
-{{/* An image that is there never shrinks: (list root daemonset size). The agent refuses it too, but helm can say so before anything is changed. */}}
+{{/* An existing image never shrinks: (list root daemonset size). The agent refuses it too, but helm can do so before any change. */}}
 {{- define "tidemark.noSmallerImage" -}}
 {{- $root := index . 0 }}{{ $name := index . 1 }}{{ $size := index . 2 -}}
 {{- range (dig "spec" "template" "spec" "containers" list (lookup "apps/v1" "DaemonSet" $root.Release.Namespace $name)) -}}
 {{- range default list .env -}}
 {{- if and (eq .name "TIDEMARK_POOL_SIZE") .value -}}
 {{- if lt (float64 (include "tidemark.bytes" $size)) (float64 (include "tidemark.bytes" .value)) -}}
-{{- fail (printf "poolImage.size of DaemonSet %s cannot become %s: it is %s, and a pool never shrinks. Leave it, or ask for more" $name $size .value) -}}
+{{- fail (printf "poolImage.size of DaemonSet %s cannot become %s: it is %s, and a pool never shrinks. Keep it, or set a larger one" $name $size .value) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

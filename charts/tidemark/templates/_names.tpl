@@ -1,6 +1,6 @@
-{{/* Names, labels, annotations, images: what every template shares. */}}
+{{/* Names, labels, annotations, images, which all templates share. */}}
 
-{{/* Begins the name of every object. 40 characters, so that the longest ending still makes a label's value. */}}
+{{/* The prefix of every object's name. 40 characters, so that the name with the longest suffix is still a valid label value. */}}
 {{- define "tidemark.fullname" -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
 {{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
@@ -12,7 +12,7 @@
 {{ include "tidemark.labelsWith" (list . dict) }}
 {{- end }}
 
-{{/* The same and those of the object, which win over the release's: (list root labels). */}}
+{{/* The same and those of the object, which override the release's: (list root labels). */}}
 {{- define "tidemark.labelsWith" -}}
 {{- $root := index . 0 -}}
 {{ include "tidemark.selector" $root }}
@@ -24,13 +24,13 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- end }}
 {{- end }}
 
-{{/* Labels that select: they never change, not by extraLabels either. */}}
+{{/* Selector labels: they never change, not by extraLabels either. */}}
 {{- define "tidemark.selector" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
-{{/* The annotations of an object, with their key, or nothing: (list root annotations...). The last of them win, over the release's too. */}}
+{{/* The annotations of an object, with their key, or nothing: (list root annotations...). The last ones override the others and the release's. */}}
 {{- define "tidemark.annotations" -}}
 {{- $root := first . -}}
 {{- with include "tidemark.strings" (prepend (rest .) $root.Values.commonAnnotations) -}}
@@ -38,7 +38,7 @@ annotations: {{- . | nindent 2 }}
 {{- end -}}
 {{- end }}
 
-{{/* Where an image lies: (list root repository). global.imageRegistry takes the place of the registry in it. */}}
+{{/* The repository of an image: (list root repository). global.imageRegistry replaces the registry in it. */}}
 {{- define "tidemark.repository" -}}
 {{- $root := index . 0 }}{{ $repository := index . 1 -}}
 {{- $registry := default "" ((($root.Values).global).imageRegistry) | trimSuffix "/" -}}
@@ -53,7 +53,7 @@ annotations: {{- . | nindent 2 }}
 {{- end -}}
 {{- end }}
 
-{{/* Our image: its digest, else its tag, else the chart's version. */}}
+{{/* The driver's image: by its digest, else its tag, else the chart's version. */}}
 {{- define "tidemark.image" -}}
 {{- include "tidemark.repository" (list . .Values.image.repository) -}}
 {{- with .Values.image -}}
@@ -61,7 +61,7 @@ annotations: {{- . | nindent 2 }}
 {{- end -}}
 {{- end }}
 
-{{/* A sidecar's image: (list root name values). The version is pinned in versions.yaml, for chart and test cluster alike. */}}
+{{/* A sidecar's image: (list root name values). versions.yaml pins the version, for chart and test cluster. */}}
 {{- define "tidemark.sidecarImage" -}}
 {{- $root := index . 0 }}{{ $name := index . 1 }}{{ $values := index . 2 -}}
 {{- $pinned := index ($root.Files.Get "versions.yaml" | fromYaml) $name -}}
@@ -70,7 +70,7 @@ annotations: {{- . | nindent 2 }}
 {{- if $values.digest }}@{{ $values.digest }}{{ else }}:{{ include "tidemark.plain" (default $pinned $values.tag) }}{{ end -}}
 {{- end }}
 
-{{/* The pull secrets of a pod, with their key, or nothing. A chart around this one may hand over names alone. */}}
+{{/* The pull secrets of a pod, with their key, or nothing. A parent chart may pass only names. */}}
 {{- define "tidemark.pullSecrets" -}}
 {{- $secrets := list -}}
 {{- range concat (default list .Values.imagePullSecrets) (default list (((.Values).global).imagePullSecrets)) -}}
@@ -81,14 +81,14 @@ imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end -}}
 {{- end }}
 
-{{/* The security context of a container that needs nothing. */}}
+{{/* The security context of a container that needs no rights. */}}
 {{- define "tidemark.harmless" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
 
-{{/* The pod's, beside it. fsGroup: all containers of the pod share a socket and a directory in memory. */}}
+{{/* The security context of its pod. fsGroup: all containers of the pod share a socket and a directory in memory. */}}
 {{- define "tidemark.harmlessPod" -}}
 runAsNonRoot: true
 runAsUser: 65532

@@ -1,4 +1,4 @@
-{{/* Where the pods of a Deployment run, as YAML with its keys: (list values selector). `selector` has the labels that all of them have. */}}
+{{/* The scheduling of a Deployment's pods, as YAML with its keys: (list values selector). `selector` has the labels of all pods. */}}
 {{- define "tidemark.scheduling" -}}
 {{- $values := index . 0 }}{{ $selector := index . 1 -}}
 affinity:

@@ -1,6 +1,6 @@
 {{/*
-A sidecar beside the controller: (list root name values port arguments). Its leader is elected in the release's namespace. A call may take
-60 s (a thick clone, a freeze), and is tried again after 30 s at most, so that work goes on soon after anything was killed.
+A sidecar beside the controller: (list root name values port arguments). Leader election is in the release's namespace. A call may take
+60 s (a thick clone, a freeze), and is retried after 30 s at most, so that work continues soon after a process was killed.
 */}}
 {{- define "tidemark.sidecar" -}}
 {{- $root := index . 0 }}{{ $name := index . 1 }}{{ $values := index . 2 }}{{ $port := index . 3 }}{{ $arguments := index . 4 -}}
@@ -36,13 +36,13 @@ A sidecar beside the controller: (list root name values port arguments). Its lea
     {{- end }}
   ports:
     - {name: {{ trimPrefix "csi-" $name }}, containerPort: {{ $port }}, protocol: TCP}
-  # It answers once the driver is ready, for which it waits; being started again would not hurry that.
+  # It answers once the driver is ready, for which it waits; a restart would not help.
   startupProbe:
     httpGet: {path: /healthz/leader-election, port: {{ $port }}}
     periodSeconds: 5
     timeoutSeconds: 10
     failureThreshold: 1000
-  # Fails where this one leads and no longer renews: then another takes over.
+  # Fails if this one leads but no longer renews its lease: then another one takes over.
   livenessProbe:
     httpGet: {path: /healthz/leader-election, port: {{ $port }}}
     periodSeconds: 20

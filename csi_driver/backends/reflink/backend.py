@@ -9,20 +9,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from csi_driver.backends.base import Access, Checks, Contents, CutReport, PoolIdentity
-from csi_driver.backends.jobs import to_its_end
-from csi_driver.backends.kernel import KernelAccess
-from csi_driver.backends.reflink import catalogue, identity
+from csi_driver.backends import shared_blocks
+from csi_driver.backends.base import (
+    Checks,
+    PoolContents,
+    PoolIdentity,
+    SnapshotTimings,
+    SpaceNeeded,
+    SpaceOperation,
+    VolumeAccess,
+)
+from csi_driver.backends.block_access import BlockDeviceAccess
+from csi_driver.backends.reflink import pool_lock, pool_reader
 from csi_driver.backends.reflink.checks import ReflinkChecks, stamp
-from csi_driver.backends.reflink.cuts import Clone, Cutter
 from csi_driver.backends.reflink.layout import IMAGE, Layout
-from csi_driver.backends.reflink.loops import LoopDevices
-from csi_driver.domain.errors import Unavailable
-from csi_driver.domain.model import Group, Snapshot, Usage, Volume
+from csi_driver.backends.reflink.loop_devices import LoopDevices
+from csi_driver.backends.reflink.snapshotter import ImageClone, Snapshotter
+from csi_driver.backends.volume_helpers import finish_despite_cancel
+from csi_driver.domain.capacity import Space
+from csi_driver.domain.errors import Precondition, Unavailable
+from csi_driver.domain.model import GroupSnapshot, Snapshot, Usage, Volume
 from csi_driver.domain.records import dump_group, dump_snapshot, dump_volume
-from csi_driver.domain.space import Space
-from csi_driver.host import allocation, extents, files, filesystems
-from csi_driver.host.children import Children
+from csi_driver.host.freeze.journal import Journal
+from csi_driver.host.fs import allocation, extents, files, filesystems
+from csi_driver.host.helper.client import HelperPool
 
 _T = TypeVar("_T")
 _THREADS = 16
@@ -37,7 +47,8 @@ _TRASH_SECONDS = 30.0
 class ReflinkOptions:
     """What the agent says about a pool. `backing`: the sparse image that holds the pool, whose host must have room.
 
-    `in_container`: the pool, and all places where volumes are shown, must lie on mounts of the host.
+    `in_container`: the pool, and all places where volumes are mounted, must lie on mounts of the host. `runtime_directory`: a
+    directory of the node that is empty after a boot, for notes of what does not outlive one; empty: they lie in the pool.
     """
 
     name: str
@@ -47,18 +58,19 @@ class ReflinkOptions:
     freeze_deadline: float = 5.0
     backing: str = ""
     in_container: bool = False
+    runtime_directory: str = ""
 
 
 class ReflinkBackend:
     """Volumes and snapshots as files that share their blocks."""
 
-    def __init__(self, options: ReflinkOptions, children: Children) -> None:
+    def __init__(self, options: ReflinkOptions, children: HelperPool) -> None:
         self._options = options
         self.layout = Layout(Path(options.path), options.name)
         self._devices = LoopDevices(self.layout, children)
-        self._kernel = KernelAccess(self._devices, seen_outside=options.in_container)
-        self.access: Access = self._kernel
-        self._cutter = Cutter(self.layout, self._devices, children, options.freeze_deadline, self._in_thread)
+        self._kernel = BlockDeviceAccess(self._devices, seen_outside=options.in_container)
+        self.access: VolumeAccess = self._kernel
+        self._snapshotter = Snapshotter(self.layout, self._devices, options.freeze_deadline, self._in_thread)
         self._checks = ReflinkChecks(self.layout, self.image, _take_size, self._in_thread, self._empty_trash)
         self.checks: Checks = self._checks
         self.identity = PoolIdentity(options.name, options.owner, "", "reflink", options.path)
@@ -67,17 +79,19 @@ class ReflinkBackend:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"pool-{options.name}")
         self._janitor = ThreadPoolExecutor(1, thread_name_prefix=f"trash-{options.name}")
 
+    space_max_age = 0.0
+
     @property
-    def attached(self) -> int:
+    def attached_devices(self) -> int:
         """See Backend."""
         return self._devices.count()
 
-    async def open(self) -> Contents:
+    async def open(self) -> PoolContents:
         """See Backend. Order matters: what was left frozen is thawed before anything may wait for it, or refuse the pool."""
         try:
             with self.layout.translated("opening"):
                 await self._in_thread(self._take)
-                await self._cutter.thaw_announced()
+                await self._snapshotter.freezes.open(self._journal())
                 contents = await self._in_thread(self._read)
                 await self._devices.sweep()
                 await self._kernel.sweep(contents.volumes)
@@ -87,9 +101,22 @@ class ReflinkBackend:
         self._empty_trash()
         return contents
 
+    def _journal(self) -> Journal:
+        runtime = self._options.runtime_directory
+        directory = os.path.join(runtime, "freezes", self.identity.uuid) if runtime else ""
+        if directory:
+            try:
+                os.makedirs(directory, mode=0o700, exist_ok=True)
+            except OSError as error:
+                raise Precondition(
+                    f"--runtime-dir {runtime} cannot be used ({error.strerror}): name a directory of the node's /run that the "
+                    "agent may write to"
+                ) from error
+        return Journal(directory, str(self.layout.freezes))
+
     async def close(self) -> None:
         """See Backend."""
-        await self._cutter.close()
+        await self._snapshotter.freezes.close()
         self._janitor.shutdown(wait=False, cancel_futures=True)
         # What it removes now has a directory of the pool open, which would keep the pool's disk from being unmounted.
         with suppress(TimeoutError):
@@ -117,7 +144,7 @@ class ReflinkBackend:
                 f"pool {self.layout.name}: {self.layout.root} is no longer what was opened: mount its disk again"
             )
 
-    def space(self) -> Space:
+    async def space(self) -> Space:
         """See Backend."""
         with self.layout.translated("the pool's space was asked for"):
             pool = os.statvfs(self.layout.root)
@@ -128,24 +155,29 @@ class ReflinkBackend:
                 free = min(free, host.f_bavail * host.f_frsize)
             return Space(pool.f_blocks * pool.f_frsize, free)
 
+    def space_needed(self, operation: SpaceOperation) -> SpaceNeeded:
+        """See Backend."""
+        allocated = {source.id.hash: self.allocated(source) for source in shared_blocks.thick(operation)}
+        return shared_blocks.space_needed(operation, allocated)
+
     def allocated(self, volume: Volume) -> int:
         """See Backend."""
         with self.layout.translated("a volume's allocation was asked for"):
             return os.stat(self.image(volume)).st_blocks * 512
 
-    async def found(self, item: Volume | Snapshot) -> str:
+    async def content_format(self, item: Volume | Snapshot) -> str:
         """See Backend. From the image, which has what was written to a device once nobody has that open any more."""
         with self.layout.translated(f"looking at {item.id}"):
             return await self._in_thread(filesystems.probe, self.image(item))
 
-    async def create_volume(self, volume: Volume, source: Volume | Snapshot | None) -> CutReport:
+    async def create_volume(self, volume: Volume, source: Volume | Snapshot | None) -> SnapshotTimings:
         """See Backend."""
         with self.layout.translated(f"creation of {volume.name!r}"):
             if isinstance(source, Volume):
                 return await self._copy_volume(volume, source)
             image = self.image(source) if source is not None else None
             await self._in_thread(self._make_volume, volume, image)
-            return CutReport()
+            return SnapshotTimings()
 
     async def save_volume(self, volume: Volume) -> None:
         """See Backend."""
@@ -157,18 +189,28 @@ class ReflinkBackend:
         with self.layout.translated(f"expansion of {volume.id}"):
             await self._in_thread(self._expand, volume)
 
+    async def is_empty(self, volume: Volume) -> bool:
+        """See Backend."""
+        with self.layout.translated(f"looking into {volume.id}"):
+            return await self._in_thread(_is_empty, self.image(volume))
+
+    async def erase(self, volume: Volume) -> None:
+        """See Backend."""
+        with self.layout.translated(f"emptying {volume.id}"):
+            await self._in_thread(_erase, self.image(volume), volume)
+
     async def delete_volume(self, volume: Volume) -> None:
         """See Backend."""
         await self._discard(str(volume.id), self._place(volume))
         await self._in_thread(self._checks.forget, volume)
 
-    async def create_snapshot(self, snapshot: Snapshot, source: Volume) -> tuple[Snapshot, CutReport]:
+    async def create_snapshot(self, snapshot: Snapshot, source: Volume) -> tuple[Snapshot, SnapshotTimings]:
         """See Backend."""
         with self.layout.translated(f"snapshot {snapshot.name!r} of {source.id}"):
             async with self._draft(IMAGE) as draft:
                 image = draft / IMAGE
-                report = await self._cutter.cut([Clone(source, self.image(source), image)])
-                await self._keep_promise([source])
+                report = await self._snapshotter.clone([ImageClone(source, self.image(source), image)])
+                await self._unshare_thick([source])
 
                 def finish() -> Snapshot:
                     condition = report.conditions.get(source.id.hash, "")
@@ -176,19 +218,23 @@ class ReflinkBackend:
                     self.layout.publish(draft, dump_snapshot(made), self.layout.snapshots / made.id.hash)
                     return made
 
-                return await self._in_thread(finish), report.report
+                return await self._in_thread(finish), report.timings
 
-    async def create_group(self, group: Group, sources: Sequence[Volume]) -> tuple[Group, CutReport]:
+    async def create_group(
+        self, group: GroupSnapshot, sources: Sequence[Volume]
+    ) -> tuple[GroupSnapshot, SnapshotTimings]:
         """See Backend."""
-        names = [catalogue.member_image(Path(), member.id.hash).name for member in group.members]
+        names = [pool_reader.member_image(Path(), member.id.hash).name for member in group.members]
         with self.layout.translated(f"group snapshot {group.name!r}"):
             async with self._draft(*names) as draft:
                 images = [draft / name for name in names]
                 pairs = zip(sources, images, strict=True)
-                report = await self._cutter.cut([Clone(source, self.image(source), image) for source, image in pairs])
-                await self._keep_promise(sources)
+                report = await self._snapshotter.clone(
+                    [ImageClone(source, self.image(source), image) for source, image in pairs]
+                )
+                await self._unshare_thick(sources)
 
-                def finish() -> Group:
+                def finish() -> GroupSnapshot:
                     sizes = [_freeze_image(image) for image in images]
                     conditions = [report.conditions.get(source.id.hash, "") for source in sources]
                     members = tuple(
@@ -199,13 +245,13 @@ class ReflinkBackend:
                     self.layout.publish(draft, dump_group(made), self.layout.groups / made.id.hash)
                     return made
 
-                return await self._in_thread(finish), report.report
+                return await self._in_thread(finish), report.timings
 
     async def delete_snapshot(self, snapshot: Snapshot) -> None:
         """See Backend."""
         await self._discard(str(snapshot.id), self.layout.snapshots / snapshot.id.hash)
 
-    async def delete_group(self, group: Group) -> None:
+    async def delete_group(self, group: GroupSnapshot) -> None:
         """See Backend."""
         await self._discard(str(group.id), self.layout.groups / group.id.hash)
 
@@ -218,7 +264,7 @@ class ReflinkBackend:
             # When this returns, the room is no longer promised: it should be there for who waits for it.
             await asyncio.wait({asyncio.wrap_future(emptied)}, timeout=_TRASH_SECONDS)
 
-    def stamp(self, item: Volume | Snapshot) -> str:
+    def change_token(self, item: Volume | Snapshot) -> str:
         """See Backend."""
         with self.layout.translated(f"looking at {item.id}"):
             return stamp(self.image(item))
@@ -233,13 +279,13 @@ class ReflinkBackend:
         if isinstance(item, Volume):
             return self._place(item) / IMAGE
         if item.group:
-            return catalogue.member_image(self.layout.groups / item.group, item.id.hash)
+            return pool_reader.member_image(self.layout.groups / item.group, item.id.hash)
         return self.layout.snapshots / item.id.hash / IMAGE
 
-    async def _keep_promise(self, sources: Sequence[Volume]) -> None:
+    async def _unshare_thick(self, sources: Sequence[Volume]) -> None:
         """Give thick volumes that were just cut blocks of their own again, so that overwriting them cannot fail.
 
-        Outside the freeze, in steps between which writers go on. Raises OSError ENOSPC; without the cut nothing is shared.
+        Outside the freeze, in steps between which writers go on. Raises OSError ENOSPC; if the snapshot fails, nothing is shared.
         """
         for source in sources:
             if source.thick:
@@ -249,18 +295,18 @@ class ReflinkBackend:
         return self.layout.volumes / volume.id.hash
 
     def _take(self) -> None:
-        uuid, self._lock = identity.take(
+        uuid, self._lock = pool_lock.acquire_pool(
             self.layout, self._options.owner, self._options.init, self._options.in_container
         )
         self.identity = replace(self.identity, uuid=uuid)
 
-    def _read(self) -> Contents:
+    def _read(self) -> PoolContents:
         self.layout.make_directories()
         status = os.stat(self.layout.identity)
         self._known = (status.st_dev, status.st_ino)
         self._devices.file_system = status.st_dev
         self.layout.sweep()
-        contents = catalogue.read(self.layout, self._options.owner)
+        contents = pool_reader.read(self.layout, self._options.owner)
         self._checks.sweep({volume.id.hash: volume for volume in contents.volumes})
         return contents
 
@@ -275,11 +321,11 @@ class ReflinkBackend:
                 _take_size(file.fileno(), volume)
             self.layout.publish(draft, dump_volume(volume), self._place(volume))
 
-    async def _copy_volume(self, volume: Volume, source: Volume) -> CutReport:
+    async def _copy_volume(self, volume: Volume, source: Volume) -> SnapshotTimings:
         async with self._draft(IMAGE) as draft:
             image = draft / IMAGE
-            report = await self._cutter.cut([Clone(source, self.image(source), image)])
-            await self._keep_promise([source])
+            report = await self._snapshotter.clone([ImageClone(source, self.image(source), image)])
+            await self._unshare_thick([source])
 
             def finish() -> None:
                 with image.open("r+b") as file:
@@ -287,7 +333,7 @@ class ReflinkBackend:
                 self.layout.publish(draft, dump_volume(volume), self._place(volume))
 
             await self._in_thread(finish)
-            return report.report
+            return report.timings
 
     @asynccontextmanager
     async def _draft(self, *images: str) -> AsyncIterator[Path]:
@@ -337,7 +383,21 @@ class ReflinkBackend:
         return None
 
     async def _in_thread(self, function: Callable[..., _T], *args: object) -> _T:
-        return await to_its_end(asyncio.get_running_loop().run_in_executor(self._threads, function, *args))
+        return await finish_despite_cancel(asyncio.get_running_loop().run_in_executor(self._threads, function, *args))
+
+
+def _is_empty(image: Path) -> bool:
+    with image.open("rb") as file:
+        return not files.has_data(file.fileno())
+
+
+def _erase(image: Path, volume: Volume) -> None:
+    with image.open("r+b") as file:
+        if volume.thick:
+            allocation.renew(file.fileno(), volume.size)
+        else:
+            files.punch_all(file.fileno())
+        os.fsync(file.fileno())
 
 
 def _own_blocks(image: Path, size: int) -> None:

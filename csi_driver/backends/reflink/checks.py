@@ -1,6 +1,6 @@
 """Checks of volumes' file systems: on a copy, which takes the volume's place in one step; what the volume held is kept for a while.
 
-A check has a directory of its own, `.check/<hash>`, and in it `job.json`, what the runner leaves there (host/fsck.py), and
+A check has a directory of its own, `.check/<hash>`, and in it `job.json`, what the runner leaves there (host/fs/fsck.py), and
 `copy`, which is like a volume's directory. What was exchanged goes to `.kept/<hash>-<nanoseconds>`. The volume's record names
 that, so it says at any later moment whether `copy` is the checked one or what was there before.
 """
@@ -19,7 +19,8 @@ from csi_driver.backends.base import KEPT_SECONDS, Check
 from csi_driver.backends.reflink.layout import IMAGE, RECORD, Layout
 from csi_driver.domain.model import Volume
 from csi_driver.domain.records import dump_volume
-from csi_driver.host import announcements, condition, files, fsck
+from csi_driver.host.freeze import journal
+from csi_driver.host.fs import condition, files, fsck
 
 _LOG = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class ReflinkChecks:
             found: str = await self._in_thread(_complaint, self._image(volume), is_ext4)
             return found
 
-    async def found(self, volume: Volume) -> Check | None:
+    async def current(self, volume: Volume) -> Check | None:
         """See Checks."""
         with self._layout.translated(f"looking for a check of {volume.id}"):
             check: Check | None = await self._in_thread(self._found, volume)
@@ -124,7 +125,7 @@ class ReflinkChecks:
         # Where not even a copy of the superblock was found, there will be none next time.
         hopeless = outcome.result == "failed" and job.why == condition.LOST
         kept = f"{self._layout.kept.name}/{job.kept}"
-        return Check(job.why, job.started, kept, "damaged" if hopeless else outcome.result, outcome.said)
+        return Check(job.why, job.started, kept, "damaged" if hopeless else outcome.result, outcome.message)
 
     def _standing(self, volume: Volume) -> tuple[_Job, fsck.Outcome] | None:
         """A volume's check, if there is one that may still be of use; what is left of any other is cleared away."""
@@ -135,15 +136,15 @@ class ReflinkChecks:
         if job is not None and _is_adopted(volume, job):
             self._end(place, job)
             return None
-        if job is None or job.boot != announcements.boot_id():
+        if job is None or job.boot != journal.boot_id():
             self._discard(place)
             return None
-        outcome = fsck.look(str(place))
+        outcome = fsck.outcome(str(place))
         if outcome.result == "interrupted":
             _LOG.warning(
-                "the check of %s was ended in the middle (%s), which harmed nothing: the next stage begins it anew",
+                "the check of %s was interrupted (%s); nothing was changed, and the next stage starts it again",
                 volume.id,
-                outcome.said,
+                outcome.message,
             )
             self._discard(place)
             return None
@@ -158,7 +159,7 @@ class ReflinkChecks:
             with image.open("rb") as source, (draft / _COPY / IMAGE).open("r+b") as copy:
                 files.reflink(source.fileno(), copy.fileno())
                 self._take_size(copy.fileno(), volume)
-            job = _Job(why, now, f"{volume.id.hash}-{now}", stamp(image), announcements.boot_id())
+            job = _Job(why, now, f"{volume.id.hash}-{now}", stamp(image), journal.boot_id())
             noted = {"why": job.why, "started": now, "kept": job.kept, "stamp": job.stamp, "boot": job.boot}
             files.write_durably(draft / _JOB, json.dumps(noted).encode())
             self._layout.crash_point("check prepared")

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from csi_driver.domain.errors import Damaged, DriverError, OutOfSpace, Precondition, Unavailable
-from csi_driver.host import files
+from csi_driver.host.fs import files
 
 IMAGE = "disk.img"
 RECORD = "record.json"
@@ -181,7 +181,7 @@ class Layout:
 
     def discard(self, place: Path) -> None:
         """Make what lies at `place` disappear, durably; its space comes back when the trash is emptied."""
-        # Opened before: where that fails nothing has changed, and afterwards there is no way back out of the trash.
+        # Opened first: if that fails, nothing has changed. Nothing can be moved out of the trash again.
         parent = os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.rename(place, self.trash / f"{place.name}-{secrets.token_hex(4)}")

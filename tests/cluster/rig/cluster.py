@@ -172,7 +172,7 @@ class Cluster:
         """Wait until agents and controllers are ready and each node's kubelet knows the driver.
 
         They are asked themselves, too: of a container that was killed, or a node that was off for some seconds, the API
-        says for a while what was. And each agent that starts is registered anew: until it says that it is, CSINode has the
+        says for a while what was. And each agent that starts is registered again: until it says that it is, CSINode has the
         driver still, and loses it once more for a moment.
         """
         release = self.kubectl.within(NAMESPACE)
@@ -196,7 +196,7 @@ class Cluster:
         """What somebody wants to see who looks for the cause of a failure: objects, events and logs."""
         here, release = self.kubectl.within(namespace), self.kubectl.within(NAMESPACE)
         kinds = "pods,pvc,volumesnapshots,volumesnapshotcontents,pv,nodes"
-        told = [
+        logs = [
             _told("objects", lambda: here("get", kinds, "--output=wide")),
             _told("events", lambda: "\n".join(here.events()[-60:])),
             _told("tidemark", lambda: release("get", "pods", "--output=wide")),
@@ -205,8 +205,8 @@ class Cluster:
         for pod in release.items("pods"):
             name, spec = pod["metadata"]["name"], pod["spec"]
             for container in (each["name"] for each in (*spec.get("initContainers", ()), *spec["containers"])):
-                told.append(_told(f"{name} {container}", functools.partial(release.logs, name, container, "--tail=60")))
-        return "\n".join(told)
+                logs.append(_told(f"{name} {container}", functools.partial(release.logs, name, container, "--tail=60")))
+        return "\n".join(logs)
 
 
 def _told(title: str, ask: Callable[[], str]) -> str:

@@ -53,8 +53,8 @@ class Kubectl:
 
     def find(self, kind: str, name: str) -> Document | None:
         """The object, or None where there is none."""
-        told = self("get", kind, name, "--output=json", "--ignore-not-found")
-        return json.loads(told) if told else None
+        output = self("get", kind, name, "--output=json", "--ignore-not-found")
+        return json.loads(output) if output else None
 
     def items(self, kind: str, *options: str) -> list[Document]:
         """All objects of a kind in the namespace; with `--all-namespaces` or `--selector=...` others, or fewer."""
@@ -93,7 +93,7 @@ class Kubectl:
     def watched(self, kind: str, name: str, pause: float = 0.5) -> Iterator[Document | None]:
         """One object as it changes, for ever, and again after `pause` seconds without a change; None while there is none.
 
-        By one kubectl that watches: one that is started for each look costs a tenth of a second of a processor, and a few
+        By one kubectl that watches: one that is started for each poll costs a tenth of a second of a processor, and a few
         tests that look twice a second were half of what the whole cluster took. Raises KubectlError where it ends.
         """
         argv = [str(programs() / "kubectl"), f"--kubeconfig={KUBECONFIG}", f"--namespace={self.namespace}", "get", kind]

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from csi_driver.host import loop, loopctl
+from csi_driver.backends.reflink.layout import IMAGE
+from csi_driver.host.block import loop, loop_ioctl
 from rig import certificates, cgroups, network
 from rig.machine import Machine, command, until
 from rig.paths import PKI, STATE, node_address, pod_subnet, programs
@@ -109,7 +110,7 @@ class Node(Machine):
     def import_images(self, archive: Path) -> None:
         self.on_node("ctr", f"--address={SOCKET}", "--namespace=k8s.io", "images", "import", archive, timeout=300)
 
-    def pool_loops(self) -> tuple[list[loopctl.LoopDevice], list[loopctl.LoopDevice]]:
+    def pool_loops(self) -> tuple[list[loop_ioctl.LoopDevice], list[loop_ioctl.LoopDevice]]:
         """The loop devices on files in the pool, and that of the pool itself."""
         try:
             status = os.stat(self.pool_image)
@@ -117,7 +118,7 @@ class Node(Machine):
             return [], []
         own = [each for each in loop.scan(self.pool_image.name) if each.backing == (status.st_dev, status.st_ino)]
         pools = {os.makedev(each.major, each.minor) for each in own}
-        return [each for each in loop.scan(loop.IMAGE_NAME) if each.backing[0] in pools], own
+        return [each for each in loop.scan(IMAGE) if each.backing[0] in pools], own
 
     def _remove_groups(self) -> bool:
         with suppress(OSError):
@@ -192,7 +193,7 @@ class Node(Machine):
         }
 
     def _pod_network(self) -> dict[str, object]:
-        # A cable for each pod, not a bridge: so all is routed, and answers take the way back through the translation of
+        # A cable for each pod, not a bridge: so all is routed, and answers return through the translation of
         # service addresses without the kernel module that has bridges look at them.
         addresses = {
             "type": "host-local",

@@ -3,7 +3,7 @@
     python3 supervisor.py SPEC.json
 
 The specification: `hostname`, `prepare` (commands, once at the start), `services` (name -> command), `logs` and `held`
-(directories). A service is not started while a file of its name lies in `held`; SIGHUP has that looked at again. When
+(directories). A service is not started while a file of its name lies in `held`; SIGHUP makes it read that again. When
 this process is killed, all of its PID namespace is: that is a node's power switch.
 """
 

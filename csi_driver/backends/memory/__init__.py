@@ -1,0 +1,1 @@
+"""A pool in memory: for tests, and for the demo without root."""

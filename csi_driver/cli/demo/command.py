@@ -1,0 +1,142 @@
+"""The command: runs the story with an agent of its own, as root if possible, and cleans up."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from csi_driver.cli.common import Failure
+
+if TYPE_CHECKING:
+    from csi_driver.cli.demo.agent import DemoAgent
+    from csi_driver.cli.demo.lab import Checks, Lab
+    from csi_driver.cli.demo.screen import Screen
+
+CORRUPT = "TIDEMARK_DEMO_CORRUPT"
+"""Name of a disk or snapshot of the demo, e.g. `rescue`: one byte on its device is changed, to show that the checks can
+fail."""
+
+
+def demo(
+    memory: Annotated[
+        bool,
+        typer.Option("--memory", help="Keep the pool in memory; needs no root and changes nothing on this machine."),
+    ] = False,
+) -> None:
+    """Demonstrate disks, snapshots and rollbacks on a temporary pool.
+
+    As root, or if sudo needs no password: a small XFS image on a loop device.
+    Otherwise: in memory.
+    Each step compares the bytes of the devices with the expected content. Exit code 1: a check failed.
+    TIDEMARK_DEMO_CORRUPT=rescue changes one byte of that disk, so that a check fails.
+
+    $ tidemark demo --memory
+    """
+    from csi_driver.cli.demo.agent import why_not_reflink
+
+    reason = "requested by --memory" if memory else why_not_reflink()
+    if reason and not memory and os.geteuid() != 0 and _may_sudo():
+        _restart_as_root()
+    raise typer.Exit(_run(in_memory=bool(reason), reason=reason))
+
+
+def _may_sudo() -> bool:
+    if shutil.which("sudo") is None:
+        return False
+    answer = subprocess.run(["sudo", "-n", "true"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    return answer.returncode == 0
+
+
+def _restart_as_root() -> NoReturn:
+    typer.echo("Loop devices and mounts need root: running this demo with sudo (--memory needs no root).")
+    sys.stdout.flush()
+    corrupt = os.environ.get(CORRUPT)
+    keep = [f"{CORRUPT}={corrupt}"] if corrupt else []
+    command = ["sudo", "-n", *keep, sys.executable, "-P", "-m", "csi_driver.cli.main", "demo"]
+    os.execvp("sudo", command)  # noqa: S606  without a shell
+
+
+def _run(in_memory: bool, reason: str) -> int:
+    from csi_driver.cli.demo.agent import DemoAgent, uninterrupted
+    from csi_driver.cli.demo.lab import CheckFailed, Checks, Lab
+    from csi_driver.cli.demo.screen import Screen
+    from csi_driver.cli.demo.story import play
+    from csi_driver.rpc.clients.cli_client import CallRefused, Client
+
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGHUP, _stop)
+    screen, checks = Screen(), Checks()
+    agent: DemoAgent | None = None
+    lab: Lab | None = None
+    try:
+        with uninterrupted():
+            agent = DemoAgent(in_memory)
+        screen.title("Tidemark demo: disks and snapshots, block by block")
+        where = f"in memory ({reason})" if in_memory else f"on XFS in {agent.root}/pool.img"
+        screen.line(f"An agent of its own, {where}; all calls through CSI, all bytes read from the devices.", "dim")
+        agent.start()
+        with Client(agent.endpoint) as client:
+            lab = Lab(client, agent.root, checks, os.environ.get(CORRUPT, ""))
+            play(lab, screen, mounting=not in_memory)
+            _finish(lab, agent, checks, screen)
+    except CheckFailed as failed:
+        raise Failure(f"demo: a check failed: {failed}") from None
+    except CallRefused as refused:
+        if agent is not None and refused.code == "UNAVAILABLE" and agent.has_ended():
+            raise Failure(agent.describe_failure()) from None
+        raise Failure(f"demo: a call was refused ({refused.code}): {refused.message}") from None
+    finally:
+        if agent is not None:
+            _clean_up(lab, agent)
+    backend = (
+        f"the in-memory backend ({reason})"
+        if in_memory
+        else "XFS reflink (pool image of 1 GiB on a loop device, removed)"
+    )
+    screen.summary(f"All {checks.passed} checks passed on {backend}.")
+    return 0
+
+
+def _finish(lab: "Lab", agent: "DemoAgent", checks: "Checks", screen: "Screen") -> None:
+    """Delete everything and check that nothing remains."""
+    lab.clear()
+    checks.that("every disk and snapshot is deleted", not lab.remaining(), f"remaining: {', '.join(lab.remaining())}")
+    code = agent.stop()
+    checks.that("the agent ended at SIGTERM", code == 0, f"exit code {code}")
+    agent.remove()
+    remaining = agent.remaining()
+    checks.that("nothing remains on this machine", not remaining, ", ".join(remaining))
+    screen.step("Clean up")
+    screen.good("disks and snapshots deleted, agent ended, nothing remains: no mount, loop device, process or file")
+
+
+def _clean_up(lab: "Lab | None", agent: "DemoAgent") -> None:
+    """Clean up, also after an error or Ctrl-C: another Ctrl-C must not interrupt this."""
+    from csi_driver.cli.demo.agent import ENDINGS
+    from csi_driver.rpc.clients.cli_client import CallRefused, Client
+
+    for number in ENDINGS:
+        signal.signal(number, signal.SIG_IGN)
+    if not agent.remaining():
+        return
+    if lab is not None and agent.running:
+        with Client(agent.endpoint) as client:
+            lab.client = client
+            try:
+                lab.clear()
+            except CallRefused as refused:
+                typer.echo(f"tidemark: demo: cleaning up: {refused.message}", err=True)
+    agent.stop()
+    agent.remove()
+    remaining = agent.remaining()
+    if remaining:
+        typer.echo(f"tidemark: demo: not removed: {', '.join(remaining)}; remove it by hand", err=True)
+
+
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)

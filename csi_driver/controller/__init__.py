@@ -1,0 +1,1 @@
+"""The controller: passes CSI calls on to agents, and reconciles what Kubernetes asks for."""

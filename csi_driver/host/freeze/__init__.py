@@ -1,0 +1,1 @@
+"""Freeze, clone, thaw: a snapshot of mounted file systems."""

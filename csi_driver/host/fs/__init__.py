@@ -1,0 +1,1 @@
+"""File systems: made, mounted, measured, checked."""

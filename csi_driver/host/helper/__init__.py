@@ -1,0 +1,1 @@
+"""Helper processes: what may hang in the kernel runs in a child that can be killed."""

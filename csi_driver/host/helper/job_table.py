@@ -1,0 +1,98 @@
+"""The jobs of helper processes: everything that may hang in the kernel. Arguments and results are plain JSON.
+
+The fork server loads the modules that do the work once: that takes 3 MiB; loading them in each child would take 29 ms.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from csi_driver.host import commands, pool_image
+from csi_driver.host.freeze import freeze, thaw
+from csi_driver.host.freeze import state as freeze_state
+from csi_driver.host.fs import condition
+from csi_driver.host.helper import device_jobs
+
+Job = Callable[..., Any]
+
+
+def ping(pause: float = 0.0) -> dict[str, int]:
+    """Do nothing for `pause` seconds (fault injection: a job that takes long). Returns the child's pid."""
+    if pause:
+        time.sleep(pause)
+    return {"pid": os.getpid()}
+
+
+def sync(point: str, major: int, minor: int) -> None:
+    """Write back the file system at `point`, the one on the device `major`:`minor`. Raises FreezeError NotOurs, OSError."""
+    freeze_state.sync_mount(point, major, minor)
+
+
+def sync_device(device: str) -> None:
+    """Write back a block device node, so that all writes through it are in its image. Raises OSError."""
+    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def statvfs(point: str, major: int | None = None, minor: int | None = None) -> dict[str, int]:
+    """Return the space of the file system at `point` (fields of statvfs(3)); with a device number only if it is that device's.
+
+    `shut_down`: 1 if it refuses an open as one that was shut down; never without a number. Raises OSError; FreezeError
+    NotOurs.
+    """
+    shut_down = 0
+    if major is None or minor is None:
+        status = os.statvfs(point)
+    else:
+        try:
+            fd = freeze_state.open_mount(point, major, minor)
+        except OSError as error:
+            if not condition.is_of_shut_down(error):
+                raise
+            shut_down = 1
+            fd = freeze_state.open_mount(point, major, minor, os.O_PATH)
+        try:
+            status = os.fstatvfs(fd)
+        finally:
+            os.close(fd)
+    names = (
+        "f_bsize",
+        "f_frsize",
+        "f_blocks",
+        "f_bfree",
+        "f_bavail",
+        "f_files",
+        "f_ffree",
+        "f_favail",
+        "f_flag",
+        "f_namemax",
+    )
+    return {"shut_down": shut_down} | {name: getattr(status, name) for name in names}
+
+
+def command(argv: Sequence[str], seconds: float) -> str:
+    """Run a command and return its standard output; `seconds`: its deadline, before the job's own. Raises CommandError."""
+    return commands.run(tuple(argv), seconds)
+
+
+TABLE: dict[str, Job] = {
+    "cut": freeze.cut,  # called with `states` and `answer` besides
+    "thaw": thaw.thaw,
+    "thaw_device": thaw.thaw_device,
+    "ping": ping,
+    "sync": sync,
+    "sync_device": sync_device,
+    "statvfs": statvfs,
+    "command": command,
+    "check_pool_place": pool_image.check_pool_place,
+    "make_pool_image": pool_image.make_pool_image,
+    "discard_pool_drafts": pool_image.discard_pool_drafts,
+    "remove_pool_image": pool_image.remove_pool_image,
+    "grow_pool_image": pool_image.grow_pool_image,
+    "mount_pool_image": pool_image.mount_pool_image,
+    **device_jobs.TABLE,
+}

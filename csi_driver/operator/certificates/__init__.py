@@ -1,0 +1,1 @@
+"""Creates, renews and rotates the certificates of agents, controllers and the webhook."""

@@ -1,0 +1,1 @@
+"""VolumeRollback: a volume is rolled back to one of its own snapshots."""

@@ -1,0 +1,1 @@
+"""SnapshotSchedule: snapshots by cron or period, and their retention."""

@@ -1,0 +1,1 @@
+"""What the rigs of several directories share. A rig that one directory alone uses stays there."""

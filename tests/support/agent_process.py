@@ -1,0 +1,98 @@
+"""A real agent in a process of its own, on a real pool: started, killed, started again, and cleaned up after."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from csi_driver.host.block import loop
+from csi_driver.host.fs import mountinfo
+from csi_driver.rpc.clients.cli_client import CallRefused, Client
+
+START_SECONDS = 30.0
+
+
+def ready(endpoint: str, process: "subprocess.Popen[bytes]", log: Path, seconds: float = START_SECONDS) -> Client:
+    """Wait until Probe says that the agent is ready."""
+    until = time.monotonic() + seconds
+    while True:
+        client = Client(endpoint)
+        try:
+            if client.probe():
+                return client
+        except CallRefused:
+            pass
+        client.close()
+        assert process.poll() is None, f"the agent ended:\n{log.read_text()[-4000:]}"
+        assert time.monotonic() < until, f"the agent is not ready:\n{log.read_text()[-4000:]}"
+        time.sleep(0.05)
+
+
+class AgentRig:
+    """One agent on a pool image below `root`. `kill` is a crash; `stop` is a SIGTERM."""
+
+    def __init__(self, root: Path, size: str = "8Gi", *options: str) -> None:
+        self.root = root
+        self.image = root / "pool.img"
+        self.pool = root / "pool"
+        self.endpoint = f"unix://{root}/csi.sock"
+        self.log = root / "agent.log"
+        self._size = size
+        self._options = options
+        self.prefix: list[str] = []
+        """What the agent is started by, such as `unshare` with its options."""
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *options: str) -> Client:
+        """Start the agent and wait until Probe says that it is ready."""
+        argv = [*self.prefix, sys.executable, "-m", "csi_driver.cli.main", "agent", "--endpoint", self.endpoint]
+        argv += ["--pool-image", str(self.image), "--pool-size", self._size, "--pool-image-sparse"]
+        argv += ["--runtime-dir", str(self.root / "run")]
+        argv += ["--pool-mount", str(self.pool), "--reserve", "64Mi", "--overcommit", "100", "--node-name", "node1"]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen([*argv, *self._options, *options], stdout=log, stderr=log)
+        return ready(self.endpoint, self.process, self.log)
+
+    def kill(self) -> None:
+        """SIGKILL to the agent alone, as the kernel's out-of-memory killer would: its children are told by EOF."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
+
+    def stop(self, seconds: float = 30.0) -> int:
+        """SIGTERM; returns the exit status."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+    def clean(self) -> None:
+        """End the agent and take away every mount and loop device below `root`."""
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+        prefix = f"{self.root}/"
+        for _ in range(600):
+            ours = [m for m in mountinfo.read() if m.point.startswith(prefix)]
+            pool = [d for d in loop.scan(self.image.name) if _backing(d.number).startswith(prefix)]
+            # By the file system that holds the image: its path means nothing once its mount namespace is gone.
+            pools = {os.makedev(d.major, d.minor) for d in pool}
+            devices = [d for d in loop.scan("disk.img") if d.backing[0] in pools]
+            if not ours and not devices and not pool:
+                self.image.unlink(missing_ok=True)  # gigabytes, in a directory that pytest keeps
+                return
+            inner = [m for m in reversed(ours) if m.point != str(self.pool)]
+            for mount in inner or (ours if not devices else []):
+                subprocess.run(["fsfreeze", "-u", mount.point], check=False, capture_output=True)
+                subprocess.run(["umount", mount.point], check=False, capture_output=True)
+            for device in devices or (pool if not ours else []):
+                subprocess.run(["losetup", "-d", device.path], check=False, capture_output=True)
+            time.sleep(0.05)
+        raise AssertionError(f"left behind: {[m.point for m in ours]} {[d.path for d in (*devices, *pool)]}")
+
+
+def _backing(number: int) -> str:
+    try:
+        return Path(f"/sys/block/loop{number}/loop/backing_file").read_text().strip()
+    except OSError:
+        return ""
