@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from rig.cluster import Cluster
+from rig.cluster import NAMESPACE, Cluster
+from rig.kills import reconciling
 from rig.kubectl import Kubectl, is_ready
 from rig.node import Node
 from rig.objects import claim, pod, snapshot
@@ -67,7 +68,9 @@ def test_what_draws_a_pod_elsewhere_does_not_keep_it_from_running(
         assert kubectl.sh(name, "cat /disk/file") == "content"
 
 
-def test_a_rule_that_excludes_the_node_is_told_and_is_only_a_delay(kubectl: Kubectl, home: Node) -> None:
+def test_a_rule_that_excludes_the_node_is_told_and_is_only_a_delay(
+    cluster: Cluster, kubectl: Kubectl, home: Node
+) -> None:
     """The node is cordoned; an anti-affinity insists. The claims say so, and the pods run once it is lifted."""
     kubectl.apply(pod("guard", node=home.name))
     kubectl.ready("guard")
@@ -76,6 +79,9 @@ def test_a_rule_that_excludes_the_node_is_told_and_is_only_a_delay(kubectl: Kube
     kubectl("cordon", home.name)
     kubectl.apply(claim("kept-out", snapshot="cut"), pod("out", {"/disk": "kept-out"}))
     tells(kubectl, "kept-out", home.name, "cordoned")
+    # The next leader says the same: that is counted, and no second event.
+    cluster.kubectl.within(NAMESPACE)("delete", "pod", reconciling(cluster), "--wait=false")
+    kubectl.until(lambda _: counts(kubectl, "kept-out", "SourceNodeCordoned") >= [2], "pvc", "kept-out", seconds=150)
     for name in ("apart", "out"):
         assert kubectl.get("pod", name)["status"]["phase"] == "Pending"
     kubectl("uncordon", home.name)
@@ -112,3 +118,9 @@ def tells(kubectl: Kubectl, name: str, *words: str, seconds: float = 150) -> Non
         return any(all(word in event for word in words) for event in kubectl.events(name))
 
     kubectl.until(told, "pvc", name, seconds=seconds)
+
+
+def counts(kubectl: Kubectl, name: str, reason: str) -> list[int]:
+    """How often each event of a reason was said about an object."""
+    events = kubectl.items("events", f"--field-selector=involvedObject.name={name},reason={reason}")
+    return [int(event.get("count") or 1) for event in events]
