@@ -12,7 +12,7 @@ from support.schedule_rig import START, Operator, World, handle
 from csi_driver.domain.errors import Unavailable
 from csi_driver.domain.timestamps import format_timestamp
 from csi_driver.kube.resources import GROUP_CONTENTS, GROUP_SNAPSHOTS, PVCS, PVS, ROLLBACKS, SCHEDULES, SNAPSHOTS
-from csi_driver.operator.schedule.naming import KEEP
+from csi_driver.operator.labels import KEEP_LABEL
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ async def test_retention(world: World, operator: Operator) -> None:
         world.claim(name)
     world.schedule(retention={"keepLast": 2})
     await hours(world, operator, 13, 14)
-    world.fake.change(SNAPSHOTS, _name(world, "a", "06-17T13"), {"metadata": {"labels": {KEEP: ""}}})
+    world.fake.change(SNAPSHOTS, _name(world, "a", "06-17T13"), {"metadata": {"labels": {KEEP_LABEL: ""}}})
     await hours(world, operator, 15, 16)
     kept = [
         ("a", "06-17T13:00"),
@@ -154,7 +154,7 @@ async def test_a_change_between_the_listing_and_the_deletion_keeps_it(world: Wor
     def label(call: Call) -> None:
         if call.verb == "delete" and call.name == first:
             world.fake.hooks.clear()
-            world.fake.change(SNAPSHOTS, first, {"metadata": {"labels": {KEEP: "audit"}}})
+            world.fake.change(SNAPSHOTS, first, {"metadata": {"labels": {KEEP_LABEL: "audit"}}})
 
     world.fake.hooks.append(label)
     await hours(world, operator, 14)
@@ -178,7 +178,7 @@ async def test_snapshots_of_a_claim_that_is_deleted(world: World, operator: Oper
         world.claim(name)
     world.schedule(deleteWithClaim=wanted)
     await hours(world, operator, 13, 14)
-    world.fake.change(SNAPSHOTS, _name(world, "a", "06-17T13"), {"metadata": {"labels": {KEEP: ""}}})
+    world.fake.change(SNAPSHOTS, _name(world, "a", "06-17T13"), {"metadata": {"labels": {KEEP_LABEL: ""}}})
     world.fake.change(PVCS, "a", {"metadata": {"deletionTimestamp": "2026-06-17T14:10:00Z"}})
     await operator.settle()
     assert len(world.snapshots()) == 4  # it is not gone yet
@@ -360,12 +360,12 @@ async def test_a_group_stays_whole_for_what_one_member_needs(world: World, opera
         """In the last moment: the informers have not seen it, and the group itself has not changed."""
         if call.verb == "list" and call.kind == SNAPSHOTS and call.query.get("labelSelector"):
             world.fake.hooks.clear()
-            world.fake.change(SNAPSHOTS, member, {"metadata": {"labels": {KEEP: ""}}})
+            world.fake.change(SNAPSHOTS, member, {"metadata": {"labels": {KEEP_LABEL: ""}}})
 
     world.fake.hooks.append(label)
     await hours(world, operator, 14)
     assert len(world.fake.all(GROUP_SNAPSHOTS)) == 2
-    world.fake.change(SNAPSHOTS, member, {"metadata": {"labels": {KEEP: None}}})
+    world.fake.change(SNAPSHOTS, member, {"metadata": {"labels": {KEEP_LABEL: None}}})
     await operator.settle()
     assert len(world.fake.all(GROUP_SNAPSHOTS)) == 1
 

@@ -6,8 +6,6 @@ Labels, which have at most 63 characters, carry hashes to select by; annotations
 import hashlib
 from datetime import UTC, datetime
 
-from csi_driver.operator.labels import KEEP_LABEL
-
 SCHEDULE = "tidemark.dev/schedule"
 """Label: hash of the schedule's namespace and name. Annotation: its name."""
 
@@ -25,9 +23,6 @@ NODE = "tidemark.dev/node"
 
 SCHEDULED_FOR = "tidemark.dev/scheduled-for"
 """Annotation: the nominal time, in UTC."""
-
-KEEP = KEEP_LABEL
-"""Label that people put on a snapshot or a group, with any value: no schedule deletes it."""
 
 GROUP = "group.tidemark.dev/"
 """Prefix of the label by which a grouped schedule selects its members; the schedule's name follows, the value is the node."""

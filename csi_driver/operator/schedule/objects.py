@@ -7,9 +7,9 @@ from typing import Any, Literal
 from csi_driver.domain.ids import parse
 from csi_driver.domain.timestamps import parse_timestamp
 from csi_driver.kube.resources import GROUP_SNAPSHOTS, PVCS, ROLLBACKS, SNAPSHOTS, Kind
+from csi_driver.operator.labels import KEEP_LABEL
 from csi_driver.operator.schedule.naming import (
     CLAIM,
-    KEEP,
     MEMBERS,
     NODE,
     SCHEDULE,
@@ -84,7 +84,7 @@ def read_snapshot(
     # cached yet has no known volume: it is neither deleted nor counted when others are.
     intended = "" if state == "ready" and content is None else annotations.get(VOLUME, "")
     handle = source_of(content) or intended
-    protected = KEEP in (meta.get("labels") or {}) or meta["name"] in in_use
+    protected = KEEP_LABEL in (meta.get("labels") or {}) or meta["name"] in in_use
     return _owned("snapshot", meta, instant, ((pvc, handle),), owner_of(handle), state, status, protected)
 
 
@@ -110,8 +110,8 @@ def read_group(
     volumes = tuple(sorted(_intended(annotations.get(MEMBERS, "")).items()))
     if state == "ready" and snapshots:
         volumes = tuple(sorted((_pvc_of(snapshot), handle) for snapshot, handle in snapshots if handle))
-    protected = KEEP in (meta.get("labels") or {}) or any(
-        KEEP in (snapshot["metadata"].get("labels") or {}) or snapshot["metadata"]["name"] in in_use
+    protected = KEEP_LABEL in (meta.get("labels") or {}) or any(
+        KEEP_LABEL in (snapshot["metadata"].get("labels") or {}) or snapshot["metadata"]["name"] in in_use
         for snapshot, _ in snapshots
     )
     return _owned("group", meta, instant, volumes, node, state, status, protected)

@@ -8,8 +8,8 @@ from csi_driver.kube.client import Api
 from csi_driver.kube.errors import ApiRejected, Conflict
 from csi_driver.kube.events import Events
 from csi_driver.kube.resources import PVCS, PVS, SCHEDULES, SNAPSHOTS
+from csi_driver.operator.labels import KEEP_LABEL
 from csi_driver.operator.schedule.metrics import ScheduleMetrics
-from csi_driver.operator.schedule.naming import KEEP
 from csi_driver.operator.schedule.objects import CONSUMERS, KINDS, ObjectKey
 from csi_driver.operator.schedule.plan import SnapshotToDelete
 from csi_driver.operator.schedule.resource import Spec
@@ -111,7 +111,7 @@ class SnapshotPruner:
 
     async def _any_member_kept(self, spec: Spec, deletion: SnapshotToDelete) -> bool:
         """A label on a member does not change the group, so no precondition covers it: ask for the members."""
-        kept = await self._api.list(SNAPSHOTS, spec.namespace, labels=KEEP)
+        kept = await self._api.list(SNAPSHOTS, spec.namespace, labels=KEEP_LABEL)
         return any(
             owner.get("uid") == deletion.uid
             for snapshot in kept
