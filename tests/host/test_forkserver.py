@@ -308,6 +308,25 @@ async def test_a_job_cancelled_before_it_was_sent_leaves_nothing(children: Helpe
     await children.run("ping", 5)
 
 
+@hasty
+async def test_a_server_that_does_not_read_keeps_no_job_past_its_deadline(children: HelperPool) -> None:
+    before = open_files()
+    os.kill(children.server_pid, signal.SIGSTOP)
+    try:
+        jobs = (children.run("ping", 0.5, filler="x" * 100_000) for _ in range(20))
+        errors_ = await asyncio.wait_for(asyncio.gather(*jobs, return_exceptions=True), 20)
+    finally:
+        os.kill(children.server_pid, signal.SIGCONT)
+    unsent = [error for error in errors_ if isinstance(error, JobFailed)]
+    assert {error.type for error in unsent} == {"NoServer"}
+    assert all(error.gone.is_set() for error in unsent)
+    assert all(isinstance(error, JobStuck) for error in errors_ if error not in unsent), (
+        "sent, and killed once it reads"
+    )
+    await until(lambda: children.stuck == 0 and open_files() <= before)
+    await children.run("ping", 5)
+
+
 async def test_too_many_arguments_are_refused(children: HelperPool) -> None:
     assert (await fails(children.run("ping", 5, filler="x" * 200_000))).type == "TooLarge"
     await children.run("ping", 5)

@@ -6,7 +6,7 @@ their names.
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -210,23 +210,3 @@ def may_grow_mounted_ext4() -> bool:
     with open("/proc/self/status", encoding="ascii") as file:
         effective = next(line for line in file if line.startswith("CapEff:"))
     return bool(int(effective.split()[1], 16) >> _CAP_SYS_RESOURCE & 1)
-
-
-TABLE: dict[str, Callable[..., Any]] = {
-    function.__name__: function
-    for function in (
-        loop_identities,
-        attach,
-        loop_detach,
-        loop_detach_held,
-        loop_abandon,
-        set_read_only,
-        make_file_system,
-        grow_copy,
-        mount,
-        bind,
-        is_shut_down,
-        umount,
-        grow,
-    )
-}
