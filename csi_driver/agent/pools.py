@@ -98,7 +98,7 @@ class PoolStartup:
             else:
                 await _warn_if_full(pool)
         if len(self._unavailable) == len(self._settings.pools):
-            why = str(self._unavailable[0].refusal)
+            why = str(self._unavailable[0].unavailable_reason)
             if not self._settings.register:
                 raise Precondition(why)
             # Pods must be able to end without their disk, and a kubelet would restart an agent that does not start forever.

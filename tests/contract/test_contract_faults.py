@@ -165,7 +165,7 @@ async def test_a_pool_that_cannot_be_opened_says_why(faulty: Faulty) -> None:
     with pytest.raises(Precondition):
         await world.open()
     with pytest.raises(Unavailable, match="made by another agent"):
-        world.pool.serving()
+        world.pool.ensure_available()
     await world.open()
     assert world.volumes.list() == ([v], "")
 

@@ -232,7 +232,7 @@ async def test_a_pool_whose_disk_failed_while_it_was_opened_opens_later(
             with pytest.raises(Unavailable, match="does not answer"):
                 await pool.open()
         await pool.open()
-        assert pool.serving() is pool
+        assert pool.ensure_available() is pool
         await backend.close()
 
 

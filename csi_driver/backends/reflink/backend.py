@@ -21,7 +21,7 @@ from csi_driver.backends.base import (
 )
 from csi_driver.backends.block_access import BlockDeviceAccess
 from csi_driver.backends.reflink import pool_lock, pool_reader
-from csi_driver.backends.reflink.checks import ReflinkChecks, stamp
+from csi_driver.backends.reflink.checks import ReflinkChecks, change_token
 from csi_driver.backends.reflink.layout import IMAGE, Layout
 from csi_driver.backends.reflink.loop_devices import LoopDevices
 from csi_driver.backends.reflink.snapshotter import ImageClone, Snapshotter
@@ -134,7 +134,7 @@ class ReflinkBackend:
         try:
             fd = os.open(self.layout.identity, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise self.layout.refusal("the pool was looked at", error) from error
+            raise self.layout.error_for("the pool was looked at", error) from error
         try:
             status = os.fstat(fd)
         finally:
@@ -267,7 +267,7 @@ class ReflinkBackend:
     def change_token(self, item: Volume | Snapshot) -> str:
         """See Backend."""
         with self.layout.translated(f"looking at {item.id}"):
-            return stamp(self.image(item))
+            return change_token(self.image(item))
 
     async def usage(self, item: Volume | Snapshot) -> Usage:
         """See Backend."""
@@ -305,13 +305,13 @@ class ReflinkBackend:
         status = os.stat(self.layout.identity)
         self._known = (status.st_dev, status.st_ino)
         self._devices.file_system = status.st_dev
-        self.layout.sweep()
+        self.layout.remove_leftovers()
         contents = pool_reader.read(self.layout, self._options.owner)
         self._checks.sweep({volume.id.hash: volume for volume in contents.volumes})
         return contents
 
     def _make_volume(self, volume: Volume, source: Path | None) -> None:
-        with self.layout.draft(IMAGE) as draft:
+        with self.layout.new_draft(IMAGE) as draft:
             image = draft / IMAGE
             with image.open("r+b") as file:
                 if source is not None:
@@ -340,10 +340,10 @@ class ReflinkBackend:
         """A draft with these images, all in threads: a disk that hangs must not hold the event loop up."""
         path = self.layout.draft_path()
         try:
-            await self._in_thread(self.layout.begin, path, *images)
+            await self._in_thread(self.layout.create_draft, path, *images)
             yield path
         except BaseException:
-            await self._in_thread(self.layout.abandon, path)
+            await self._in_thread(self.layout.remove_draft, path)
             raise
 
     def _expand(self, volume: Volume) -> None:
@@ -364,7 +364,7 @@ class ReflinkBackend:
             os.fsync(file.fileno())
 
     def _exchange(self, volume: Volume, source: Path) -> None:
-        with self.layout.draft(IMAGE) as draft:
+        with self.layout.new_draft(IMAGE) as draft:
             image = draft / IMAGE
             with image.open("r+b") as file, source.open("rb") as origin:
                 files.reflink(origin.fileno(), file.fileno())
@@ -374,7 +374,7 @@ class ReflinkBackend:
 
     async def _discard(self, what: str, place: Path) -> None:
         with self.layout.translated(f"deletion of {what}"):
-            await self._in_thread(self.layout.discard, place)
+            await self._in_thread(self.layout.move_to_trash, place)
         self._empty_trash()
 
     def _empty_trash(self) -> Future[None] | None:

@@ -105,7 +105,7 @@ class LoopDevices:
         if not await self._with_image(volume, "looking into", "rb", _may_grow):
             return False
         try:
-            await self._in_pool(volume, "growing", lambda: self._layout.begin(draft, IMAGE))
+            await self._in_pool(volume, "growing", lambda: self._layout.create_draft(draft, IMAGE))
             paths = {"image": str(place / IMAGE), "copy": str(draft / IMAGE)}
             grown: bool = await self.jobs.run(volume, "grow_copy", GROWTH_TIMEOUT, **paths)
             if grown:
@@ -114,7 +114,7 @@ class LoopDevices:
                 await self._in_pool(volume, "growing", lambda: self._layout.replace(draft, place, IMAGE))
             return grown
         finally:
-            await asyncio.to_thread(self._layout.abandon, draft)
+            await asyncio.to_thread(self._layout.remove_draft, draft)
 
     async def restore_allocation(self, volume: Volume) -> None:
         """See Devices. mkfs and file systems may have given blocks back by writing zeroes: they are taken again."""
