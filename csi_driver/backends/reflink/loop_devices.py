@@ -182,7 +182,7 @@ class LoopDevices:
         """See Devices. Where the pool was never opened, a device that is not dead stays: the sweep finds it later."""
         for number, backing in (await self._devices_by_path_only(digest)).items():
             if self.file_system or (await self._backing_files([number]))[number] == _DEAD:
-                await self.jobs.run(None, "loop_abandon", SLOW_TIMEOUT, number=number, backing=backing)
+                await self.jobs.run(None, "detach_unverified", SLOW_TIMEOUT, number=number, backing=backing)
 
     async def _devices_by_path_only(self, digest: str) -> dict[int, str]:
         """The devices, with their files' paths, that hold a volume of this pool if the pool cannot be asked.

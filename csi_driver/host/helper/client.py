@@ -10,7 +10,6 @@ import itertools
 import logging
 import os
 import signal
-import socket
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -26,7 +25,6 @@ __all__ = ["HelperPool", "JobFailed", "JobStuck"]
 
 _LOG = logging.getLogger(__name__)
 
-_GRACE = 0.5
 _THAW_TIMEOUT = 30.0
 _UNTHAWED = (None, "Deadline", "StillFrozen", "ThawFailed")
 """The answer of a snapshot job that may have left something frozen: none, or one of these failures."""
@@ -40,13 +38,7 @@ class HelperPool:
     `grace`: seconds for a killed child to die before it is abandoned. `begin`: what starts the server.
     """
 
-    def __init__(
-        self,
-        limit: int = 32,
-        stuck_limit: int = 16,
-        grace: float = _GRACE,
-        begin: Begin = begin,
-    ) -> None:
+    def __init__(self, limit: int = 32, stuck_limit: int = 16, grace: float = 0.5, begin: Begin = begin) -> None:
         self._supervisor = Supervisor(begin, self._on_message, self._on_server_death)
         self._stuck_limit, self._grace = stuck_limit, grace
         self._slots = asyncio.Semaphore(limit)
@@ -101,18 +93,14 @@ class HelperPool:
                 self._supervisor.failures = 0
                 if job := self._jobs.get(number):
                     job.pid = pid
-            case messages.HelperExited(number, status, thawed, refusal):
-                if job := self._jobs.get(number):
-                    self._on_exited(job, messages.describe_status(status), thawed, refusal)
-
-    def _on_exited(self, job: Job, ending: str, thawed: bool, refusal: str) -> None:
-        job.ending = ending
-        if refusal:
-            job.fail("ForkFailed", refusal)
-        if not thawed:
-            job.leave_frozen(f"a file system may still be frozen after the snapshot job's end ({ending})")
-        job.read()  # all that the child said is here by now
-        self._settle(job)
+            case messages.HelperExited(number, status, thawed, refusal) if job := self._jobs.get(number):
+                job.ending = messages.describe_status(status)
+                if refusal:
+                    job.fail("ForkFailed", refusal)
+                if not thawed:
+                    job.leave_frozen(f"a file system may still be frozen after the snapshot job's end ({job.ending})")
+                job.read()  # all that the child said is here by now
+                self._settle(job)
 
     def _settle(self, job: Job) -> None:
         """Forget a job that no process works on any longer. What one left frozen that lost its watchdog is thawed before."""
@@ -167,14 +155,14 @@ class HelperPool:
         long, and leaks nothing. A snapshot job that is killed is thawed by the watchdog before it counts as gone. Thaws have no
         limit of number: they must always be possible.
         """
-        slots = None if name.startswith("thaw") else self._slots
-        if slots:
-            await self._take_slot(name, timeout)
+        job = Job(next(self._numbers), name, args, self._settle)
         try:
-            job = await self._submit(name, timeout, args, slots)
+            if not name.startswith("thaw"):
+                await self._take_slot(job, timeout)
+            await self._submit(job, timeout)
         except BaseException:
-            if slots:
-                slots.release()
+            job.close()
+            job.free_slot()
             raise
         try:
             await asyncio.wait({job.outcome}, timeout=timeout)
@@ -194,39 +182,33 @@ class HelperPool:
             raise outcome
         return outcome
 
-    async def _take_slot(self, name: str, timeout: float) -> None:
+    async def _take_slot(self, job: Job, timeout: float) -> None:
         stuck = self.stuck_jobs
         if len(stuck) > self._stuck_limit:
             message = f"{len(stuck)} helper processes hang in the kernel, so no more are started: {', '.join(stuck)}"
-            raise JobFailed(name, errno.EAGAIN, message, "TooManyStuck")
+            raise JobFailed(job.name, errno.EAGAIN, message, "TooManyStuck")
         try:
             async with asyncio.timeout(timeout):
                 await self._slots.acquire()
         except TimeoutError:
-            raise JobFailed(name, errno.EAGAIN, f"all helper slots were busy for {timeout:g} s", "Busy") from None
+            raise JobFailed(job.name, errno.EAGAIN, f"all helper slots were busy for {timeout:g} s", "Busy") from None
+        job.slots = self._slots
 
-    async def _submit(self, name: str, timeout: float, args: dict[str, Any], slots: asyncio.Semaphore | None) -> Job:
+    async def _submit(self, job: Job, timeout: float) -> None:
         if not self._supervisor.running:
-            raise JobFailed(name, errno.ESRCH, "the fork server is not running", "Stopped")
+            raise JobFailed(job.name, errno.ESRCH, "the fork server is not running", "Stopped")
         try:
             async with asyncio.timeout(timeout):
                 server = await self._supervisor.wait_server()
-                ours, theirs = socket.socketpair()
-                ours.setblocking(False)
-                job = Job(next(self._numbers), name, args, ours, self._settle, slots)
-                try:
-                    with theirs:
-                        await server.send(messages.RunJob(job.number, name, args), theirs)
-                except BaseException:
-                    job.close()
-                    raise
+                with job.connect() as theirs:
+                    await server.send(messages.RunJob(job.number, job.name, job.args), theirs)
         except TimeoutError:
-            raise JobFailed(name, errno.ESRCH, f"the fork server took no job for {timeout:g} s", "NoServer") from None
+            message = f"the fork server took no job for {timeout:g} s"
+            raise JobFailed(job.name, errno.ESRCH, message, "NoServer") from None
         except OSError as error:
             kind = "TooLarge" if error.errno == errno.EMSGSIZE else "ForkFailed"
-            raise JobFailed(name, error.errno or 0, f"the fork server was not asked: {error}", kind) from error
+            raise JobFailed(job.name, error.errno or 0, f"not sent to the fork server: {error}", kind) from error
         self._jobs[job.number] = job
-        return job
 
     async def _kill(self, job: Job) -> None:
         """Kill a job and wait a moment for its end; abandon it if it does not end."""

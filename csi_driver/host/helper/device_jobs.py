@@ -61,11 +61,6 @@ def loop_detach_held(number: int, backing: Sequence[int]) -> None:
         loop.detach(device)
 
 
-def loop_abandon(number: int, backing: str) -> None:
-    """Detach a device of a file system that may be dead, if its file's path is still `backing`. Raises Busy naming the users."""
-    loop.detach_unverified(number, backing)
-
-
 def set_read_only(source: Source, read_only: bool) -> None:
     """Make a volume's device refuse writes, or take them again. Raises Mismatch, OSError."""
     with attached(source) as opened:

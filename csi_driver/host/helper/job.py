@@ -57,30 +57,30 @@ class JobStuck(Exception):
 
 
 class Job:
-    """One job from its sending until its child is gone. `on_eof`: nobody works on it any more who could answer."""
+    """One job until its child is gone. `on_eof`: nobody works on it any more who could answer."""
 
-    def __init__(
-        self,
-        number: int,
-        name: str,
-        args: dict[str, Any],
-        channel: socket.socket,
-        on_eof: Callable[["Job"], None],
-        slots: asyncio.Semaphore | None,
-    ) -> None:
+    def __init__(self, number: int, name: str, args: dict[str, Any], on_eof: Callable[["Job"], None]) -> None:
         self.number, self.name, self.args = number, name, args
         self.started = time.monotonic()
         self.pid = 0
-        self.open = True  # a process lives that has the other end of the channel
+        self.slots: asyncio.Semaphore | None = None  # whose place it holds
+        self.open = False  # a process lives that has the other end of the channel
         self.ending = ""  # how its child ended, once that is reaped; a tool or a cloner of it may live on
         self.orphan = False  # its fork server has died
         self.killed = False
         self.abandoned = False
         self.outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()  # the result, or a JobFailed
         self.gone = JobEnded()
-        self._channel, self._on_eof, self._slots = channel, on_eof, slots
+        self._on_eof = on_eof
         self._buffer = bytearray()
-        asyncio.get_running_loop().add_reader(channel.fileno(), self.read)
+
+    def connect(self) -> socket.socket:
+        """Make the channel. Returns the end of the child, which is to be closed when it is sent. Raises OSError."""
+        self._channel, theirs = socket.socketpair()
+        self._channel.setblocking(False)
+        self.open = True
+        asyncio.get_running_loop().add_reader(self._channel.fileno(), self.read)
+        return theirs
 
     @property
     def failure_type(self) -> str | None:
@@ -106,9 +106,9 @@ class Job:
 
     def free_slot(self) -> None:
         """Let another job have this one's slot, if it still holds one."""
-        if self._slots:
-            self._slots.release()
-            self._slots = None
+        if self.slots:
+            self.slots.release()
+            self.slots = None
 
     def read(self) -> None:
         """Take what the channel has."""
@@ -124,7 +124,7 @@ class Job:
                 self._on_eof(self)
                 return
             self._buffer += data
-            if data.endswith(b"\n"):
+            if b"\n" in data:
                 answer = decode_answer(self._buffer)
                 if isinstance(answer, Failure):
                     self.fail(answer.type, answer.message, answer.errno, answer.details)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from csi_driver.host import commands, pool_image
+from csi_driver.host.block import loop
 from csi_driver.host.freeze import freeze, thaw
 from csi_driver.host.freeze import state as freeze_state
 from csi_driver.host.fs import condition
@@ -86,7 +87,7 @@ TABLE: dict[str, Callable[..., Any]] = {
         device_jobs.attach,
         device_jobs.loop_detach,
         device_jobs.loop_detach_held,
-        device_jobs.loop_abandon,
+        loop.detach_unverified,
         device_jobs.set_read_only,
         device_jobs.make_file_system,
         device_jobs.grow_copy,

@@ -87,9 +87,9 @@ def encode_answer(answer: dict[str, object]) -> bytes:
 
 
 def decode_answer(line: bytes | bytearray) -> Any:
-    """Decode a child's line: its result, or its Failure; a line that is not an answer is one of type Crashed."""
+    """Decode the first line of a child: its result, or its Failure; a line that is not an answer is one of type Crashed."""
     try:
-        answer = json.loads(line)
+        answer = json.loads(line.split(b"\n", 1)[0])
         return Failure(**answer["error"]) if "error" in answer else answer["ok"]
     except (KeyError, TypeError, ValueError):
         return Failure("Crashed", 0, f"not an answer: {bytes(line[:80])!r}", {})

@@ -41,7 +41,6 @@ def begin(control: socket.socket) -> Process:
         [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, root, str(control.fileno())],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        close_fds=True,
         pass_fds=(control.fileno(),),
         start_new_session=True,  # a terminal's or a supervisor's signals are for the agent
     )

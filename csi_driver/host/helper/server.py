@@ -81,9 +81,8 @@ class Server:
     # ---- messages
 
     def _send(self, message: Message) -> None:
-        if not self._agent_gone_at:
-            self._outbox.append(messages.encode(message))
-            self._flush()
+        self._outbox.append(messages.encode(message))
+        self._flush()
 
     def _flush(self) -> None:
         while self._outbox:
@@ -91,7 +90,7 @@ class Server:
                 self._control.send(self._outbox[0], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             except BlockingIOError:
                 return
-            except OSError:  # the agent is gone: the next receive notices that
+            except OSError:  # the agent is gone: the next receive notices that, or has
                 self._outbox.clear()
                 return
             del self._outbox[0]
@@ -244,7 +243,6 @@ class Server:
     def _on_agent_gone(self) -> None:
         """Kill all jobs: no clone has a reader any more, no freeze a reason. Thaws that the agent asked for go on."""
         self._agent_gone_at = time.monotonic()
-        self._outbox.clear()
         self._control.close()
         for job in list(self._jobs.values()):
             if not job.is_thaw:
