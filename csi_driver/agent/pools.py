@@ -7,8 +7,9 @@ import structlog
 
 from csi_driver.agent.settings import NEW_IMAGE, PoolImage, PoolSpec, Settings
 from csi_driver.backends.base import Backend
+from csi_driver.backends.options import PoolOptions
 from csi_driver.backends.reflink.pool_image_setup import prepare, remove
-from csi_driver.backends.registry import BACKENDS, PoolOptions
+from csi_driver.backends.registry import BACKENDS
 from csi_driver.domain.capacity import human
 from csi_driver.domain.errors import DriverError, Precondition, Unavailable
 from csi_driver.host.helper.client import HelperPool

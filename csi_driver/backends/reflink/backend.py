@@ -5,7 +5,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from csi_driver.backends.base import (
     VolumeAccess,
 )
 from csi_driver.backends.block_access import BlockDeviceAccess
+from csi_driver.backends.options import PoolOptions
 from csi_driver.backends.reflink import pool_lock, pool_reader
 from csi_driver.backends.reflink.checks import ReflinkChecks, change_token
 from csi_driver.backends.reflink.layout import IMAGE, Layout
@@ -43,31 +44,13 @@ _TRASH_SECONDS = 30.0
 """For that of what a rollback of a thick volume leaves."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReflinkOptions:
-    """What the agent says about a pool. `backing`: the sparse image that holds the pool, whose host must have room.
-
-    `in_container`: the pool, and all places where volumes are mounted, must lie on mounts of the host. `runtime_directory`: a
-    directory of the node that is empty after a boot, for notes of what does not outlive one; empty: they lie in the pool.
-    """
-
-    name: str
-    owner: str
-    path: str
-    init: bool = False
-    freeze_deadline: float = 5.0
-    backing: str = ""
-    in_container: bool = False
-    runtime_directory: str = ""
-
-
 class ReflinkBackend:
     """Volumes and snapshots as files that share their blocks."""
 
-    def __init__(self, options: ReflinkOptions, children: HelperPool) -> None:
+    def __init__(self, options: PoolOptions, helpers: HelperPool) -> None:
         self._options = options
         self.layout = Layout(Path(options.path), options.name)
-        self._devices = LoopDevices(self.layout, children)
+        self._devices = LoopDevices(self.layout, helpers)
         self._kernel = BlockDeviceAccess(self._devices, seen_outside=options.in_container)
         self.access: VolumeAccess = self._kernel
         self._snapshotter = Snapshotter(self.layout, self._devices, options.freeze_deadline, self._in_thread)

@@ -30,9 +30,9 @@ _VOLUME = re.compile(r"/volumes/([0-9a-f]{32})/disk\.img$")
 class LoopDevices:
     """The Devices port for a reflink pool."""
 
-    def __init__(self, layout: Layout, children: HelperPool) -> None:
+    def __init__(self, layout: Layout, helpers: HelperPool) -> None:
         self._layout = layout
-        self.jobs = VolumeHelpers(children)
+        self.jobs = VolumeHelpers(helpers)
         self._seen: dict[str, tuple[int, int]] = {}
         self.file_system = 0
         """The device number (st_dev) of the pool's file system, once the pool was opened."""
