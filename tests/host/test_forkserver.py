@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -325,6 +326,20 @@ async def test_a_server_that_does_not_read_keeps_no_job_past_its_deadline(childr
     )
     await until(lambda: children.stuck == 0 and open_files() <= before)
     await children.run("ping", 5)
+
+
+async def test_a_server_without_descriptors_refuses_jobs_and_recovers(children: HelperPool) -> None:
+    pid = children.server_pid
+    used = {int(fd) for fd in os.listdir(f"/proc/{pid}/fd")}
+    first_free = min(set(range(len(used) + 1)) - used)
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (first_free, limits[1]))
+    error = await fails(children.run("ping", 30))
+    assert (error.type, error.gone.is_set()) == ("ForkFailed", True)
+    assert isinstance(translate(error), errors.Busy), "worth a retry"
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    await children.run("ping", 30)
+    await ended(children)
 
 
 async def test_too_many_arguments_are_refused(children: HelperPool) -> None:

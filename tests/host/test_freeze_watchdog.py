@@ -129,6 +129,22 @@ async def test_a_snapshot_outlives_its_fork_server(children: HelperPool, pool: P
     await cut(children, disk, clones=[pool.clone(disk)])
 
 
+async def test_a_snapshot_that_its_fork_server_never_took_fails_and_freezes_nothing(
+    children: HelperPool, pool: Pool
+) -> None:
+    disk = pool.disk()
+    server = children.server_pid
+    os.kill(server, signal.SIGSTOP)
+    task = asyncio.create_task(cut(children, disk, clones=[pool.clone(disk)]))
+    await until(lambda: children._jobs)
+    os.kill(server, signal.SIGKILL)
+    error = await fails(task)
+    await asyncio.wait_for(error.gone.wait(), 30)
+    assert not error.gone.frozen
+    disk.takes_writes()
+    await cut(children, disk, clones=[pool.clone(disk)])
+
+
 async def test_without_its_fork_server_a_snapshot_that_dies_is_thawed_by_the_agent(
     children: HelperPool, pool: Pool
 ) -> None:
