@@ -85,9 +85,12 @@ def test_the_budget_of_a_freeze_is_a_bucket_of_the_metric(chart: Chart, budget: 
     from csi_driver.agent.metrics import AgentMetrics
     from csi_driver.backends.base import SnapshotTimings
 
-    telemetry = AgentMetrics()
+    telemetry = AgentMetrics("n1")
     telemetry.snapshot_taken("fast", SnapshotTimings(frozen=0.01, cloned=0.01))
-    assert f'tidemark_freeze_seconds_bucket{{le="{label}",pool="fast"}}' in generate_latest(telemetry.registry).decode()
+    assert (
+        f'tidemark_freeze_seconds_bucket{{le="{label}",node="n1",pool="fast"}}'
+        in generate_latest(telemetry.registry).decode()
+    )
     expression = alerts(rules_of(chart, freezeBudgetSeconds=budget))["TidemarkFreezeOverBudget"]["expr"]
     assert expression.count(f'le="{label}"') == 2
 
