@@ -73,9 +73,9 @@ def test_a_volume_has_the_name_of_its_claim_or_its_id(prometheus: Prometheus) ->
 
 
 def test_alerts_are_quiet_but_for_what_happened(prometheus: Prometheus, rules: dict[str, str]) -> None:
-    """Snapshots of a volume that does not exist were refused on both nodes."""
+    """Snapshots of a volume that does not exist were refused on both nodes, and nothing makes those of the schedule ready."""
     firing = {name: rows for name, expression in rules.items() if (rows := prometheus.rows(expression))}
-    assert set(firing) == {"TidemarkSnapshotFailed"}
+    assert set(firing) == {"TidemarkSnapshotFailed", "TidemarkScheduleLate"}
     assert {(row["node"], row["code"]) for row in firing["TidemarkSnapshotFailed"]} == {
         (place.node, "NOT_FOUND") for place in PLACES
     }
