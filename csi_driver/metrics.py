@@ -4,13 +4,14 @@ prometheus_client brings an HTTP server: it is imported when it is first needed,
 metrics modules alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from csi_driver import __version__
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
+    from prometheus_client.metrics_core import Metric
 
 _Value = TypeVar("_Value")
 
@@ -21,13 +22,42 @@ _READ_ATTEMPTS = 5
 
 
 def new_registry() -> "CollectorRegistry":
-    """Return a registry with the metrics of the process itself and the version."""
-    from prometheus_client import CollectorRegistry, Info, ProcessCollector
+    """Return a registry with the metrics of the process itself and the version.
 
+    Without the series `_created`: each would be one more series for every counter and histogram, and nothing reads them.
+    """
+    from prometheus_client import CollectorRegistry, Info, ProcessCollector, disable_created_metrics
+
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     Info("tidemark_build", "The running version.", registry=registry).info({"version": __version__})
     return registry
+
+
+def with_labels(registry: "CollectorRegistry", labels: Mapping[str, str]) -> "CollectorRegistry":
+    """Return a registry that exports what `registry` has or will have, each series with these labels too."""
+    from prometheus_client import CollectorRegistry
+
+    labelled = CollectorRegistry()
+    labelled.register(_Labelled(registry, labels))
+    return labelled
+
+
+class _Labelled:
+    def __init__(self, registry: "CollectorRegistry", labels: Mapping[str, str]) -> None:
+        self._registry = registry
+        self._labels = labels
+
+    def describe(self) -> "list[Metric]":
+        """Return nothing: the names are checked by the registry below."""
+        return []
+
+    def collect(self) -> "Iterator[Metric]":
+        """Yield the families of the registry below, which makes new ones for each scrape."""
+        for family in self._registry.collect():
+            family.samples = [sample._replace(labels={**sample.labels, **self._labels}) for sample in family.samples]
+            yield family
 
 
 class CallMetrics:

@@ -56,7 +56,7 @@ class Agent:
         self._settings = settings
         self._owner = owner_of_node(settings.node_name)
         self._helpers = HelperPool()
-        self._metrics = AgentMetrics()
+        self._metrics = AgentMetrics(self._owner)
         policy = CapacityPolicy(settings.overcommit, settings.reserve, settings.max_snapshots)
         self._pools = Pools(
             self._owner,
@@ -105,8 +105,14 @@ class Agent:
             self._tasks.append(asyncio.create_task(self._remote.run()))
         startup = PoolStartup(self._pools, self._settings, self._health, self._helpers)
         await startup.open()
-        readers = MetricReaders(self._pools, services.usage_scanner, services.dependencies.conditions, self._helpers)
-        self._metrics.watch(readers.pools, readers.node, readers.unhealthy_volumes)
+        readers = MetricReaders(
+            self._pools,
+            services.usage_scanner,
+            services.dependencies.conditions,
+            self._helpers,
+            self._settings.metrics_volumes,
+        )
+        self._metrics.watch(readers)
         self._tasks.append(asyncio.create_task(startup.reopen()))
         self._tasks.append(asyncio.create_task(services.usage_scanner.run()))
         self._tasks.append(asyncio.create_task(services.fullness.run()))

@@ -114,6 +114,10 @@ class Settings:
     metrics_address: tuple[str, int] | None = None
     """Host and port of /metrics, /healthz and /readyz; None: no listener. A single node needs none; the chart sets one."""
 
+    metrics_volumes: int = 500
+    """How many volumes have series of their own in /metrics, the largest ones; 0: none. A node runs a few hundred pods at most,
+    and 500 volumes are 2,000 series, which cost a Prometheus about 8 MB of memory; thousands of clones are not worth more."""
+
     log_format: Literal["console", "json"] = "console"
     """Lines for people by default; JSON for log collectors."""
 
@@ -165,6 +169,8 @@ class Settings:
             raise BadSetting(f"--reserve {self.reserve} is negative: use 0 or more bytes")
         if self.max_snapshots < 1:
             raise BadSetting(f"--max-snapshots {self.max_snapshots} must be at least 1")
+        if self.metrics_volumes < 0:
+            raise BadSetting(f"--metrics-volumes {self.metrics_volumes} is negative: use 0 for no series of volumes")
         if self.freeze_deadline <= 0:
             raise BadSetting(f"--freeze-deadline {self.freeze_deadline} must be > 0 seconds")
         if (self.listen is None) != (not self.certificates):

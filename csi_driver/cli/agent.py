@@ -138,6 +138,13 @@ def agent(
             help="Address of /metrics, /healthz and /readyz, e.g. 127.0.0.1:9808.",
         ),
     ] = "",
+    metrics_volumes: Annotated[
+        int,
+        typer.Option(
+            envvar="TIDEMARK_METRICS_VOLUMES",
+            help="Maximum number of volumes with series of their own in /metrics, the largest first; 0: none.",
+        ),
+    ] = 500,
     listen: Annotated[
         str,
         typer.Option(
@@ -226,6 +233,7 @@ def agent(
             max_snapshots=max_snapshots,
             freeze_deadline=freeze_deadline,
             metrics_address=address_of(metrics_address) if metrics_address else None,
+            metrics_volumes=metrics_volumes,
             listen=address_of(listen) if listen else None,
             certificates=certificates,
             register=register,

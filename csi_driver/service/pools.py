@@ -145,6 +145,10 @@ class Pool:
         """The snapshots of one volume, told by its uid: a name made again has no claim on the old one's."""
         return [self.snapshots[digest] for digest in self._snapshots_of.get(uid, ())]
 
+    def snapshot_count(self, uid: str) -> int:
+        """Return how many snapshots a volume has. Other threads may ask too."""
+        return len(self._snapshots_of.get(uid, ()))
+
 
 class Pools:
     """All pools of this agent under their names; the first is the default."""

@@ -32,7 +32,7 @@ class UsageScanner:
 
     def __init__(self, context: ServiceDependencies) -> None:
         self._context = context
-        self._known: dict[str, tuple[str, Usage]] = {}
+        self._known: dict[str, tuple[str, str, Usage]] = {}
         self._sums: dict[str, ScanResult] = {}
 
     def totals(self, pool: str) -> ScanResult:
@@ -40,9 +40,9 @@ class UsageScanner:
         return self._sums.get(pool, ScanResult())
 
     def last_usage(self, item: Volume | Snapshot) -> Usage | None:
-        """Return what was counted last of an object; None before that."""
-        found = self._known.get(str(item.id))
-        return found[1] if found else None
+        """Return what was counted last of an object; None before that. An object of the same name before it does not count."""
+        known = self._known.get(str(item.id))
+        return known[2] if known and known[0] == item.uid else None
 
     async def run(self) -> None:
         """Scan until cancelled."""
@@ -75,9 +75,9 @@ class UsageScanner:
         try:
             stamp = pool.backend.change_token(item)
             known = self._known.get(str(item.id))
-            if known is None or known[0] != stamp:
-                known = (stamp, await pool.backend.usage(item))
+            if known is None or known[:2] != (item.uid, stamp):
+                known = (item.uid, stamp, await pool.backend.usage(item))
                 self._known[str(item.id)] = known
-            return known[1]
+            return known[2]
         except DriverError:  # deleted meanwhile, or the pool has gone: it says so itself
             return None

@@ -94,14 +94,15 @@ def refused(*arguments: str, **environment: str) -> tuple[int, str]:
 
 
 def scrape(port: int) -> Figures:
-    """All samples of /metrics by name and labels."""
+    """All samples of /metrics by name and labels; each has the node's name, which is left out."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         text = answer.read().decode()
-    return {
-        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
+    found: Figures = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            assert sample.labels.pop("node"), sample
+            found[sample.name, tuple(sorted(sample.labels.items()))] = sample.value
+    return found
 
 
 class Stubs:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from chart_rig import CHART, EVERYTHING, Chart, Document
+from chart_rig import CHART, EVERYTHING, VALUES, Chart, Document
 
 HERE = Path(__file__).resolve().parent
 COURSES: dict[str, Document] = yaml.safe_load((HERE / "alerts.yaml").read_text())
+BEFORE: dict[str, Document] = yaml.safe_load((VALUES / "rules_before.yaml").read_text())
 
 
 def rules_of(chart: Chart, **values: Any) -> Document:
@@ -37,7 +39,7 @@ def try_course(promtool: Path, directory: Path, rules: Document, name: str, cour
     """promtool's own test of one alert over one course. Descriptions are left out: `check rules` has read their templates."""
     bare = json.loads(json.dumps(rules))
     for rule in alerts(bare).values():
-        del rule["annotations"]["description"]
+        rule["annotations"] = {"summary": rule["annotations"]["summary"]}
     (directory / "rules.yaml").write_text(yaml.safe_dump(bare))
     expected = []
     if "labels" in course:
@@ -64,7 +66,7 @@ def test_every_alert_has_its_courses(chart: Chart, promtool: Path, tmp_path: Pat
     run(promtool, "check", "rules", "--lint-fatal", tmp_path / "rules.yaml")
     for name, rule in alerts(rules).items():
         assert rule["labels"]["severity"] in {"info", "warning", "critical"}, name
-        assert set(rule["annotations"]) == {"summary", "description"}, name
+        assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}, name
 
 
 @pytest.mark.parametrize("name", COURSES)
@@ -78,6 +80,40 @@ def test_it_stays_quiet(chart: Chart, promtool: Path, tmp_path: Path, name: str)
     try_course(promtool, tmp_path, rules_of(chart), name, COURSES[name]["quiet"])
 
 
+def without_node(course: Document) -> Document:
+    """The same of an agent whose series do not have the label yet."""
+    made: Document = json.loads(json.dumps(course).replace(', node=\\"n1\\"', ""))
+    del made["labels"]["node"]
+    made["summary"] = re.sub(r"(?<= )n1\b(?!:)", made["labels"]["instance"], made["summary"])
+    return made
+
+
+@pytest.mark.parametrize("name", [name for name in COURSES if "instance" in COURSES[name]["fires"]["labels"]])
+def test_it_fires_for_an_agent_of_the_version_before(chart: Chart, promtool: Path, tmp_path: Path, name: str) -> None:
+    course = without_node(COURSES[name]["fires"])
+    try_course(promtool, tmp_path, rules_of(chart), name, course)
+
+
+@pytest.mark.parametrize("name", BEFORE)
+@pytest.mark.parametrize("kind", ["fires", "quiet"])
+def test_a_copy_of_the_rules_before_works_with_the_label_node(
+    promtool: Path, tmp_path: Path, name: str, kind: str
+) -> None:
+    """The series of an agent have one label more than when users wrote their rules."""
+    rule = {"alert": name, **BEFORE[name], "annotations": {"summary": "as before"}}
+    course = json.loads(
+        json.dumps(COURSES[name][kind]).replace(
+            'job=\\"pods\\", instance=\\"10.0.0.1', 'job=\\"x-agent\\", instance=\\"10.0.0.1'
+        )
+    )
+    if "labels" in course:
+        del course["labels"]["severity"]
+        if " by (" in rule["expr"]:
+            del course["labels"]["node"]
+        course["summary"] = "as before"
+    try_course(promtool, tmp_path, {"groups": [{"name": "before", "rules": [rule]}]}, name, course)
+
+
 @pytest.mark.parametrize(("budget", "label"), [(1, "1.0"), (0.25, "0.25"), (2.5, "2.5")])
 def test_the_budget_of_a_freeze_is_a_bucket_of_the_metric(chart: Chart, budget: float, label: str) -> None:
     from prometheus_client import generate_latest
@@ -85,9 +121,12 @@ def test_the_budget_of_a_freeze_is_a_bucket_of_the_metric(chart: Chart, budget: 
     from csi_driver.agent.metrics import AgentMetrics
     from csi_driver.backends.base import SnapshotTimings
 
-    telemetry = AgentMetrics()
+    telemetry = AgentMetrics("n1")
     telemetry.snapshot_taken("fast", SnapshotTimings(frozen=0.01, cloned=0.01))
-    assert f'tidemark_freeze_seconds_bucket{{le="{label}",pool="fast"}}' in generate_latest(telemetry.registry).decode()
+    assert (
+        f'tidemark_freeze_seconds_bucket{{le="{label}",node="n1",pool="fast"}}'
+        in generate_latest(telemetry.registry).decode()
+    )
     expression = alerts(rules_of(chart, freezeBudgetSeconds=budget))["TidemarkFreezeOverBudget"]["expr"]
     assert expression.count(f'le="{label}"') == 2
 
@@ -165,3 +204,15 @@ def test_what_others_collect_lies_where_they_look(chart: Chart) -> None:
         assert service["annotations"] == {"prometheus.io/scrape": "true"}
     (plain,) = chart.render({"monitoring": {"dashboard": {"enabled": True}}}).of("ConfigMap")
     assert (plain["metadata"]["namespace"], plain["metadata"].get("annotations")) == ("tidemark", None)
+
+
+def test_each_alert_links_to_its_page(chart: Chart) -> None:
+    pages = {page.stem for page in (CHART.parent.parent / "docs" / "how-to" / "runbooks").glob("*.md")}
+    found = alerts(rules_of(chart))
+    assert set(found) == pages  # and no page is of an alert that is gone
+    for name, rule in found.items():
+        assert rule["annotations"]["runbook_url"].endswith(f"/docs/how-to/runbooks/{name}.md")
+    own = alerts(rules_of(chart, runbookUrl="https://docs.example.com/ALERT.html"))
+    assert own["TidemarkPoolFull"]["annotations"]["runbook_url"] == "https://docs.example.com/TidemarkPoolFull.html"
+    for rule in alerts(rules_of(chart, runbookUrl="")).values():
+        assert "runbook_url" not in rule["annotations"]

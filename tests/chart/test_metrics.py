@@ -8,8 +8,9 @@ from pathlib import Path
 
 from chart_rig import CHART, Chart
 from prometheus_client import CollectorRegistry
+from support.gauge_values import EVERYTHING
 
-from csi_driver.agent.metrics import AgentMetrics, NodeMetrics, PoolMetrics
+from csi_driver.agent.metrics import AgentMetrics
 from csi_driver.controller.metrics import ControllerMetrics
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "reference" / "metrics.md"
@@ -23,9 +24,8 @@ def exported(registry: CollectorRegistry) -> set[str]:
 
 
 def of_an_agent() -> set[str]:
-    telemetry = AgentMetrics()
-    pool = PoolMetrics("fast", 1, 1, 1, 1, 1, 1, exclusive=1, extents=1, walked=1.0)
-    telemetry.watch(lambda: [pool], lambda: NodeMetrics(1, 0))
+    telemetry = AgentMetrics("n1")
+    telemetry.watch(EVERYTHING)
     return exported(telemetry.registry)
 
 

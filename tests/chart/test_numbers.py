@@ -69,7 +69,7 @@ def test_a_large_number_of_a_file_is_written_out(chart: Chart) -> None:
     assert f"< {LARGE} * 86400" in text
     assert f"image: ghcr.io/tidemark-dev/tidemark-csi:{LARGE}\n" in text
     given = env(chart, values=values)
-    for name in ("OVERCOMMIT", "RESERVE", "MAX_SNAPSHOTS", "FREEZE_DEADLINE"):
+    for name in ("OVERCOMMIT", "RESERVE", "MAX_SNAPSHOTS", "FREEZE_DEADLINE", "METRICS_VOLUMES"):
         assert given[f"TIDEMARK_{name}"] == str(LARGE)
     assert given["TIDEMARK_POOL_SIZE"] == str(LARGE * 1000)
     documents = chart.render(values)

@@ -56,6 +56,7 @@ WRONG = [
     ({"agent": {"overcommit": "0.0"}}, "agent/overcommit"),
     ({"agent": {"maxSnapshots": "many"}}, "agent/maxSnapshots"),
     ({"agent": {"maxSnapshots": "010"}}, "agent/maxSnapshots"),
+    ({"agent": {"metricsVolumes": -1}}, "agent/metricsVolumes"),
     ({"agent": {"nodeSelector": {"example.com/disks": True}}}, "agent/nodeSelector"),
 ]
 

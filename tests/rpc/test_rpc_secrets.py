@@ -112,7 +112,7 @@ async def test_nothing_leaks(
     form: Literal["json", "console"], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure_logging(form, "debug")
-    telemetry = AgentMetrics()
+    telemetry = AgentMetrics("n")
     said = []
     with tempfile.TemporaryDirectory(prefix="tm-") as directory:
         async with Rig(Path(directory), telemetry) as rig:

@@ -10,10 +10,13 @@ import pytest
 import structlog
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from support.gauge_values import GaugeValues
 
 from csi_driver import __version__
-from csi_driver.agent.metrics import AgentMetrics, NodeMetrics, PoolMetrics, UnhealthyVolume
+from csi_driver.agent.gauges import NodeMetrics, PoolMetrics, UnhealthyVolume, VolumeMetrics, VolumesMetrics
+from csi_driver.agent.metrics import AgentMetrics
 from csi_driver.backends.base import SnapshotTimings
+from csi_driver.controller.metrics import ControllerMetrics
 from csi_driver.logging import configure_logging
 
 
@@ -27,12 +30,14 @@ def default_logging() -> Iterator[None]:
 
 
 def samples(telemetry: AgentMetrics) -> dict[tuple[str, tuple[str, ...]], float]:
+    """By name and values of labels; each has the node's name, which is left out."""
     text = generate_latest(telemetry.registry).decode()
-    return {
-        (sample.name, tuple(value for _, value in sorted(sample.labels.items(), reverse=True))): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            assert sample.labels.pop("node") == "n1", sample
+            found[sample.name, tuple(value for _, value in sorted(sample.labels.items(), reverse=True))] = sample.value
+    return found
 
 
 def figures(**changes: object) -> PoolMetrics:
@@ -41,7 +46,7 @@ def figures(**changes: object) -> PoolMetrics:
 
 
 def test_calls_and_cuts() -> None:
-    telemetry = AgentMetrics()
+    telemetry = AgentMetrics("n1")
     telemetry.call("csi.v1.Controller/CreateVolume", "OK", 0.2)
     telemetry.call("csi.v1.Controller/CreateVolume", "OK", 0.3)
     telemetry.after_cancel("csi.v1.Controller/CreateVolume", "ABORTED", 3.0)
@@ -61,9 +66,9 @@ def test_calls_and_cuts() -> None:
 
 
 def test_gauges_are_read_at_the_scrape() -> None:
-    telemetry = AgentMetrics()
+    telemetry = AgentMetrics("n1")
     now = [figures()]
-    telemetry.watch(lambda: now, lambda: NodeMetrics(loop_devices=2, abandoned=1))
+    telemetry.watch(GaugeValues(now, NodeMetrics(loop_devices=2, abandoned=1)))
     found = samples(telemetry)
     assert found["tidemark_pool_total_bytes", ("p",)] == 100
     assert found["tidemark_pool_available_bytes", ("p",)] == 130
@@ -80,42 +85,71 @@ def test_gauges_are_read_at_the_scrape() -> None:
 
 
 def test_volumes_in_trouble_and_checks() -> None:
-    telemetry = AgentMetrics()
+    telemetry = AgentMetrics("n1")
     unwell = [UnhealthyVolume("p", "n:p:0", "shop", "db", "ShutDown")]
-    telemetry.watch(list, lambda: NodeMetrics(0, 0), lambda: unwell)
+    telemetry.watch(GaugeValues(unhealthy=unwell))
     telemetry.checked("p", "mended")
     text = generate_latest(telemetry.registry).decode()
-    assert (
-        'tidemark_volume_unwell{claim="db",condition="ShutDown",namespace="shop",pool="p",volume="n:p:0"} 1.0' in text
-    )
-    assert 'tidemark_file_system_checks_total{pool="p",result="mended"} 1.0' in text
+    labels = 'claim="db",condition="ShutDown",namespace="shop",node="n1",pool="p",volume="n:p:0"'
+    assert f"tidemark_volume_unwell{{{labels}}} 1.0" in text
+    assert 'tidemark_file_system_checks_total{node="n1",pool="p",result="mended"} 1.0' in text
     unwell.clear()
     assert "tidemark_volume_unwell{" not in generate_latest(telemetry.registry).decode()
 
 
 def test_a_scrape_survives_what_changes_below_it_and_what_has_gone() -> None:
-    telemetry = AgentMetrics()
+    telemetry = AgentMetrics("n1")
     left = [RuntimeError("dictionary changed size during iteration")] * 2
 
-    def changing() -> list[PoolMetrics]:
-        if left:
-            raise left.pop()
-        return [figures()]
+    class Changing(GaugeValues):
+        def pools(self) -> list[PoolMetrics]:
+            if left:
+                raise left.pop()
+            return [figures()]
 
-    def broken() -> NodeMetrics:
-        raise OSError(5, "gone")
+        def node(self) -> NodeMetrics:
+            raise OSError(5, "gone")
 
-    telemetry.watch(changing, broken)
+    telemetry.watch(Changing())
     found = samples(telemetry)
     assert found["tidemark_pool_volumes", ("p",)] == 3
     assert ("tidemark_loop_devices", ()) not in found
 
 
 def test_registering_reads_no_pool() -> None:
-    def closed() -> list[PoolMetrics]:
-        raise AssertionError("read before it was asked for")
+    class Closed(GaugeValues):
+        def pools(self) -> list[PoolMetrics]:
+            raise AssertionError("read before it was asked for")
 
-    AgentMetrics().watch(closed, lambda: NodeMetrics(0, 0))
+    AgentMetrics("n1").watch(Closed())
+
+
+def test_volumes_have_series_of_their_own() -> None:
+    telemetry = AgentMetrics("n1")
+    scanned = VolumeMetrics("p", "n1:p:0", "shop", "db", size=100, snapshots=3, used=60, exclusive=20)
+    new = VolumeMetrics("p", "n1:p:1", "", "", size=50, snapshots=0)
+    telemetry.watch(GaugeValues(volumes=VolumesMetrics([scanned, new], {"p": 7})))
+    found = samples(telemetry)
+    db, other = ("n1:p:0", "p", "shop", "db"), ("n1:p:1", "p", "", "")
+    assert [found[f"tidemark_volume_{name}", db] for name in ("size_bytes", "used_bytes", "exclusive_bytes")] == [
+        100,
+        60,
+        20,
+    ]
+    assert (found["tidemark_volume_snapshots", db], found["tidemark_volume_snapshots", other]) == (3, 0)
+    assert ("tidemark_volume_used_bytes", other) not in found  # not scanned yet: no figure rather than 0
+    assert found["tidemark_pool_volumes_not_shown", ("p",)] == 7
+
+
+def test_there_is_no_series_of_when_a_counter_began() -> None:
+    """It would be one more for each counter and histogram."""
+    agent, controller = AgentMetrics("n1"), ControllerMetrics()
+    agent.snapshot_taken("p", SnapshotTimings(frozen=0.01, cloned=0.005))
+    for metrics in (agent, controller):
+        metrics.call("csi.v1.Controller/CreateVolume", "OK", 0.2)
+        text = generate_latest(metrics.registry).decode()
+        assert "tidemark_call_seconds_count" in text
+        assert "_created" not in text
 
 
 def test_json_lines_of_ours_and_of_libraries(capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,9 +77,9 @@ def test_lines_of_prose_are_not_too_long() -> None:
 def test_every_alert_has_its_line_in_the_page_on_monitoring() -> None:
     alerts = (TREE / "charts" / "tidemark" / "files" / "alerts.yaml").read_text()
     page = (TREE / "docs" / "how-to" / "monitoring.md").read_text()
-    assert sorted(re.findall(r"^\| `(Tidemark\w+)` \|", page, re.MULTILINE)) == sorted(
-        re.findall(r"- alert: (\w+)", alerts)
-    )
+    lines = re.findall(r"^\| \[`(\w+)`\]\(runbooks/(\w+)\.md\) \| (\w+) \|", page, re.MULTILINE)
+    severities = re.findall(r"- alert: (\w+)$.*?severity: (\w+)", alerts, re.MULTILINE | re.DOTALL)
+    assert sorted(lines) == sorted((name, name, severity) for name, severity in severities)
 
 
 def test_the_mount_flags_of_the_reference_are_those_that_are_allowed() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from support.gauge_values import EVERYTHING
 
 from csi_driver import DRIVER_NAME
 from csi_driver._pb import tidemark_pb2
@@ -21,6 +22,7 @@ from csi_driver.agent.settings import DEFAULT_POOL, DEFAULT_RUNTIME_DIRECTORY
 from csi_driver.backends.base import SnapshotTimings
 from csi_driver.backends.reflink import checks, pool_lock, pool_reader
 from csi_driver.backends.reflink.layout import IMAGE, RECORD, Layout
+from csi_driver.controller.metrics import ControllerMetrics
 from csi_driver.domain import certificates, fields, ids, page_tokens, schema
 from csi_driver.domain.errors import Damaged
 from csi_driver.domain.model import (
@@ -386,19 +388,49 @@ def test_the_controller_knows_the_fields_of_the_definitions_and_no_others() -> N
 
 @pytest.mark.parametrize(("before", "after"), CONTRACT["metrics"].items())
 def test_a_renamed_metric_is_written_under_both_names(before: str, after: str) -> None:
-    metrics = AgentMetrics()
+    metrics = AgentMetrics("n1")
     metrics.after_cancel("csi.v1.Controller/CreateVolume", "OK", 1.0)
     metrics.snapshot_taken("fast", SnapshotTimings(cloned=0.01))
     families = {family.name: family for family in metrics.registry.collect()}
     values = [
-        [
-            (sample.labels, sample.value)
-            for sample in families[name.removesuffix("_total")].samples
-            if not sample.name.endswith("_created")
-        ]
+        [(sample.labels, sample.value) for sample in families[name.removesuffix("_total")].samples]
         for name in (before, after)
     ]
     assert values[0] == values[1] != []
+
+
+def agent_with_everything() -> AgentMetrics:
+    metrics = AgentMetrics("n1")
+    metrics.call("csi.v1.Controller/CreateVolume", "OK", 1.0)
+    metrics.after_cancel("csi.v1.Controller/CreateVolume", "OK", 1.0)
+    metrics.snapshot_taken("fast", SnapshotTimings(frozen=0.01, cloned=0.01))
+    metrics.checked("fast", "mended")
+    metrics.watch(EVERYTHING)
+    return metrics
+
+
+def controller_with_everything() -> ControllerMetrics:
+    metrics = ControllerMetrics()
+    metrics.call("csi.v1.Controller/CreateVolume", "OK", 1.0)
+    metrics.reached({"n1": True})
+    metrics.certificate_expiry.labels("agent").set(1)
+    metrics.schedule_late.labels("shop", "hourly").set(1)
+    metrics.schedule_snapshots.labels("shop", "hourly", "made").inc()
+    metrics.rollbacks.labels("Pending").set(1)
+    metrics.watch_ages(lambda: {"pods": 0.0})
+    return metrics
+
+
+@pytest.mark.parametrize("process", ["agent", "controller"])
+def test_series_keep_their_names_and_labels(process: str) -> None:
+    metrics = agent_with_everything() if process == "agent" else controller_with_everything()
+    exported: dict[str, set[str]] = {}
+    for family in metrics.registry.collect():
+        for sample in family.samples:
+            if sample.name.startswith("tidemark_"):
+                name = family.name if family.type == "histogram" else sample.name
+                exported.setdefault(name, set()).update(set(sample.labels) - {"le"})
+    assert {name: sorted(labels) for name, labels in exported.items()} == CONTRACT["series"][process]
 
 
 def test_a_missing_key_is_named() -> None:

@@ -155,6 +155,8 @@ spec:
             {{- end }}
             - {name: TIDEMARK_MAX_SNAPSHOTS, value: {{ int $values.agent.maxSnapshots | quote }}}
             - {name: TIDEMARK_FREEZE_DEADLINE, value: {{ include "tidemark.plain" $values.agent.freezeDeadline | quote }}}
+            {{- $shown := $values.agent.metricsVolumes }}
+            - {name: TIDEMARK_METRICS_VOLUMES, value: {{ ternary 500 (int $shown) (kindIs "invalid" $shown) | quote }}}
             - {name: TIDEMARK_LOG_FORMAT, value: {{ $values.logFormat }}}
             {{- with $values.agent.extraEnv }}
             {{- toYaml . | nindent 12 }}

@@ -30,3 +30,9 @@ string through `tidemark.plain`.
 {{- define "tidemark.history" -}}
 {{- ternary 10 (int .) (kindIs "invalid" .) -}}
 {{- end }}
+
+{{/* Where the page of an alert is; ALERT stands for its name. Not there: the default of a chart that had no such value. */}}
+{{- define "tidemark.runbookUrl" -}}
+{{- $default := "https://github.com/tidemark-dev/tidemark-csi/blob/main/docs/how-to/runbooks/ALERT.md" -}}
+{{- ternary $default . (kindIs "invalid" .) -}}
+{{- end }}
