@@ -63,7 +63,7 @@ class MetricReaders:
         candidates: list[tuple[Pool, Volume]] = []
         for pool in self._pools:
             try:
-                volumes = list(pool.serving().volumes.values())
+                volumes = list(pool.ensure_available().volumes.values())
             except Unavailable:
                 continue
             not_shown[pool.name] = len(volumes)
