@@ -1,7 +1,6 @@
 """What a person reads of an error that no command expects: one line, with what to do next. A traceback only on request."""
 
 import os
-import traceback
 
 VARIABLE = "TIDEMARK_TRACEBACK"
 """Set to anything: the traceback is printed as well."""
@@ -17,6 +16,8 @@ def explain(error: Exception, with_traceback: bool = False) -> str:
         return line
     line = f"this is a fault of tidemark: {type(error).__name__}: {' '.join(str(error).split())}"
     if with_traceback or os.environ.get(VARIABLE):
+        import traceback
+
         return "".join(traceback.format_exception(error)) + f"tidemark: {line}"
     return f"{line}: run it again with {VARIABLE}=1, and report what that prints"
 

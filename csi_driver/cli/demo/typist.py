@@ -48,7 +48,11 @@ class Typist:
         )
 
     def __enter__(self) -> "Typist":
-        self.type("status")  # loads what all commands load
+        try:
+            self.type("status")  # loads what all commands load
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
