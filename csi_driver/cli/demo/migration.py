@@ -27,12 +27,15 @@ class _Content:
 def play(lab: Lab, screen: Screen, typist: Typist) -> None:
     """Play and check the story. Raises CheckFailed at the first check that fails, Failure at a command that is refused."""
     story = _Story(lab, screen, typist)
-    story.open_shop()
-    story.take_snapshot()
-    story.migrate()
-    story.go_back()
-    story.look_at_the_migrated()
-    story.clean_up()
+    try:
+        story.open_shop()
+        story.take_snapshot()
+        story.migrate()
+        story.go_back()
+        story.look_at_the_migrated()
+        story.clean_up()
+    finally:
+        story.close_shop()
 
 
 class _Story:
@@ -40,14 +43,15 @@ class _Story:
         self._lab, self._screen, self._typist = lab, screen, typist
         self._directory, self._copy = lab.mounts / VOLUME, lab.mounts / COPY
         self._safety = ""
+        self._shop: Shop | None = None
 
     def open_shop(self) -> None:
         self._screen.step("A volume for a database", "Thin: it takes space as it is written.")
         self._type("volume", "create", VOLUME, "--size", "256Mi")
         self._type("mount", VOLUME, self._shown(self._directory), beside="formats it the first time")
-        self._shop = Shop(self._directory / _FILE)
-        self._shop.fill()
-        self._good = self._read(self._shop)
+        shop = self._open(Shop(self._directory / _FILE))
+        shop.fill()
+        self._good = self._read(shop)
         self._screen.good(f"SQLite keeps a shop in {_FILE}: {self._good}")
 
     def take_snapshot(self) -> None:
@@ -58,9 +62,10 @@ class _Story:
         self._screen.step("The migration", "Euros become cents. It divides where it should multiply.")
         for statement in MIGRATION:
             self._screen.code(statement)
+        assert self._shop is not None
         self._shop.migrate()
         self._bad = self._read(self._shop)
-        self._shop.close()
+        self.close_shop()
         self._lab.checks.that("the migration did harm", self._bad.euros < self._good.euros / 100, str(self._bad))
         self._screen.bad(f"{self._bad}, and the old column is gone")
 
@@ -69,13 +74,13 @@ class _Story:
         away = self._type("umount", self._shown(self._directory), beside="the shop is closed")
         rolled = self._type("rollback", VOLUME, SNAPSHOT, beside="the content of now is kept in a snapshot too")
         back = self._type("mount", VOLUME, self._shown(self._directory))
-        self._shop = Shop(self._directory / _FILE)
+        shop = self._open(Shop(self._directory / _FILE))
         if self._lab.corrupt == VOLUME:
-            self._shop.change_one()
-        now = self._read(self._shop)
+            shop.change_one()
+        now = self._read(shop)
         self._lab.checks.that("shop holds each order as before", now == self._good, str(now))
-        self._lab.checks.that("SQLite finds the database sound", self._shop.is_sound())
-        self._shop.close()
+        self._lab.checks.that("SQLite finds the database sound", shop.is_sound())
+        self.close_shop()
         self._screen.good(f"{now}: each row is as it was before the migration")
         self._screen.good(f"back in {rolled:.0f} ms; {away + rolled + back:.0f} ms with umount and mount")
 
@@ -86,9 +91,8 @@ class _Story:
         self._screen.step("What went wrong is kept as well", "To find the mistake, and orders that came in since.")
         self._type("volume", "create", COPY, "--from", self._safety)
         self._type("mount", COPY, self._shown(self._copy), "--read-only")
-        shop = Shop(self._copy / _FILE, writable=False)
-        migrated = self._read(shop)
-        shop.close()
+        migrated = self._read(self._open(Shop(self._copy / _FILE, writable=False)))
+        self.close_shop()
         self._lab.checks.that(f"{COPY} holds what the migration made", migrated == self._bad, str(migrated))
         self._screen.good(f"{COPY}: {migrated}")
 
@@ -100,6 +104,15 @@ class _Story:
         self._type("volume", "delete", VOLUME, COPY)
         remaining = self._lab.remaining()
         self._lab.checks.that("the shop leaves nothing", not remaining, ", ".join(remaining))
+
+    def close_shop(self) -> None:
+        """Close the database if it is open: its volume could not be unmounted, after an error either."""
+        if self._shop is not None:
+            self._shop.close()
+
+    def _open(self, shop: Shop) -> Shop:
+        self._shop = shop
+        return shop
 
     def _type(self, *words: str, beside: str = "") -> float:
         """Type a command, show it with what it printed, and return the milliseconds that it took."""
