@@ -22,6 +22,12 @@ def _children(pid: int) -> list[int]:
     return own + [deep for child in own for deep in _children(child)]
 
 
+def resident_mib(pid: int, children: bool) -> float:
+    """Resident memory of a process in MiB, with all processes below it if `children`."""
+    pids = [pid, *_children(pid)] if children else [pid]
+    return round(sum(_rss(each) for each in pids), 1)
+
+
 def footprint() -> list[dict[str, object]]:
     """Seconds from exec to ready, and resident MiB, empty and with 1,000 + 1,000 objects."""
     rows: list[dict[str, object]] = []
@@ -48,11 +54,9 @@ def footprint() -> list[dict[str, object]]:
 
 
 def _weigh(pid: int, state: str) -> dict[str, object]:
-    agent_mib = _rss(pid)
-    children = sum(_rss(child) for child in _children(pid))
     return {
         "what": "resident memory",
         "state": state,
-        "agent_mib": round(agent_mib, 1),
-        "with_children_mib": round(agent_mib + children, 1),
+        "agent_mib": resident_mib(pid, children=False),
+        "with_children_mib": resident_mib(pid, children=True),
     }

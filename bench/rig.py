@@ -13,10 +13,10 @@ from support.agent_process import AgentRig
 
 
 @contextlib.contextmanager
-def agent(size: str = "24Gi", *options: str) -> Iterator[AgentRig]:
-    """A running agent on a sparse pool image; everything is gone afterwards."""
+def agent(size: str = "24Gi", *options: str, tree: Path | None = None) -> Iterator[AgentRig]:
+    """A running agent, of another checkout if `tree` names one, on a sparse pool image; everything is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="tidemark-bench-") as root:
-        rig = AgentRig(Path(root), size, *options)
+        rig = AgentRig(Path(root), size, *options, tree=tree)
         try:
             rig.start().close()
             yield rig

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -17,10 +16,10 @@ from csi_driver.agent.pools import PoolStartup, make_backend
 from csi_driver.agent.settings import Settings
 from csi_driver.agent.tls_listener import TlsListener
 from csi_driver.domain.capacity import CapacityPolicy
-from csi_driver.domain.errors import DriverError
 from csi_driver.domain.ids import owner_of_node
 from csi_driver.host import systemd
 from csi_driver.host.helper.client import HelperPool
+from csi_driver.lifecycle import run_until_signal
 from csi_driver.logging import configure_logging
 from csi_driver.probes import AgentHealth, ProbeServer
 from csi_driver.service.build import build_services
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 DRAIN_SECONDS = 13.0
 """For work in progress at SIGTERM: more than the longest freeze. A kubelet waits 30 s, and closing the pools and the helper
 processes may take 15 s more in the worst case."""
-UNDO_SECONDS = 20.0
-"""For a cancelled start to undo its work, e.g. an incomplete pool image."""
 
 log = structlog.get_logger()
 
@@ -42,27 +39,10 @@ async def run_agent(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit status, 1 if the agent could not start."""
     configure_logging(settings.log_format)
     agent = Agent(settings)
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    try:
-        starting = asyncio.create_task(agent.start())
-        stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            await starting
-        else:
-            starting.cancel()
-            await asyncio.wait({starting}, timeout=UNDO_SECONDS)
-            if starting.done() and not starting.cancelled():
-                starting.exception()  # its failure no longer matters
-        await stopping
-    except DriverError as error:
-        log.error("agent start failed", why=str(error))
-        stopping.cancel()
-        await agent.stop()
-        return 1
+    started = await run_until_signal(agent.start, "agent")
     unfinished = await agent.stop()
+    if not started:
+        return 1
     if unfinished:
         # Threads that hang in the kernel would block an orderly exit forever; all acknowledged work is durable.
         log.warning("exiting with unfinished calls", calls=unfinished)
@@ -96,11 +76,7 @@ class Agent:
         check_host(self._settings)
         await self._helpers.start()
         os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
-        from csi_driver.rpc.agent.controller import Controller
-        from csi_driver.rpc.agent.group_controller import GroupController
-        from csi_driver.rpc.agent.identity import Identity
-        from csi_driver.rpc.agent.node import Node
-        from csi_driver.rpc.agent.tidemark import Tidemark
+        from csi_driver.rpc.agent.servicers import agent_servicers
         from csi_driver.rpc.interceptors import CallTracker
         from csi_driver.rpc.kubelet_registration import Registrar
         from csi_driver.rpc.server import Server
@@ -115,13 +91,14 @@ class Agent:
             self._registrar.check()
         services = self._services
         self._calls = CallTracker(self._metrics)
-        servicers = [
-            Identity(self._settings.driver_name, lambda: self._ready, self._manifest),
-            Controller(services.volumes, services.snapshots),
-            GroupController(services.group_snapshots),
-            Node(services.node_volumes, self._owner, self._settings.volume_health),
-            Tidemark(services.rollbacks, services.lineage, services.fullness),
-        ]
+        servicers = agent_servicers(
+            services,
+            self._settings.driver_name,
+            self._owner,
+            lambda: self._ready,
+            self._manifest,
+            self._settings.volume_health,
+        )
         self._server = Server(self._settings.endpoint, servicers, [self._calls])
         await self._server.start()
         if (address := self._settings.listen) is not None:

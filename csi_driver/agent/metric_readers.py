@@ -25,7 +25,7 @@ class MetricReaders:
         metrics = []
         for pool in self._pools:
             try:
-                account = pool.serving().last_account()
+                account = pool.ensure_available().last_account()
             except Unavailable:
                 continue
             if account is None:

@@ -7,8 +7,9 @@ import structlog
 
 from csi_driver.agent.settings import NEW_IMAGE, PoolImage, PoolSpec, Settings
 from csi_driver.backends.base import Backend
+from csi_driver.backends.options import PoolOptions
 from csi_driver.backends.reflink.pool_image_setup import prepare, remove
-from csi_driver.backends.registry import BACKENDS, PoolOptions
+from csi_driver.backends.registry import BACKENDS
 from csi_driver.domain.capacity import human
 from csi_driver.domain.errors import DriverError, Precondition, Unavailable
 from csi_driver.host.helper.client import HelperPool
@@ -98,7 +99,7 @@ class PoolStartup:
             else:
                 await _warn_if_full(pool)
         if len(self._unavailable) == len(self._settings.pools):
-            why = str(self._unavailable[0].refusal)
+            why = str(self._unavailable[0].unavailable_reason)
             if not self._settings.register:
                 raise Precondition(why)
             # Pods must be able to end without their disk, and a kubelet would restart an agent that does not start forever.

@@ -1,9 +1,4 @@
-"""The agent's listener for controllers, with mutual TLS. It starts as soon as there are certificates.
-
-It serves what a controller forwards: Identity, Controller, GroupController and Tidemark, but not Node. Calls of Node name
-paths of this node, on which the agent acts as root. Only the kubelet needs them, and it has the socket: a stolen
-certificate of a controller must not allow arbitrary mounts on every node.
-"""
+"""The agent's listener for controllers, with mutual TLS. It starts as soon as there are certificates."""
 
 import asyncio
 from collections.abc import Sequence
@@ -64,12 +59,12 @@ class TlsListener:
     async def _try_start(self) -> str | None:
         """Start to listen. Returns why that failed, or None."""
         from csi_driver.rpc import tls
-        from csi_driver.rpc.agent.node import Node
+        from csi_driver.rpc.agent.servicers import for_controllers
         from csi_driver.rpc.tls_server import SecureServer
 
-        forwarded = [servicer for servicer in self._servicers if not isinstance(servicer, Node)]
         identity = tls.TlsDirectory(self._certificates)
-        server = SecureServer(self._address, identity, tls.CONTROLLER, forwarded, self._interceptors)
+        servicers = for_controllers(self._servicers)
+        server = SecureServer(self._address, identity, tls.CONTROLLER, servicers, self._interceptors)
         try:
             await server.start()
         except Precondition as error:

@@ -8,29 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from csi_driver.backends.options import PoolOptions
 from csi_driver.host.commands import FILE_SYSTEM_TOOLS
 
 if TYPE_CHECKING:
     from csi_driver.backends.base import Backend
     from csi_driver.host.helper.client import HelperPool
-
-
-@dataclass(frozen=True, slots=True)
-class PoolOptions:
-    """What the agent says about a pool, of whatever kind; a kind reads what concerns it.
-
-    `path`: as the kind has it. `init`: make a pool in any empty place. `freeze_deadline`: seconds. `backing`: the sparse image that
-    holds the pool. `in_container`: the pool must lie on mounts of the host. `runtime_directory`: see agent/settings.py.
-    """
-
-    name: str
-    owner: str
-    path: str
-    init: bool = False
-    freeze_deadline: float = 5.0
-    backing: str = ""
-    in_container: bool = False
-    runtime_directory: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +38,9 @@ def _absolute(path: str) -> str:
 
 
 def _reflink(options: PoolOptions, helpers: "HelperPool") -> "Backend":
-    from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
+    from csi_driver.backends.reflink import ReflinkBackend
 
-    return ReflinkBackend(
-        ReflinkOptions(
-            options.name,
-            options.owner,
-            options.path,
-            init=options.init,
-            freeze_deadline=options.freeze_deadline,
-            backing=options.backing,
-            in_container=options.in_container,
-            runtime_directory=options.runtime_directory,
-        ),
-        helpers,
-    )
+    return ReflinkBackend(options, helpers)
 
 
 def _memory(options: PoolOptions, _: "HelperPool") -> "Backend":

@@ -7,8 +7,10 @@ from pathlib import Path
 from csi_driver.controller.component import Component, ControllerContext
 from csi_driver.kube.client import Object
 from csi_driver.kube.tls_secret import TlsSecretFiles, loaded_by_pods
-from csi_driver.operator.certificates.controller import Certificates, CertificateSpec
-from csi_driver.operator.certificates.external import ExternalCertificates
+from csi_driver.operator.certificates import external, reconciler
+from csi_driver.operator.certificates.controller import CertificateController
+from csi_driver.operator.certificates.dependencies import CertificateDependencies
+from csi_driver.operator.certificates.observe import CertificateSecrets, CertificateSpec
 from csi_driver.operator.installation import CONTROLLER_LABELS
 from csi_driver.rpc import tls
 
@@ -22,9 +24,11 @@ def certificate_component(context: ControllerContext) -> Component:
     def set_expiry(role: str, ends: datetime) -> None:
         context.metrics.certificate_expiry.labels(role).set(ends.timestamp())
 
+    dependencies = CertificateDependencies(context.api, namespace, webhook, context.events, set_expiry)
     if settings.controller_secret:
         supplied = {"controller": settings.controller_secret, "agent": settings.agent_secret}
-        return ExternalCertificates(context.api, namespace, supplied, webhook, context.events, set_expiry)
+        watching = external.ExternalCertificateReconciler(dependencies, supplied)
+        return CertificateController(watching, external.PERIOD_SECONDS)
 
     async def controllers(secret: Object) -> Mapping[str, str]:
         prefix = f"{installation.release}-controller-"
@@ -39,7 +43,8 @@ def certificate_component(context: ControllerContext) -> Component:
         CertificateSpec("controller", installation.tls_secret("controller"), names, controllers),
         CertificateSpec("agent", installation.tls_secret("agent"), (tls.AGENT,), agents),
     ]
-    return Certificates(context.api, namespace, installation.ca_secret, specs, webhook, context.events, set_expiry)
+    keeping = reconciler.CertificateReconciler(dependencies, CertificateSecrets(installation.ca_secret, specs))
+    return CertificateController(keeping, reconciler.WAITING_SECONDS)
 
 
 def tls_files_component(context: ControllerContext) -> Component:

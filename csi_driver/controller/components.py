@@ -2,10 +2,11 @@
 
 from csi_driver.controller import certificates, rollbacks, schedules, topology
 from csi_driver.controller.component import Component, ControllerContext, Factory
-from csi_driver.kube.resources import PVS
-from csi_driver.operator.agents.discovery import trim_pv
+from csi_driver.kube.resources import PODS, PVS
+from csi_driver.operator.agents.discovery import trim_agent_pod, trim_pv
 from csi_driver.operator.agents.full_pools import FullPoolEvents
 from csi_driver.operator.agents.health import AgentHealthProbe
+from csi_driver.operator.installation import AGENT_LABELS
 from csi_driver.operator.orphaned_volumes import OrphanedVolumes
 
 
@@ -18,7 +19,9 @@ def orphaned_volumes(context: ControllerContext) -> Component:
 
 def full_pools(context: ControllerContext) -> Component:
     """Writes an event on the node whose pool has run full."""
-    return FullPoolEvents(context.agents, context.events)
+    namespace = context.installation.namespace
+    pods = context.informers.for_kind(PODS, namespace, labels=AGENT_LABELS, transform=trim_agent_pod)
+    return FullPoolEvents(context.agents, pods, context.events)
 
 
 def agent_health(context: ControllerContext) -> Component:

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from csi_driver.controller.component import ControllerContext
 from csi_driver.controller.metrics import ControllerMetrics
 from csi_driver.controller.settings import ControllerSettings
 from csi_driver.domain.errors import DriverError, Unavailable
+from csi_driver.lifecycle import run_until_signal
 from csi_driver.logging import configure_logging
 from csi_driver.operator.installation import Installation
 from csi_driver.probes import ControllerHealth, ProbeServer
@@ -26,18 +26,11 @@ async def run_controller(settings: ControllerSettings) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit status, 1 if the controller could not start."""
     configure_logging(settings.log_format)
     controller = Controller(settings)
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
-        await controller.start()
-        await stop.wait()
-    except DriverError as error:
-        log.error("controller start failed", why=str(error))
-        return 1
+        started = await run_until_signal(controller.start, "controller")
     finally:
         await controller.stop()
-    return 0
+    return 0 if started else 1
 
 
 class Controller:

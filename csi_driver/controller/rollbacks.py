@@ -1,21 +1,12 @@
 """Puts the reconciler of VolumeRollbacks together: over the agents' channels, with its figures."""
 
-import asyncio
 from functools import partial
 
-import structlog
-
 from csi_driver.controller.component import Component, ControllerContext
-from csi_driver.domain.errors import DriverError
+from csi_driver.controller.served import until_served
 from csi_driver.kube.resources import ROLLBACKS
 from csi_driver.operator.rollback.controller import RollbackController
 from csi_driver.operator.rollback.resource import Phase
-
-UNSERVED_SECONDS = 30.0
-"""Between checks for the definition of VolumeRollback, where the cluster has none."""
-
-
-log = structlog.get_logger()
 
 
 class _Reconciler:
@@ -25,7 +16,7 @@ class _Reconciler:
     async def run(self) -> None:
         """Reconcile as soon as the cluster knows VolumeRollbacks. Until cancelled."""
         context = self._context
-        await _until_served(context)
+        await until_served(context.api, "VolumeRollbacks", [ROLLBACKS])
         informer = context.informers.for_kind(ROLLBACKS)
         rollbacks = RollbackController(
             context.api, context.agents, informer, context.events, context.installation.driver
@@ -37,19 +28,6 @@ class _Reconciler:
             await rollbacks.run()
         finally:
             gauge.clear()
-
-
-async def _until_served(context: ControllerContext) -> None:
-    """Wait until the cluster knows the kind; before, its informer would only fail."""
-    while True:
-        try:
-            if await context.api.served(ROLLBACKS.group, ROLLBACKS.version, ROLLBACKS.plural):
-                return
-            why = "the chart's definitions are not installed"
-        except DriverError as error:
-            why = str(error)
-        log.warning("VolumeRollbacks are not served", why=why, again_in=UNSERVED_SECONDS)
-        await asyncio.sleep(UNSERVED_SECONDS)
 
 
 def _count(rollbacks: RollbackController, phase: Phase) -> float:

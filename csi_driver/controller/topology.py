@@ -8,8 +8,10 @@ from csi_driver.kube.admission import Webhook
 from csi_driver.kube.resources import NODES, PODS, PVCS, PVS, STORAGE_CLASSES
 from csi_driver.operator.agents.discovery import trim_node, trim_pv
 from csi_driver.operator.agents.node_lookup import node_for_owner
-from csi_driver.operator.topology.controller import Informers, TopologyController, trim_pvc, trim_unscheduled_pod
+from csi_driver.operator.topology.controller import TopologyController
 from csi_driver.operator.topology.data_source import DataSourceResolver
+from csi_driver.operator.topology.observe import Informers
+from csi_driver.operator.topology.trim import trim_pvc, trim_unscheduled_pod
 from csi_driver.operator.topology.webhook import SelectedNodeMutator
 
 

@@ -112,7 +112,7 @@ class Condition:
     """What the last check of a volume's file system came to, at `at` (Unix nanoseconds); `said`: by the program's own words.
 
     mended: `kept` is where in the pool lies what the volume held before. damaged: the check could not mend it; that is true
-    of the image with this `stamp` (see Backend.stamp), and of no other.
+    of the image with this `stamp` (see Backend.change_token), and of no other.
     """
 
     state: Literal["mended", "damaged"]

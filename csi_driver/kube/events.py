@@ -2,7 +2,7 @@
 
 import hashlib
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, Protocol
 
 import structlog
 
@@ -17,6 +17,14 @@ _REMEMBERED = 4096
 """Counts that are cached; others are read from the API again."""
 
 log = structlog.get_logger()
+
+
+class EventRecorder(Protocol):
+    """Emits events: `Events`, or what a test puts in its place."""
+
+    async def emit(self, obj: Object, type: Literal["Normal", "Warning"], reason: str, message: str) -> None:  # noqa: A002
+        """Emit one event about an object."""
+        ...
 
 
 class Events:

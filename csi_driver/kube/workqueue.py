@@ -1,13 +1,13 @@
 """A work queue after client-go's: keys of objects to reconcile, at once, later, or after a backoff.
 
 One key is never worked on twice at once; a key that is added while it is worked on is worked on again. Keys are taken in the
-order in which they became due, so a busy key does not starve the others. All times are those of the event loop's clock.
+order in which they became due, so a busy key does not starve the others.
 """
 
 import asyncio
 import heapq
 import itertools
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -31,7 +31,7 @@ class Result:
 class Reconciler(Protocol[K_contra]):
     """Compares what is with what is asked for, for one object at a time."""
 
-    async def reconcile(self, key: K_contra) -> Result:
+    async def reconcile(self, key: K_contra, /) -> Result:
         """Act once for the object of that key. It may be cancelled at any await.
 
         Raises DriverError to be called again after a backoff; any other exception is logged, and waits for the longest one.
@@ -44,16 +44,24 @@ class WorkQueue(Generic[K]):
 
     A failed reconciliation is repeated after `first_backoff` seconds, doubled with each failure in a row up to `longest_backoff`.
     Unlike client-go's, a backoff is not cut short by `add`: changes may keep coming while a key fails. `forget` ends it.
+    `clock` counts seconds and never goes back; without one, it is the event loop's.
     """
 
     def __init__(
-        self, name: str, concurrency: int, first_backoff: float, longest_backoff: float, min_interval: float = 0.0
+        self,
+        name: str,
+        concurrency: int,
+        first_backoff: float,
+        longest_backoff: float,
+        min_interval: float = 0.0,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self._name = name
         self._concurrency = concurrency
         self._first_backoff = first_backoff
         self._longest_backoff = longest_backoff
         self._min_interval = min_interval
+        self._now = clock or _loop_time
         self._due: dict[K, float] = {}
         self._heap: list[tuple[float, int, K]] = []
         self._order = itertools.count()
@@ -72,7 +80,7 @@ class WorkQueue(Generic[K]):
 
     def add_after(self, key: K, seconds: float) -> None:
         """Reconcile after that many seconds, or earlier if the key was added for an earlier time."""
-        due = max(_now() + seconds, self._not_before.get(key, 0.0))
+        due = max(self._now() + seconds, self._not_before.get(key, 0.0))
         if due < self._due.get(key, float("inf")):
             self._push(key, due)
 
@@ -140,7 +148,7 @@ class WorkQueue(Generic[K]):
 
     def _gate(self, key: K, seconds: float) -> None:
         """Let the key not be due before then. Gates that have passed are dropped, else deleted objects would pile up."""
-        now = _now()
+        now = self._now()
         self._not_before = {other: until for other, until in self._not_before.items() if until > now}
         self._not_before[key] = now + seconds
 
@@ -159,7 +167,7 @@ class WorkQueue(Generic[K]):
         while self._heap:
             due, _, key = self._heap[0]
             if self._due.get(key) == due and key not in self._active:
-                if due > _now():
+                if due > self._now():
                     return None
                 heapq.heappop(self._heap)
                 del self._due[key]
@@ -171,10 +179,10 @@ class WorkQueue(Generic[K]):
         """Seconds until the next key is due; None: not before something changes."""
         if len(self._active) >= self._concurrency or not self._heap:
             return None
-        return max(0.0, self._heap[0][0] - _now())
+        return max(0.0, self._heap[0][0] - self._now())
 
 
-def _now() -> float:
+def _loop_time() -> float:
     return asyncio.get_running_loop().time()
 
 

@@ -5,7 +5,6 @@ by hand, and on a decommissioned node that has come back. The grace period is lo
 PersistentVolume.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 
@@ -15,10 +14,21 @@ from csi_driver.domain.ids import name_hash, parse
 from csi_driver.kube.client import Object
 from csi_driver.kube.events import Events
 from csi_driver.kube.informer import Informer
+from csi_driver.kube.workqueue import Result, WorkQueue
 from csi_driver.service.agents import VolumeLister
 
 GRACE_SECONDS = 3600.0
 PERIOD_SECONDS = 300.0
+"""Between two checks: only the agents know which volumes there are, and no watch shows that."""
+
+MIN_INTERVAL_SECONDS = 5.0
+"""Between two checks, however many PersistentVolumes change: each one asks all agents."""
+
+FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 5.0, 60.0
+"""After a check that failed; doubled with each failure in a row."""
+
+KEY = "volumes"
+"""The only key: one check lists the volumes of all agents."""
 
 log = structlog.get_logger()
 
@@ -55,9 +65,10 @@ def same_name_pvs(volume_ids: Iterable[str], pvs: Iterable[Object]) -> dict[str,
 
 
 class OrphanedVolumes:
-    """Checks every five minutes. `pvs` caches trimmed PersistentVolumes; `set_count` receives the number of orphans.
+    """Checks every five minutes, and when a PersistentVolume of a volume without one appears.
 
-    The grace period begins when this controller first sees a volume without a handle; a new leader starts again.
+    `pvs` caches trimmed PersistentVolumes; `set_count` receives the number of orphans. The grace period begins when this
+    controller first sees a volume without a handle; a new leader starts again.
     """
 
     def __init__(
@@ -77,16 +88,27 @@ class OrphanedVolumes:
         self._clock = clock
         self._since: dict[str, float] = {}
         self._reported: set[str] = set()
+        self._queue: WorkQueue[str] = WorkQueue(
+            "orphaned volumes", 1, FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS, MIN_INTERVAL_SECONDS, clock
+        )
 
     async def run(self) -> None:
-        """Check every five minutes, until cancelled."""
+        """Check until cancelled."""
         await self._pvs.wait_synced()
-        while True:
-            await self.reconcile()
-            await asyncio.sleep(PERIOD_SECONDS)
+        self._queue.add(KEY)
+        unsubscribe = self._pvs.subscribe(self._on_pv)
+        try:
+            await self._queue.run(self)
+        finally:
+            unsubscribe()  # the informer outlives this leader
 
-    async def reconcile(self) -> list[str]:
-        """Check once, and report new orphans. Returns all orphans."""
+    async def reconcile(self, _: str) -> Result:
+        """Check once."""
+        await self.check()
+        return Result(PERIOD_SECONDS)
+
+    async def check(self) -> list[str]:
+        """Report new orphans. Returns all orphans."""
         volumes = await self._agents.list_volumes()
         pvs = [pv for pv in self._pvs.all() if pv["driver"] == self._driver]
         now = self._clock()
@@ -99,6 +121,11 @@ class OrphanedVolumes:
                 await self._report(volume_id, same_name.get(volume_id))
         self._reported = set(orphans)
         return orphans
+
+    def _on_pv(self, _: Object | None, new: Object | None) -> None:
+        # A deleted PersistentVolume can wait for the next check: its volume has the grace period before it.
+        if new is not None and new["handle"] in self._since:
+            self._queue.add(KEY)
 
     async def _report(self, volume_id: str, pv: Object | None) -> None:
         log.warning("volume is orphaned", id=volume_id, same_name_as=pv["handle"] if pv else None)

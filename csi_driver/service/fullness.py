@@ -71,9 +71,9 @@ class Fullness:
 
     async def check(self, pool: Pool) -> bool:
         """Check one pool and log a change; returns whether it is full. Raises Unavailable."""
-        if pool.refusal is not None:
+        if pool.unavailable_reason is not None:
             return False
-        account = await pool.serving().account()
+        account = await pool.ensure_available().account()
         now = self._clock()
         if not has_run_full(pool, account):
             if self._reported.pop(pool.name, None) is not None:

@@ -127,7 +127,7 @@ class GroupSnapshots:
             group = pool.groups.get(digest)
             if group is None:
                 continue
-            pool.serving()
+            pool.ensure_available()
             if group.name != name:
                 raise Damaged(f"{group.id} has the name {group.name!r}, not {name!r}: report this")
             if group.source_ids != tuple(sorted(source_ids)):

@@ -28,7 +28,7 @@ class HealthScanner:
         """Scan until cancelled."""
         while True:
             for pool in self._context.pools:
-                if pool.refusal is None:
+                if pool.unavailable_reason is None:
                     await self.scan(pool)
             await asyncio.sleep(SCAN_INTERVAL)
 

@@ -304,7 +304,7 @@ class NodeVolumes:
         place = self._pools.parse_location(volume_id)
         if place is not None:
             try:
-                place[0].serving()
+                place[0].ensure_available()
             except Unavailable:
                 return place
         return None
@@ -312,7 +312,7 @@ class NodeVolumes:
     def _pool_for_cleanup(self, volume_id: str) -> tuple[Pool, Volume | None]:
         """Return the pool with which to clean up after a volume: its own, or the default if the id names none."""
         place = self._pools.locate(volume_id)
-        return (place[0], place[0].volumes.get(place[1])) if place else (self._pools.default.serving(), None)
+        return (place[0], place[0].volumes.get(place[1])) if place else (self._pools.default.ensure_available(), None)
 
 
 async def _with_detected_format(pool: Pool, volume: Volume) -> Volume:

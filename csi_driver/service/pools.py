@@ -24,7 +24,7 @@ class Pool:
         """Bytes of volumes being made or grown now: promised, though not yet in the index."""
         self.pending_thick = 0
         """Real space reserved for operations in progress on thick volumes, see reservations.py."""
-        self.refusal: DriverError | None = Unavailable(f"pool {self.name} is not open yet: try again")
+        self.unavailable_reason: DriverError | None = Unavailable(f"pool {self.name} is not open yet: try again")
         self._committed = 0
         self._space = SpaceCache(self._ask_space, backend.space_max_age)
         self._snapshots_of: dict[str, set[str]] = {}
@@ -54,7 +54,7 @@ class Pool:
         try:
             contents = await self.backend.open()
         except DriverError as error:
-            self.refusal = error
+            self.unavailable_reason = error
             raise
         for volume in contents.volumes:
             self.put_volume(volume)
@@ -62,12 +62,14 @@ class Pool:
             self.put_snapshot(snapshot)
         for group in contents.groups:
             self.put_group(group)
-        self.refusal = None
+        self.unavailable_reason = None
 
-    def serving(self) -> "Pool":
+    def ensure_available(self) -> "Pool":
         """This pool, if it can be looked into now; raises Unavailable otherwise."""
-        if self.refusal is not None:
-            raise Unavailable(f"pool {self.name} of {self.backend.identity.owner} is not served: {self.refusal}")
+        if self.unavailable_reason is not None:
+            raise Unavailable(
+                f"pool {self.name} of {self.backend.identity.owner} is not served: {self.unavailable_reason}"
+            )
         self.backend.check()
         return self
 
@@ -158,7 +160,7 @@ class Pools:
 
     def all_serving(self) -> list[Pool]:
         """Every pool, or Unavailable: a list must never be shorter than the truth."""
-        return [pool.serving() for pool in self]
+        return [pool.ensure_available() for pool in self]
 
     def all_for_name_lookup(self) -> list[Pool]:
         """Every pool, for a search by name. Raises Unavailable where one was never opened: it may hold anything.
@@ -167,8 +169,8 @@ class Pools:
         keep the others from their work. Whoever finds something in it asks `serving` before he answers.
         """
         for pool in self:
-            if pool.refusal is not None:
-                pool.serving()
+            if pool.unavailable_reason is not None:
+                pool.ensure_available()
         return list(self)
 
     def known(self, name: str) -> Pool | None:
@@ -182,12 +184,12 @@ class Pools:
             raise OutOfSpace(
                 f"pool {name!r} is not on node {self.owner} (here: {', '.join(self._pools)}): choose another"
             )
-        return pool.serving()
+        return pool.ensure_available()
 
     def locate(self, text: str) -> tuple[Pool, str] | None:
         """The pool and hash of an id; None where it cannot be one of ours. Raises Unavailable for another owner's."""
         place = self.parse_location(text)
-        return (place[0].serving(), place[1]) if place else None
+        return (place[0].ensure_available(), place[1]) if place else None
 
     def parse_location(self, text: str) -> tuple[Pool, str] | None:
         """As `locate`, also for a pool that is not served now: only what does not ask the pool may go on with it."""

@@ -117,7 +117,7 @@ class Snapshots:
             snapshot = pool.snapshots.get(digest)
             if snapshot is None:
                 continue
-            pool.serving()
+            pool.ensure_available()
             if snapshot.name != request.name:
                 raise Damaged(f"{snapshot.id} has the name {snapshot.name!r}, not {request.name!r}: report this")
             if snapshot.source_id != request.source_id:

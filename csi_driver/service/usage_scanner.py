@@ -48,7 +48,7 @@ class UsageScanner:
         """Scan until cancelled."""
         while True:
             for pool in self._context.pools:
-                if pool.refusal is None:
+                if pool.unavailable_reason is None:
                     await self.scan(pool)
             await asyncio.sleep(PAUSE_SECONDS)
 

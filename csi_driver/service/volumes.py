@@ -193,7 +193,7 @@ class Volumes:
             volume = pool.volumes.get(digest)
             if volume is None:
                 continue
-            pool.serving()
+            pool.ensure_available()
             if volume.name != request.name:
                 raise Damaged(f"{volume.id} has the name {volume.name!r}, not {request.name!r}: report this")
             changed = difference(request, volume.request) or self._other_source(request, volume)

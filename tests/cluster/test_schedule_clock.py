@@ -26,6 +26,7 @@ from csi_driver.kube.leader_election import LeaderElector
 from csi_driver.kube.resources import NAMESPACES, PVCS, PVS, SCHEDULES, SNAPSHOTS
 from csi_driver.operator.schedule.cache import TRIMMERS
 from csi_driver.operator.schedule.controller import ScheduleController
+from csi_driver.operator.schedule.dependencies import ScheduleDependencies
 
 pytestmark = [pytest.mark.slow(seconds=120), pytest.mark.xdist_group("schedule clock")]
 
@@ -109,9 +110,10 @@ class Scene:
                 informer.start()
             try:
                 events = Events(api, "test", name)
-                await ScheduleController(
+                dependencies = ScheduleDependencies(
                     api, informers, events, DRIVER, self.observer, 1, PERIOD, lambda: time.time() + self.ahead
-                ).run()
+                )
+                await ScheduleController(dependencies).run()
             finally:
                 for informer in informers.values():
                     await informer.stop()

@@ -14,7 +14,8 @@ from support.fork_servers import helper_pool
 
 from csi_driver.backends.base import Backend
 from csi_driver.backends.memory.backend import Faults, MemoryBackend
-from csi_driver.backends.registry import BACKENDS, PoolOptions
+from csi_driver.backends.options import PoolOptions
+from csi_driver.backends.registry import BACKENDS
 from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.model import (
     AccessMode,

@@ -165,7 +165,7 @@ async def test_a_pool_that_cannot_be_opened_says_why(faulty: Faulty) -> None:
     with pytest.raises(Precondition):
         await world.open()
     with pytest.raises(Unavailable, match="made by another agent"):
-        world.pool.serving()
+        world.pool.ensure_available()
     await world.open()
     assert world.volumes.list() == ([v], "")
 
@@ -292,7 +292,7 @@ async def test_a_safety_snapshot_is_not_replaced_under_its_reader(faulty: Faulty
     await world.roll_back(v, s, "r", safety="")
 
 
-async def test_room_is_promised_once(faulty: Faulty) -> None:
+async def test_space_is_reserved_once(faulty: Faulty) -> None:
     """Two callers at once, and room for one."""
     world, faults = faulty
     total = (await world.backend.space()).total
@@ -303,7 +303,7 @@ async def test_room_is_promised_once(faulty: Faulty) -> None:
     assert (await world.volumes.capacity({}, []))[0] == total // 2 - SIZE
 
 
-async def test_real_room_is_promised_once(faulty: Faulty) -> None:
+async def test_real_space_is_reserved_once(faulty: Faulty) -> None:
     world, faults = faulty
     mega = 1 << 20
     world.pool.policy = CapacityPolicy(overcommit=100.0, reserve=(await world.backend.space()).total - 10 * mega)

@@ -45,7 +45,7 @@ async def written(world: World, name: str, megas: int, **parameters: str) -> Vol
     return volume
 
 
-async def test_it_is_told_with_what_would_free_most(faulty: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_is_reported_with_what_would_free_most(faulty: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
     world, _ = faulty
     watched = Watched(world, monkeypatch)
     v = await written(world, "v", 4)
@@ -71,7 +71,7 @@ async def test_it_is_told_with_what_would_free_most(faulty: Faulty, monkeypatch:
     assert await watched.look() == []
 
 
-async def test_of_thick_volumes_alone_nothing_is_told(faulty: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_of_thick_volumes_alone_nothing_is_reported(faulty: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their writes do not fail."""
     world, _ = faulty
     watched = Watched(world, monkeypatch)

@@ -154,7 +154,7 @@ async def test_objects_that_are_not_there(faulty: Faulty) -> None:
             await call
 
 
-def test_every_method_can_be_told_to_fail() -> None:
+def test_every_method_can_be_made_to_fail() -> None:
     from csi_driver.backends.base import Backend, VolumeAccess
 
     port = {name for kind in (Backend, VolumeAccess) for name, what in vars(kind).items() if inspect.isfunction(what)}

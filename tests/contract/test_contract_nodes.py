@@ -132,7 +132,7 @@ async def test_another_volume_takes_no_path_that_is_taken(world: World) -> None:
     assert len((await world.backend.access.use(v)).paths) == 2, "both of its places stay"
 
 
-async def test_what_is_shown_survives_a_restart(world: World) -> None:
+async def test_what_is_published_survives_a_restart(world: World) -> None:
     v = await world.volume("v")
     await world.stage(v)
     target = await world.publish(v)

@@ -21,46 +21,46 @@ async def answering(space: Space) -> Space:
     return space
 
 
-async def leave(world: World, room: int) -> None:
+async def limit_space(world: World, available: int) -> None:
     """Let thick volumes have so much from now on."""
-    world.pool.policy = CapacityPolicy(overcommit=100.0, reserve=(await world.backend.space()).free - room)
+    world.pool.policy = CapacityPolicy(overcommit=100.0, reserve=(await world.backend.space()).free - available)
 
 
-async def room(world: World) -> int:
+async def thick_capacity(world: World) -> int:
     return (await world.volumes.capacity({"provisioning": "thick"}, []))[0]
 
 
-async def seen(world: World) -> object:
-    return world.volumes.list(), world.snapshots.list(), dict(world.pool.groups), (await room(world))
+async def pool_contents(world: World) -> object:
+    return world.volumes.list(), world.snapshots.list(), dict(world.pool.groups), (await thick_capacity(world))
 
 
-async def test_a_thin_copy_of_a_thick_volume_is_not_begun_without_room_for_its_source(world: World) -> None:
+async def test_a_thin_copy_of_a_thick_volume_is_not_begun_without_space_for_its_source(world: World) -> None:
     """The source is given blocks of its own again, as after a snapshot; the copy itself takes none."""
     v = await world.volume("v", LARGE, provisioning="thick")
     await world.write(v, piece(0, "a"))
-    await leave(world, LARGE // 2)
+    await limit_space(world, LARGE // 2)
     needs = r"clone of a thick volume must set aside \d+ bytes \([^;]+; the larger of .*\), .* delete something first"
     with pytest.raises(OutOfSpace, match=needs):
         await world.volume("copy", 0, source=v)
     assert world.volumes.list() == ([world.now(v)], "")
-    await leave(world, LARGE + LARGE // 2)
+    await limit_space(world, LARGE + LARGE // 2)
     copy = await world.volume("copy", 0, source=v)
     assert not copy.thick
     assert await world.read(copy) == filled("a", size=LARGE)
 
 
-async def test_a_rollback_of_a_thick_volume_is_not_begun_without_room_for_it(world: World) -> None:
+async def test_a_rollback_of_a_thick_volume_is_not_begun_without_space_for_it(world: World) -> None:
     """Old and new content are there at the same time, and a safety snapshot comes on top of both."""
     v = await world.volume("v", LARGE, provisioning="thick")
     await world.write(v, piece(0, "a"))
     s = await world.snapshot("s", v)
     await world.write(v, piece(0, "b"))
-    await leave(world, LARGE // 2)
+    await limit_space(world, LARGE // 2)
     needs = r"rollback of a thick volume must set aside \d+ bytes \([^;]+; the volume's size: old and new content are"
     for safety in (None, ""):
         with pytest.raises(OutOfSpace, match=needs):
             await world.roll_back(v, s, "r", safety=safety)
-    await leave(world, LARGE + LARGE // 2)
+    await limit_space(world, LARGE + LARGE // 2)
     needs = r"snapshot of a thick volume must set aside \d+ bytes \([^;]+; as much again as each thick volume that is"
     with pytest.raises(OutOfSpace, match=needs):
         await world.roll_back(v, s, "r", safety="")
@@ -69,7 +69,7 @@ async def test_a_rollback_of_a_thick_volume_is_not_begun_without_room_for_it(wor
     assert await world.read(v) == filled("b", size=LARGE)
     await world.roll_back(v, s, "r")
     assert await world.read(v) == filled("a", size=LARGE)
-    await leave(world, 2 * LARGE + LARGE // 2)
+    await limit_space(world, 2 * LARGE + LARGE // 2)
     await world.roll_back(v, s, "with a safety snapshot", safety="")
 
 
@@ -115,13 +115,13 @@ async def test_just_enough_is_enough_and_a_byte_less_is_not(faulty: Faulty, name
     world, _ = faulty
     disks = await Disks(world).make()
     needed, call = NEEDED[name]
-    await leave(world, needed - 1)
-    before, count = (await seen(world)), await images(world)
+    await limit_space(world, needed - 1)
+    before, count = (await pool_contents(world)), await images(world)
     with pytest.raises((OutOfSpace, OutOfRange)):
         await call(world, disks)
-    assert ((await seen(world)), await images(world)) == (before, count)
+    assert ((await pool_contents(world)), await images(world)) == (before, count)
     assert await world.read(disks.v) == b"b" * THICK
-    await leave(world, needed)
+    await limit_space(world, needed)
     await call(world, disks)
     assert (world.pool.pending, world.pool.pending_thick) == (0, 0)
 
@@ -137,11 +137,11 @@ THIN: list[Call] = [
 ]
 
 
-async def test_thin_volumes_need_no_room_for_thick_ones(faulty: Faulty) -> None:
+async def test_thin_volumes_need_no_space_for_thick_ones(faulty: Faulty) -> None:
     """Not even where thick volumes were promised more than there is."""
     world, _ = faulty
     disks = await Disks(world).make()
-    await leave(world, 16 * THICK)
+    await limit_space(world, 16 * THICK)
     world.pool.pending_thick += 32 * THICK
     for call in THIN:
         await call(world, disks)
@@ -160,15 +160,15 @@ async def test_thin_volumes_need_no_room_for_thick_ones(faulty: Faulty) -> None:
         ("rollback with safety", "create_snapshot"),
     ],
 )
-async def test_the_same_room_is_not_reserved_for_two(
+async def test_the_same_space_is_not_reserved_for_two(
     faulty: Faulty, monkeypatch: pytest.MonkeyPatch, name: str, method: str, ends: str, took: bool
 ) -> None:
     """One stands still, and all that is there is his, until his call ends."""
     world, faults = faulty
     disks = await Disks(world).make()
     needed, call = NEEDED[name]
-    await leave(world, needed + THICK // 2)
-    before = await room(world)
+    await limit_space(world, needed + THICK // 2)
+    before = await thick_capacity(world)
     if ends == "badly":
         faults.fail(method, OSError(errno.EIO, "broken"), "half")
 
@@ -196,11 +196,11 @@ async def test_the_same_room_is_not_reserved_for_two(
             await world.volume("too much", 3 * needed, source=disks.ws, provisioning="thick")
         with pytest.raises(OutOfRange):
             await world.expand(disks.w, THICK + 3 * needed)
-        assert (await room(world)) == (0 if took else THICK // 2)
+        assert (await thick_capacity(world)) == (0 if took else THICK // 2)
         monkeypatch.undo()
     assert (world.pool.pending, world.pool.pending_thick) == (0, 0)
     if ends == "badly":
-        assert (await room(world)) == before
+        assert (await thick_capacity(world)) == before
         await call(world, disks)
     elif name == "rollback":
         await world.roll_back(disks.w, disks.ws, "more")  # what the first one gave back is enough
@@ -210,7 +210,7 @@ async def test_a_safety_snapshot_that_was_made_is_promised_no_more(faulty: Fault
     """Its bytes are taken: counted as promised too, they would keep others from what is there."""
     world, faults = faulty
     disks = await Disks(world).make()
-    await leave(world, 3 * THICK)
+    await limit_space(world, 3 * THICK)
     async with standing(faults, "roll_back", world.roll_back(disks.v, disks.vs, "r", safety="")):
-        assert (await room(world)) == THICK
+        assert (await thick_capacity(world)) == THICK
         await world.snapshot("of another", disks.w)

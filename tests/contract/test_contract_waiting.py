@@ -54,7 +54,7 @@ METHOD = {"copy": "create_volume"} | {kind: f"create_{kind}" for kind in ("volum
 
 
 @pytest.mark.parametrize("kind", CREATIONS)
-async def test_two_that_make_the_same_are_told_of_one(patient: Faulty, kind: str) -> None:
+async def test_two_that_make_the_same_get_one(patient: Faulty, kind: str) -> None:
     world, faults = patient
     v = await world.volume("v")
     pause = faults.pause(METHOD[kind])

@@ -6,12 +6,16 @@ import asyncio
 import json
 import sys
 
+import pytest
 from controller_rig import DRIVER, ControllerRig, until_ready, volume
 from support.fake_api import FakeApi
+from support.queues import settle
 from support.rpc_rig import create_volume, places
 from support.started import start_all
+from support.waiting import until
 
 from csi_driver._pb import csi_pb2 as C
+from csi_driver.domain.errors import Unavailable
 from csi_driver.domain.ids import name_hash
 from csi_driver.kube.events import Events
 from csi_driver.kube.informer import Informer
@@ -20,6 +24,7 @@ from csi_driver.operator import orphaned_volumes
 from csi_driver.operator.agents.discovery import trim_pv
 from csi_driver.operator.orphaned_volumes import (
     GRACE_SECONDS,
+    PERIOD_SECONDS,
     OrphanedVolumes,
     older_than_grace,
     same_name_pvs,
@@ -73,13 +78,13 @@ async def test_orphans_of_a_cluster(rig: ControllerRig, fake: FakeApi) -> None:
     told: list[int] = []
     agents = rig.controller.context.agents
     orphans = OrphanedVolumes(agents, informer, DRIVER, Events(api, "tidemark"), told.append, lambda: now[0])
-    assert await orphans.reconcile() == []
+    assert await orphans.check() == []
     now[0] = GRACE_SECONDS - 1
-    assert await orphans.reconcile() == []
+    assert await orphans.check() == []
     now[0] = GRACE_SECONDS
     await rig.agents["n-10"].server.stop(0)  # an agent that is silent takes nothing back
-    assert await orphans.reconcile() == sorted([made["pvc-2"], made["pvc-3"]])
-    assert await orphans.reconcile() == sorted([made["pvc-2"], made["pvc-3"]])
+    assert await orphans.check() == sorted([made["pvc-2"], made["pvc-3"]])
+    assert await orphans.check() == sorted([made["pvc-2"], made["pvc-3"]])
     assert told == [0, 0, 2, 2]
     events = {event["involvedObject"]["name"]: event for event in fake.all(EVENTS)}
     assert {name: event["count"] for name, event in events.items()} == {"pvc-2": 1, "n-10": 1}
@@ -91,7 +96,7 @@ async def test_orphans_of_a_cluster(rig: ControllerRig, fake: FakeApi) -> None:
     rig.persist("pvc-3", made["pvc-3"])
     await rig.stub.DeleteVolume(C.DeleteVolumeRequest(volume_id=made["pvc-2"]))
     async with asyncio.timeout(60):
-        while await orphans.reconcile():
+        while await orphans.check():
             await asyncio.sleep(0.01)
     await informer.stop()
 
@@ -122,3 +127,84 @@ async def test_the_command(rig: ControllerRig) -> None:
     )  # fmt: skip
     out, _ = await running.communicate()
     assert (running.returncode, [one["name"] for one in json.loads(out)]) == (0, ["old"])
+
+
+class Listed:
+    """The port: what a test says of the volumes."""
+
+    def __init__(self, **volumes: list[str]) -> None:
+        self.volumes = volumes
+        self.calls = 0
+        self.error: Exception | None = None
+
+    async def list_volumes(self) -> dict[str, list[str]]:
+        self.calls += 1
+        if self.error is not None:
+            raise self.error
+        return self.volumes
+
+
+class Checking:
+    """Orphans over an informer, on a clock that a test moves."""
+
+    def __init__(self, fake: FakeApi, listed: Listed) -> None:
+        self.fake = fake
+        self.listed = listed
+        self.now = 1000.0
+        self.counts: list[int] = []
+
+    async def __aenter__(self) -> Checking:
+        api = await self.fake.connect()
+        self.pvs = Informer(api, PVS, transform=trim_pv)
+        await start_all([self.pvs])
+        events = Events(api, "tidemark")
+        self._part = OrphanedVolumes(self.listed, self.pvs, DRIVER, events, self.counts.append, lambda: self.now)
+        self._running = asyncio.create_task(self._part.run())
+        await until(lambda: self.listed.calls == 1)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._running.cancel()
+        await asyncio.wait([self._running])
+        assert not self.pvs._handlers, "the next leader has a handler of its own"
+        await self.pvs.stop()
+
+    async def move(self, seconds: float) -> int:
+        """Let time pass and what is due be done; returns how often the agents were asked in all."""
+        self.now += seconds
+        await settle(lambda: self.now, self._part._queue)
+        return self.listed.calls
+
+
+async def test_a_pv_that_appears_ends_an_orphan_at_once(fake: FakeApi) -> None:
+    async with Checking(fake, Listed(a=[A1])) as checking:
+        await checking.move(PERIOD_SECONDS)
+        await checking.move(GRACE_SECONDS)
+        assert checking.counts[-1] == 1
+        calls = await checking.move(5)
+        fake.put(PVS, volume("foreign", "a:default:" + "f" * 32, driver="other"))
+        fake.put(PVS, volume("late", A1))
+        await until(lambda: checking.counts[-1] == 0)
+        assert await checking.move(0) == calls + 1
+
+
+async def test_a_volume_that_only_an_agent_shows_is_seen_within_the_period(fake: FakeApi) -> None:
+    async with Checking(fake, Listed(a=[])) as checking:
+        checking.listed.volumes["a"] = [A1]
+        assert await checking.move(PERIOD_SECONDS - 1) == 1
+        assert await checking.move(1) == 2
+        for _ in range(int(GRACE_SECONDS / PERIOD_SECONDS)):
+            await checking.move(PERIOD_SECONDS)
+        assert checking.counts[-1] == 1
+
+
+@pytest.mark.parametrize("error", [Unavailable("away"), KeyError("shape")])
+async def test_a_check_that_fails_is_repeated_and_the_hour_goes_on(fake: FakeApi, error: Exception) -> None:
+    """The grace period began before the failure: it is not lost with it."""
+    async with Checking(fake, Listed(a=[A1])) as checking:
+        await until(lambda: checking.counts == [0])
+        checking.listed.error = error
+        assert await checking.move(PERIOD_SECONDS) == 2
+        checking.listed.error = None
+        await checking.move(GRACE_SECONDS - PERIOD_SECONDS)
+        assert checking.counts[-1] == 1

@@ -55,8 +55,7 @@ class Restoring(TopologyRig):
         for _ in range(seconds // 2):
             if self.selected("r") is not None and await self.provision():
                 return
-            self.time += 2
-            await self.controller.reconcile()
+            await self.reconcile(2)
 
     async def provision(self) -> bool:
         try:
@@ -79,7 +78,7 @@ async def restoring(fake: FakeApi) -> AsyncIterator[Restoring]:
             await made.begin()
             await made.prepare()
             yield made
-            await made.factory.stop()
+            await made.stop()
 
 
 async def test_a_full_pool_is_asked_once(restoring: Restoring) -> None:

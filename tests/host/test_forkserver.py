@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -306,6 +307,39 @@ async def test_a_job_cancelled_before_it_was_sent_leaves_nothing(children: Helpe
         os.kill(children.server_pid, signal.SIGCONT)
     await until(lambda: children.stuck == 0 and open_files() <= before)
     await children.run("ping", 5)
+
+
+@hasty
+async def test_a_server_that_does_not_read_keeps_no_job_past_its_deadline(children: HelperPool) -> None:
+    before = open_files()
+    os.kill(children.server_pid, signal.SIGSTOP)
+    try:
+        jobs = (children.run("ping", 0.5, filler="x" * 100_000) for _ in range(20))
+        errors_ = await asyncio.wait_for(asyncio.gather(*jobs, return_exceptions=True), 20)
+    finally:
+        os.kill(children.server_pid, signal.SIGCONT)
+    unsent = [error for error in errors_ if isinstance(error, JobFailed)]
+    assert {error.type for error in unsent} == {"NoServer"}
+    assert all(error.gone.is_set() for error in unsent)
+    assert all(isinstance(error, JobStuck) for error in errors_ if error not in unsent), (
+        "sent, and killed once it reads"
+    )
+    await until(lambda: children.stuck == 0 and open_files() <= before)
+    await children.run("ping", 5)
+
+
+async def test_a_server_without_descriptors_refuses_jobs_and_recovers(children: HelperPool) -> None:
+    pid = children.server_pid
+    used = {int(fd) for fd in os.listdir(f"/proc/{pid}/fd")}
+    first_free = min(set(range(len(used) + 1)) - used)
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (first_free, limits[1]))
+    error = await fails(children.run("ping", 30))
+    assert (error.type, error.gone.is_set()) == ("ForkFailed", True)
+    assert isinstance(translate(error), errors.Busy), "worth a retry"
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    await children.run("ping", 30)
+    await ended(children)
 
 
 async def test_too_many_arguments_are_refused(children: HelperPool) -> None:

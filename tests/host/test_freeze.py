@@ -214,7 +214,7 @@ async def test_writing_back_has_a_bound_of_its_own(children: HelperPool, pool: P
     assert not disk.is_frozen()
 
 
-async def test_many_cuts_leave_nothing(
+async def test_many_snapshots_leave_nothing(
     children: HelperPool, pool: Pool, record_property: Callable[[str, object], None]
 ) -> None:
     disk = pool.disk()

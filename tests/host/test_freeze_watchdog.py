@@ -59,7 +59,7 @@ async def test_a_snapshot_killed_inside_its_freeze_is_thawed_by_the_watchdog(chi
     assert not offspring(children.server_pid)
 
 
-async def test_a_cancelled_cut_is_thawed(children: HelperPool, pool: Pool) -> None:
+async def test_a_cancelled_snapshot_is_thawed(children: HelperPool, pool: Pool) -> None:
     disk = pool.disk()
     task = await paused(children, pool, disk)
     task.cancel()
@@ -80,7 +80,7 @@ async def test_a_snapshot_past_the_agents_own_deadline_is_thawed(children: Helpe
     disk.takes_writes()
 
 
-async def test_a_freeze_that_the_watchdog_gave_up_is_told_from_one_that_it_undid(children: HelperPool) -> None:
+async def test_a_freeze_that_the_watchdog_gave_up_differs_from_one_that_it_undid(children: HelperPool) -> None:
     """Whatever the job has answered before: what it froze must stay announced."""
     task = asyncio.create_task(children.run("ping", 30, pause=30))
     await until(lambda: children._jobs)
@@ -94,7 +94,7 @@ async def test_a_freeze_that_the_watchdog_gave_up_is_told_from_one_that_it_undid
     assert error.gone.frozen
 
 
-async def test_stop_thaws_a_running_cut(pool: Pool) -> None:
+async def test_stop_thaws_a_running_snapshot(pool: Pool) -> None:
     children = HelperPool()
     await children.start()
     disk = pool.disk()
@@ -125,6 +125,22 @@ async def test_a_snapshot_outlives_its_fork_server(children: HelperPool, pool: P
     await until(lambda: children.server_pid != server)
     os.kill(cloner, signal.SIGUSR1)
     assert (await asyncio.wait_for(task, 30))["action_seconds"] > 0
+    disk.takes_writes()
+    await cut(children, disk, clones=[pool.clone(disk)])
+
+
+async def test_a_snapshot_that_its_fork_server_never_took_fails_and_freezes_nothing(
+    children: HelperPool, pool: Pool
+) -> None:
+    disk = pool.disk()
+    server = children.server_pid
+    os.kill(server, signal.SIGSTOP)
+    task = asyncio.create_task(cut(children, disk, clones=[pool.clone(disk)]))
+    await until(lambda: children._jobs)
+    os.kill(server, signal.SIGKILL)
+    error = await fails(task)
+    await asyncio.wait_for(error.gone.wait(), 30)
+    assert not error.gone.frozen
     disk.takes_writes()
     await cut(children, disk, clones=[pool.clone(disk)])
 

@@ -18,6 +18,7 @@ from csi_driver.kube.events import Events
 from csi_driver.kube.resources import SCHEDULES, SNAPSHOTS
 from csi_driver.operator.schedule import controller
 from csi_driver.operator.schedule.controller import ScheduleController
+from csi_driver.operator.schedule.dependencies import ScheduleDependencies
 
 
 @pytest.fixture
@@ -33,7 +34,8 @@ async def running(
 ) -> AsyncIterator[None]:
     operator = await world.operator()
     api = await world.fake.connect()
-    schedules = ScheduleController(api, operator.informers, Events(api, "t"), DRIVER, counts, limit, 1, now)
+    dependencies = ScheduleDependencies(api, operator.informers, Events(api, "t"), DRIVER, counts, limit, 1, now)
+    schedules = ScheduleController(dependencies)
     before = [len(informer._handlers) for informer in operator.informers.values()]
     task = asyncio.create_task(schedules.run())
     try:

@@ -13,9 +13,10 @@ from prometheus_client import generate_latest
 from structlog.testing import capture_logs
 from support.fake_api import Call, FakeApi, Fault
 
-from csi_driver.controller import schedules
+from csi_driver.controller import served
 from csi_driver.controller.metrics import ControllerMetrics
-from csi_driver.controller.schedules import PrometheusScheduleMetrics, readable
+from csi_driver.controller.schedules import NEEDED, PrometheusScheduleMetrics
+from csi_driver.controller.served import readable
 from csi_driver.kube.resources import GROUP_SNAPSHOTS, ROLLBACKS, SCHEDULES
 from csi_driver.kube.selectors import selects
 from csi_driver.operator.schedule.naming import (
@@ -106,10 +107,10 @@ def test_metrics() -> None:
 
 async def test_schedules_wait_for_rollbacks_to_be_readable(fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else retention would delete what a rollback wants, for as long as the controller runs."""
-    monkeypatch.setattr(schedules, "UNSERVED_SECONDS", 0.01)
+    monkeypatch.setattr(served, "UNSERVED_SECONDS", 0.01)
     api = await fake.connect()
     fake.unserved.add(ROLLBACKS)
-    waiting = asyncio.create_task(schedules.until_served(api))
+    waiting = asyncio.create_task(served.until_served(api, "snapshot schedules", NEEDED))
     with capture_logs() as logs:
         while len(logs) < 3:
             await asyncio.sleep(0.01)

@@ -10,30 +10,12 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
+from support.virtual_loop import VirtualLoop
 
 from csi_driver.domain.errors import DriverError, Unavailable
 from csi_driver.kube.workqueue import Result, WorkQueue
 
 FIRST, LONGEST = 1.0, 30.0
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """Time stands still while anything runs, and jumps when all wait."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.clock = 1000.0
-        select = self._selector.select  # type: ignore[attr-defined]
-
-        def jump(timeout: float | None) -> Any:
-            assert timeout is not None, "all tasks wait for ever"
-            self.clock += max(0.0, timeout)
-            return select(0)
-
-        self._selector.select = jump  # type: ignore[attr-defined]
-
-    def time(self) -> float:
-        return self.clock
 
 
 def now() -> float:

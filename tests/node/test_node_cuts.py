@@ -56,7 +56,7 @@ async def check_clean(rig: Rig, copy: Volume, fs_type: str) -> None:
     await rig.access.detach(copy)
 
 
-def paused_cuts(rig: Rig, monkeypatch: pytest.MonkeyPatch, pause: float, *points: str) -> None:
+def paused_snapshots(rig: Rig, monkeypatch: pytest.MonkeyPatch, pause: float, *points: str) -> None:
     """Let cuts wait inside their freeze (of these staging paths, or all)."""
     real = rig.children.run
 
@@ -157,7 +157,7 @@ while True:
 """
 
 
-async def test_a_raw_device_is_cut_at_one_point_in_time(rig: Rig) -> None:
+async def test_a_snapshot_of_a_raw_device_is_one_point_in_time(rig: Rig) -> None:
     """With every acknowledged write, and none without those before it: first to the one end, then to the other."""
     volume = await rig.volume("v", "block")
     target = await rig.show(volume)
@@ -190,7 +190,7 @@ async def test_a_snapshot_is_complete_in_the_first_answer_and_never_changes(rig:
     assert await rig.read(snapshot) == b"1"
 
 
-async def test_a_read_only_stage_is_cut_too(rig: Rig) -> None:
+async def test_a_volume_that_is_staged_read_only_has_snapshots_too(rig: Rig) -> None:
     volume = await rig.volume("v", capabilities=(mounted("ext4"),))
     async with rig.shown(volume) as path:
         write_file(f"{path}/data", b"1")
@@ -232,7 +232,7 @@ async def test_the_deadline_of_a_freeze(rig: Rig, monkeypatch: pytest.MonkeyPatc
     volume = await rig.volume("v", fs_type)
     target = await rig.show(volume)
     write_file(f"{target}/data", b"1")
-    paused_cuts(rig, monkeypatch, 20.0)
+    paused_snapshots(rig, monkeypatch, 20.0)
     began = time.monotonic()
     with pytest.raises(Busy, match=r"passed its deadline of 0.4 s.* has \d+ extents.*--freeze-deadline above 0.4 s"):
         await rig.snapshot("s", volume)
@@ -333,7 +333,7 @@ async def test_a_hanging_child_harms_its_volume_alone(rig: Rig) -> None:
     await rig.unstage(volume)
 
 
-async def test_the_tree_is_shown_while_a_child_hangs(rig: Rig) -> None:
+async def test_the_tree_is_listed_while_a_helper_hangs(rig: Rig) -> None:
     """Looking never waits for a hanging child; of that volume it may say less."""
     volume, other = await rig.volume("v"), await rig.volume("w")
     await rig.show(volume)
@@ -343,11 +343,13 @@ async def test_the_tree_is_shown_while_a_child_hangs(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("rig", [{"freeze_deadline": 60.0}], indirect=True)
-async def test_what_changes_a_volume_is_busy_while_it_is_cut(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_changes_a_volume_is_busy_while_its_snapshot_is_taken(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The lock keeps everybody out for the whole freeze, unstage above all; others are not held up."""
     volume, other = await rig.volume("v"), await rig.volume("w")
     target = await rig.show(volume)
-    paused_cuts(rig, monkeypatch, 50.0)
+    paused_snapshots(rig, monkeypatch, 50.0)
     cut = asyncio.create_task(rig.snapshot("s", volume))
     while not (cloners := waiting_cloners(rig.children.server_pid)):
         assert not cut.done()
@@ -422,7 +424,7 @@ async def test_a_host_file_system_is_never_frozen(rig: Rig, monkeypatch: pytest.
     await rig.snapshot("s", volume)
 
 
-async def test_a_failing_cut_is_told_in_the_drivers_words(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failing_snapshot_is_reported_in_the_drivers_words(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     volume = await rig.volume("v")
     await rig.show(volume)
     real = rig.children.run

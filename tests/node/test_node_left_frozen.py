@@ -133,7 +133,7 @@ async def test_a_pool_that_is_refused_keeps_nothing_frozen(rig: Rig, monkeypatch
     await rig.open()
 
 
-async def cut_without_end(rig: Rig, monkeypatch: pytest.MonkeyPatch, volume: Volume) -> JobEnded:
+async def snapshot_without_end(rig: Rig, monkeypatch: pytest.MonkeyPatch, volume: Volume) -> JobEnded:
     """A snapshot that is given up while it is still in progress; the event that is set at its end."""
     gone = JobEnded()
 
@@ -153,7 +153,7 @@ async def test_a_snapshot_that_ended_well_after_its_answer_leaves_nothing_to_tha
     """What is frozen since is somebody else's, and stays so."""
     volume = await rig.volume("v")
     target = await rig.show(volume)
-    gone = await cut_without_end(rig, monkeypatch, volume)
+    gone = await snapshot_without_end(rig, monkeypatch, volume)
     assert announced(rig) == [rig.staging(volume)], "until it is known how it ended"
     gone.set()
     freeze(target)
@@ -174,7 +174,7 @@ async def test_what_a_snapshot_recorded_goes_when_it_has_ended_well(
     """Without another cut: the next start would thaw what a backup tool has frozen since."""
     volume = await rig.volume("v")
     target = await rig.show(volume)
-    gone = await cut_without_end(rig, monkeypatch, volume)
+    gone = await snapshot_without_end(rig, monkeypatch, volume)
     gone.frozen = frozen
     gone.set()
     until = time.monotonic() + (0.5 if frozen else 30)
@@ -195,7 +195,7 @@ async def test_a_pool_closes_while_a_snapshot_has_not_ended(rig: Rig, monkeypatc
     """It stays announced: the next start looks at it."""
     volume = await rig.volume("v")
     await rig.show(volume)
-    await cut_without_end(rig, monkeypatch, volume)
+    await snapshot_without_end(rig, monkeypatch, volume)
     await rig.close()
     assert announced(rig) == [rig.staging(volume)]
     await rig.open()

@@ -21,7 +21,8 @@ from support.pool_disk import Disk, clean, make_disk, share
 from support.sizes import GIB, MIB
 
 from csi_driver.backends.base import PoolContents
-from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions, pool_reader
+from csi_driver.backends.options import PoolOptions
+from csi_driver.backends.reflink import ReflinkBackend, pool_reader
 from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.errors import Damaged, Precondition, Unavailable
 from csi_driver.host.block import loop
@@ -55,7 +56,7 @@ async def open_pool(
     init: bool = False,
     in_container: bool = False,
 ) -> ReflinkBackend:
-    backend = ReflinkBackend(ReflinkOptions(name, owner, str(path), init=init, in_container=in_container), children_)
+    backend = ReflinkBackend(PoolOptions(name, owner, str(path), init=init, in_container=in_container), children_)
     async with asyncio.timeout(PATIENCE):
         try:
             await backend.open()
@@ -221,7 +222,7 @@ async def test_a_pool_whose_disk_failed_while_it_was_opened_opens_later(
 ) -> None:
     """The agent looks again every few seconds, with the same backend: its own lock must not be in its way."""
     async with helper_pool() as agents:
-        backend = ReflinkBackend(ReflinkOptions(POOL, OWNER, str(disk.point)), agents)
+        backend = ReflinkBackend(PoolOptions(POOL, OWNER, str(disk.point)), agents)
         pool = Pool(backend, CapacityPolicy())
 
         def fail(*_: object) -> PoolContents:
@@ -232,19 +233,20 @@ async def test_a_pool_whose_disk_failed_while_it_was_opened_opens_later(
             with pytest.raises(Unavailable, match="does not answer"):
                 await pool.open()
         await pool.open()
-        assert pool.serving() is pool
+        assert pool.ensure_available() is pool
         await backend.close()
 
 
 AGENT = """
 import asyncio, sys
-from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
+from csi_driver.backends.options import PoolOptions
+from csi_driver.backends.reflink import ReflinkBackend
 from csi_driver.host.helper.client import HelperPool
 
 async def main():
     children = HelperPool()
     await children.start()
-    backend = ReflinkBackend(ReflinkOptions("default", "node-1", sys.argv[1]), children)
+    backend = ReflinkBackend(PoolOptions("default", "node-1", sys.argv[1]), children)
     await backend.open()
     hanging = asyncio.create_task(children.run("ping", 600, pause=600))
     child = await children.run("ping", 10)

@@ -17,7 +17,8 @@ from support.node_rig import OWNER, PATIENCE, POOL
 from support.pool_disk import clean, devices_below, make_disk, share
 from support.sizes import GIB, MIB
 
-from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
+from csi_driver.backends.options import PoolOptions
+from csi_driver.backends.reflink import ReflinkBackend
 from csi_driver.backends.reflink.pool_image_setup import Prepared, prepare, remove
 from csi_driver.domain.errors import Precondition
 from csi_driver.host import pool_image, syscalls
@@ -91,7 +92,7 @@ async def test_a_pool_in_an_image_is_a_pool(place: Path) -> None:
     image = await ready(place, GIB)
     async with helper_pool() as agents:
         for _ in range(2):
-            backend = ReflinkBackend(ReflinkOptions(POOL, OWNER, str(place / "pool"), backing=str(image)), agents)
+            backend = ReflinkBackend(PoolOptions(POOL, OWNER, str(place / "pool"), backing=str(image)), agents)
             await backend.open()
             await backend.close()
 
@@ -279,7 +280,7 @@ async def test_what_is_in_an_image_keeps_it(place: Path) -> None:
     """Only what was made for nothing is taken away."""
     image = await ready(place)
     async with helper_pool() as agents:
-        backend = ReflinkBackend(ReflinkOptions(POOL, OWNER, str(place / "pool")), agents)
+        backend = ReflinkBackend(PoolOptions(POOL, OWNER, str(place / "pool")), agents)
         await backend.open()
         await remove(agents, str(image), str(place / "pool"))
         assert image.exists(), "somebody serves it"

@@ -255,7 +255,7 @@ async def test_a_snapshot_sets_aside_what_overwriting_can_cost(rig: Rig) -> None
     await rig.delete(snapshot)
 
 
-async def test_a_snapshot_of_a_thick_volume_without_room_for_it(rig: Rig) -> None:
+async def test_a_snapshot_of_a_thick_volume_without_space_for_it(rig: Rig) -> None:
     volume = await rig.volume("v", size=SIZE, thick=True)
     fill(rig.disk.point, keep=200 * MIB)
     needs = r"must set aside \d+ bytes \([^;]+; as much again as each thick volume that is snapshotted has allocated"

@@ -15,7 +15,8 @@ from support.node_rig import OWNER, POOL, Rig, mounted
 from support.pool_disk import make_disk
 from support.sizes import GIB, MIB
 
-from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
+from csi_driver.backends.options import PoolOptions
+from csi_driver.backends.reflink import ReflinkBackend
 from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.errors import DriverError, OutOfSpace, Precondition, Unavailable
 from csi_driver.host.block import loop_ioctl
@@ -210,7 +211,7 @@ async def test_another_pool_in_its_place(rig: Rig, tmp_path: Path) -> None:
     await furnished(rig)
     rig.leftovers_expected = True
     other = make_disk(tmp_path, GIB, "other")
-    second = Pool(ReflinkBackend(ReflinkOptions(POOL, OWNER, str(other.point)), rig.children), CapacityPolicy())
+    second = Pool(ReflinkBackend(PoolOptions(POOL, OWNER, str(other.point)), rig.children), CapacityPolicy())
     await second.open()
     await second.backend.close()
     mounts.umount(other.point)

@@ -12,7 +12,7 @@ from support.node_rig import Rig, mounted
 from csi_driver.domain.errors import Busy, InUse
 
 
-async def test_an_unmounted_leftover_device_is_cut_with_what_was_written(rig: Rig) -> None:
+async def test_a_snapshot_of_an_unmounted_leftover_device_has_what_was_written(rig: Rig) -> None:
     volume = await rig.volume("v", "block")
     device = await rig.access.attach(volume)
     write_at(device, 0, b"written".ljust(4096))

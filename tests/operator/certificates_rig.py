@@ -15,7 +15,9 @@ from support.fake_api import FakeApi
 from csi_driver.domain.certificates import FILES, fingerprint
 from csi_driver.kube.client import Object
 from csi_driver.kube.resources import MUTATING_WEBHOOKS, SECRETS
-from csi_driver.operator.certificates.controller import Certificates, CertificateSpec
+from csi_driver.operator.certificates.dependencies import CertificateDependencies
+from csi_driver.operator.certificates.observe import CertificateSecrets, CertificateSpec
+from csi_driver.operator.certificates.reconciler import CertificateReconciler
 
 NAMESPACE = "tidemark"
 AUTHORITY, CONTROLLER, AGENT = "tidemark-authority", "tidemark-controller-tls", "tidemark-agent-tls"
@@ -90,7 +92,7 @@ class CertificatesRig:
             },
         )
 
-    async def replica(self) -> Certificates:
+    async def replica(self) -> CertificateReconciler:
         """Another process that keeps them."""
 
         def wanted(role: str, secret: str) -> CertificateSpec:
@@ -99,16 +101,16 @@ class CertificatesRig:
 
             return CertificateSpec(role, secret, NAMES[secret], peers)
 
-        return Certificates(
+        dependencies = CertificateDependencies(
             await self.fake.connect(),
             NAMESPACE,
-            AUTHORITY,
-            [wanted("controller", CONTROLLER), wanted("agent", AGENT)],
             "tidemark-pin",
             self.emitter,
             self.expiry.__setitem__,
             lambda: self.now,
         )
+        specs = [wanted("controller", CONTROLLER), wanted("agent", AGENT)]
+        return CertificateReconciler(dependencies, CertificateSecrets(AUTHORITY, specs))
 
     def secret(self, name: str) -> Object:
         found = self.fake.get(SECRETS, name, NAMESPACE)

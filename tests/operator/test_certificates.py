@@ -12,7 +12,7 @@ from support.fake_api import Call, FakeApi, Fault
 
 from csi_driver.domain.errors import DriverError, Precondition, Unavailable
 from csi_driver.kube.resources import MUTATING_WEBHOOKS, SECRETS
-from csi_driver.operator.certificates import controller as certificates
+from csi_driver.operator.certificates import reconciler as certificates
 from csi_driver.operator.certificates.rotation import Idle
 
 CHANGING = {"create", "update", "patch", "delete"}
@@ -24,7 +24,7 @@ def trusting(fake: FakeApi) -> CertificatesRig:
 
 
 async def at_rest(trusting: CertificatesRig) -> None:
-    await (await trusting.replica()).reconcile()
+    await (await trusting.replica()).do_all()
     trusting.check_rest()
     trusting.peers.load_all()
 
@@ -33,7 +33,7 @@ async def rotate(trusting: CertificatesRig) -> None:
     """One replica, and peers that load what is there whenever it waits for them."""
     keeper = await trusting.replica()
     for _ in range(10):
-        rest = await keeper.reconcile()
+        rest = await keeper.do_all()
         if not rest.waiting:
             return
         trusting.peers.load_all()
@@ -47,7 +47,7 @@ async def test_from_nothing(trusting: CertificatesRig) -> None:
     left = trusting.expiry["agent"] - trusting.now
     assert timedelta(days=89) < left < timedelta(days=91)
     before = len([call for call in trusting.fake.calls if call.verb in CHANGING])
-    await (await trusting.replica()).reconcile()
+    await (await trusting.replica()).do_all()
     assert len([call for call in trusting.fake.calls if call.verb in CHANGING]) == before, "at rest nothing is written"
 
 
@@ -66,7 +66,7 @@ async def test_two_replicas_at_once_end_with_one_authority(trusting: Certificate
 
     trusting.fake.hooks.append(together)
     replicas = [await trusting.replica() for _ in range(2)]
-    await asyncio.gather(*(replica.reconcile() for replica in replicas))
+    await asyncio.gather(*(replica.do_all() for replica in replicas))
     assert waiting == 2
     trusting.check_rest()
     assert trusting.emitter.reasons == ["CaCreated"]
@@ -76,7 +76,7 @@ async def test_a_certificate_is_renewed_and_nothing_else_changes(trusting: Certi
     await at_rest(trusting)
     root, before = trusting.authority(), {name: content(trusting.fake, name) for name in (CONTROLLER, AGENT)}
     trusting.now += timedelta(days=61)
-    await (await trusting.replica()).reconcile()
+    await (await trusting.replica()).do_all()
     trusting.check_rest()
     assert trusting.authority() == root
     for name, old in before.items():
@@ -93,12 +93,12 @@ async def test_a_rotation_waits_for_every_peer(trusting: CertificatesRig) -> Non
     late = {(secret, peer) for secret, peers in trusting.peers.loaded.items() for peer in peers}
     for phase in (1, 2):
         for secret, peer in sorted(late):
-            rest = await keeper.reconcile()
+            rest = await keeper.do_all()
             assert peer in rest.waiting, f"phase {phase}"
             assert (trusting.authority() == root) == (phase == 1)
             trusting.peers.load(secret, peer)
             trusting.peers.check()
-    assert await keeper.reconcile() == Idle()
+    assert await keeper.do_all() == Idle()
     trusting.check_rest()
     trusting.peers.check()
     trusting.peers.load_all()
@@ -167,7 +167,7 @@ async def test_replicas_that_rotate_together(trusting: CertificatesRig) -> None:
     trusting.ask_for_rotation()
     replicas = [await trusting.replica() for _ in range(3)]
     for _ in range(10):
-        await asyncio.gather(*(replica.reconcile() for replica in replicas))
+        await asyncio.gather(*(replica.do_all() for replica in replicas))
         trusting.peers.load_all()
         trusting.peers.check()
     trusting.check_rest()
@@ -200,7 +200,7 @@ async def test_a_damaged_certificate_is_issued_again(trusting: CertificatesRig, 
         key = content(trusting.fake, AUTHORITY)["tls.key"]
         value = {"empty": b"", "no PEM": b"\xff", "key of another": key}[damage]
         trusting.fake.change(SECRETS, name, {"data": {"tls.key": b64encode(value).decode()}}, NAMESPACE)
-    await (await trusting.replica()).reconcile()
+    await (await trusting.replica()).do_all()
     trusting.check_rest()
     assert trusting.authority() == root
 
@@ -212,7 +212,7 @@ async def test_a_damaged_authority_is_never_overwritten(trusting: CertificatesRi
     trusting.fake.change(SECRETS, AUTHORITY, {"data": {key: value}}, NAMESPACE)
     before = trusting.fake.all(SECRETS)
     with pytest.raises(Precondition, match="Secret tidemark-authority does not hold a CA") as caught:
-        await (await trusting.replica()).reconcile()
+        await (await trusting.replica()).do_all()
     assert "PRIVATE" not in str(caught.value)
     assert trusting.fake.all(SECRETS) == before
 
@@ -224,10 +224,10 @@ async def test_the_webhook_follows(trusting: CertificatesRig) -> None:
     assert obj is not None
     assert obj["webhooks"][0]["clientConfig"]["service"] == {"name": "s"}
     trusting.fake.change(MUTATING_WEBHOOKS, "tidemark-pin", {"webhooks": [{"name": "a", "clientConfig": {}}]})
-    await (await trusting.replica()).reconcile()
+    await (await trusting.replica()).do_all()
     assert trusting.hook() == trusting.authority()
     trusting.fake.remove(MUTATING_WEBHOOKS, "tidemark-pin")
-    assert await (await trusting.replica()).reconcile() == Idle()
+    assert await (await trusting.replica()).do_all() == Idle()
 
 
 async def test_others_who_change_the_same_secret_without_end_are_told(
@@ -242,4 +242,4 @@ async def test_others_who_change_the_same_secret_without_end_are_told(
 
     trusting.fake.hooks.append(undo)
     with pytest.raises(Unavailable, match="keep changing: another process"):
-        await (await trusting.replica()).reconcile()
+        await (await trusting.replica()).do_all()

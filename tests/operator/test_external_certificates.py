@@ -10,7 +10,9 @@ from support.fake_api import FakeApi
 
 from csi_driver.kube.resources import MUTATING_WEBHOOKS, SECRETS
 from csi_driver.operator.certificates import ca
-from csi_driver.operator.certificates.external import ExternalCertificates
+from csi_driver.operator.certificates.controller import KEY
+from csi_driver.operator.certificates.dependencies import CertificateDependencies
+from csi_driver.operator.certificates.external import PERIOD_SECONDS, ExternalCertificateReconciler
 
 NS = "tidemark"
 
@@ -27,9 +29,10 @@ async def test_their_end_is_watched(fake: FakeApi) -> None:
     expiry: dict[str, datetime] = {}
     emitter = Told()
     given = {"controller": "mine", "agent": "agents", "third": "not there"}
-    watch = ExternalCertificates(await fake.connect(), NS, given, "pin", emitter, expiry.__setitem__, lambda: now)
+    dependencies = CertificateDependencies(await fake.connect(), NS, "pin", emitter, expiry.__setitem__, lambda: now)
+    watch = ExternalCertificateReconciler(dependencies, given)
     for _ in range(2):
-        await watch.reconcile()
+        assert (await watch.reconcile(KEY)).requeue_after == PERIOD_SECONDS
     assert {role: round((ends - now) / timedelta(days=1)) for role, ends in expiry.items()} == {
         "controller": 90,
         "agent": 5,

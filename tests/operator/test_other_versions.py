@@ -9,11 +9,12 @@ import pytest
 from support.rollback_cases import CREATED, HELD, READY, ROLLING, SPEC, TARGET, UID, done, next_of, volume
 
 from csi_driver import __version__
+from csi_driver.domain.timestamps import format_timestamp
 from csi_driver.kube.resources import SCHEDULES
 from csi_driver.operator.rollback.actions import LeaveAlone, RollBack, UpdateStatus
 from csi_driver.operator.rollback.completed import COMPLETED_ANNOTATION, record_completed
 from csi_driver.operator.rollback.references import UnresolvedReference
-from csi_driver.operator.rollback.resource import Phase, format_time, parse_spec, parse_status, unfinished
+from csi_driver.operator.rollback.resource import Phase, parse_spec, parse_status, unfinished
 from csi_driver.operator.rollback.status import build_status
 from csi_driver.operator.schedule.executor import PlanExecutor
 from csi_driver.operator.schedule.planner import plan_invalid
@@ -26,7 +27,13 @@ LATER = {"type": "Levitated", "status": "True", "reason": "Light", "message": "m
 
 
 def rollback(**status: Any) -> dict[str, Any]:
-    meta = {"namespace": "shop", "name": "back", "uid": UID, "creationTimestamp": format_time(CREATED), "generation": 1}
+    meta = {
+        "namespace": "shop",
+        "name": "back",
+        "uid": UID,
+        "creationTimestamp": format_timestamp(CREATED),
+        "generation": 1,
+    }
     return {"metadata": meta, "spec": {"claimName": "v1", "snapshotName": "s1"}, "status": status}
 
 
@@ -101,7 +108,7 @@ def schedule(spec: dict[str, Any] | None = None, **status: Any) -> dict[str, Any
         "namespace": "shop",
         "name": "nightly",
         "uid": UID,
-        "creationTimestamp": format_time(CREATED),
+        "creationTimestamp": format_timestamp(CREATED),
         "generation": 1,
     }
     wanted = {"cron": "0 1 * * *", "selector": {}} | (spec or {})

@@ -13,10 +13,11 @@ import yaml
 from support.rollback_cases import CREATED, SPEC, TARGET, UID
 
 from csi_driver.domain.durations import parse_duration
+from csi_driver.domain.timestamps import format_timestamp
 from csi_driver.kube.resources import ROLLBACKS
 from csi_driver.operator.rollback import planner, reconciler, references, safety_snapshots
 from csi_driver.operator.rollback.actions import UpdateStatus
-from csi_driver.operator.rollback.resource import Phase, RollbackSpec, format_time, parse_spec
+from csi_driver.operator.rollback.resource import Phase, RollbackSpec, parse_spec
 from csi_driver.operator.rollback.status import build_status
 
 TREE = Path(__file__).parents[2]
@@ -39,7 +40,7 @@ def test_defaults_are_those_of_the_code() -> None:
     for name, field in defaults.items():
         value = SPEC_FIELDS[name]["default"]
         assert in_code[field] == (parse_duration(value) if name == "timeout" else value)
-    meta = {"namespace": "shop", "name": "back", "uid": UID, "creationTimestamp": format_time(CREATED)}
+    meta = {"namespace": "shop", "name": "back", "uid": UID, "creationTimestamp": format_timestamp(CREATED)}
     filled = {name: SPEC_FIELDS[name]["default"] for name in defaults}
     made = {"metadata": meta, "spec": {"claimName": "v1", "snapshotName": "s1"} | filled}
     assert parse_spec(made) == SPEC
@@ -47,7 +48,13 @@ def test_defaults_are_those_of_the_code() -> None:
 
 @pytest.mark.parametrize("phase", list(Phase))
 def test_every_status_that_is_written_is_one_that_is_admitted(phase: Phase) -> None:
-    meta = {"namespace": "shop", "name": "back", "uid": UID, "creationTimestamp": format_time(CREATED), "generation": 1}
+    meta = {
+        "namespace": "shop",
+        "name": "back",
+        "uid": UID,
+        "creationTimestamp": format_timestamp(CREATED),
+        "generation": 1,
+    }
     made: dict[str, Any] = {"metadata": meta, "spec": {"claimName": "v1", "snapshotName": "s1"}}
     made["status"] = build_status(
         made, SPEC, UpdateStatus(phase, "Reason", "words", 0, TARGET, f"safety-{UID}"), CREATED
@@ -100,7 +107,7 @@ def test_the_reference_has_every_field_and_every_reason() -> None:
 
 
 def test_the_reference_and_the_definition_have_every_condition() -> None:
-    meta = {"namespace": "shop", "name": "back", "uid": UID, "creationTimestamp": format_time(CREATED)}
+    meta = {"namespace": "shop", "name": "back", "uid": UID, "creationTimestamp": format_timestamp(CREATED)}
     status = build_status({"metadata": meta}, SPEC, UpdateStatus(Phase.PENDING, "Reason", "words"), CREATED)
     described = STATUS_FIELDS["conditions"]["description"]
     for condition in status["conditions"]:

@@ -9,16 +9,22 @@ from typing import Any
 import pytest
 from support.rollback_cases import CREATED, SPEC, TARGET, UID
 
+from csi_driver.domain.timestamps import format_timestamp
 from csi_driver.operator.rollback.actions import UpdateStatus
 from csi_driver.operator.rollback.resource import (
     Phase,
-    format_time,
 )
 from csi_driver.operator.rollback.status import build_status
 
 
 def rollback(**status: Any) -> dict[str, Any]:
-    meta = {"namespace": "shop", "name": "back", "uid": UID, "creationTimestamp": format_time(CREATED), "generation": 1}
+    meta = {
+        "namespace": "shop",
+        "name": "back",
+        "uid": UID,
+        "creationTimestamp": format_timestamp(CREATED),
+        "generation": 1,
+    }
     return {"metadata": meta, "spec": {"claimName": "v1", "snapshotName": "s1"}, "status": status}
 
 
@@ -68,8 +74,11 @@ def test_a_status_tells_the_whole_story() -> None:
         "Reconciling": "False",
         "Stalled": "False",
     }
-    assert (ended["rollingBackTime"], ended["completionTime"]) == (format_time(CREATED + 3), format_time(CREATED + 4))
-    assert ended["startTime"] == format_time(CREATED)
+    assert (ended["rollingBackTime"], ended["completionTime"]) == (
+        format_timestamp(CREATED + 3),
+        format_timestamp(CREATED + 4),
+    )
+    assert ended["startTime"] == format_timestamp(CREATED)
     assert ended["safetySnapshotName"] == f"safety-{UID}"
     assert (ended["volumeName"], ended["observedGeneration"]) == ("pvc-1", 1)
 
@@ -77,7 +86,7 @@ def test_a_status_tells_the_whole_story() -> None:
 def test_a_condition_keeps_its_time_while_it_stays_what_it_is() -> None:
     status = status_after((CREATED + 1, WAITING), (CREATED + 9, replace(WAITING, message="pod web-2")))
     condition = next(c for c in status["conditions"] if c["type"] == "VolumeReleased")
-    assert (condition["lastTransitionTime"], condition["message"]) == (format_time(CREATED + 1), "pod web-2")
+    assert (condition["lastTransitionTime"], condition["message"]) == (format_timestamp(CREATED + 1), "pod web-2")
     assert status_after((CREATED + 1, WAITING)) == status_after((CREATED + 1, WAITING), (CREATED + 9, WAITING)), (
         "nothing to write"
     )
@@ -86,8 +95,8 @@ def test_a_condition_keeps_its_time_while_it_stays_what_it_is() -> None:
 def test_what_began_again_has_a_new_start_and_keeps_when_it_first_rolled() -> None:
     lapsed = UpdateStatus(Phase.WAITING, "HoldExpired", "again", 0, TARGET)
     status = status_after((CREATED + 3, ROLLING), (CREATED + 1000, lapsed), (CREATED + 1003, ROLLING))
-    assert status["startTime"] == format_time(CREATED + 1000)
-    assert status["rollingBackTime"] == format_time(CREATED + 3)
+    assert status["startTime"] == format_timestamp(CREATED + 1000)
+    assert status["rollingBackTime"] == format_timestamp(CREATED + 3)
 
 
 def test_a_failure_says_so_in_its_condition() -> None:
@@ -114,7 +123,7 @@ def test_each_condition_is_one_of_the_api_conventions(phase: Phase) -> None:
         assert re.fullmatch(r"[A-Za-z]([A-Za-z0-9]*)?", condition["reason"])
         assert condition["message"]
         assert condition["observedGeneration"] == 1
-        assert condition["lastTransitionTime"] == format_time(CREATED + 1)
+        assert condition["lastTransitionTime"] == format_timestamp(CREATED + 1)
     types = [condition["type"] for condition in status["conditions"]]
     assert len(types) == len(set(types))
 
@@ -131,7 +140,7 @@ def test_a_tool_that_knows_no_rollbacks_can_wait_for_the_end(phase: Phase) -> No
 
 
 def test_a_condition_of_the_version_before_is_taken_over_with_its_time() -> None:
-    old = {"status": "False", "reason": "DiskInUse", "message": "m", "lastTransitionTime": format_time(CREATED)}
+    old = {"status": "False", "reason": "DiskInUse", "message": "m", "lastTransitionTime": format_timestamp(CREATED)}
     made = rollback(
         phase="WaitingForRelease", conditions=[{"type": "DiskReleased", **old}, {"type": "Completed", **old}]
     )
@@ -139,5 +148,5 @@ def test_a_condition_of_the_version_before_is_taken_over_with_its_time() -> None
     by_type = {condition["type"]: condition for condition in status["conditions"]}
     assert "DiskReleased" not in by_type
     for kind in ("VolumeReleased", "Complete", "Completed"):
-        assert by_type[kind]["lastTransitionTime"] == format_time(CREATED), kind
-    assert by_type["Reconciling"]["lastTransitionTime"] == format_time(CREATED + 60)
+        assert by_type[kind]["lastTransitionTime"] == format_timestamp(CREATED), kind
+    assert by_type["Reconciling"]["lastTransitionTime"] == format_timestamp(CREATED + 60)

@@ -19,7 +19,7 @@ async def leading(fake: FakeApi) -> AsyncIterator[TopologyRig]:
     made = TopologyRig(fake)
     await made.begin()
     yield made
-    await made.factory.stop()
+    await made.stop()
 
 
 async def test_a_claim_that_the_webhook_missed_is_led(leading: TopologyRig) -> None:
@@ -82,8 +82,7 @@ async def test_a_source_pool_that_is_full_is_no_hot_loop(leading: TopologyRig) -
     calls = 0
     await leading.reconcile(0)
     for _ in range(1800):
-        leading.time += 2
-        await leading.controller.reconcile()
+        await leading.reconcile(2)
         if leading.selected("r") is not None:
             calls += 1
             leading.unselect("r")  # RESOURCE_EXHAUSTED

@@ -65,7 +65,7 @@ def test_selections_come_after_longer_and_longer_pauses() -> None:
     pauses = [Attempts(count, 1000.0).next - 1000.0 for count in range(1, 14)]
     assert pauses == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300, 300]
     claim = replace(WAITING, capacity=10)
-    assert next_action(claim, Attempts(3, 1000.0), 1003.9) == NoAction()
+    assert next_action(claim, Attempts(3, 1000.0), 1003.9) == NoAction(again_at=1004.0)
     assert next_action(claim, Attempts(3, 1000.0), 1004.0) == SelectNode("n-1")
 
 

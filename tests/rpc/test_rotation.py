@@ -19,7 +19,9 @@ from csi_driver._pb import csi_pb2 as C
 from csi_driver.kube.client import Object
 from csi_driver.kube.resources import PODS, SECRETS
 from csi_driver.kube.tls_secret import LOADED_PREFIX, TlsSecretFiles, loaded_by_pods
-from csi_driver.operator.certificates.controller import Certificates, CertificateSpec
+from csi_driver.operator.certificates.dependencies import CertificateDependencies
+from csi_driver.operator.certificates.observe import CertificateSecrets, CertificateSpec
+from csi_driver.operator.certificates.reconciler import CertificateReconciler
 from csi_driver.rpc import tls
 from csi_driver.rpc.clients.agent_api import AgentApi
 from csi_driver.rpc.clients.agent_channels import AgentChannels
@@ -63,8 +65,9 @@ class Trusted(Cluster):
             CertificateSpec("agent", "agent-tls", (tls.AGENT,), agents),
         ]
         expiry: dict[str, datetime] = {}
-        self.keeper = Certificates(api, NAMESPACE, "authority", wanted, "", Silent(), expiry.__setitem__)
-        await self.keeper.reconcile()
+        dependencies = CertificateDependencies(api, NAMESPACE, "", Silent(), expiry.__setitem__)
+        self.keeper = CertificateReconciler(dependencies, CertificateSecrets("authority", wanted))
+        await self.keeper.do_all()
         self.materials = [
             *(
                 TlsSecretFiles(api, NAMESPACE, "controller-tls", self.directory / pod, pod)
@@ -90,7 +93,7 @@ class Trusted(Cluster):
             for number, material in enumerate(self.materials)
         ]
         try:
-            while (await self.keeper.reconcile()).waiting:
+            while (await self.keeper.do_all()).waiting:
                 await asyncio.sleep(0.02)
         finally:
             for task in following:
@@ -161,15 +164,15 @@ async def test_two_hundred_calls_at_once_see_nothing_of_a_rotation(trusted: Trus
 async def test_a_rotation_waits_for_a_replica_that_has_not_loaded_its_files(trusted: Trusted) -> None:
     first, second, *kubelets = trusted.materials
     trusted.fake.change(SECRETS, "authority", {"metadata": {"annotations": {"tidemark.dev/rotate": ""}}}, NAMESPACE)
-    assert (await trusted.keeper.reconcile()).waiting == (*OWNERS, "pod-1", "pod-2")
+    assert (await trusted.keeper.do_all()).waiting == (*OWNERS, "pod-1", "pod-2")
     for material in (first, *kubelets):
         await material.refresh()
-    assert (await trusted.keeper.reconcile()).waiting == ("pod-2",)
+    assert (await trusted.keeper.do_all()).waiting == ("pod-2",)
     await trusted.agents["n-1"].server.stop(0)
-    assert (await trusted.keeper.reconcile()).waiting == ("n-1", "pod-2")
+    assert (await trusted.keeper.do_all()).waiting == ("n-1", "pod-2")
     trusted.ready("n-1", False)
     trusted.fake.change(PODS, "pod-2", {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}, NAMESPACE)
-    assert (await trusted.keeper.reconcile()).waiting == ("n-10", "n-2", "pod-1"), "the next phase has begun"
+    assert (await trusted.keeper.do_all()).waiting == ("n-10", "n-2", "pod-1"), "the next phase has begun"
     secret = trusted.fake.get(SECRETS, "controller-tls", NAMESPACE)
     assert secret is not None
     assert not [key for key in secret["metadata"]["annotations"] if key.startswith(LOADED_PREFIX)], (

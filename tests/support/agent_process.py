@@ -33,8 +33,10 @@ def ready(endpoint: str, process: "subprocess.Popen[bytes]", log: Path, seconds:
 class AgentRig:
     """One agent on a pool image below `root`. `kill` is a crash; `stop` is a SIGTERM."""
 
-    def __init__(self, root: Path, size: str = "8Gi", *options: str) -> None:
+    def __init__(self, root: Path, size: str = "8Gi", *options: str, tree: Path | None = None) -> None:
+        """`tree` is another checkout of Tidemark with a `.venv`, whose agent is started instead of this one's."""
         self.root = root
+        self.tree = tree
         self.image = root / "pool.img"
         self.pool = root / "pool"
         self.endpoint = f"unix://{root}/csi.sock"
@@ -47,12 +49,14 @@ class AgentRig:
 
     def start(self, *options: str) -> Client:
         """Start the agent and wait until Probe says that it is ready."""
-        argv = [*self.prefix, sys.executable, "-m", "csi_driver.cli.main", "agent", "--endpoint", self.endpoint]
+        python = str(self.tree / ".venv/bin/python") if self.tree else sys.executable
+        argv = [*self.prefix, python, "-m", "csi_driver.cli.main", "agent", "--endpoint", self.endpoint]
         argv += ["--pool-image", str(self.image), "--pool-size", self._size, "--pool-image-sparse"]
-        argv += ["--runtime-dir", str(self.root / "run")]
+        if self.tree is None or "--runtime-dir" in (self.tree / "csi_driver/cli/agent.py").read_text():
+            argv += ["--runtime-dir", str(self.root / "run")]
         argv += ["--pool-mount", str(self.pool), "--reserve", "64Mi", "--overcommit", "100", "--node-name", "node1"]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen([*argv, *self._options, *options], stdout=log, stderr=log)
+            self.process = subprocess.Popen([*argv, *self._options, *options], stdout=log, stderr=log, cwd=self.tree)
         return ready(self.endpoint, self.process, self.log)
 
     def kill(self) -> None:

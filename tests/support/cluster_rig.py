@@ -16,10 +16,8 @@ from csi_driver.backends.memory.backend import Faults, MemoryBackend
 from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.operator.certificates import ca
 from csi_driver.rpc import tls
-from csi_driver.rpc.agent.controller import Controller
-from csi_driver.rpc.agent.group_controller import GroupController
 from csi_driver.rpc.agent.identity import Identity, certificate_manifest
-from csi_driver.rpc.agent.tidemark import Tidemark
+from csi_driver.rpc.agent.servicers import agent_servicers, for_controllers
 from csi_driver.rpc.clients.agent_api import AgentApi
 from csi_driver.rpc.clients.agent_channels import AgentChannels
 from csi_driver.rpc.forwarding.controller import ForwardingController
@@ -98,12 +96,8 @@ class AgentOnTls:
         self.context = services.dependencies
         self.fullness = services.fullness
         self.calls = CallTracker(self.seen)
-        self.servicers = [
-            Identity("csi.tidemark.dev", lambda: True, partial(certificate_manifest, identity)),
-            Controller(services.volumes, services.snapshots),
-            GroupController(services.group_snapshots),
-            Tidemark(services.rollbacks, services.lineage, services.fullness),
-        ]
+        manifest = partial(certificate_manifest, identity)
+        self.servicers = for_controllers(agent_servicers(services, "csi.tidemark.dev", owner, lambda: True, manifest))
         self.port = 0
         self.connection_seconds = CONNECTION_SECONDS
         self.earlier: list[grpc.aio.ServerInterceptor] = []

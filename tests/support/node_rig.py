@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from csi_driver.backends.reflink import ReflinkBackend, ReflinkOptions
+from csi_driver.backends.options import PoolOptions
+from csi_driver.backends.reflink import ReflinkBackend
 from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.errors import Busy
 from csi_driver.domain.model import (
@@ -106,7 +107,7 @@ class Rig:
     async def open(self) -> None:
         """A new agent on the pool; the one before was closed, or is taken for dead."""
         options = {"runtime_directory": str(self.place / "run")} | self.options
-        self.backend = ReflinkBackend(ReflinkOptions(POOL, OWNER, str(self.disk.point), **options), self.children)
+        self.backend = ReflinkBackend(PoolOptions(POOL, OWNER, str(self.disk.point), **options), self.children)
         self.pool = Pool(self.backend, self.policy)
         self.pools = Pools(OWNER, [self.pool])
         services = build_services(self.pools, now=self.clock)

@@ -17,13 +17,13 @@ from typing import Any
 
 from csi_driver.domain.errors import DriverError, InUse
 from csi_driver.domain.model import AccessMode, Capability, SizeRange, Snapshot, Volume, VolumeRequest
+from csi_driver.domain.timestamps import format_timestamp
 from csi_driver.kube.client import Api
 from csi_driver.kube.events import Events
 from csi_driver.kube.informer import Informer
 from csi_driver.kube.resources import EVENTS, PODS, PVCS, PVS, ROLLBACKS, SNAPSHOT_CLASSES, SNAPSHOT_CONTENTS, SNAPSHOTS
 from csi_driver.operator.rollback.controller import FIRST_BACKOFF_SECONDS, RollbackController
 from csi_driver.operator.rollback.reconciler import RollbackReconciler
-from csi_driver.operator.rollback.resource import format_time
 from csi_driver.rpc.clients.agent_api import AgentApi
 from csi_driver.service.snapshots import SnapshotRequest
 from support.cluster_rig import Cluster
@@ -122,7 +122,7 @@ class World(KillPoint):
     def ask(self, name: str = "back", to: str = "s1", **spec: Any) -> dict[str, Any]:
         """Apply a VolumeRollback."""
         spec = {"claimName": "v1", "snapshotName": to, "safetySnapshot": True, "keepSafety": 3, "timeout": "10m"} | spec
-        meta = {"name": name, "namespace": NAMESPACE, "creationTimestamp": format_time(self.now())}
+        meta = {"name": name, "namespace": NAMESPACE, "creationTimestamp": format_timestamp(self.now())}
         return self.fake.put(ROLLBACKS, {"metadata": meta, "spec": spec})
 
     def got(self, kind: Any, name: str) -> dict[str, Any]:

@@ -16,11 +16,7 @@ from csi_driver.backends.base import SnapshotTimings
 from csi_driver.backends.memory.backend import Faults, MemoryBackend
 from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.model import Snapshot, Volume
-from csi_driver.rpc.agent.controller import Controller
-from csi_driver.rpc.agent.group_controller import GroupController
-from csi_driver.rpc.agent.identity import Identity
-from csi_driver.rpc.agent.node import Node
-from csi_driver.rpc.agent.tidemark import Tidemark
+from csi_driver.rpc.agent.servicers import agent_servicers
 from csi_driver.rpc.interceptors import CallTracker
 from csi_driver.rpc.server import Server
 from csi_driver.service.build import build_services
@@ -90,13 +86,7 @@ class Rig:
         self.nodes, self.trees = services.node_volumes, services.lineage
         self.ready: Any = lambda: True
         self.calls = CallTracker(observer or self.seen)
-        self.servicers: list[object] = [
-            Identity("csi.tidemark.dev", lambda: bool(self.ready())),
-            Controller(self.volumes, self.snapshots),
-            GroupController(services.group_snapshots),
-            Node(self.nodes, OWNER),
-            Tidemark(services.rollbacks, self.trees),
-        ]
+        self.servicers = agent_servicers(services, "csi.tidemark.dev", OWNER, lambda: bool(self.ready()))
         self.server = Server(f"unix://{directory}/csi/csi.sock", self.servicers, [self.calls])
 
     async def __aenter__(self) -> Rig:

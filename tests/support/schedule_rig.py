@@ -27,6 +27,7 @@ from csi_driver.kube.resources import (
     Kind,
 )
 from csi_driver.operator.schedule.cache import TRIMMERS, Key
+from csi_driver.operator.schedule.dependencies import ScheduleDependencies
 from csi_driver.operator.schedule.naming import CLAIM, SCHEDULED_FOR
 from csi_driver.operator.schedule.objects import GROUP_IN_CREATION, SNAPSHOT_IN_CREATION
 from csi_driver.operator.schedule.reconciler import ScheduleReconciler
@@ -75,7 +76,9 @@ class Operator:
         }
         self.counts = Counts()
         self._make: Callable[[], ScheduleReconciler] = lambda: ScheduleReconciler(
-            api, self.informers, Events(api, "tidemark"), DRIVER, self.counts, limit, 10, lambda: world.now
+            ScheduleDependencies(
+                api, self.informers, Events(api, "tidemark"), DRIVER, self.counts, limit, 10, lambda: world.now
+            )
         )
 
     async def start(self) -> None:

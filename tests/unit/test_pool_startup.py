@@ -20,14 +20,14 @@ class FakePool:
     def __init__(self, name: str, disk: bool) -> None:
         self.name = name
         self.disk = disk
-        self.refusal = f"pool {name}: its disk is missing"
+        self.unavailable_reason = f"pool {name}: its disk is missing"
 
     async def open(self) -> None:
         if not self.disk:
-            raise Unavailable(self.refusal)
+            raise Unavailable(self.unavailable_reason)
 
     def account(self) -> Any:
-        raise Unavailable(self.refusal)
+        raise Unavailable(self.unavailable_reason)
 
 
 def startup(health: AgentHealth, *fakes: FakePool, register: str = "") -> PoolStartup:

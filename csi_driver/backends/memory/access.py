@@ -14,7 +14,7 @@ _LINK = re.compile(r"/proc/(\d+)/fd/\d+", re.ASCII)
 
 
 class MemoryAccess:
-    """The Access port of a memory pool.
+    """The VolumeAccess port of a memory pool.
 
     No kernel keeps a list of symbolic links, so the paths are remembered, and each is read again whenever it matters: one
     that was removed from outside does not count, one that was moved is not found.
@@ -29,20 +29,20 @@ class MemoryAccess:
 
     @faulty
     async def use(self, volume: Volume) -> VolumeUsage:
-        """See Access."""
+        """See VolumeAccess."""
         paths = self._paths(volume)
         device = self._image(volume).path if paths or volume.uid in self._attached else ""
         return VolumeUsage(device, tuple((path,) for path in paths))
 
     @faulty
     async def attach(self, volume: Volume) -> str:
-        """See Access."""
+        """See VolumeAccess."""
         self._attached.add(volume.uid)
         return self._image(volume).path
 
     @faulty
     async def detach(self, volume: Volume) -> None:
-        """See Access."""
+        """See VolumeAccess."""
         paths = self._paths(volume)
         if paths:
             raise InUse(f"{volume.id} is shown at {', '.join(paths)}: unpublish and unstage it first")
@@ -60,19 +60,19 @@ class MemoryAccess:
 
     @faulty
     async def grow(self, volume: Volume, point: str) -> None:
-        """See Access. The memfd has grown already, and whoever has it open sees it."""
+        """See VolumeAccess. The memfd has grown already, and whoever has it open sees it."""
         if not any(path in (point, os.path.join(point, STAGED_NODE)) for path in self._paths(volume)):
             raise Precondition(f"{volume.id} is not shown at {point}: stage it there first")
 
     @faulty
     async def stage_block(self, volume: Volume, point: str) -> None:
-        """See Access."""
+        """See VolumeAccess."""
         os.makedirs(point, mode=0o750, exist_ok=True)
         self._show(volume, os.path.join(point, STAGED_NODE))
 
     @faulty
     async def bind(self, volume: Volume, source: str, target: str, how: Capability, read_only: bool) -> None:
-        """See Access."""
+        """See VolumeAccess."""
         if how.access != "block":
             raise block_only(self.pool)
         if read_only:
@@ -87,7 +87,7 @@ class MemoryAccess:
 
     @faulty
     async def unmount(self, volume: Volume | None, path: str, its_own: bool = False) -> None:
-        """See Access."""
+        """See VolumeAccess."""
         for link in (os.path.join(path, STAGED_NODE), path):
             if its_own and volume and not self._shows(link, self._image(volume)):
                 continue
@@ -98,19 +98,19 @@ class MemoryAccess:
 
     @faulty
     async def cleanup_unavailable(self, digest: str, path: str, last: bool) -> None:  # noqa: ARG002
-        """See Access. A link tells by itself whose it is."""
+        """See VolumeAccess. A link tells by itself whose it is."""
         await self.unmount(None, path)
 
     @faulty
     async def stats(self, volume: Volume, path: str) -> FileSystemStats:
-        """See Access."""
+        """See VolumeAccess."""
         if path not in self._paths(volume):
             raise NotFound(f"{volume.id} is not shown at {path}")
         return FileSystemStats(total=volume.size)
 
     @faulty
     async def condition(self, volume: Volume) -> VolumeCondition | None:  # noqa: ARG002
-        """See Access. What is never mounted has no file system to be in trouble."""
+        """See VolumeAccess. What is never mounted has no file system to be in trouble."""
         return None
 
     def forget(self, volume: Volume) -> None:

@@ -5,7 +5,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,8 +20,9 @@ from csi_driver.backends.base import (
     VolumeAccess,
 )
 from csi_driver.backends.block_access import BlockDeviceAccess
+from csi_driver.backends.options import PoolOptions
 from csi_driver.backends.reflink import pool_lock, pool_reader
-from csi_driver.backends.reflink.checks import ReflinkChecks, stamp
+from csi_driver.backends.reflink.checks import ReflinkChecks, change_token
 from csi_driver.backends.reflink.layout import IMAGE, Layout
 from csi_driver.backends.reflink.loop_devices import LoopDevices
 from csi_driver.backends.reflink.snapshotter import ImageClone, Snapshotter
@@ -43,31 +44,13 @@ _TRASH_SECONDS = 30.0
 """For that of what a rollback of a thick volume leaves."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReflinkOptions:
-    """What the agent says about a pool. `backing`: the sparse image that holds the pool, whose host must have room.
-
-    `in_container`: the pool, and all places where volumes are mounted, must lie on mounts of the host. `runtime_directory`: a
-    directory of the node that is empty after a boot, for notes of what does not outlive one; empty: they lie in the pool.
-    """
-
-    name: str
-    owner: str
-    path: str
-    init: bool = False
-    freeze_deadline: float = 5.0
-    backing: str = ""
-    in_container: bool = False
-    runtime_directory: str = ""
-
-
 class ReflinkBackend:
     """Volumes and snapshots as files that share their blocks."""
 
-    def __init__(self, options: ReflinkOptions, children: HelperPool) -> None:
+    def __init__(self, options: PoolOptions, helpers: HelperPool) -> None:
         self._options = options
         self.layout = Layout(Path(options.path), options.name)
-        self._devices = LoopDevices(self.layout, children)
+        self._devices = LoopDevices(self.layout, helpers)
         self._kernel = BlockDeviceAccess(self._devices, seen_outside=options.in_container)
         self.access: VolumeAccess = self._kernel
         self._snapshotter = Snapshotter(self.layout, self._devices, options.freeze_deadline, self._in_thread)
@@ -134,7 +117,7 @@ class ReflinkBackend:
         try:
             fd = os.open(self.layout.identity, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise self.layout.refusal("the pool was looked at", error) from error
+            raise self.layout.error_for("the pool was looked at", error) from error
         try:
             status = os.fstat(fd)
         finally:
@@ -267,7 +250,7 @@ class ReflinkBackend:
     def change_token(self, item: Volume | Snapshot) -> str:
         """See Backend."""
         with self.layout.translated(f"looking at {item.id}"):
-            return stamp(self.image(item))
+            return change_token(self.image(item))
 
     async def usage(self, item: Volume | Snapshot) -> Usage:
         """See Backend."""
@@ -305,13 +288,13 @@ class ReflinkBackend:
         status = os.stat(self.layout.identity)
         self._known = (status.st_dev, status.st_ino)
         self._devices.file_system = status.st_dev
-        self.layout.sweep()
+        self.layout.remove_leftovers()
         contents = pool_reader.read(self.layout, self._options.owner)
         self._checks.sweep({volume.id.hash: volume for volume in contents.volumes})
         return contents
 
     def _make_volume(self, volume: Volume, source: Path | None) -> None:
-        with self.layout.draft(IMAGE) as draft:
+        with self.layout.new_draft(IMAGE) as draft:
             image = draft / IMAGE
             with image.open("r+b") as file:
                 if source is not None:
@@ -340,10 +323,10 @@ class ReflinkBackend:
         """A draft with these images, all in threads: a disk that hangs must not hold the event loop up."""
         path = self.layout.draft_path()
         try:
-            await self._in_thread(self.layout.begin, path, *images)
+            await self._in_thread(self.layout.create_draft, path, *images)
             yield path
         except BaseException:
-            await self._in_thread(self.layout.abandon, path)
+            await self._in_thread(self.layout.remove_draft, path)
             raise
 
     def _expand(self, volume: Volume) -> None:
@@ -364,7 +347,7 @@ class ReflinkBackend:
             os.fsync(file.fileno())
 
     def _exchange(self, volume: Volume, source: Path) -> None:
-        with self.layout.draft(IMAGE) as draft:
+        with self.layout.new_draft(IMAGE) as draft:
             image = draft / IMAGE
             with image.open("r+b") as file, source.open("rb") as origin:
                 files.reflink(origin.fileno(), file.fileno())
@@ -374,7 +357,7 @@ class ReflinkBackend:
 
     async def _discard(self, what: str, place: Path) -> None:
         with self.layout.translated(f"deletion of {what}"):
-            await self._in_thread(self.layout.discard, place)
+            await self._in_thread(self.layout.move_to_trash, place)
         self._empty_trash()
 
     def _empty_trash(self) -> Future[None] | None:

@@ -103,14 +103,14 @@ class ReflinkChecks:
         for place in sorted(self._layout.checks.iterdir()):
             volume = volumes.get(place.name)
             if volume is None:
-                self._layout.discard(place)
+                self._layout.move_to_trash(place)
             else:
                 self._standing(volume)
         for kept in sorted(self._layout.kept.iterdir()):
             named = _KEPT.fullmatch(kept.name)
             # A name of another form is a later version's, and what it keeps is data.
             if named is not None and named[1] not in volumes:
-                self._layout.discard(kept)
+                self._layout.move_to_trash(kept)
 
     def _found(self, volume: Volume) -> Check | None:
         standing = self._standing(volume)
@@ -118,7 +118,7 @@ class ReflinkChecks:
             return None
         job, outcome = standing
         assert outcome.result != "interrupted"
-        if stamp(self._image(volume)) != job.stamp:
+        if change_token(self._image(volume)) != job.stamp:
             # Rolled back, grown or written to since: what was checked is not what the volume holds. Its process ends by itself.
             self._discard(self._place(volume))
             return None
@@ -154,18 +154,18 @@ class ReflinkChecks:
         place, image = self._place(volume), self._image(volume)
         draft = self._layout.draft_path()
         try:
-            self._layout.begin(draft)
-            self._layout.begin(draft / _COPY, IMAGE)
+            self._layout.create_draft(draft)
+            self._layout.create_draft(draft / _COPY, IMAGE)
             with image.open("rb") as source, (draft / _COPY / IMAGE).open("r+b") as copy:
                 files.reflink(source.fileno(), copy.fileno())
                 self._take_size(copy.fileno(), volume)
-            job = _Job(why, now, f"{volume.id.hash}-{now}", stamp(image), journal.boot_id())
+            job = _Job(why, now, f"{volume.id.hash}-{now}", change_token(image), journal.boot_id())
             noted = {"why": job.why, "started": now, "kept": job.kept, "stamp": job.stamp, "boot": job.boot}
             files.write_durably(draft / _JOB, json.dumps(noted).encode())
             self._layout.crash_point("check prepared")
             files.rename_new(draft, place)
         except BaseException:
-            self._layout.abandon(draft)
+            self._layout.remove_draft(draft)
             raise
         self._layout.crash_point("check shown")
         fsck.start(str(place), str(place / _COPY / IMAGE))
@@ -197,7 +197,7 @@ class ReflinkChecks:
 
     def _discard(self, place: Path) -> None:
         if place.exists():
-            self._layout.discard(place)
+            self._layout.move_to_trash(place)
             self._emptied()
 
     def _forget_old(self, now: int) -> None:
@@ -216,7 +216,7 @@ class ReflinkChecks:
         return self._layout.checks / volume.id.hash
 
 
-def stamp(image: Path) -> str:
+def change_token(image: Path) -> str:
     """What is another one whenever the image is. Raises OSError."""
     status = image.stat()
     return f"{status.st_ino}:{status.st_ctime_ns}"

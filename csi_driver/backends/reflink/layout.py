@@ -70,9 +70,9 @@ class Layout:
         except DriverError:
             raise
         except OSError as error:
-            raise self.refusal(doing, error) from error
+            raise self.error_for(doing, error) from error
 
-    def refusal(self, doing: str, error: OSError) -> DriverError:
+    def error_for(self, doing: str, error: OSError) -> DriverError:
         """The driver's error for an OSError of the pool's file system."""
         if error.errno in _FULL:
             return OutOfSpace(
@@ -86,33 +86,33 @@ class Layout:
         return Precondition(f"{doing}: pool {self.name} refused ({error})")
 
     @contextmanager
-    def draft(self, *images: str) -> Iterator[Path]:
+    def new_draft(self, *images: str) -> Iterator[Path]:
         """A directory under `.new` with empty images of these names, removed again unless it was published."""
         path = self.draft_path()
         try:
-            self.begin(path, *images)
+            self.create_draft(path, *images)
             yield path
         except BaseException:
-            self.abandon(path)
+            self.remove_draft(path)
             raise
 
     def draft_path(self) -> Path:
         """Where a new draft may be made: nobody else gets the same path."""
         return self.new / secrets.token_hex(8)
 
-    def begin(self, draft: Path, *images: str) -> None:
+    def create_draft(self, draft: Path, *images: str) -> None:
         """Make a draft, with empty images of these names in it."""
         draft.mkdir(mode=0o700)
         self.crash_point("draft made")
         for image in images:
             os.close(os.open(draft / image, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
 
-    def abandon(self, draft: Path) -> None:
+    def remove_draft(self, draft: Path) -> None:
         """Remove a draft, as far as that can be done now: the next start does the rest."""
         with suppress(OSError):
             shutil.rmtree(draft)
 
-    def seal(self, draft: Path, record: bytes) -> None:
+    def fsync_draft(self, draft: Path, record: bytes) -> None:
         """Make a draft's images and record durable, before it may be shown."""
         for image in sorted(draft.glob("*.img")):
             with image.open("rb") as file:
@@ -129,7 +129,7 @@ class Layout:
 
     def publish(self, draft: Path, record: bytes, place: Path) -> None:
         """Show a draft at `place`, which must be free: image and record appear together, durably."""
-        self.seal(draft, record)
+        self.fsync_draft(draft, record)
         try:
             files.rename_new(draft, place)
         except FileExistsError:
@@ -152,7 +152,7 @@ class Layout:
         try:
             os.rename(draft, self.trash / draft.name)
         except OSError:
-            self.abandon(draft)
+            self.remove_draft(draft)
         self.crash_point("old content discarded")
 
     def exchange_kept(self, draft: Path, record: bytes, place: Path, kept: Path) -> None:
@@ -168,7 +168,7 @@ class Layout:
         files.fsync_directory(kept.parent)
 
     def _swap(self, draft: Path, record: bytes, place: Path) -> None:
-        self.seal(draft, record)
+        self.fsync_draft(draft, record)
         files.rename_exchange(draft, place)
         self.crash_point("exchanged")
         try:
@@ -179,7 +179,7 @@ class Layout:
             raise
         self.crash_point("exchange durable")
 
-    def discard(self, place: Path) -> None:
+    def move_to_trash(self, place: Path) -> None:
         """Make what lies at `place` disappear, durably; its space comes back when the trash is emptied."""
         # Opened first: if that fails, nothing has changed. Nothing can be moved out of the trash again.
         parent = os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -204,7 +204,7 @@ class Layout:
         files.write_durably(place / RECORD, record)
         self.crash_point("record replaced")
 
-    def sweep(self) -> None:
+    def remove_leftovers(self) -> None:
         """Remove what a crash left half-made: drafts, none of which was ever shown, and files that replaced nothing."""
         for leftover in self.new.iterdir():
             try:
@@ -212,7 +212,7 @@ class Layout:
             except OSError as error:
                 if error.errno not in _FULL:
                     raise
-                self.abandon(leftover)  # a pool that is full must be opened, or nothing in it could be deleted
+                self.remove_draft(leftover)  # a pool that is full must be opened, or nothing in it could be deleted
         for leftover in (*self.volumes.glob(f"*/{files.draft(RECORD)}*"), *self.freezes.glob(f"{files.draft('*')}*")):
             leftover.unlink()
 

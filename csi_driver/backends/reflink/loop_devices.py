@@ -30,9 +30,9 @@ _VOLUME = re.compile(r"/volumes/([0-9a-f]{32})/disk\.img$")
 class LoopDevices:
     """The Devices port for a reflink pool."""
 
-    def __init__(self, layout: Layout, children: HelperPool) -> None:
+    def __init__(self, layout: Layout, helpers: HelperPool) -> None:
         self._layout = layout
-        self.jobs = VolumeHelpers(children)
+        self.jobs = VolumeHelpers(helpers)
         self._seen: dict[str, tuple[int, int]] = {}
         self.file_system = 0
         """The device number (st_dev) of the pool's file system, once the pool was opened."""
@@ -105,7 +105,7 @@ class LoopDevices:
         if not await self._with_image(volume, "looking into", "rb", _may_grow):
             return False
         try:
-            await self._in_pool(volume, "growing", lambda: self._layout.begin(draft, IMAGE))
+            await self._in_pool(volume, "growing", lambda: self._layout.create_draft(draft, IMAGE))
             paths = {"image": str(place / IMAGE), "copy": str(draft / IMAGE)}
             grown: bool = await self.jobs.run(volume, "grow_copy", GROWTH_TIMEOUT, **paths)
             if grown:
@@ -114,7 +114,7 @@ class LoopDevices:
                 await self._in_pool(volume, "growing", lambda: self._layout.replace(draft, place, IMAGE))
             return grown
         finally:
-            await asyncio.to_thread(self._layout.abandon, draft)
+            await asyncio.to_thread(self._layout.remove_draft, draft)
 
     async def restore_allocation(self, volume: Volume) -> None:
         """See Devices. mkfs and file systems may have given blocks back by writing zeroes: they are taken again."""
@@ -182,7 +182,7 @@ class LoopDevices:
         """See Devices. Where the pool was never opened, a device that is not dead stays: the sweep finds it later."""
         for number, backing in (await self._devices_by_path_only(digest)).items():
             if self.file_system or (await self._backing_files([number]))[number] == _DEAD:
-                await self.jobs.run(None, "loop_abandon", SLOW_TIMEOUT, number=number, backing=backing)
+                await self.jobs.run(None, "detach_unverified", SLOW_TIMEOUT, number=number, backing=backing)
 
     async def _devices_by_path_only(self, digest: str) -> dict[int, str]:
         """The devices, with their files' paths, that hold a volume of this pool if the pool cannot be asked.

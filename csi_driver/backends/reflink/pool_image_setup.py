@@ -29,7 +29,7 @@ class Prepared:
 
 
 async def prepare(
-    children: HelperPool,
+    helpers: HelperPool,
     path: str,
     size: int,
     sparse: bool,
@@ -49,20 +49,20 @@ async def prepare(
         )
     size = round_up(size)  # whole blocks of the loop device
     if in_container:
-        await _run(children, "check_pool_place", _CHECK_SECONDS, path, point=point)
-    made = not os.path.lexists(path) and await _make(children, path, size, sparse)
+        await _run(helpers, "check_pool_place", _CHECK_SECONDS, path, point=point)
+    made = not os.path.lexists(path) and await _make(helpers, path, size, sparse)
     kept = "" if made or keep_size else _too_small(path, size)
     if kept and not in_container:
         raise Precondition(kept)
     try:
-        await _run(children, "mount_pool_image", _MOUNT_SECONDS, path, point=point)
+        await _run(helpers, "mount_pool_image", _MOUNT_SECONDS, path, point=point)
     except BaseException:
         if made:
-            await remove(children, path, point)
+            await remove(helpers, path, point)
         raise
     if not made and not keep_size and not kept:
         try:
-            await _run(children, "grow_pool_image", _MAKE_SECONDS, path, "grow", point=point, size=size, sparse=sparse)
+            await _run(helpers, "grow_pool_image", _MAKE_SECONDS, path, "grow", point=point, size=size, sparse=sparse)
         except DriverError as error:
             if not in_container:
                 raise
@@ -70,27 +70,27 @@ async def prepare(
     return Prepared(made, kept)
 
 
-async def remove(children: HelperPool, path: str, point: str) -> None:
+async def remove(helpers: HelperPool, path: str, point: str) -> None:
     """Take away an image that this start has made for nothing, as far as that can be done and nothing is in it."""
     with suppress(JobFailed, JobStuck):
-        await children.run("remove_pool_image", _REMOVE_SECONDS, path=path, point=point, empty=pool_lock.NEW)
+        await helpers.run("remove_pool_image", _REMOVE_SECONDS, path=path, point=point, empty=pool_lock.NEW)
 
 
-async def _make(children: HelperPool, path: str, size: int, sparse: bool) -> bool:
+async def _make(helpers: HelperPool, path: str, size: int, sparse: bool) -> bool:
     token = secrets.token_hex(8)
     try:
-        made = await _run(children, "make_pool_image", _MAKE_SECONDS, path, size=size, sparse=sparse, token=token)
+        made = await _run(helpers, "make_pool_image", _MAKE_SECONDS, path, size=size, sparse=sparse, token=token)
     except BaseException:
         # A child that was killed, for its time or the agent's end, could not clean up.
         with suppress(JobFailed, JobStuck):
-            await children.run("discard_pool_drafts", _REMOVE_SECONDS, path=path, token=token)
+            await helpers.run("discard_pool_drafts", _REMOVE_SECONDS, path=path, token=token)
         raise
     return bool(made)
 
 
-async def _run(children: HelperPool, job: str, seconds: float, path: str, cannot: str = "be used", **args: Any) -> Any:
+async def _run(helpers: HelperPool, job: str, seconds: float, path: str, cannot: str = "be used", **args: Any) -> Any:
     try:
-        return await children.run(job, seconds, path=path, **args)
+        return await helpers.run(job, seconds, path=path, **args)
     except JobFailed as error:
         raise Precondition(
             f"--pool-image {path} cannot {cannot} ({translate(error)}): it was not formatted or changed"

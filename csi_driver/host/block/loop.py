@@ -249,7 +249,7 @@ def detach(device: LoopDevice, mounted: Callable[[LoopDevice], Sequence[str]] = 
         users = [*holders(device), *mounted(device)]
         if users:
             raise _in_use(device, users)
-        _let_go(fd, device)
+        _detach_open(fd, device)
     finally:
         os.close(fd)
     _wait_until_gone(device)
@@ -293,7 +293,7 @@ def _in_use(device: LoopDevice, users: Sequence[str]) -> Busy:
     return Busy(f"{device.path} is in use by {', '.join(users)}{page}")
 
 
-def _let_go(fd: int, device: LoopDevice) -> None:
+def _detach_open(fd: int, device: LoopDevice) -> None:
     # LOOP_CLR_FD of a device that somebody else has open too answers 0, sets AUTOCLEAR, and detaches at the last close.
     # Ours is not closed before the flag is off again, and should we be killed, it was on for microseconds only.
     for attempt in range(_WAIT_TRIES):

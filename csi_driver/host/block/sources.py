@@ -88,7 +88,7 @@ def _attached(path: str, thick: bool, names: str) -> LoopDevice:
         if thick:
             loop.refuse_discard(found)
         if fresh:
-            _refuse_stale(found)
+            _reject_stale_mounts(found)
     except BaseException:
         if fresh:
             loop.detach(found, mounted=lambda _: [])  # what shows the number is not of this image
@@ -96,7 +96,7 @@ def _attached(path: str, thick: bool, names: str) -> LoopDevice:
     return found
 
 
-def _refuse_stale(found: LoopDevice) -> None:
+def _reject_stale_mounts(found: LoopDevice) -> None:
     """Raise Busy if a new device is shown somewhere: a bind of the number's last owner would hand it this volume's data."""
     stale = [mount.point for mount in mountinfo.mounts_of(found.major, found.minor, found.name)]
     if stale:

@@ -60,15 +60,12 @@ class RunningJob:
 
 def run_job(job: RunningJob, channel: socket.socket) -> bool:
     """Do the job and answer on its channel. False: it failed, and the watchdog must look after it."""
-    answered = False
 
     def answer(message: dict[str, object]) -> None:
-        nonlocal answered
-        if not answered:
-            data = encode_answer(message)
-            answered = True
-            with suppress(OSError):  # the agent is gone, or no longer waits
-                channel.sendall(data)
+        """Send an answer. The agent takes the first."""
+        data = encode_answer(message)
+        with suppress(OSError):  # the agent is gone, or no longer waits
+            channel.sendall(data)
 
     commands.hold_open(channel)
     function = job_table.TABLE.get(job.name)

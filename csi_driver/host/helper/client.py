@@ -6,29 +6,28 @@ is abandoned and counted, and is dropped from the count when it ends after all. 
 
 import asyncio
 import errno
+import itertools
 import logging
 import os
 import signal
-import socket
 import time
-from collections.abc import Callable
+from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
 from csi_driver.host.helper import messages
 from csi_driver.host.helper.job import Job, JobFailed, JobStuck
-from csi_driver.host.helper.messages import MAX_MESSAGE, Message
-from csi_driver.host.helper.process import Process, ServerProcess, begin
+from csi_driver.host.helper.messages import Message
+from csi_driver.host.helper.process import Begin, ServerProcess, begin
 from csi_driver.host.helper.supervisor import Supervisor
 
 __all__ = ["HelperPool", "JobFailed", "JobStuck"]
 
 _LOG = logging.getLogger(__name__)
 
-_GRACE = 0.5
 _THAW_TIMEOUT = 30.0
-_UNTHAWED = ("Deadline", "StillFrozen", "ThawFailed")
-"""The answer of a snapshot job that may have left something frozen."""
+_UNTHAWED = (None, "Deadline", "StillFrozen", "ThawFailed")
+"""The answer of a snapshot job that may have left something frozen: none, or one of these failures."""
 
 
 class HelperPool:
@@ -39,18 +38,12 @@ class HelperPool:
     `grace`: seconds for a killed child to die before it is abandoned. `begin`: what starts the server.
     """
 
-    def __init__(
-        self,
-        limit: int = 32,
-        stuck_limit: int = 16,
-        grace: float = _GRACE,
-        begin: Callable[[socket.socket], Process] = begin,
-    ) -> None:
-        self._supervisor = Supervisor(begin, self._on_message, self._on_server_death, self._on_too_large)
+    def __init__(self, limit: int = 32, stuck_limit: int = 16, grace: float = 0.5, begin: Begin = begin) -> None:
+        self._supervisor = Supervisor(begin, self._on_message, self._on_server_death)
         self._stuck_limit, self._grace = stuck_limit, grace
         self._slots = asyncio.Semaphore(limit)
         self._jobs: dict[int, Job] = {}
-        self._next = 1
+        self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self.abandoned_total = 0
         """Jobs abandoned since the start."""
@@ -77,7 +70,6 @@ class HelperPool:
 
     async def stop(self) -> None:
         """Stop the fork server, and wait up to 10 seconds until it is gone. Running jobs are killed, running cuts thawed."""
-        self._supervisor.stopping = True
         for job in self._jobs.values():
             job.fail("Stopped", "the agent is stopping", errno.ECANCELED)
         exited = await self._supervisor.stop()
@@ -93,85 +85,57 @@ class HelperPool:
 
     def _on_message(self, server: ServerProcess, message: Message) -> None:
         match message:
-            case messages.ServerReady():
-                server.ready.set()
+            case messages.ServerReady() if not server.ready.done():
+                server.ready.set_result(None)
             case messages.LogLine(text):
                 _LOG.error("%s", text)
-            case messages.JobTaken(number):
-                if job := self._jobs.get(number):
-                    job.taken = True
             case messages.JobStarted(number, pid):
+                self._supervisor.failures = 0
                 if job := self._jobs.get(number):
                     job.pid = pid
-                self._supervisor.note_success()
-            case messages.JobRefused(number, code, text):
-                if job := self._jobs.get(number):
-                    job.fail("ForkFailed", text, code)
-                    self._forget(job)
-            case messages.HelperExited(number, status, thawed):
-                if job := self._jobs.get(number):
-                    job.ending = messages.describe_status(status)
-                    if not thawed:
-                        job.leave_frozen(
-                            f"a file system may still be frozen after the snapshot job's end ({job.ending})"
-                        )
-                    job.read()  # all that the child said is here by now
-                    if not job.open:
-                        self._forget(job)
+            case messages.HelperExited(number, status, thawed, refusal) if job := self._jobs.get(number):
+                job.ending = messages.describe_status(status)
+                if refusal:
+                    job.fail("ForkFailed", refusal)
+                if not thawed:
+                    job.leave_frozen(f"a file system may still be frozen after the snapshot job's end ({job.ending})")
+                job.read()  # all that the child said is here by now
+                self._settle(job)
 
-    def _on_too_large(self, number: int) -> None:
-        if job := self._jobs.get(number):
-            job.fail("TooLarge", "the kernel takes no messages of this size", errno.EMSGSIZE)
+    def _settle(self, job: Job) -> None:
+        """Forget a job that no process works on any longer. What one left frozen that lost its watchdog is thawed before."""
+        if job.open or not (job.ending or job.orphan):
+            return
+        if not job.orphan:
             self._forget(job)
-
-    def _on_eof(self, job: Job) -> None:
-        """No process works on a job any longer."""
-        if job.ending:
-            self._forget(job)
-        elif job.orphan:
-            self._on_orphan_gone(job)
+        elif self._supervisor.running:
+            if job.name == "cut" and job.failure_type in _UNTHAWED:
+                self._spawn(self._thaw_orphan(job))
+            else:
+                self._forget(job)
 
     # ---- jobs whose server has died
 
     def _on_server_death(self) -> None:
-        for job in list(self._jobs.values()):
-            if not job.orphan:
-                self._on_orphaned(job)
-
-    def _on_orphaned(self, job: Job) -> None:
-        """The server of a job has died. Its processes live on, as long as the job's socket is open.
+        """Go on without the server. The processes of its jobs live on, as long as the jobs' sockets are open.
 
         A snapshot job goes on to its end: it thaws by itself, and nobody else would know when. Anything else is killed.
         """
-        job.read()  # an answer that has come counts
-        if job.number not in self._jobs:
-            return
-        job.orphan = True
-        if job.name != "cut":
-            job.fail("ServerDied", "the fork server died while the job was running", errno.ECHILD)
-            self._kill_orphan(job)
-        if not job.open:
-            self._on_orphan_gone(job)
+        for job in list(self._jobs.values()):
+            job.read()  # an answer that has come counts
+            if job.orphan or job.number not in self._jobs:
+                continue
+            job.orphan = True
+            if job.name != "cut":
+                job.fail("ServerDied", "the fork server died while the job was running", errno.ECHILD)
+                self._kill_orphan(job)
+            self._settle(job)
 
     def _kill_orphan(self, job: Job) -> None:
         job.read()
         if job.open and job.pid:  # open: a process of its group lives, so the number is still its own
             with suppress(OSError):
                 os.killpg(job.pid, signal.SIGKILL)
-
-    def _on_orphan_gone(self, job: Job) -> None:
-        """Thaw from here what a snapshot job left frozen that died inside its freeze: it has no watchdog any longer."""
-        if self._supervisor.stopping:
-            return
-        if not job.taken:
-            job.fail("ServerDied", "the fork server died before it took the job", errno.ECHILD)
-            self._forget(job)
-        elif job.name == "cut" and (not job.answer.done() or job.answer.result().failure_type in _UNTHAWED):
-            task = asyncio.create_task(self._thaw_orphan(job), name="thaw after the fork server's death")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        else:
-            self._forget(job)
 
     async def _thaw_orphan(self, job: Job) -> None:
         try:
@@ -191,18 +155,18 @@ class HelperPool:
         long, and leaks nothing. A snapshot job that is killed is thawed by the watchdog before it counts as gone. Thaws have no
         limit of number: they must always be possible.
         """
-        limited = not name.startswith("thaw")
-        if limited:
-            await self._take_slot(name, timeout)
+        job = Job(next(self._numbers), name, args, self._settle)
         try:
-            job = await self._submit(name, timeout, args, holds_slot=limited)
+            if not name.startswith("thaw"):
+                await self._take_slot(job, timeout)
+            await self._submit(job, timeout)
         except BaseException:
-            if limited:
-                self._slots.release()
+            job.close()
+            job.free_slot()
             raise
         try:
-            await asyncio.wait({job.answer}, timeout=timeout)
-            if not job.answer.done():
+            await asyncio.wait({job.outcome}, timeout=timeout)
+            if not job.outcome.done():
                 await self._kill(job)
         except asyncio.CancelledError:
             await self._kill(job)
@@ -211,85 +175,77 @@ class HelperPool:
             if not job.gone.is_set():
                 # Answered and not gone yet: usually a matter of microseconds.
                 asyncio.get_running_loop().call_later(self._grace, self._on_grace_expired, job)
-        if not job.answer.done() or (job.killed and job.answer.result().failure_type in ("Crashed", "ServerDied")):
+        if job.failure_type is None or (job.killed and job.failure_type in ("Crashed", "ServerDied")):
             raise JobStuck(name, timeout, job.gone)
-        answer = job.answer.result()
-        if failure := answer.failure:
-            raise JobFailed(name, failure.errno, failure.message, failure.type, failure.details, job.gone)
-        return answer.result
+        outcome = job.outcome.result()
+        if isinstance(outcome, JobFailed):
+            raise outcome
+        return outcome
 
-    async def _take_slot(self, name: str, timeout: float) -> None:
+    async def _take_slot(self, job: Job, timeout: float) -> None:
         stuck = self.stuck_jobs
         if len(stuck) > self._stuck_limit:
             message = f"{len(stuck)} helper processes hang in the kernel, so no more are started: {', '.join(stuck)}"
-            raise JobFailed(name, errno.EAGAIN, message, "TooManyStuck")
+            raise JobFailed(job.name, errno.EAGAIN, message, "TooManyStuck")
         try:
             async with asyncio.timeout(timeout):
                 await self._slots.acquire()
         except TimeoutError:
-            raise JobFailed(name, errno.EAGAIN, f"all helper slots were busy for {timeout:g} s", "Busy") from None
+            raise JobFailed(job.name, errno.EAGAIN, f"all helper slots were busy for {timeout:g} s", "Busy") from None
+        job.slots = self._slots
 
-    async def _submit(self, name: str, timeout: float, args: dict[str, Any], *, holds_slot: bool) -> Job:
+    async def _submit(self, job: Job, timeout: float) -> None:
         if not self._supervisor.running:
-            raise JobFailed(name, errno.ESRCH, "the fork server is not running", "Stopped")
+            raise JobFailed(job.name, errno.ESRCH, "the fork server is not running", "Stopped")
         try:
             async with asyncio.timeout(timeout):
-                await self._supervisor.wait_ready()
+                server = await self._supervisor.wait_server()
+                with job.connect() as theirs:
+                    await server.send(messages.RunJob(job.number, job.name, job.args), theirs)
         except TimeoutError:
-            raise JobFailed(name, errno.ESRCH, "the fork server does not start", "NoServer") from None
-        server = self._supervisor.server
-        if server is None:
-            raise JobFailed(name, errno.ESRCH, "the fork server is gone", "NoServer")
-        packet = messages.encode(messages.RunJob(self._next, name, args))
-        if len(packet) > MAX_MESSAGE:
-            raise JobFailed(name, errno.E2BIG, "too many arguments for one job", "TooLarge")
-        try:
-            ours, theirs = socket.socketpair()
+            message = f"the fork server took no job for {timeout:g} s"
+            raise JobFailed(job.name, errno.ESRCH, message, "NoServer") from None
         except OSError as error:
-            raise JobFailed(name, error.errno or 0, str(error), "ForkFailed") from error
-        ours.setblocking(False)
-        job = Job(self._next, name, args, ours, self._on_eof)
-        job.holds_slot = holds_slot
-        self._next += 1
+            kind = "TooLarge" if error.errno == errno.EMSGSIZE else "ForkFailed"
+            raise JobFailed(job.name, error.errno or 0, f"not sent to the fork server: {error}", kind) from error
         self._jobs[job.number] = job
-        server.send(packet, job.number, theirs)
-        return job
 
     async def _kill(self, job: Job) -> None:
         """Kill a job and wait a moment for its end; abandon it if it does not end."""
         job.killed = True
+        if job.orphan:
+            self._kill_orphan(job)
+        elif (server := self._supervisor.server) and not job.gone.is_set():
+            self._spawn(self._order_kill(server, job.number))
         try:
-            if job.orphan:
-                self._kill_orphan(job)
-            elif (server := self._supervisor.server) and not job.gone.is_set():
-                if server.take_back(job.number):
-                    self._forget(job)
-                else:
-                    server.send(messages.encode(messages.KillJob(job.number)), job.number)
             with suppress(TimeoutError):
                 await asyncio.wait_for(job.gone.wait(), self._grace)
         finally:
             self._on_grace_expired(job)
+
+    async def _order_kill(self, server: ServerProcess, number: int) -> None:
+        with suppress(OSError):  # it is dying
+            await server.send(messages.KillJob(number))
 
     def _on_grace_expired(self, job: Job) -> None:
         if job.gone.is_set() or job.abandoned:
             return
         job.abandoned = True
         self.abandoned_total += 1
-        self._free_slot(job)
+        job.free_slot()
         _LOG.warning("helper process abandoned: %s (pid %d) does not end", job.name, job.pid)
-
-    def _free_slot(self, job: Job) -> None:
-        if job.holds_slot:
-            job.holds_slot = False
-            self._slots.release()
 
     def _forget(self, job: Job, *, gone: bool = True) -> None:
         """Forget a job. `gone`: it has no process any longer, and what it froze is thawed or given up."""
         if self._jobs.pop(job.number, None) is None:
             return
         job.close()
-        self._free_slot(job)
-        job.fail("Crashed", f"the child ended without an answer ({job.ending})")
+        job.free_slot()
+        job.fail("Crashed", f"the child ended without an answer ({job.ending or 'so did its fork server'})")
         if gone:
             job.gone.set()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -6,7 +6,7 @@ their names.
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -59,11 +59,6 @@ def loop_detach_held(number: int, backing: Sequence[int]) -> None:
     device = LoopDevice(number, f"/dev/loop{number}", loop_ioctl.MAJOR, number, (backing[0], backing[1]))
     with suppress(Mismatch):
         loop.detach(device)
-
-
-def loop_abandon(number: int, backing: str) -> None:
-    """Detach a device of a file system that may be dead, if its file's path is still `backing`. Raises Busy naming the users."""
-    loop.detach_unverified(number, backing)
 
 
 def set_read_only(source: Source, read_only: bool) -> None:
@@ -210,23 +205,3 @@ def may_grow_mounted_ext4() -> bool:
     with open("/proc/self/status", encoding="ascii") as file:
         effective = next(line for line in file if line.startswith("CapEff:"))
     return bool(int(effective.split()[1], 16) >> _CAP_SYS_RESOURCE & 1)
-
-
-TABLE: dict[str, Callable[..., Any]] = {
-    function.__name__: function
-    for function in (
-        loop_identities,
-        attach,
-        loop_detach,
-        loop_detach_held,
-        loop_abandon,
-        set_read_only,
-        make_file_system,
-        grow_copy,
-        mount,
-        bind,
-        is_shut_down,
-        umount,
-        grow,
-    )
-}

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from csi_driver.host.helper.messages import Answer, Failure, decode_answer
+from csi_driver.host.helper.messages import Failure, decode_answer
 
 _MAX_ANSWER = 16 << 20
 """Bytes of one answer."""
@@ -57,40 +57,58 @@ class JobStuck(Exception):
 
 
 class Job:
-    """One job from its sending until its child is gone. `on_eof`: nobody works on it any more who could answer."""
+    """One job until its child is gone. `on_eof`: nobody works on it any more who could answer."""
 
-    def __init__(
-        self, number: int, name: str, args: dict[str, Any], channel: socket.socket, on_eof: Callable[["Job"], None]
-    ) -> None:
+    def __init__(self, number: int, name: str, args: dict[str, Any], on_eof: Callable[["Job"], None]) -> None:
         self.number, self.name, self.args = number, name, args
         self.started = time.monotonic()
-        self.taken = False  # the server has it: a child may exist
         self.pid = 0
-        self.open = True  # a process lives that has the other end of the channel
+        self.slots: asyncio.Semaphore | None = None  # whose place it holds
+        self.open = False  # a process lives that has the other end of the channel
         self.ending = ""  # how its child ended, once that is reaped; a tool or a cloner of it may live on
         self.orphan = False  # its fork server has died
         self.killed = False
         self.abandoned = False
-        self.holds_slot = True
-        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()  # the result, or a JobFailed
         self.gone = JobEnded()
-        self._channel, self._on_eof = channel, on_eof
+        self._on_eof = on_eof
         self._buffer = bytearray()
-        asyncio.get_running_loop().add_reader(channel.fileno(), self.read)
 
-    def resolve(self, answer: Answer) -> None:
+    def connect(self) -> socket.socket:
+        """Make the channel. Returns the end of the child, which is to be closed when it is sent. Raises OSError."""
+        self._channel, theirs = socket.socketpair()
+        self._channel.setblocking(False)
+        self.open = True
+        asyncio.get_running_loop().add_reader(self._channel.fileno(), self.read)
+        return theirs
+
+    @property
+    def failure_type(self) -> str | None:
+        """The type of its failure; empty for a result, None while there is no answer."""
+        if not self.outcome.done():
+            return None
+        outcome = self.outcome.result()
+        return outcome.type if isinstance(outcome, JobFailed) else ""
+
+    def resolve(self, outcome: Any) -> None:
         """Take the first answer; later ones are ignored."""
-        if not self.answer.done():
-            self.answer.set_result(answer)
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)
 
-    def fail(self, type_: str, message: str, code: int = 0) -> None:
-        """Answer with an error of this side's own."""
-        self.resolve(Answer(failure=Failure(type_, code, message, {})))
+    def fail(self, type_: str, message: str, code: int = 0, details: dict[str, Any] | None = None) -> None:
+        """Answer with an error."""
+        self.resolve(JobFailed(self.name, code, message, type_, details, self.gone))
 
     def leave_frozen(self, message: str) -> None:
         """Note that a freeze of this job was given up, whatever it has answered."""
         self.gone.frozen = True
         self.fail("StillFrozen", message)
+
+    def free_slot(self) -> None:
+        """Let another job have this one's slot, if it still holds one."""
+        if self.slots:
+            self.slots.release()
+            self.slots = None
 
     def read(self) -> None:
         """Take what the channel has."""
@@ -102,15 +120,16 @@ class Job:
             except OSError:
                 data = b""
             if not data:
-                self._stop_reading()
+                self.close()
                 self._on_eof(self)
                 return
             self._buffer += data
-            if data.endswith(b"\n"):
-                try:
-                    self.resolve(decode_answer(self._buffer))
-                except ValueError as error:
-                    self.fail("Crashed", str(error))
+            if b"\n" in data:
+                answer = decode_answer(self._buffer)
+                if isinstance(answer, Failure):
+                    self.fail(answer.type, answer.message, answer.errno, answer.details)
+                else:
+                    self.resolve(answer)
                 self._buffer.clear()
             elif len(self._buffer) > _MAX_ANSWER:
                 self.fail("TooLarge", f"an answer of more than {_MAX_ANSWER} bytes", errno.E2BIG)
@@ -119,12 +138,9 @@ class Job:
     def close(self) -> None:
         """Close the channel."""
         if self.open:
-            self._stop_reading()
-        self._channel.close()
-
-    def _stop_reading(self) -> None:
-        self.open = False
-        asyncio.get_running_loop().remove_reader(self._channel.fileno())
+            self.open = False
+            asyncio.get_running_loop().remove_reader(self._channel.fileno())
+            self._channel.close()
 
 
 def _set_event() -> JobEnded:

@@ -9,12 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from csi_driver.host import commands, pool_image
+from csi_driver.host.block import loop
 from csi_driver.host.freeze import freeze, thaw
 from csi_driver.host.freeze import state as freeze_state
 from csi_driver.host.fs import condition
 from csi_driver.host.helper import device_jobs
-
-Job = Callable[..., Any]
 
 
 def ping(pause: float = 0.0) -> dict[str, int]:
@@ -59,19 +58,7 @@ def statvfs(point: str, major: int | None = None, minor: int | None = None) -> d
             status = os.fstatvfs(fd)
         finally:
             os.close(fd)
-    names = (
-        "f_bsize",
-        "f_frsize",
-        "f_blocks",
-        "f_bfree",
-        "f_bavail",
-        "f_files",
-        "f_ffree",
-        "f_favail",
-        "f_flag",
-        "f_namemax",
-    )
-    return {"shut_down": shut_down} | {name: getattr(status, name) for name in names}
+    return {"shut_down": shut_down} | {name: getattr(status, name) for name in dir(status) if name.startswith("f_")}
 
 
 def command(argv: Sequence[str], seconds: float) -> str:
@@ -79,20 +66,35 @@ def command(argv: Sequence[str], seconds: float) -> str:
     return commands.run(tuple(argv), seconds)
 
 
-TABLE: dict[str, Job] = {
-    "cut": freeze.cut,  # called with `states` and `answer` besides
-    "thaw": thaw.thaw,
-    "thaw_device": thaw.thaw_device,
-    "ping": ping,
-    "sync": sync,
-    "sync_device": sync_device,
-    "statvfs": statvfs,
-    "command": command,
-    "check_pool_place": pool_image.check_pool_place,
-    "make_pool_image": pool_image.make_pool_image,
-    "discard_pool_drafts": pool_image.discard_pool_drafts,
-    "remove_pool_image": pool_image.remove_pool_image,
-    "grow_pool_image": pool_image.grow_pool_image,
-    "mount_pool_image": pool_image.mount_pool_image,
-    **device_jobs.TABLE,
+TABLE: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
+        freeze.cut,  # called with `states` and `answer` besides
+        thaw.thaw,
+        thaw.thaw_device,
+        ping,
+        sync,
+        sync_device,
+        statvfs,
+        command,
+        pool_image.check_pool_place,
+        pool_image.make_pool_image,
+        pool_image.discard_pool_drafts,
+        pool_image.remove_pool_image,
+        pool_image.grow_pool_image,
+        pool_image.mount_pool_image,
+        device_jobs.loop_identities,
+        device_jobs.attach,
+        device_jobs.loop_detach,
+        device_jobs.loop_detach_held,
+        loop.detach_unverified,
+        device_jobs.set_read_only,
+        device_jobs.make_file_system,
+        device_jobs.grow_copy,
+        device_jobs.mount,
+        device_jobs.bind,
+        device_jobs.is_shut_down,
+        device_jobs.umount,
+        device_jobs.grow,
+    )
 }

@@ -4,15 +4,13 @@ Agent and fork server are always of one version: the agent starts it from its ow
 """
 
 import json
-from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 MAX_MESSAGE = 192 << 10
 """Bytes of one message; a group of 64 members needs 40 KiB."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunJob:
+class RunJob(NamedTuple):
     """Agent to server: run a job in a child. One descriptor comes with it, the job's socket."""
 
     number: int
@@ -20,71 +18,48 @@ class RunJob:
     args: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class KillJob:
+class KillJob(NamedTuple):
     """Agent to server: kill the process group of a job and undo its freezes."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class ServerReady:
+class ServerReady(NamedTuple):
     """Server to agent: it takes jobs."""
 
-    pid: int
 
-
-@dataclass(frozen=True, slots=True)
-class LogLine:
+class LogLine(NamedTuple):
     """Server to agent: an error for the agent's log."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class JobTaken:
-    """Server to agent: a child of this job may exist from now on."""
-
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class JobStarted:
+class JobStarted(NamedTuple):
     """Server to agent: the child exists and leads a process group of its own."""
 
     number: int
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
-class JobRefused:
-    """Server to agent: no child could be made."""
-
-    number: int
-    errno: int
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class HelperExited:
+class HelperExited(NamedTuple):
     """Server to agent: the child is reaped and its freezes are undone (`thawed` False: given up).
 
-    `status`: its exit status, or the negative number of the signal that killed it.
+    `status`: its exit status, or the negative number of the signal that killed it. `refusal`: why there never was a child.
     """
 
     number: int
     status: int
     thawed: bool
+    refusal: str = ""
 
 
-Message = RunJob | KillJob | ServerReady | LogLine | JobTaken | JobStarted | JobRefused | HelperExited
+Message = RunJob | KillJob | ServerReady | LogLine | JobStarted | HelperExited
 _TYPES: dict[str, Any] = {kind.__name__: kind for kind in get_args(Message)}
 
 
 def encode(message: Message) -> bytes:
     """Encode a message as one packet."""
-    fields = (getattr(message, name) for name in message.__match_args__)
-    return json.dumps([type(message).__name__, *fields]).encode()
+    return json.dumps([type(message).__name__, *message]).encode()
 
 
 def decode(packet: bytes) -> Message:
@@ -97,8 +72,7 @@ def decode(packet: bytes) -> Message:
     return message
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """Why a job failed: `type` is a FreezeError's kind or the exception's class, `errno` 0 if no system call failed."""
 
     type: str
@@ -107,31 +81,18 @@ class Failure:
     details: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a job's child answered: its result, or its failure."""
-
-    result: Any = None
-    failure: Failure | None = None
-
-    @property
-    def failure_type(self) -> str:
-        """The type of the failure; empty for a result."""
-        return self.failure.type if self.failure else ""
-
-
 def encode_answer(answer: dict[str, object]) -> bytes:
     """Encode {"ok": result} or {"error": {"type", "errno", "message", "details"}} as the line that a child writes."""
     return json.dumps(answer).encode() + b"\n"
 
 
-def decode_answer(line: bytes | bytearray) -> Answer:
-    """Decode a child's line. Raises ValueError if it is not an answer."""
+def decode_answer(line: bytes | bytearray) -> Any:
+    """Decode the first line of a child: its result, or its Failure; a line that is not an answer is one of type Crashed."""
     try:
-        answer = json.loads(line)
-        return Answer(failure=Failure(**answer["error"])) if "error" in answer else Answer(answer["ok"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"not an answer: {bytes(line[:80])!r}") from error
+        answer = json.loads(line.split(b"\n", 1)[0])
+        return Failure(**answer["error"]) if "error" in answer else answer["ok"]
+    except (KeyError, TypeError, ValueError):
+        return Failure("Crashed", 0, f"not an answer: {bytes(line[:80])!r}", {})
 
 
 def describe_status(status: int) -> str:

@@ -7,12 +7,11 @@ import socket
 import struct
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
 import csi_driver
-from csi_driver.host.helper.messages import Message, decode
+from csi_driver.host.helper.messages import MAX_MESSAGE, Message, decode, encode
 
 _BOOTSTRAP = (
     "import sys; sys.path.append(sys.argv[1]); from csi_driver.host.helper.server import main; main(int(sys.argv[2]))"
@@ -31,6 +30,9 @@ class Process(Protocol):
         """Reap it if it has ended. Returns its status, None while it lives."""
 
 
+Begin = Callable[[socket.socket], Process]
+
+
 def begin(control: socket.socket) -> Process:
     """Start a fork server that serves the other end of `control`. Raises OSError."""
     # Where this package lies, installed or checked out; -I -S: nothing of the environment or of site is loaded.
@@ -39,27 +41,21 @@ def begin(control: socket.socket) -> Process:
         [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, root, str(control.fileno())],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        close_fds=True,
         pass_fds=(control.fileno(),),
         start_new_session=True,  # a terminal's or a supervisor's signals are for the agent
     )
 
 
 class ServerProcess:
-    """One life of the fork server. The callbacks: a message has come, it has exited, a job's request is too large to send."""
+    """One life of the fork server. `ready`: done when it takes jobs, fails when it dies before. `exited`: set when it is reaped."""
 
-    def __init__(
-        self,
-        begin: Callable[[socket.socket], Process],
-        on_message: Callable[["ServerProcess", Message], None],
-        on_exit: Callable[["ServerProcess"], None],
-        on_too_large: Callable[[int], None],
-    ) -> None:
-        self._on_message, self._on_exit, self._on_too_large = on_message, on_exit, on_too_large
-        self._outbox: deque[tuple[bytes, int, socket.socket | None]] = deque()
-        self.ready = asyncio.Event()
+    def __init__(self, begin: Begin, on_message: Callable[["ServerProcess", Message], None]) -> None:
+        self._on_message = on_message
+        self._loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[None] = self._loop.create_future()
         self.exited = asyncio.Event()
-        self.up = self.closed = False
+        self._closed = False
+        self._writable = asyncio.Event()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._control.setblocking(False)
@@ -69,32 +65,32 @@ class ServerProcess:
                 self._control.close()
                 raise
         self._pidfd = os.pidfd_open(self.process.pid)
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._control.fileno(), self.receive)
-        self._loop.add_reader(self._pidfd, self._reap)
+        self._loop.add_reader(self._control.fileno(), self._receive)
+        self._loop.add_reader(self._pidfd, self._on_exit)
 
-    def _reap(self) -> None:
+    def _on_exit(self) -> None:
         self.process.poll()
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self.exited.set()
-        self._on_exit(self)
+        self._receive()  # what it said before its end counts
+        self.close()
 
     def close(self) -> None:
         """Close the control socket, which orders the server to end."""
-        self.closed = True
+        if self._closed:
+            return
+        self._closed = True
         self._loop.remove_reader(self._control.fileno())
         self._loop.remove_writer(self._control.fileno())
         self._control.close()
-        self.ready.set()
-        for _, _, channel in self._outbox:
-            if channel:
-                channel.close()
-        self._outbox.clear()
+        self._writable.set()
+        if not self.ready.done():
+            self.ready.set_exception(OSError(errno.ECHILD, "the fork server died at its start"))
 
-    def receive(self) -> None:
+    def _receive(self) -> None:
         """Take all messages that have come."""
-        while not self.closed:
+        while not self._closed:
             try:
                 packet = self._control.recv(65536)
             except BlockingIOError:
@@ -103,39 +99,29 @@ class ServerProcess:
                 packet = b""
             if not packet:
                 if not self.exited.is_set():
-                    self.process.kill()  # it is dying, or of no use; `_reap` notices its exit
+                    self.process.kill()  # it is dying, or of no use; `_on_exit` notices its end
                     self._loop.remove_reader(self._control.fileno())
                 return
             self._on_message(self, decode(packet))
 
-    def send(self, packet: bytes, number: int, channel: socket.socket | None = None) -> None:
-        """Send, or keep for later, the packet of a job with a descriptor, which is closed here in any case."""
-        self._outbox.append((packet, number, channel))
-        self._flush()
+    async def send(self, message: Message, channel: socket.socket | None = None) -> None:
+        """Send a message, with a descriptor; waits for a server that does not read. Raises OSError: EMSGSIZE, or it is dying.
 
-    def take_back(self, number: int) -> bool:
-        """Take back the request of a job that the server has not received yet. False: it may have received it."""
-        for index, (_, job, channel) in enumerate(self._outbox):
-            if channel and job == number:
-                channel.close()
-                del self._outbox[index]
-                return True
-        return False
-
-    def _flush(self) -> None:
-        while self._outbox:
-            packet, number, channel = self._outbox[0]
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", channel.fileno()))] if channel else []
+        A call that is cancelled has sent nothing.
+        """
+        packet = encode(message)
+        if len(packet) > MAX_MESSAGE:
+            raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", channel.fileno()))] if channel else []
+        while True:
             try:
                 self._control.sendmsg([packet], rights, socket.MSG_NOSIGNAL)
-            except BlockingIOError:
-                self._loop.add_writer(self._control.fileno(), self._flush)
                 return
-            except OSError as error:
-                if error.errno != errno.EMSGSIZE:
-                    return  # it is dying; `close` clears the rest
-                self._on_too_large(number)
-            self._outbox.popleft()
-            if channel:
-                channel.close()
+            except BlockingIOError:
+                self._writable.clear()
+                self._loop.add_writer(self._control.fileno(), self._on_writable)
+            await self._writable.wait()
+
+    def _on_writable(self) -> None:
         self._loop.remove_writer(self._control.fileno())
+        self._writable.set()

@@ -38,6 +38,8 @@ _THAW_WAIT = 60.0
 _KILL_WAIT = 2.0
 """Seconds that it stays for other jobs to die."""
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""The agent decides when to stop: it gets the same signals, and may be in the middle of a freeze."""
 _PR_SET_NAME = 15
 
 
@@ -53,14 +55,12 @@ class Server:
         self._wake, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, _ignore)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        # The agent decides when to stop: it gets the same signals, and may be in the middle of a freeze.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
     def run(self) -> None:
         """Serve until the agent is gone and all is thawed."""
-        self._send(messages.ServerReady(os.getpid()))
+        self._send(messages.ServerReady())
         poller = select.poll()
         poller.register(self._wake, select.POLLIN)
         while not self._agent_gone_at or self._has_work_left():
@@ -81,9 +81,8 @@ class Server:
     # ---- messages
 
     def _send(self, message: Message) -> None:
-        if not self._agent_gone_at:
-            self._outbox.append(messages.encode(message))
-            self._flush()
+        self._outbox.append(messages.encode(message))
+        self._flush()
 
     def _flush(self) -> None:
         while self._outbox:
@@ -91,7 +90,7 @@ class Server:
                 self._control.send(self._outbox[0], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             except BlockingIOError:
                 return
-            except OSError:  # the agent is gone: the next receive notices that
+            except OSError:  # the agent is gone: the next receive notices that, or has
                 self._outbox.clear()
                 return
             del self._outbox[0]
@@ -106,41 +105,35 @@ class Server:
         """Take one message. False: the agent is gone."""
         flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
         try:
-            packet, control, _, _ = self._control.recvmsg(MAX_MESSAGE, socket.CMSG_SPACE(4 * 4), flags)
+            packet, control, _, _ = self._control.recvmsg(MAX_MESSAGE, socket.CMSG_SPACE(4), flags)
         except BlockingIOError:
             return True
         except OSError:
             return False
-        fds: list[int] = []
-        for level, kind, payload in control:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                fds += struct.unpack(f"{len(payload) // 4}i", payload[: len(payload) // 4 * 4])
+        fd = struct.unpack("i", control[0][2])[0] if control else -1
         try:
-            if not packet:
-                return False
-            message = messages.decode(packet)
+            message = messages.decode(packet) if packet else None
             if isinstance(message, messages.KillJob):
                 self._kill(self._jobs.get(message.number))
-            elif isinstance(message, messages.RunJob) and not fds:  # this process can have no more descriptors
-                self._send(messages.JobRefused(message.number, errno.EMFILE, "no descriptor for the job"))
             elif isinstance(message, messages.RunJob):
-                self._start(message, fds[0])
+                self._start(message, fd)
         except ValueError as error:
             self._log(str(error))
         finally:
-            for fd in fds:
+            if fd >= 0:
                 os.close(fd)
-        return True
+        return bool(packet)
 
     # ---- children
 
     def _start(self, request: messages.RunJob, fd: int) -> None:
-        self._send(messages.JobTaken(request.number))
         try:
+            if fd < 0:
+                raise OSError(errno.EMFILE, "no descriptor for it")
             job = RunningJob(request)
             job.pid = self._fork(job, False, lambda: run_job(job, socket.socket(fileno=fd)))
         except OSError as error:
-            self._send(messages.JobRefused(request.number, error.errno or 0, f"no process for the job: {error}"))
+            self._send(messages.HelperExited(request.number, 1, True, f"no process for the job: {error}"))
             return
         self._jobs[job.number] = job
         self._send(messages.JobStarted(job.number, job.pid))
@@ -164,7 +157,7 @@ class Server:
         """In a fresh child: release all that is the server's."""
         _lead_group(0)
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGCHLD, *_SIGNALS):
             signal.signal(number, signal.SIG_DFL)
         for fd in (self._control.detach(), self._wake, self._wake_write):
             if fd >= 0:
@@ -197,15 +190,13 @@ class Server:
                 return
             if ended is None:
                 return
-            job, thaws = self._children.pop(ended.si_pid, (None, False))
+            job, thaws = self._children.pop(ended.si_pid)
             status = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
-            if job and (status or job.killed):
+            if status or job.killed:
                 _kill_group(ended.si_pid)  # its tool, or the cloner of a snapshot
             os.waitpid(ended.si_pid, 0)
-            if job and thaws:
-                self._on_thaw_exit(job, status)
-            elif job:
-                self._on_job_exit(job, status)
+            (self._on_thaw_exit if thaws else self._on_job_exit)(job, status)
+            self._finish(job)
 
     def _on_thaw_exit(self, job: RunningJob, status: int) -> None:
         job.thaws_running -= 1
@@ -213,7 +204,6 @@ class Server:
             job.thawed = status == 0
             if status != 0 and job.thaw_attempts < _MAX_THAW_ATTEMPTS:
                 job.next_thaw_at = time.monotonic() + _THAW_PAUSE
-        self._finish(job)
 
     def _on_job_exit(self, job: RunningJob, status: int) -> None:
         job.status = status
@@ -224,7 +214,6 @@ class Server:
                 f"a snapshot job ended inside its freeze ({messages.describe_status(status)}): thawing {job.points}"
             )
             self._thaw(job)
-        self._finish(job)
 
     def _finish(self, job: RunningJob) -> None:
         """Forget a job whose child is reaped and whose freezes are undone or given up."""
@@ -254,7 +243,6 @@ class Server:
     def _on_agent_gone(self) -> None:
         """Kill all jobs: no clone has a reader any more, no freeze a reason. Thaws that the agent asked for go on."""
         self._agent_gone_at = time.monotonic()
-        self._outbox.clear()
         self._control.close()
         for job in list(self._jobs.values()):
             if not job.is_thaw:

@@ -1,4 +1,4 @@
-"""Decides the next step for a cluster's certificates from what was observed. Pure: controller.py observes and acts.
+"""Decides the next step for a cluster's certificates from what was observed. Pure: reconciler.py observes and acts.
 
 A rotation of the CA never requires two sides to change at the same moment:
   1. the next CA is created, and the CA bundle of every peer gets the old one and the next one;

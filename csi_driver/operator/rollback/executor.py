@@ -5,13 +5,14 @@ from typing import Literal
 import structlog
 
 from csi_driver.domain.errors import AlreadyExists, Busy, DriverError, NotFound, Precondition, Unavailable
+from csi_driver.domain.timestamps import format_timestamp
 from csi_driver.kube.client import Api, Object
 from csi_driver.kube.events import Events
 from csi_driver.kube.resources import PVCS, PVS, ROLLBACKS, SNAPSHOTS
 from csi_driver.operator.rollback import actions
 from csi_driver.operator.rollback.actions import Action, ObservedRollback
 from csi_driver.operator.rollback.completed import COMPLETED_ANNOTATION, record_completed
-from csi_driver.operator.rollback.resource import FINALIZER, Phase, format_time
+from csi_driver.operator.rollback.resource import FINALIZER, Phase
 from csi_driver.operator.rollback.safety_snapshots import safety_snapshot
 from csi_driver.operator.rollback.status import build_status
 from csi_driver.service.agents import RollbackAgents
@@ -134,7 +135,7 @@ class ActionExecutor:
     async def _record_completion(self, observed: ObservedRollback, at: float) -> None:
         assert observed.pv is not None
         metadata = observed.pv["metadata"]
-        annotations = {COMPLETED_ANNOTATION: record_completed(observed.pv, observed.spec, format_time(at))}
+        annotations = {COMPLETED_ANNOTATION: record_completed(observed.pv, observed.spec, format_timestamp(at))}
         body = {"metadata": {"resourceVersion": metadata["resourceVersion"], "annotations": annotations}}
         await self._api.patch(PVS, metadata["name"], body)
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
 from csi_driver.domain.durations import parse_duration
+from csi_driver.domain.timestamps import parse_optional_timestamp
 
 FINALIZER = "tidemark.dev/rollback"
 """On a VolumeRollback from its first hold on the volume to the release."""
@@ -100,7 +100,7 @@ def parse_spec(rollback: Mapping[str, Any]) -> RollbackSpec:
         uid=metadata["uid"],
         pvc=spec["claimName"],
         snapshot=spec["snapshotName"],
-        created=parse_time(metadata["creationTimestamp"]),
+        created=parse_optional_timestamp(metadata["creationTimestamp"]),
         safety=spec.get("safetySnapshot", True),
         snapshot_class=spec.get("volumeSnapshotClassName", ""),
         keep_safety=spec.get("keepSafety", 3),
@@ -119,13 +119,14 @@ def parse_status(rollback: Mapping[str, Any]) -> RollbackStatus:
         phase=phase,
         reason=status.get("reason", ""),
         message=status.get("message", ""),
-        started_at=parse_time(status.get("startTime")) or parse_time(metadata["creationTimestamp"]),
-        rolling_back_at=parse_time(status.get("rollingBackTime")),
-        completed_at=parse_time(status.get("completionTime")),
+        started_at=parse_optional_timestamp(status.get("startTime"))
+        or parse_optional_timestamp(metadata["creationTimestamp"]),
+        rolling_back_at=parse_optional_timestamp(status.get("rollingBackTime")),
+        completed_at=parse_optional_timestamp(status.get("completionTime")),
         volume_id=status.get("volumeHandle", ""),
         pv_name=status.get("volumeName", ""),
         has_finalizer=FINALIZER in metadata.get("finalizers", ()),
-        deleted_at=parse_time(metadata.get("deletionTimestamp")),
+        deleted_at=parse_optional_timestamp(metadata.get("deletionTimestamp")),
         unknown_phase="" if phase else text,
         has_outcome=phase is None or not phase.final or "Complete" in conditions,
     )
@@ -135,13 +136,3 @@ def unfinished(rollback: Mapping[str, Any]) -> bool:
     """Whether something is left to do."""
     status = parse_status(rollback)
     return status.phase is None or not status.phase.final or status.has_finalizer or not status.has_outcome
-
-
-def parse_time(text: str | None) -> float:
-    """Seconds since the epoch of an RFC 3339 time; 0 if there is none."""
-    return datetime.fromisoformat(text).timestamp() if text else 0.0
-
-
-def format_time(seconds: float) -> str:
-    """An RFC 3339 time in UTC, to the second, as Kubernetes writes it."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -4,9 +4,10 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from csi_driver.domain.timestamps import parse_optional_timestamp
 from csi_driver.operator.labels import KEEP_LABEL
 from csi_driver.operator.rollback.references import UnresolvedReference
-from csi_driver.operator.rollback.resource import RollbackSpec, parse_time
+from csi_driver.operator.rollback.resource import RollbackSpec
 
 SAFETY_LABEL = "tidemark.dev/safety"
 """On a safety snapshot; its value is the UID of its VolumeRollback."""
@@ -114,8 +115,8 @@ def expired_snapshots(
 
 def _age(snapshot: Object) -> tuple[float, float, int, str]:
     metadata = snapshot["metadata"]
-    created = parse_time(metadata["creationTimestamp"])
-    taken = parse_time((snapshot.get("status") or {}).get("creationTime"))
+    created = parse_optional_timestamp(metadata["creationTimestamp"])
+    taken = parse_optional_timestamp((snapshot.get("status") or {}).get("creationTime"))
     return created, taken, number_of(_labels(snapshot).get(SAFETY_LABEL, ""), snapshot), metadata["name"]
 
 

@@ -7,8 +7,9 @@ them, so that tools which know neither this kind nor its phases can wait for its
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from csi_driver.domain.timestamps import format_timestamp
 from csi_driver.operator.rollback.actions import UpdateStatus
-from csi_driver.operator.rollback.resource import Phase, RollbackSpec, format_time
+from csi_driver.operator.rollback.resource import Phase, RollbackSpec
 
 Condition = dict[str, Any]
 Verdict = tuple[str, str, str]
@@ -36,11 +37,11 @@ def build_status(rollback: Mapping[str, Any], spec: RollbackSpec, update: Update
     new.setdefault("startTime", rollback["metadata"]["creationTimestamp"])
     if old.get("phase") == Phase.ROLLING and update.phase in (Phase.WAITING, Phase.PENDING, Phase.SAFETY):
         # It turned out not to have been carried out: it begins again, and so does its timeout.
-        new["startTime"] = format_time(now)
+        new["startTime"] = format_timestamp(now)
     if update.phase is Phase.ROLLING:
-        new.setdefault("rollingBackTime", format_time(now))
+        new.setdefault("rollingBackTime", format_timestamp(now))
     if update.phase.final:
-        new.setdefault("completionTime", format_time(now))
+        new.setdefault("completionTime", format_timestamp(now))
     if update.target is not None:
         new |= {
             "volumeName": update.target.pv_name,
@@ -50,7 +51,7 @@ def build_status(rollback: Mapping[str, Any], spec: RollbackSpec, update: Update
     if update.safety_snapshot:
         new["safetySnapshotName"] = update.safety_snapshot
     new["conditions"] = list(
-        _conditions(old.get("conditions") or [], spec, update, new["observedGeneration"], format_time(now))
+        _conditions(old.get("conditions") or [], spec, update, new["observedGeneration"], format_timestamp(now))
     )
     return new
 

@@ -2,21 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable
 
 import structlog
 
 from csi_driver.domain.errors import DriverError
-from csi_driver.kube.client import Api
-from csi_driver.kube.events import Events
-from csi_driver.kube.informer import Informer
-from csi_driver.kube.resources import Kind
 from csi_driver.kube.workqueue import WorkQueue
 from csi_driver.operator.schedule.cache import Key
-from csi_driver.operator.schedule.metrics import ScheduleMetrics
-from csi_driver.operator.schedule.reconciler import IN_FLIGHT_PER_NODE, ScheduleReconciler
-from csi_driver.operator.schedule.resource import LEAST_PERIOD
+from csi_driver.operator.schedule.dependencies import ScheduleDependencies
+from csi_driver.operator.schedule.reconciler import ScheduleReconciler
 
 CONCURRENCY = 8
 """Schedules that are reconciled at the same time: a reconciliation waits for the API, mostly."""
@@ -40,37 +34,21 @@ log = structlog.get_logger()
 
 
 class ScheduleController:
-    """`informers` holds those of schedule.cache.TRIMMERS, except optional kinds that the cluster does not serve.
+    """The leader runs it."""
 
-    `least_period` is in seconds, and below a minute for tests only; `now` is the wall clock.
-    """
-
-    def __init__(
-        self,
-        api: Api,
-        informers: Mapping[Kind, Informer],
-        events: Events,
-        driver: str,
-        observer: ScheduleMetrics,
-        limit: int = IN_FLIGHT_PER_NODE,
-        least_period: int = LEAST_PERIOD,
-        now: Callable[[], float] = time.time,
-    ) -> None:
-        self._informers = informers
-        self._now = now
+    def __init__(self, dependencies: ScheduleDependencies) -> None:
+        self._dependencies = dependencies
+        self._now = dependencies.now
         self._queue: WorkQueue[Key] = WorkQueue(
             "schedule", CONCURRENCY, FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS, MIN_INTERVAL_SECONDS
-        )
-        self._new_reconciler = partial(
-            ScheduleReconciler, api, informers, events, driver, observer, limit, least_period, now, self._on_change
         )
         self._reconciler: ScheduleReconciler | None = None
 
     async def run(self) -> None:
         """Reconcile all schedules, until cancelled."""
-        for informer in self._informers.values():
+        for informer in self._dependencies.informers.values():
             await informer.wait_synced()
-        reconciler = self._reconciler = self._new_reconciler()
+        reconciler = self._reconciler = ScheduleReconciler(self._dependencies, self._on_change)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._queue.run(reconciler))

@@ -1,53 +1,38 @@
 """The reconciler of one SnapshotSchedule: from what the informers show to what is changed in the cluster."""
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 
-from csi_driver.kube.client import Api, Object
+from csi_driver.kube.client import Object
 from csi_driver.kube.errors import Conflict
-from csi_driver.kube.events import Events
-from csi_driver.kube.informer import Informer
-from csi_driver.kube.resources import Kind
 from csi_driver.kube.workqueue import Result
 from csi_driver.operator.schedule import planner
 from csi_driver.operator.schedule.cache import Key, ScheduleCache, count_by_node
+from csi_driver.operator.schedule.dependencies import ScheduleDependencies
 from csi_driver.operator.schedule.executor import ExpectedObjects, PlanExecutor
-from csi_driver.operator.schedule.metrics import ScheduleMetrics
 from csi_driver.operator.schedule.observed import ObservedSchedule, OwnedSnapshot
 from csi_driver.operator.schedule.plan import Plan
 from csi_driver.operator.schedule.pruner import SnapshotPruner
-from csi_driver.operator.schedule.resource import LEAST_PERIOD, InvalidSpec, Spec, parse_spec
-
-IN_FLIGHT_PER_NODE = 4
-"""Snapshots and groups that schedules have under way on one node: each of them stops writes for a moment."""
+from csi_driver.operator.schedule.resource import InvalidSpec, Spec, parse_spec
 
 
 class ScheduleReconciler:
     """Observes, plans and executes. `waiting` holds the schedules whose run waits for others to finish."""
 
     def __init__(
-        self,
-        api: Api,
-        informers: Mapping[Kind, Informer],
-        events: Events,
-        driver: str,
-        metrics: ScheduleMetrics,
-        limit: int = IN_FLIGHT_PER_NODE,
-        least_period: int = LEAST_PERIOD,
-        now: Callable[[], float] = time.time,
-        changed: Callable[[Iterable[Key]], None] = lambda _: None,
+        self, dependencies: ScheduleDependencies, changed: Callable[[Iterable[Key]], None] = lambda _: None
     ) -> None:
+        api, events, metrics = dependencies.api, dependencies.events, dependencies.metrics
         self._expected = ExpectedObjects()
         self._events = events
         self._metrics = metrics
-        self._informers = informers
-        self._limit = limit
-        self._least_period = least_period
-        self._now = now
+        self._informers = dependencies.informers
+        self._limit = dependencies.limit
+        self._least_period = dependencies.least_period
+        self._now = dependencies.now
         self._written: dict[Key, tuple[set[str], Object]] = {}
         self._failures: dict[Key, set[str]] = {}
         self.waiting: set[Key] = set()
-        self.view = ScheduleCache(informers, driver, changed)
+        self.view = ScheduleCache(dependencies.informers, dependencies.driver, changed)
         self._executor = PlanExecutor(
             api, events, metrics, self._expected, SnapshotPruner(api, events, metrics, self.view)
         )

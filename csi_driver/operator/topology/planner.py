@@ -57,7 +57,9 @@ class PendingClaim:
 
 @dataclass(frozen=True, slots=True)
 class NoAction:
-    """Do nothing now."""
+    """Do nothing now. `again_at`: when to plan again, by the clock; None: not before something changes."""
+
+    again_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +102,10 @@ def next_action(pvc: PendingClaim, attempts: Attempts, now: float) -> Action:
             "SourceNodeNotReady",
             f"{source_is_on} {pvc.source_node.node}, which is not ready: the volume is made automatically when it is",
         )
-    if pvc.selected_node == pvc.source_node.node or now < attempts.next:
+    if pvc.selected_node == pvc.source_node.node:
         return NoAction()
+    if now < attempts.next:
+        return NoAction(attempts.next)
     if pvc.capacity is None:
         return QueryCapacity()
     if isinstance(pvc.capacity, AgentUnreachable):

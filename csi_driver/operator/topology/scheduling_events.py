@@ -66,3 +66,10 @@ def events_for(pod: UnscheduledPod, pvcs: Sequence[NodeBoundClaim], now: datetim
             message = f"{bound_to}; the scheduler says: {pod.scheduler_message}"
             events.append(PodEvent(pvc.pvc, "SourceNodeExcluded", message))
     return events
+
+
+def grace_left(pod: UnscheduledPod, now: datetime) -> float:
+    """Return the seconds until the grace period of an unschedulable pod has passed; 0 if it has, or if there is none."""
+    if pod.since is None:
+        return 0.0
+    return max(0.0, (pod.since + GRACE_PERIOD - now).total_seconds())

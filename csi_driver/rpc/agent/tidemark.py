@@ -22,7 +22,7 @@ _KINDS = {"volume": _Node.VOLUME, "snapshot": _Node.SNAPSHOT, "group": _Node.GRO
 class Tidemark(tidemark_pb2_grpc.TidemarkServicer):
     """Converts messages; the services decide."""
 
-    def __init__(self, rollbacks: Rollbacks, lineage: Lineage, fullness: Fullness | None = None) -> None:
+    def __init__(self, rollbacks: Rollbacks, lineage: Lineage, fullness: Fullness) -> None:
         self._rollbacks = rollbacks
         self._lineage = lineage
         self._fullness = fullness
@@ -80,7 +80,7 @@ class Tidemark(tidemark_pb2_grpc.TidemarkServicer):
 
     def _pool(self, pool: Pool, account: CapacityReport) -> tidemark_pb2.Pool:
         message = _pool(pool, account)
-        if self._fullness is not None and (account.below_reserve or message.full):
+        if account.below_reserve or message.full:
             for freed in self._fullness.would_free(pool):
                 kind = _KINDS[freed.kind]
                 message.would_free.add(id=freed.id, name=freed.name, kind=kind, exclusive_bytes=freed.exclusive)
