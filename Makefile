@@ -50,7 +50,7 @@ help: ## Shows this list
 	@echo
 	@sed -n 's/^#   /  /p' Makefile
 
-demo: system-run $(RUN_STAMP) ## Shows disks, snapshots, clones and rollback on this machine, in a pool of its own
+demo: system-run $(RUN_STAMP) ## A database, a bad migration and a rollback on this machine, in a pool of its own; ARGS=--step waits for keys
 	@$(BIN)/tidemark demo $(ARGS)
 
 ifneq ($(ARGS),)

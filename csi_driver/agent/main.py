@@ -17,6 +17,7 @@ from csi_driver.agent.settings import Settings
 from csi_driver.agent.tls_listener import TlsListener
 from csi_driver.domain.capacity import CapacityPolicy
 from csi_driver.domain.ids import owner_of_node
+from csi_driver.host import systemd
 from csi_driver.host.helper.client import HelperPool
 from csi_driver.lifecycle import run_until_signal
 from csi_driver.logging import configure_logging
@@ -119,7 +120,9 @@ class Agent:
         self._tasks.append(asyncio.create_task(services.health_scanner.run()))
         self._ready = True
         self._health.set_ready("start")
-        log.info("ready", endpoint=self._settings.endpoint, node=self._owner, pools=[pool.name for pool in self._pools])
+        names = [pool.name for pool in self._pools]
+        log.info("ready", endpoint=self._settings.endpoint, node=self._owner, pools=names)
+        systemd.notify(f"READY=1\nSTATUS=Serving {', '.join(names)}")
         if self._registrar is not None:
             self._tasks.append(asyncio.create_task(self._registrar.run()))
 
@@ -127,6 +130,7 @@ class Agent:
         """Stop serving, drain calls and close the pools; volumes in use stay in use. Returns calls that did not end."""
         self._ready = False
         self._health.set_not_ready("stop", "the agent is stopping")
+        systemd.notify("STOPPING=1")
         for task in self._tasks:
             task.cancel()
         if self._registrar is not None:

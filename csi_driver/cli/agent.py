@@ -22,6 +22,10 @@ from csi_driver.cli.common import endpoint_of, size_of
 from csi_driver.environment import restart_without_ambient
 from csi_driver.settings import DEFAULT_ENDPOINT, BadSetting
 
+_POOLS, _NODE, _LIMITS = "Pools", "This node", "Limits"
+_MONITORING, _CLUSTER = "Log and metrics", "In a cluster"
+"""The groups of `tidemark agent --help`, in this order."""
+
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\s]*):(\d{1,5})", re.ASCII)
 
 
@@ -44,6 +48,7 @@ def agent(
         typer.Option(
             envvar="TIDEMARK_POOL",
             metavar="NAME=BACKEND:PATH",
+            rich_help_panel=_POOLS,
             help="Pool, e.g. fast=/srv/nvme; may be repeated, the first is the default. A path alone is default=reflink:PATH. "
             "In the environment: several pools, separated by spaces or newlines.",
         ),
@@ -53,6 +58,7 @@ def agent(
         typer.Option(
             "--pool-init",
             envvar="TIDEMARK_POOL_INIT",
+            rich_help_panel=_POOLS,
             help="Create a new pool in an empty directory even if it is not a mount point.",
         ),
     ] = False,
@@ -61,6 +67,7 @@ def agent(
         typer.Option(
             envvar="TIDEMARK_POOL_IMAGE",
             metavar="FILE",
+            rich_help_panel=_POOLS,
             help="File that holds the pool, created, formatted with XFS and mounted if missing, e.g. /var/lib/tidemark/pool.img.",
         ),
     ] = "",
@@ -70,6 +77,7 @@ def agent(
             envvar="TIDEMARK_POOL_SIZE",
             metavar="SIZE",
             show_default="20Gi for a new image; an existing one keeps its size",
+            rich_help_panel=_POOLS,
             help="Size of the pool image, at least 300Mi, e.g. 50Gi. A smaller image grows, also in use; it never shrinks.",
         ),
     ] = "",
@@ -78,13 +86,17 @@ def agent(
         typer.Option(
             "--pool-image-sparse",
             envvar="TIDEMARK_POOL_IMAGE_SPARSE",
+            rich_help_panel=_POOLS,
             help="Sparse pool image, not allocated in full; for tests only.",
         ),
     ] = False,
     pool_mount: Annotated[
         str,
         typer.Option(
-            envvar="TIDEMARK_POOL_MOUNT", metavar="DIR", help="Mount point of the pool image, an absolute path."
+            envvar="TIDEMARK_POOL_MOUNT",
+            metavar="DIR",
+            rich_help_panel=_POOLS,
+            help="Mount point of the pool image, an absolute path.",
         ),
     ] = DEFAULT_MOUNT,
     endpoint: Annotated[
@@ -93,6 +105,7 @@ def agent(
             envvar=["CSI_ENDPOINT", "TIDEMARK_ENDPOINT"],
             metavar="SOCKET",
             callback=endpoint_of,
+            rich_help_panel=_NODE,
             help="CSI socket to serve, e.g. unix:///run/tidemark/csi.sock.",
         ),
     ] = DEFAULT_ENDPOINT,
@@ -101,12 +114,17 @@ def agent(
         typer.Option(
             envvar="TIDEMARK_NODE_NAME",
             show_default="the host's name",
+            rich_help_panel=_NODE,
             help="Node name; part of every volume id, must not change.",
         ),
     ] = "",
     overcommit: Annotated[
         float,
-        typer.Option(envvar="TIDEMARK_OVERCOMMIT", help="Overcommit ratio (sum of volume sizes / pool size), > 0."),
+        typer.Option(
+            envvar="TIDEMARK_OVERCOMMIT",
+            rich_help_panel=_LIMITS,
+            help="Overcommit ratio (sum of volume sizes / pool size), > 0.",
+        ),
     ] = 2.0,
     reserve: Annotated[
         str,
@@ -114,18 +132,24 @@ def agent(
             envvar="TIDEMARK_RESERVE",
             metavar="SIZE",
             show_default="5 %, at least 1 GiB but no more than 10 %",
+            rich_help_panel=_LIMITS,
             help="Free space below which volumes and snapshots are refused, e.g. 10Gi.",
         ),
     ] = "",
     max_snapshots: Annotated[
         int,
-        typer.Option(envvar="TIDEMARK_MAX_SNAPSHOTS", help="Maximum number of snapshots of one volume, at least 1."),
+        typer.Option(
+            envvar="TIDEMARK_MAX_SNAPSHOTS",
+            rich_help_panel=_LIMITS,
+            help="Maximum number of snapshots of one volume, at least 1.",
+        ),
     ] = 256,
     freeze_deadline: Annotated[
         float,
         typer.Option(
             envvar="TIDEMARK_FREEZE_DEADLINE",
             metavar="SECONDS",
+            rich_help_panel=_LIMITS,
             help="Maximum time for which a snapshot freezes a file system before it is aborted, > 0.",
         ),
     ] = 5.0,
@@ -135,6 +159,7 @@ def agent(
             envvar="TIDEMARK_METRICS_ADDRESS",
             metavar="HOST:PORT",
             show_default="none",
+            rich_help_panel=_MONITORING,
             help="Address of /metrics, /healthz and /readyz, e.g. 127.0.0.1:9808.",
         ),
     ] = "",
@@ -151,6 +176,7 @@ def agent(
             envvar="TIDEMARK_LISTEN",
             metavar="HOST:PORT",
             show_default="none",
+            rich_help_panel=_CLUSTER,
             help="Address for controllers, with mutual TLS, e.g. :9807. Needs --certificates.",
         ),
     ] = "",
@@ -160,6 +186,7 @@ def agent(
             envvar="TIDEMARK_CERTIFICATES",
             metavar="DIR",
             show_default="none",
+            rich_help_panel=_CLUSTER,
             help="Directory of ca.crt, tls.crt and tls.key; changed files are reloaded. Needs --listen.",
         ),
     ] = "",
@@ -169,6 +196,7 @@ def agent(
             envvar="TIDEMARK_REGISTER",
             metavar="DIR",
             show_default="none",
+            rich_help_panel=_CLUSTER,
             help="Directory in which the kubelet finds plugins (plugins_registry); for a pod. Needs --kubelet-socket.",
         ),
     ] = "",
@@ -178,6 +206,7 @@ def agent(
             envvar="TIDEMARK_KUBELET_SOCKET",
             metavar="PATH",
             show_default="none",
+            rich_help_panel=_CLUSTER,
             help="Path of the CSI socket as the kubelet sees it. Needs --register.",
         ),
     ] = "",
@@ -187,21 +216,32 @@ def agent(
             "--runtime-dir",
             envvar="TIDEMARK_RUNTIME_DIR",
             metavar="DIR",
+            rich_help_panel=_NODE,
             help="Directory of the node that is empty after a boot, for the journal of freezes.",
         ),
     ] = DEFAULT_RUNTIME_DIRECTORY,
     log_format: Annotated[
         Literal["console", "json"],
-        typer.Option(envvar="TIDEMARK_LOG_FORMAT", help="Format of the log: console for people, json for programs."),
+        typer.Option(
+            envvar="TIDEMARK_LOG_FORMAT",
+            rich_help_panel=_MONITORING,
+            help="Format of the log: console for people, json for programs.",
+        ),
     ] = "console",
     driver_name: Annotated[
-        str, typer.Option(envvar="TIDEMARK_DRIVER_NAME", help="Name of the CSI driver, as in its CSIDriver object.")
+        str,
+        typer.Option(
+            envvar="TIDEMARK_DRIVER_NAME",
+            rich_help_panel=_CLUSTER,
+            help="Name of the CSI driver, as in its CSIDriver object.",
+        ),
     ] = DRIVER_NAME,
     volume_health: Annotated[
         bool,
         typer.Option(
             "--volume-health",
             envvar="TIDEMARK_VOLUME_HEALTH",
+            rich_help_panel=_CLUSTER,
             help="Announce CSI's alpha capabilities for volume health; for kubelets with the feature gate CSIVolumeHealth.",
         ),
     ] = False,

@@ -9,7 +9,8 @@ import typer
 
 from csi_driver import DRIVER_NAME
 from csi_driver.cli.agent import address_of
-from csi_driver.cli.common import endpoint_of
+from csi_driver.cli.common import Failure, endpoint_of
+from csi_driver.cli.unexpected import missing
 from csi_driver.controller.settings import (
     DEFAULT_CERTIFICATES,
     DEFAULT_NAMESPACE,
@@ -181,5 +182,5 @@ def controller(
     try:
         from csi_driver.controller.main import run_controller
     except ImportError as error:
-        raise typer.BadParameter(f"{error.name} is missing: install tidemark-csi[controller]") from None
+        raise Failure(missing(error.name or "")) from None
     sys.exit(asyncio.run(run_controller(settings)))

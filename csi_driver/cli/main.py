@@ -20,6 +20,7 @@ from csi_driver.cli import (
     rollback,
     snapshots,
     tree,
+    unexpected,
     uninstall_check,
     volumes,
 )
@@ -83,6 +84,9 @@ def main() -> None:
         app(prog_name="tidemark")
     except Failure as failure:
         typer.echo(f"tidemark: {failure}", err=True)
+        sys.exit(1)
+    except Exception as error:
+        typer.echo(f"tidemark: {unexpected.explain(error, with_traceback=in_pod)}", err=True)
         sys.exit(1)
 
 

@@ -11,6 +11,7 @@ import typer
 from csi_driver import DRIVER_NAME
 from csi_driver.cli.common import Failure, Json, print_table
 from csi_driver.cli.controller import ApiProxy, Kubeconfig, Namespace, Release
+from csi_driver.cli.unexpected import missing
 from csi_driver.controller.settings import DEFAULT_NAMESPACE, DEFAULT_RELEASE
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def call(
         from csi_driver.kube.client import Api, default_kubeconfig
         from csi_driver.operator.installation import Installation
     except ImportError as error:
-        raise Failure(f"{error.name} is missing: install tidemark-csi[controller]") from None
+        raise Failure(missing(error.name or "")) from None
 
     async def connected() -> _Result:
         api = await Api.connect(kubeconfig or default_kubeconfig(), api_proxy)

@@ -1,6 +1,7 @@
 """`tidemark demo` on a real XFS, and a mounted disk by the command line: root, loop devices, nothing left afterwards."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,13 +56,24 @@ def test_the_demo_plays_on_xfs_and_leaves_nothing(short: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     last = done.stdout.splitlines()[-1]
-    assert last.startswith("All 137 checks passed on XFS reflink")
+    assert last.startswith("All 143 checks passed on XFS reflink")
     assert max(map(len, done.stdout.splitlines()[:-1])) <= 100
     assert list(short.iterdir()) == []
     assert traces(short) == []
+    # What a person would type, and what the database says before, after the migration, and at the end.
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    typed = [line.removeprefix("$ tidemark ").split()[0] for line in lines if line.startswith("$ tidemark ")]
+    assert typed == [
+        *("volume", "mount", "snapshot", "umount", "rollback", "mount"),
+        *("volume", "mount", "snapshot", "umount", "umount", "volume"),
+    ]
+    totals = re.findall(r"([\d,]+) orders, ([\d,.]+) euros", done.stdout)
+    assert totals[0] == totals[2] == ("5,000", totals[0][1])
+    assert totals[1] == totals[3] != totals[0]
+    assert re.search(r"back in \d+ ms; \d+ ms with umount and mount", done.stdout)
 
 
-@pytest.mark.parametrize("name", ["v1", "s2", "web-1"])
+@pytest.mark.parametrize("name", ["shop", "v1", "s2", "web-1"])
 def test_one_wrong_byte_on_a_device_fails_the_demo_and_is_named(short: Path, name: str) -> None:
     done = subprocess.run(
         [*TIDEMARK, "demo"],
@@ -79,6 +91,7 @@ def test_one_wrong_byte_on_a_device_fails_the_demo_and_is_named(short: Path, nam
 
 MOMENTS: dict[str, Callable[[Path], object]] = {
     "agent starts": lambda place: list(place.iterdir()),
+    "shop mounted": lambda place: any(trace.endswith("/mnt/shop") for trace in traces(place)),
     "disk made": lambda place: any(trace.strip().endswith("/disk.img") for trace in traces(place)),
     "disk published": lambda place: any("/published/" in trace for trace in traces(place)),
 }
@@ -87,7 +100,12 @@ MOMENTS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize(
     ("number", "moment"),
-    [(signal.SIGINT, "agent starts"), (signal.SIGTERM, "disk made"), (signal.SIGINT, "disk published")],
+    [
+        (signal.SIGINT, "agent starts"),
+        (signal.SIGINT, "shop mounted"),
+        (signal.SIGTERM, "disk made"),
+        (signal.SIGINT, "disk published"),
+    ],
 )
 def test_a_demo_that_is_broken_off_leaves_nothing(short: Path, number: signal.Signals, moment: str) -> None:
     process = subprocess.Popen(

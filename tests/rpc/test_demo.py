@@ -2,17 +2,24 @@
 
 import json
 import os
+import pty
+import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from csi_driver.cli.demo.keys import NO_TERMINAL, PROMPT
 from csi_driver.cli.demo.model import REGION, SIZE, Model, labels, pattern
+from csi_driver.rpc.clients.cli_client import Client
 
 TIDEMARK = (sys.executable, "-m", "csi_driver.cli.main")
 
@@ -54,11 +61,38 @@ def demo(short: Path, *options: str, **environment: str) -> "subprocess.Complete
 
 
 def test_the_demo_plays_in_memory_and_says_so(short: Path) -> None:
-    done = demo(short)
+    done = demo(short, "--step")
     assert done.returncode == 0, done.stderr
+    # There is no terminal to wait at, and no mount for a database.
+    assert NO_TERMINAL in done.stdout
+    assert PROMPT not in done.stdout
+    assert "Left out: a database needs a mounted volume" in done.stdout
     last = done.stdout.splitlines()[-1]
     assert last.startswith("All 135 checks passed on the in-memory backend")
     assert max(map(len, done.stdout.splitlines())) <= 100
+    assert list(short.iterdir()) == []
+
+
+def test_a_demo_by_steps_goes_on_with_each_key_and_ends_as_ever(short: Path) -> None:
+    person, program = pty.openpty()
+    environment = clean_environment(TMPDIR=str(short), TERM="dumb")
+    with subprocess.Popen(
+        [*TIDEMARK, "demo", "--memory", "--step"], stdin=program, stdout=program, stderr=program, env=environment
+    ) as process:
+        os.close(program)
+        shown = b""
+        keys = 0
+        with suppress(OSError):  # nobody has the terminal any longer
+            while part := os.read(person, 4096):
+                shown += part
+                if shown.count(PROMPT.encode()) > keys:
+                    os.write(person, b" ")
+                    keys += 1
+    os.close(person)
+    assert process.returncode == 0, shown.decode()
+    steps = re.findall(rb"^ ?(\d+)  ", re.sub(rb"\r|\x1b\[\S*?[A-Zm]", b"", shown), re.MULTILINE)
+    assert keys == len(steps) - 1 > 10
+    assert b"checks passed" in shown
     assert list(short.iterdir()) == []
 
 
@@ -142,6 +176,37 @@ def test_a_region_with_one_wrong_byte_has_no_name() -> None:
 def test_no_two_blocks_of_the_patterns_are_equal() -> None:
     blocks = {pattern(label)[at : at + 4096] for label in ("d1", "d2") for at in range(0, REGION, 4096)}
     assert len(blocks) == 2 * REGION // 4096
+
+
+# What an agent tells systemd
+
+
+def test_an_agent_says_ready_when_it_answers_and_says_that_it_stops(short: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(short / "notify"))
+        systemd.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        systemd.settimeout(60)
+
+        def told() -> tuple[str, int]:
+            """A message, and the process that it is from."""
+            message, ancillary, _, _ = systemd.recvmsg(4096, socket.CMSG_SPACE(12))
+            return message.decode(), struct.unpack("=iii", ancillary[0][2])[0]
+
+        endpoint = f"unix://{short}/csi.sock"
+        options = ("--pool", "p=memory:", "--node-name", "n1", "--endpoint", endpoint)
+        environment = clean_environment(NOTIFY_SOCKET=str(short / "notify"))
+        with (short / "log").open("wb") as log:
+            agent = subprocess.Popen([*TIDEMARK, "agent", *options], stdout=log, stderr=log, env=environment)
+        try:
+            # Of the process that was started, as a unit with KillMode=process must have it.
+            assert told() == ("READY=1\nSTATUS=Serving p", agent.pid)
+            with Client(endpoint) as client:
+                assert client.probe()
+            agent.terminate()
+            assert told() == ("STOPPING=1", agent.pid)
+        finally:
+            agent.terminate()
+            assert agent.wait(30) == 0
 
 
 # The other commands

@@ -55,6 +55,7 @@ need_group() {
             need postgresql '/usr/lib/postgresql/*/bin/initdb'
             need procps ps
             need strace strace
+            need systemd systemd-analyze # reads the units; nothing is started
             # A kernel of its own, for what needs a power cut; it is made for x86-64 alone.
             [ "$(uname -m)" != x86_64 ] || need user-mode-linux linux.uml
             ;;

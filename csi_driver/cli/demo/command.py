@@ -27,22 +27,24 @@ def demo(
         bool,
         typer.Option("--memory", help="Keep the pool in memory; needs no root and changes nothing on this machine."),
     ] = False,
+    step: Annotated[bool, typer.Option("--step", help="Wait for a key before each further step.")] = False,
 ) -> None:
-    """Demonstrate disks, snapshots and rollbacks on a temporary pool.
+    """Undo a bad migration of a database, and show how that works, on a temporary pool.
 
     As root, or if sudo needs no password: a small XFS image on a loop device.
     Otherwise: in memory.
     Each step compares the bytes of the devices with the expected content. Exit code 1: a check failed.
     TIDEMARK_DEMO_CORRUPT=rescue changes one byte of that disk, so that a check fails.
 
+    $ tidemark demo --step
     $ tidemark demo --memory
     """
     from csi_driver.cli.demo.agent import why_not_reflink
 
     reason = "requested by --memory" if memory else why_not_reflink()
     if reason and not memory and os.geteuid() != 0 and _may_sudo():
-        _restart_as_root()
-    raise typer.Exit(_run(in_memory=bool(reason), reason=reason))
+        _restart_as_root(["--step"] if step else [])
+    raise typer.Exit(_run(in_memory=bool(reason), reason=reason, stepwise=step))
 
 
 def _may_sudo() -> bool:
@@ -52,16 +54,17 @@ def _may_sudo() -> bool:
     return answer.returncode == 0
 
 
-def _restart_as_root() -> NoReturn:
+def _restart_as_root(options: list[str]) -> NoReturn:
     typer.echo("Loop devices and mounts need root: running this demo with sudo (--memory needs no root).")
     sys.stdout.flush()
     corrupt = os.environ.get(CORRUPT)
     keep = [f"{CORRUPT}={corrupt}"] if corrupt else []
-    command = ["sudo", "-n", *keep, sys.executable, "-P", "-m", "csi_driver.cli.main", "demo"]
+    command = ["sudo", "-n", *keep, sys.executable, "-P", "-m", "csi_driver.cli.main", "demo", *options]
     os.execvp("sudo", command)  # noqa: S606  without a shell
 
 
-def _run(in_memory: bool, reason: str) -> int:
+def _run(in_memory: bool, reason: str, stepwise: bool = False) -> int:
+    from csi_driver.cli.demo import keys
     from csi_driver.cli.demo.agent import DemoAgent, uninterrupted
     from csi_driver.cli.demo.lab import CheckFailed, Checks, Lab
     from csi_driver.cli.demo.screen import Screen
@@ -70,15 +73,18 @@ def _run(in_memory: bool, reason: str) -> int:
 
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGHUP, _stop)
-    screen, checks = Screen(), Checks()
+    waits = stepwise and keys.at_terminal()
+    screen, checks = Screen(keys.wait_for_key if waits else None), Checks()
     agent: DemoAgent | None = None
     lab: Lab | None = None
     try:
         with uninterrupted():
             agent = DemoAgent(in_memory)
-        screen.title("Tidemark demo: disks and snapshots, block by block")
+        screen.title("Tidemark demo: a database, a bad migration, and how it is undone")
         where = f"in memory ({reason})" if in_memory else f"on XFS in {agent.root}/pool.img"
         screen.line(f"An agent of its own, {where}; all calls through CSI, all bytes read from the devices.", "dim")
+        if stepwise and not waits:
+            screen.line(keys.NO_TERMINAL)
         agent.start()
         with Client(agent.endpoint) as client:
             lab = Lab(client, agent.root, checks, os.environ.get(CORRUPT, ""))

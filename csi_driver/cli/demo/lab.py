@@ -11,7 +11,7 @@ from pathlib import Path
 from csi_driver.cli.common import retry_while_busy
 from csi_driver.cli.demo.model import REGION, SIZE, Model, labels, pattern
 from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source
-from csi_driver.rpc.clients.cli_client import CallRefused, Client, Rolled
+from csi_driver.rpc.clients.cli_client import CallRefused, Client, Node, Rolled
 
 BLOCK = Capability("block", AccessMode.WRITER)
 SETTLE = 15.0
@@ -61,6 +61,16 @@ class Lab:
     disks: dict[str, str] = field(default_factory=dict)
     snapshots: dict[str, str] = field(default_factory=dict)
     mounted: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def mounts(self) -> Path:
+        """The directory below which commands mount volumes."""
+        return self.root / "mnt"
+
+    @property
+    def staged(self) -> Path:
+        """The directory below which commands stage volumes."""
+        return self.root / "staged"
 
     def make(self, name: str, source: str = "") -> float:
         """Create a disk, empty or from a snapshot; returns milliseconds."""
@@ -214,9 +224,19 @@ class Lab:
             self.unpublish(name)
         for node in self.client.tree():
             if node.kind == "volume":
+                self._take_from_commands(node)
                 self.client.delete_volume(node.id)
             elif node.kind == "snapshot":
                 self.client.delete_snapshot(node.id)
+
+    def _take_from_commands(self, node: Node) -> None:
+        """Unmount what a command has mounted: an interrupted one cannot."""
+        for path in node.used_by:
+            if Path(path).is_relative_to(self.mounts):
+                self.client.unpublish(node.id, path)
+        for path in node.used_by:
+            if Path(path).is_relative_to(self.staged):
+                self.client.unstage(node.id, path)
 
     def remaining(self) -> list[str]:
         """Return the names of what still exists in the pool."""

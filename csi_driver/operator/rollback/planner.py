@@ -40,10 +40,11 @@ from csi_driver.operator.rollback.safety_snapshots import (
     snapshots_of_rollback,
 )
 from csi_driver.service.agents import VolumeDescription
+from csi_driver.service.holds import HOLD_SECONDS
 from csi_driver.service.rollbacks import RollbackRequest
 
-EXPIRY_SECONDS = 330.0
-"""After this a hold that nobody renewed has expired: five minutes, and half a minute for clocks that differ."""
+EXPIRY_SECONDS = HOLD_SECONDS + 30.0
+"""After this a hold that nobody renewed has expired; half a minute is for clocks that differ."""
 
 RENEW_SECONDS = 60.0
 """Between renewals of a hold: four may fail before it expires."""
