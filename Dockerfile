@@ -11,6 +11,7 @@ ARG BASE=docker.io/library/debian:bookworm-slim
 # The wheel, and a virtual environment with nothing in it but what runs: neither pip nor a compiler gets into the image, nor
 # the bytecode of the Kubernetes client's generated models, which nothing here loads: 60 MB, and half a minute to make.
 FROM ${BASE} AS build
+ARG SOURCE_DATE_EPOCH
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3-venv \
     && apt-get clean \
@@ -24,9 +25,10 @@ COPY csi_driver csi_driver
 RUN /opt/build/bin/pip --no-cache-dir wheel --no-deps --wheel-dir /opt/build/wheels . \
     && /opt/build/bin/pip --no-cache-dir --python /opt/tidemark/bin/python install --no-compile \
         "$(echo /opt/build/wheels/*.whl)[controller]" \
-    && /opt/tidemark/bin/python -m compileall -q -x '/kubernetes/(aio/)?client/(api|models)/' /opt/tidemark/lib
+    && /opt/tidemark/bin/python -m compileall -q --invalidation-mode unchecked-hash -x '/kubernetes/(aio/)?client/(api|models)/' /opt/tidemark/lib
 
 FROM ${BASE}
+ARG SOURCE_DATE_EPOCH
 # e2fsprogs, xfsprogs: mkfs, grow and check. mount, util-linux: mount, losetup, blkid.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends e2fsprogs mount python3 util-linux xfsprogs \

@@ -8,6 +8,7 @@
 #   ARGS=...     what the task is to run, and how. One test, or a few, at once and with nothing else:
 #                make test ARGS=tests/host/test_files.py::test_a_name        make test ARGS='-k snapshot -x'
 #                make test-cluster ARGS='-k landing'                         (on the cluster of `make cluster-up`)
+#   VERSION=...  which release `make release` makes: 0.2.0
 #   WORKERS=4    how many processes run tests side by side
 #   CI=true      what cannot be installed is an error, not a reason to do less
 
@@ -15,6 +16,7 @@ SHELL := /bin/sh
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+VERSION ?=
 WORKERS ?= 4
 
 export PYTHON
@@ -41,7 +43,8 @@ TEST_STAMP := $(VENV)/.tidemark-test
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check words format bench soak image gen clean always system-run system-test system-image \
+.PHONY: help demo test check words format bench soak image release gen clean always system-run system-test system-image \
+    system-release \
     cluster-up cluster-down test-cluster system-cluster test-all test-beside-builds test-tools test-side-by-side \
     test-alone scenarios
 
@@ -124,6 +127,9 @@ soak: system-test system-cluster $(TEST_STAMP) ## Works a pool hard for 20 minut
 image: system-image ## Builds the container image, from Debian's packages and PyPI alone; prints its name
 	@sh tests/image/build.sh $(ARGS)
 
+release: system-release $(TEST_STAMP) ## Makes all files of a release from the commit: VERSION=0.2.0 (docs/how-to/releases.md)
+	@$(BIN)/python -m release --version '$(VERSION)' $(ARGS)
+
 gen: $(RUN_STAMP) ## Compiles the protocol files of proto/ again
 	$(PIP) --no-deps --editable .
 
@@ -142,6 +148,9 @@ system-test:
 
 system-image:
 	@$(SYSTEM) image
+
+system-release:
+	@$(SYSTEM) image release || [ -z "$$CI" ]
 
 system-cluster:
 	@$(SYSTEM) run test image cluster || [ -z "$$CI" ]

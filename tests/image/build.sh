@@ -4,16 +4,23 @@
 #     build.sh [NAME]          builds it, and prints the name (localhost/tidemark-csi:dev)
 #     build.sh buildah ...     runs buildah where the image lies: buildah images, buildah push NAME oci-archive:FILE:NAME
 #
+#     TIDEMARK_ARCH=arm64      builds it for another architecture, by Debian's name; qemu-user-static runs its programs
+#     SOURCE_DATE_EPOCH=...    the time in seconds that the build writes into files, for images that are reproducible
+#
 # The base image of the Dockerfile is made of Debian's packages by debootstrap, once, under its public name. The image and
 # the base lie in a store of their own under $TIDEMARK_CACHE (by default the user's cache directory), which may be
 # removed at any time; base image and packages are as old as it is. Needs root, buildah and debootstrap.
 set -eu
 
 base=docker.io/library/debian:bookworm-slim
+own_arch=$(dpkg --print-architecture)
+arch=${TIDEMARK_ARCH:-$own_arch}
+[ "$arch" = "$own_arch" ] || base=localhost/debian-$arch:bookworm-slim
 tree=$(cd "$(dirname "$0")/../.." && pwd)
 store=${TIDEMARK_CACHE:-${XDG_CACHE_HOME:-${HOME:?no HOME: set TIDEMARK_CACHE}/.cache}/tidemark}/image
 bundle=/etc/ssl/certs/ca-certificates.crt
 PATH=$PATH:/usr/sbin:/sbin
+umask 022 # what the build makes is in the image with its modes
 
 say() {
     printf 'build.sh: %s\n' "$*" >&2
@@ -37,7 +44,8 @@ fi
 name=${1:-localhost/tidemark-csi:dev}
 
 scratch=$(mktemp -d "$store/scratch.XXXXXX")
-trap 'rm -rf "$scratch"' EXIT
+handlers=
+trap '[ -z "$handlers" ] || umount "$handlers"; rm -rf "$scratch"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
@@ -45,16 +53,45 @@ trap 'exit 143' TERM HUP
 exec 9>"$store/lock"
 flock --nonblock 9 || { say 'waiting for the build that is under way'; flock 9; }
 
+# Whether this machine runs programs of the other architecture, the kernel says in binfmt_misc. Where it is mounted the
+# machine decides; elsewhere it is mounted for the time of the build, and what it runs ends with that.
+if [ "$arch" != "$own_arch" ]; then
+    case $arch in
+        amd64) emulator=qemu-x86_64 ;;
+        arm64) emulator=qemu-aarch64 ;;
+        *)
+            say "no emulator is known for $arch: add its name here"
+            exit 1
+            ;;
+    esac
+    known=/proc/sys/fs/binfmt_misc
+    if [ ! -e "$known/$emulator" ]; then
+        format=/usr/lib/binfmt.d/$emulator.conf
+        [ -e "$format" ] || {
+            say "$arch needs $emulator: install Debian's qemu-user-static"
+            exit 1
+        }
+        if [ ! -e "$known/register" ]; then
+            mount -t binfmt_misc binfmt_misc "$known" || {
+                say "the kernel does not let other programs run $arch (binfmt_misc): build for $own_arch alone"
+                exit 1
+            }
+            handlers=$known
+        fi
+        cat "$format" >"$known/register"
+    fi
+fi
+
 if ! buildah images --quiet "$base" >/dev/null 2>&1 9>&-; then
     say "making $base of Debian's packages (once; about a minute)"
-    debootstrap --variant=minbase bookworm "$scratch/base" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$scratch/log" 2>&1 9>&- || {
+    debootstrap --arch="$arch" --variant=minbase bookworm "$scratch/base" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$scratch/log" 2>&1 9>&- || {
         tail -n 20 "$scratch/log" >&2
         say 'debootstrap did not manage'
         exit 1
     }
     rm -rf "$scratch/base/var/cache/apt/archives" "$scratch/base/var/lib/apt/lists"
     mkdir -p "$scratch/base/var/cache/apt/archives/partial" "$scratch/base/var/lib/apt/lists/partial"
-    container=$(buildah from scratch 9>&-)
+    container=$(buildah from --arch "$arch" scratch 9>&-)
     buildah add --quiet "$container" "$scratch/base" / >/dev/null 9>&-
     buildah config --cmd bash "$container" 9>&-
     buildah commit --quiet --rm "$container" "$base" >/dev/null 9>&-
@@ -65,7 +102,7 @@ fi
 mkdir "$scratch/tree"
 (cd "$tree" && tar -cf - --exclude=__pycache__ --exclude='csi_driver/_pb/*.py*' --sort=name --mtime=@0 --owner=0 --group=0 \
     --numeric-owner --mode=u=rwX,go=rX Dockerfile LICENSE README.md csi_driver proto pyproject.toml) >"$scratch/tree.tar"
-content=$(sha256sum "$scratch/tree.tar" | cut -d ' ' -f 1)
+content=$(sha256sum "$scratch/tree.tar" | cut -d ' ' -f 1)${SOURCE_DATE_EPOCH:+-$SOURCE_DATE_EPOCH}
 label=dev.tidemark.content
 there=$(buildah inspect --type image --format "{{index .OCIv1.Config.Labels \"$label\"}}" "$name" 2>/dev/null 9>&-) || there=
 if [ "$there" = "$content" ]; then
@@ -86,8 +123,10 @@ apt-config dump | grep -E '^Acquire::(http|https|Check-Valid-Until|Check-Date|Re
 set -- --volume "$scratch/apt.conf:/etc/apt/apt.conf.d/00tidemark-build:ro" --volume "$scratch/pip.conf:/etc/pip.conf:ro"
 [ ! -e "$bundle" ] || set -- "$@" --volume "$bundle:/etc/tidemark-build/ca.crt:ro"
 
-say "building $name (about a minute)"
-buildah bud --quiet --isolation chroot --pull-never --build-arg "BASE=$base" --label "$label=$content" "$@" \
+[ -z "${SOURCE_DATE_EPOCH-}" ] || set -- "$@" --build-arg "SOURCE_DATE_EPOCH=$SOURCE_DATE_EPOCH"
+
+say "building $name for $arch (about a minute; ten where it is emulated)"
+buildah bud --quiet --arch "$arch" --isolation chroot --pull-never --build-arg "BASE=$base" --label "$label=$content" "$@" \
     --tag "$name" "$scratch/tree" >"$scratch/log" 2>&1 9>&- || {
     cat "$scratch/log" >&2
     say 'the build failed'

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the Debian packages that a task needs and that are missing here.
 #
-#     system-packages.sh GROUP...      the groups: run, test, image, cluster (below)
+#     system-packages.sh GROUP...      the groups: run, test, image, release, cluster (below)
 #
 # A package is needed where the thing that we use of it is not there, wherever it may come from: so a second run takes
 # milliseconds, and a machine that is not a Debian is told what to provide. Packages are installed by root, or by sudo
@@ -62,6 +62,9 @@ need_group() {
         image) # what builds the container image
             need buildah buildah
             need debootstrap debootstrap
+            ;;
+        release) # what builds it for other architectures too
+            need qemu-user-static qemu-aarch64-static
             ;;
         cluster) # what a node of the test cluster runs, and what its control plane needs beside our own programs
             need busybox-static '/bin/busybox'
