@@ -52,6 +52,7 @@ def provenance() -> dict[str, object]:
     }
 
 
-def write(record: dict[str, object]) -> None:
-    """Replace the record of the last soak."""
-    RECORD.write_text(json.dumps(record, indent=2) + "\n")
+def write(parts: dict[str, dict[str, object]], replace: bool) -> None:
+    """Record these parts of a soak. Those of earlier soaks stay, unless `replace`."""
+    known = {} if replace or not RECORD.exists() else json.loads(RECORD.read_text())
+    RECORD.write_text(json.dumps(known | parts, indent=2, sort_keys=True) + "\n")

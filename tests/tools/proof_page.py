@@ -43,21 +43,15 @@ ROWS = (
 """What, the part of the soak, and the count in it."""
 
 
-def page(record: dict[str, Any], reports: list[dict[str, Any]]) -> str:
-    """Return the page. A part that the last soak did not run is said to be so."""
-    machine = record["machine"]
-    commit = f"`{record['commit']}`" + (", with changes that were not committed" if record["changed"] else "")
-    about = (
-        f"Last soak: **{record['date']}**, commit {commit}, {record['minutes']:g} minutes for its open-ended parts, on "
-        f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']:g} GiB, Linux {machine['kernel']}."
-    )
-    table = "".join(f"| {what} | {number(record, part, count)} |\n" for what, part, count in ROWS)
-    held = set(record["parts"].get("reports", {}).get("reports", []))
-    ran = "reports" in record["parts"]
+def page(parts: dict[str, Any], reports: list[dict[str, Any]]) -> str:
+    """Return the page. A part that no soak ran is said to be so, and one that failed."""
+    table = "".join(f"| {what} | {number(parts, part, count)} | {when(parts, part)} |\n" for what, part, count in ROWS)
+    held = set(parts.get("reports", {}).get("reports", []))
+    ran = "reports" in parts
     total = f"{sum(entry['report'] in held for entry in reports)} of {len(reports)}" if ran else NOT_RUN
     return (
-        f"{HEAD}\n{fill(about)}\n\n| what | how many |\n|---|---:|\n{table}"
-        f"| public bug reports that became tests, and whose tests passed | {total} |\n"
+        f"{HEAD}\n{machines(parts)}| what | how many | when, at which commit |\n|---|---:|---|\n{table}"
+        f"| public bug reports that became tests, and whose tests passed | {total} | {when(parts, 'reports')} |\n"
         "\n## Bug reports that became tests\n\n"
         + fill(
             "Other people's users have lost data, and wrote down how. Each of these reports is about another driver or "
@@ -65,8 +59,9 @@ def page(record: dict[str, Any], reports: list[dict[str, Any]]) -> str:
         )
         + "\n\n| report | what happened there | last soak |\n|---|---|---|\n"
         + "".join(row(entry, outcome(entry, held, ran)) for entry in reports)
-        + "\n## Run it yourself\n\n    make soak                        # about an hour, as root; the page is written again\n"
-        '    make soak ARGS="1 model fuzz"    # a minute of two of its parts\n\n'
+        + "\n## Run it yourself\n\n"
+        "    make soak                        # about an hour, as root, alone on the machine\n"
+        '    make soak ARGS="1 model fuzz"    # two of its parts, one minute for each third of it\n\n'
         + fill(
             "The shorter forms of these tests run with every change ([testing](testing.md)). What a snapshot promises to "
             "a database is [explained here](explanation/consistency.md); how fast all of it is, in "
@@ -76,9 +71,31 @@ def page(record: dict[str, Any], reports: list[dict[str, Any]]) -> str:
     )
 
 
-def number(record: dict[str, Any], part: str, count: str) -> str:
+def recorded() -> dict[str, Any]:
+    """Return the parts of the last soaks; none if there was no soak yet."""
+    return json.loads(RECORD.read_text()) if RECORD.exists() else {}
+
+
+def machines(parts: dict[str, Any]) -> str:
+    """Return the paragraph that says where the parts ran."""
+    found = dict.fromkeys(
+        f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']:g} GiB, Linux {machine['kernel']}"
+        for machine in (part["machine"] for part in parts.values())
+    )
+    return fill("Measured on " + "; and on ".join(found) + ".") + "\n\n" if found else ""
+
+
+def when(parts: dict[str, Any], part: str) -> str:
+    """Return the date of a part's last run, and the commit."""
+    found = parts.get(part)
+    if found is None:
+        return ""
+    return f"{found['date']}, `{found['commit']}`" + (" with uncommitted changes" if found["changed"] else "")
+
+
+def number(parts: dict[str, Any], part: str, count: str) -> str:
     """Return one count of the soak; whether its part failed, or was not run."""
-    found = record["parts"].get(part)
+    found = parts.get(part)
     if found is None or count not in found["counts"]:
         return NOT_RUN
     return f"{found['counts'][count]:,}" + (" (**failed**)" if found["status"] else "")
@@ -104,7 +121,7 @@ def fill(text: str) -> str:
 
 def main() -> None:
     """Write the page of this tree."""
-    PAGE.write_text(page(json.loads(RECORD.read_text()), yaml.safe_load(REPORTS.read_text())))
+    PAGE.write_text(page(recorded(), yaml.safe_load(REPORTS.read_text())))
     sys.stdout.write(f"{PAGE.relative_to(TREE)}\n")
 
 
