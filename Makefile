@@ -46,7 +46,7 @@ TEST_STAMP := $(VENV)/.tidemark-test
 .PHONY: help demo test check words format bench soak image release gen clean always system-run system-test system-image \
     system-release \
     cluster-up cluster-down test-cluster system-cluster test-all test-beside-builds test-tools test-side-by-side \
-    test-alone scenarios
+    test-alone scenarios docs
 
 help: ## Shows this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -104,12 +104,16 @@ cluster-up: system-cluster $(TEST_STAMP) ## Brings up that cluster here, Tidemar
 cluster-down: ## Removes the cluster, and all that it had on this machine
 	@$(RIG) down
 
-check: $(TEST_STAMP) ## Checks the code without running it: format, lint, types, layers, retired words
+check: $(TEST_STAMP) ## Checks the code without running it: format, lint, types, layers, retired words, links of the docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tests/tools/words.py
+	$(BIN)/python tests/tools/build_site.py
+
+docs: $(TEST_STAMP) ## Builds the documentation as a site, and refuses dead links and orphan pages: build/site/index.html
+	$(BIN)/python tests/tools/build_site.py
 
 words: $(TEST_STAMP) ## Refuses retired words in code, docs and charts (docs/glossary.md)
 	$(BIN)/python tests/tools/words.py $(ARGS)
@@ -135,7 +139,7 @@ gen: $(RUN_STAMP) ## Compiles the protocol files of proto/ again
 
 clean: ## Removes what the tasks have made in this tree; caches outside of it stay
 	@if [ -e $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi
-	rm -rf csi_driver/_pb build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf csi_driver/_pb build dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name .git -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 # The Debian packages of a task. Without them there is less to see, and that is said; the tasks that cannot do without

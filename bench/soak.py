@@ -1,16 +1,27 @@
-"""`make soak`: random examples of the model test, power cuts, thousands of cycles, and whether anything grows.
+"""`make soak`: random examples of the model test, power cuts, kills, fuzzed calls, and whether anything grows.
 
-Minutes as the argument (20). On top of them ten snapshots are taken of a busy database, and schedules
-live through ten minutes without the Kubernetes API.
+    python -m bench.soak                    # all parts, in about 20 minutes and what single runs take beyond that
+    python -m bench.soak 60                 # for 60 minutes
+    python -m bench.soak 1 model fuzz       # these parts; what is recorded of the others stays
+
+A third of the minutes is for each of the parts that have no end of their own: model, power, cycles. The others run once.
+The result is bench/soak.json, and docs/proof.md is made from it. Nothing else that attaches loop devices or copies the
+mounts of this machine may run beside it: the tests would find its traces, and fail.
 """
 
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import yaml
+
+from bench import soak_record
 from bench.footprint import _rss
 from bench.rig import AgentRig, agent, machine
 from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source
@@ -24,42 +35,92 @@ API_AWAY_SECONDS = 600
 MODEL_EXAMPLES = 12
 """Of each machine in one run of the model test: enough that all its steps are done."""
 
+FUZZ_SEEDS = 10
+"""Random ones; each is 15 requests for every call of the protocol."""
 
-def main() -> int:
-    """Run, about a third of the time for each of those that have no end of their own; the exit status is that of the tests, or 1 where something grew."""
-    minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 20.0
+REPORTS = soak_record.TREE / "tests" / "reports.yaml"
+
+Part = dict[str, object]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run, and write the record. The exit status is 1 if a test failed or something grew."""
+    minutes = float(arguments[0]) if arguments else 20.0
     third = minutes * 20
-    tests = {
-        "model": again_and_again("tests/agent/test_model.py", third, TIDEMARK_MODEL_EXAMPLES=str(MODEL_EXAMPLES)),
-        "power": again_and_again("tests/power", third, TIDEMARK_POWER_CUTS="5"),
+    parts: dict[str, Callable[[], Part]] = {
+        "model": lambda: again_and_again(
+            ["tests/agent/test_model.py"], third, TIDEMARK_MODEL_EXAMPLES=str(MODEL_EXAMPLES)
+        ),
+        "power": lambda: again_and_again(["tests/power"], third, TIDEMARK_POWER_CUTS="5"),
+        "crash": lambda: again_and_again(["tests/crash"]),
+        "fuzz": lambda: again_and_again(["tests/agent/test_bad_input.py"], TIDEMARK_FUZZ_SEEDS=str(FUZZ_SEEDS)),
+        "reports": reports,
+        "database": lambda: again_and_again(["tests/agent/test_postgresql.py"], TIDEMARK_DATABASE_CUTS="10"),
+        "api away": lambda: again_and_again(
+            ["tests/cluster/test_schedule_clock.py::test_the_api_is_away"],
+            TIDEMARK_API_AWAY_SECONDS=str(API_AWAY_SECONDS),
+        ),
+        "cycles": lambda: cycles(time.monotonic() + third),
     }
-    clock = "tests/cluster/test_schedule_clock.py::test_the_api_is_away"
-    database = "tests/agent/test_postgresql.py"
-    tests["database"] = again_and_again(database, 0, TIDEMARK_DATABASE_CUTS="10")
-    tests["api away"] = again_and_again(clock, 0, TIDEMARK_API_AWAY_SECONDS=str(API_AWAY_SECONDS))
-    row = cycles(time.monotonic() + third)
-    print(json.dumps({"machine": machine(), "minutes": minutes, **tests, **row}, indent=2))
-    grew = (
-        row["fds"][1] > row["fds"][0] + 4
-        or row["loops"][1] > row["loops"][0]
-        or row["rss_mib"][1] > row["rss_mib"][0] + 8
-    )
-    return int(grew or any(row["status"] for row in tests.values()))
+    chosen = arguments[1:] or list(parts)
+    if unknown := set(chosen) - parts.keys():
+        sys.exit(f"soak: no part {', '.join(sorted(unknown))}: choose from {', '.join(parts)}")
+    about = soak_record.provenance() | {"machine": machine(), "minutes": minutes}
+    results = {name: about | run() for name, run in parts.items() if name in chosen}
+    print(json.dumps(results, indent=2))
+    soak_record.write(results, replace=set(chosen) == parts.keys())
+    subprocess.run([sys.executable, "tests/tools/proof_page.py"], cwd=soak_record.TREE, check=True)
+    return int(any(part["status"] for part in results.values()))
 
 
-def again_and_again(test: str, seconds: float, **environment: str) -> dict[str, int]:
-    """Run a test that is another one each time, until the time is over or it fails."""
+def again_and_again(tests: Sequence[str], seconds: float = 0, **environment: str) -> Part:
+    """Run tests that differ each time, until the time is over or one fails; once if they have no time."""
     until = time.monotonic() + seconds
     runs = status = 0
-    while status == 0 and (runs == 0 or time.monotonic() < until):
-        argv = [sys.executable, "-m", "pytest", "-q", "--timeout=0", "-p", "no:cacheprovider", "-s", test]
-        status = subprocess.run(argv, env={**os.environ, **environment}, check=False).returncode
-        runs += 1
-    return {"runs": runs, "status": status}
+    found: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as directory:
+        report = Path(directory, "report.xml")
+        while status == 0 and (runs == 0 or time.monotonic() < until):
+            status = pytest(tests, report, **environment)
+            found += soak_record.counts(report) if report.exists() else Counter()
+            runs += 1
+    return {"runs": runs, "status": status, "counts": dict(sorted(found.items()))}
 
 
-def cycles(until: float) -> dict[str, object]:
-    """Create, stage, publish, write, cut, restore, roll back, delete, again and again; what the agent holds before and after."""
+def reports() -> Part:
+    """Run the tests that public bug reports led to."""
+    entries = yaml.safe_load(REPORTS.read_text())
+    tests = list(dict.fromkeys(test for entry in entries for test in entry["tests"]))
+    with tempfile.TemporaryDirectory() as directory:
+        report = Path(directory, "report.xml")
+        status = pytest(tests, report)
+        passed = soak_record.passed(report) if report.exists() else {}
+    held = [entry["report"] for entry in entries if all(passed.get(test) for test in entry["tests"])]
+    return {"status": status, "reports": held}
+
+
+def pytest(tests: Sequence[str], report: Path, **environment: str) -> int:
+    """Run tests, and write their JUnit report. Returns pytest's exit status."""
+    argv = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--timeout=0",
+        "-p",
+        "no:cacheprovider",
+        "-s",
+        "-o",
+        "junit_family=xunit1",
+        f"--junitxml={report}",
+    ]
+    return subprocess.run(
+        [*argv, *tests], cwd=soak_record.TREE, env={**os.environ, **environment}, check=False
+    ).returncode
+
+
+def cycles(until: float) -> Part:
+    """Create, stage, publish, write, take a snapshot, restore, roll back, delete, again and again; what the agent holds then."""
     count = 0
     with agent("16Gi") as rig, Client(rig.endpoint) as client:
         staging, target = rig.root / "staging", rig.root / "target"
@@ -72,7 +133,11 @@ def cycles(until: float) -> dict[str, object]:
         after = _held(rig)
         left = len(client.tree())
     assert left == 0
-    return {"cycles": count} | {key: (before[key], after[key]) for key in before}
+    grew = (
+        after["fds"] > before["fds"] + 4 or after["loops"] > before["loops"] or after["rss_mib"] > before["rss_mib"] + 8
+    )
+    held = {key: (before[key], after[key]) for key in before}
+    return {"status": int(grew), "counts": {"cycles": count}, "held": held}
 
 
 def _cycle(client: Client, staging: str, target: str, number: int) -> None:
@@ -106,4 +171,4 @@ def _held(rig: AgentRig) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

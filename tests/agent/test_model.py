@@ -7,7 +7,7 @@ TIDEMARK_MODEL_SEED=S repeats such a run, but for where its kills land.
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -96,7 +96,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         made.close()
 
 
-def explore(bench: Bench, machine: type[Machine], examples: int, steps: int) -> None:
+def explore(
+    bench: Bench, machine: type[Machine], examples: int, steps: int, record: Callable[[str, object], None]
+) -> None:
     """Run a machine: the same examples every time, or, where the environment says how many, random ones."""
     asked = int(os.environ.get("TIDEMARK_MODEL_EXAMPLES", "0"))
     machine.bench = bench
@@ -130,6 +132,8 @@ def explore(bench: Bench, machine: type[Machine], examples: int, steps: int) -> 
     finally:
         for name, count in sorted(bench.counts.items()):
             print(f"{count:6} {name}")
+        record("kills", bench.counts["kills"])
+        record("contents compared", bench.counts["contents compared"])
     unused = [name for name in ACTIONS if not bench.counts[f"step: {name}"]]
     assert not unused, f"never done: {unused}: other examples are needed"
     assert bench.counts["kills"] > examples, "hardly a kill: other examples are needed"
@@ -138,12 +142,16 @@ def explore(bench: Bench, machine: type[Machine], examples: int, steps: int) -> 
 @pytest.mark.root
 @pytest.mark.slow(seconds=60)
 @pytest.mark.timeout(0)
-def test_raw_disks_and_snapshots_hold_what_the_model_says(bench: Bench) -> None:
-    explore(bench, RawMachine, 4, 26)
+def test_raw_disks_and_snapshots_hold_what_the_model_says(
+    bench: Bench, record_property: Callable[[str, object], None]
+) -> None:
+    explore(bench, RawMachine, 4, 26, record_property)
 
 
 @pytest.mark.root
 @pytest.mark.slow(seconds=40)
 @pytest.mark.timeout(0)
-def test_files_and_snapshots_hold_what_the_model_says(bench: Bench) -> None:
-    explore(bench, FileMachine, 3, 20)
+def test_files_and_snapshots_hold_what_the_model_says(
+    bench: Bench, record_property: Callable[[str, object], None]
+) -> None:
+    explore(bench, FileMachine, 3, 20, record_property)

@@ -37,7 +37,7 @@ async def test_killed_at_every_point(world: World, scenario: Scenario, record_pr
 async def test_power_cut_at_every_point(world: World, scenario: Scenario, record_property: Record) -> None:
     """The pool's file system is shut down without its log, and mounted again: only what was synced is left."""
     count = await every_point(world, scenario, "power", deep=False)
-    record_property("points", count)
+    record_property("power points", count)
     print(f"{scenario.name}: {count} of {count} points")
 
 

@@ -9,7 +9,7 @@ TIDEMARK_POWER_CUTS=N cuts it N times. Where the cuts land is chance; none of th
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +34,30 @@ def machine(tmp_path: Path) -> Iterator[PowerMachine]:
 
 @pytest.mark.slow(seconds=150)
 @pytest.mark.timeout(900)
-def test_what_was_answered_survives_a_power_cut(machine: PowerMachine) -> None:
+def test_what_was_answered_survives_a_power_cut(
+    machine: PowerMachine, record_property: Callable[[str, object], None]
+) -> None:
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed: {seed}")
     random_ = random.Random(seed)
-    model = Model()
+    model, cuts = Model(), 0
     try:
         for number in range(CUTS):
             if number % 2 == 1:
                 cut_in_recovery(machine, model, random_)
+                cuts += 1
             cut_at_work(machine, model, random_)
+            cuts += 1
         ended = [line for line in heard(machine.boot("check", 0), model) if "ended" in line]
         assert [line["ended"] for line in ended] == [0]
     except BaseException:
         print("\n".join(machine.console[-200:]))
         raise
+    finally:
+        record_property("power cuts", cuts)
+        record_property(
+            "calls answered", sum(count for what, count in model.counts.items() if what.startswith("done: "))
+        )
     assert sum(count for what, count in model.counts.items() if what.startswith("done: ")) > 0
     assert model.written["b"] > 0
     print(dict(sorted(model.counts.items())), model.written)
