@@ -22,7 +22,7 @@ from csi_driver.cli.mounts import staging_of
 from csi_driver.cli.tree import draw, is_parent
 from csi_driver.domain.errors import BEING_CHECKED
 from csi_driver.domain.model import AccessMode, Capability, Usage
-from csi_driver.rpc.clients.cli_client import CallRefused, Freed, Node, PoolSpace
+from csi_driver.rpc.clients.cli_client import CallRefused, Deletable, Node, PoolSpace
 from csi_driver.settings import BadSetting
 
 VOLUME_ID = f"n1:default:{'a' * 32}"
@@ -405,7 +405,7 @@ def test_a_disk_made_from_a_snapshot_knows_it_by_the_uid_of_its_source() -> None
 
 
 def test_a_pool_in_trouble_is_told_below_the_table() -> None:
-    freed = (Freed("n1:default:" + "b" * 32, "nightly", "snapshot", 3 << 30),)
+    freed = (Deletable("n1:default:" + "b" * 32, "nightly", "snapshot", 3 << 30),)
     space = PoolSpace("fast", "n1", "reflink", "/srv", "u", 20 << 30, 1 << 20, 0, 0, 1 << 30, 2.0, 1, 1, True, freed)
     warning = pools._warning(space)
     assert "Pool fast of n1 has run full" in warning
