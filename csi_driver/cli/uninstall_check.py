@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from csi_driver import DRIVER_NAME
-from csi_driver.cli.common import Failure
 from csi_driver.cli.controller import ApiProxy
+from csi_driver.cli.failure import Failure
 
 if TYPE_CHECKING:
     from csi_driver.kube.client import Api

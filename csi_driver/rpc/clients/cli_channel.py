@@ -28,10 +28,11 @@ class CallRefused(Exception):
 
 
 class Channel:
-    """A connection to a socket. Every call raises CallRefused."""
+    """A connection to a socket. Every call raises CallRefused. `longest`: seconds that a call may take, if that is less."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, longest: float = PATIENT) -> None:
         self.endpoint = endpoint
+        self._longest = longest
         options = [("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0)]
         self._channel = grpc.insecure_channel(endpoint, options=options)
 
@@ -52,6 +53,7 @@ class Channel:
         return self._call(f"/tidemark.v1.Tidemark/{method}", request, reply, seconds)
 
     def _call(self, path: str, request: Message, reply: type[Reply], seconds: float) -> Reply:
+        seconds = min(seconds, self._longest)
         call = self._channel.unary_unary(
             path, request_serializer=type(request).SerializeToString, response_deserializer=reply.FromString
         )
