@@ -1,6 +1,5 @@
 """The Kubernetes API, for commands that read or change objects of a cluster."""
 
-import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -23,6 +22,8 @@ def call(
     api_proxy: str = "",
 ) -> _Result:
     """Run `work` with a client of the cluster's API. Raises Failure with the message of the error."""
+    import asyncio
+
     from csi_driver.domain.errors import DriverError
 
     try:

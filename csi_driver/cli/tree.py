@@ -111,7 +111,7 @@ def _label(node: "Node", objects: AgentObjects, width: int, is_root: bool) -> "T
     if one_line.cell_len <= width:
         return one_line
     lines, line = [name], Text("  ")
-    for detail in details:
+    for detail in (Text(shorten(detail.plain, max(width - 2, _LEAST_NAME)), detail.style) for detail in details):
         if line.cell_len > 2 and line.cell_len + 2 + detail.cell_len > width:
             lines.append(line)
             line = Text("  ")
@@ -126,8 +126,8 @@ def _details(node: "Node", objects: AgentObjects, is_root: bool) -> "list[Text]"
     kind = f"{titles.get(node.kind, node.kind)}, {show(node.size)}"
     details = [Text(f"{kind}, {escape(node.format)}" if node.format else kind)]
     if node.usage:
-        details.append(Text.assemble(("own ", "dim"), (show(node.usage.exclusive), "green")))
-        details.append(Text.assemble(("shared ", "dim"), (show(node.usage.shared), "yellow")))
+        details.append(Text(f"own {show(node.usage.exclusive)}", "green"))
+        details.append(Text(f"shared {show(node.usage.shared)}", "yellow"))
     details.append(Text(minute(node.created), "dim"))
     users = objects.users(node)
     if users:

@@ -1,6 +1,5 @@
 """`tidemark uninstall-check`: run by the chart before `helm uninstall` removes anything; refuses while something would be stranded."""
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -73,6 +72,8 @@ def uninstall_check(
     api_proxy: ApiProxy = "",
 ) -> None:
     """Refuse an uninstallation while volumes or snapshots of this driver exist or a rollback runs. Changes nothing."""
+    import asyncio
+
     from csi_driver.domain.errors import DriverError
     from csi_driver.kube.client import Api
 

@@ -1,6 +1,5 @@
 """Documents for programs: JSON and YAML. docs/reference/cli-json.md describes them."""
 
-import json
 from dataclasses import asdict, is_dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -34,4 +33,6 @@ def as_text(value: Any, form: str) -> str:
         import yaml
 
         return str(yaml.safe_dump(plain(value), sort_keys=False, allow_unicode=False)).rstrip("\n")
+    import json
+
     return json.dumps(plain(value), indent=2)
