@@ -162,8 +162,13 @@ def _list(columns: list[Column[Object]], objects: list[Object], form: Any, empty
 
 
 def _read(kind: "Kind", namespace: str, kubeconfig: str, api_proxy: str) -> list[Object]:
+    from csi_driver.domain.errors import NotFound
+
     async def read(api: "Api", _installation: object) -> list[Object]:
-        return await api.list(kind, namespace)
+        try:
+            return await api.list(kind, namespace)
+        except NotFound:
+            raise NotFound(f"the cluster has no {kind.plural}: install the driver's chart") from None
 
     return call(kubeconfig, DEFAULT_NAMESPACE, DEFAULT_RELEASE, "", read, api_proxy)
 

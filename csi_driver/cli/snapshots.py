@@ -18,7 +18,7 @@ from csi_driver.cli.sizes import show
 from csi_driver.settings import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
-    from csi_driver.rpc.clients.cli_client import Node
+    from csi_driver.rpc.clients.cli_client import Client, Node
 
 app = typer.Typer(cls=CommandGroup, help="Snapshots of one volume: create, delete, list, show.", no_args_is_help=True)
 
@@ -141,9 +141,20 @@ def show_(
     """
     form = output_form(output, as_json=as_json)
     with connect(endpoint) as client:
-        objects = AgentObjects.read(client, with_usage=True)
-    node = objects.find(snapshot, "snapshot")
+        objects = AgentObjects.read(client)
+        node = _with_usage(client, objects.find(snapshot, "snapshot"))
     print_object(form, document(node, objects), objects.argument(node), _lines(node, objects, form.wide))
+
+
+def _with_usage(client: "Client", snapshot: "Node") -> "Node":
+    """Return a snapshot with its bytes, counted for its volume alone; as it is if that volume is deleted."""
+    from csi_driver.rpc.clients.cli_client import CallRefused
+
+    try:
+        nodes = client.tree(volume_id=snapshot.parent_id, with_usage=True)
+    except CallRefused:
+        return snapshot
+    return next((node for node in nodes if node.id == snapshot.id), snapshot)
 
 
 def _columns(objects: AgentObjects) -> "list[Column[Node]]":

@@ -82,17 +82,17 @@ def test_no_space_tells_what_is_reserved_for_how_many_and_which_option_changes_i
     tidemark: CommandLine, agent: FakeAgent
 ) -> None:
     agent.refusals["create_volume"] = CallRefused("RESOURCE_EXHAUSTED", "pool default can reserve 32212254720 bytes")
-    told = tidemark("volume", "create", "db", "40Gi", code=1)
+    message = tidemark("volume", "create", "db", "40Gi", code=1)
     assert (
         "40 GiB are needed, and pool default can reserve 30 GiB more: 10 GiB of 40 GiB are reserved for 3 volumes"
-        in told
+        in message
     )
-    assert "overcommit ratio of 2" in told
-    assert "--overcommit" in told
+    assert "overcommit ratio of 2" in message
+    assert "--overcommit" in message
     agent.pool = replace(POOL, free=GIB // 2, available=0)
-    told = tidemark("volume", "create", "db", "1Gi", code=1)
-    assert "has 512 MiB free, less than its reserve of 1 GiB" in told
-    assert "--reserve" in told
+    message = tidemark("volume", "create", "db", "1Gi", code=1)
+    assert "has 512 MiB free, less than its reserve of 1 GiB" in message
+    assert "--reserve" in message
 
 
 def test_an_expansion_without_space_says_the_same(tidemark: CommandLine, agent: FakeAgent) -> None:
@@ -177,7 +177,9 @@ def test_a_member_of_a_group_is_deleted_with_its_group(tidemark: CommandLine, ag
     assert not agent.called("delete_volume")
 
 
-def test_a_rollback_names_its_safety_snapshot_and_the_way_back(tidemark: CommandLine, agent: FakeAgent) -> None:
+def test_a_rollback_names_its_safety_snapshot_and_the_command_to_undo_it(
+    tidemark: CommandLine, agent: FakeAgent
+) -> None:
     db = node("db")
     agent.nodes = [db, snapshot("s1", db)]
     out = tidemark("rollback", "db", "s1", "--name", "r1").splitlines()
@@ -218,13 +220,13 @@ def test_names_are_suggested(tidemark: CommandLine, agent: FakeAgent) -> None:
 def test_the_children_of_an_earlier_volume_say_so(tidemark: CommandLine, agent: FakeAgent) -> None:
     from datetime import UTC, datetime
 
-    anew = node("db", uid="another", created=datetime.now(UTC) - timedelta(days=3, minutes=1))
+    second_db = node("db", uid="another", created=datetime.now(UTC) - timedelta(days=3, minutes=1))
     old = node("db")
-    agent.nodes = [anew, snapshot("s1", old), node("copy", parent_id=old.id, parent_uid=old.uid)]
-    told = "an earlier db, deleted at least 3 days ago"
-    assert told in tidemark("snapshot", "list")
-    assert told in tidemark("volume", "show", "copy")
-    assert told in tidemark("tree")
+    agent.nodes = [second_db, snapshot("s1", old), node("copy", parent_id=old.id, parent_uid=old.uid)]
+    message = "an earlier db, deleted at least 3 days ago"
+    assert message in tidemark("snapshot", "list")
+    assert message in tidemark("volume", "show", "copy")
+    assert message in tidemark("tree")
     assert "snapshots: none" in " ".join(tidemark("volume", "show", "db").split()), "they are of another volume"
     agent.nodes = agent.nodes[1:]
     assert "a deleted volume" in tidemark("snapshot", "list")
@@ -245,7 +247,7 @@ def test_safety_snapshots_are_named_by_their_rollback(tidemark: CommandLine, age
         "safety-first",
     ]
     assert "snapshot-0b1c" in tidemark("snapshot", "list", "-o", "wide"), "the stored name"
-    # Two of one minute are told apart by their seconds.
+    # Two of one minute are message apart by their seconds.
     agent.nodes.append(snapshot("safety-" + "b" * 32, db, created=TAKEN - timedelta(days=1, seconds=2)))
     assert "before rollback of 2026-01-01 03:04:03" in tidemark("snapshot", "list")
 

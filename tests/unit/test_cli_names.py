@@ -105,14 +105,16 @@ AGENT_MESSAGES = [
 @pytest.mark.parametrize(("message", "words"), AGENT_MESSAGES)
 def test_what_the_agent_says_is_said_in_the_words_of_its_user(message: str, words: str) -> None:
     db = node("db")
-    told = in_our_words(CallRefused("FAILED_PRECONDITION", message.format(id=db.id)), AgentObjects([db]))
-    assert words in told
-    assert not CSI_WORDS.search(told), told
+    words_of_user = in_our_words(CallRefused("FAILED_PRECONDITION", message.format(id=db.id)), AgentObjects([db]))
+    assert words in words_of_user
+    assert not CSI_WORDS.search(words_of_user), words_of_user
 
 
 def test_a_process_id_stays_a_number_and_an_unknown_id_an_id() -> None:
-    told = in_our_words(CallRefused("ABORTED", f"process 123456 uses {ID}: end it"), AgentObjects([node("db")]))
-    assert told == f"process 123456 uses {ID}: end it"
+    words_of_user = in_our_words(
+        CallRefused("ABORTED", f"process 123456 uses {ID}: end it"), AgentObjects([node("db")])
+    )
+    assert words_of_user == f"process 123456 uses {ID}: end it"
 
 
 def test_every_instruction_to_unstage_in_the_agent_is_one_that_is_translated() -> None:
@@ -123,8 +125,8 @@ def test_every_instruction_to_unstage_in_the_agent_is_one_that_is_translated() -
     left = []
     for path in [*root.glob("service/*.py"), *root.glob("backends/**/*.py")]:
         for text in re.findall(r'"([^"\n]*: [^"\n]*(?:unpublish|unstage)[^"\n]*)"', path.read_text()):
-            told = in_our_words(CallRefused("ABORTED", text), AgentObjects([]))
-            if re.search(r"\b(?:unpublish|unstage)\b", told):
+            words_of_user = in_our_words(CallRefused("ABORTED", text), AgentObjects([]))
+            if re.search(r"\b(?:unpublish|unstage)\b", words_of_user):
                 left.append(text)
     assert left == []
 

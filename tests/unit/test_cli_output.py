@@ -74,11 +74,11 @@ def test_names_from_elsewhere_never_reach_the_terminal_raw(tidemark: CommandLine
 
 def test_refusals_are_escaped_too(tidemark: CommandLine, agent: FakeAgent) -> None:
     _evil_agent(agent)
-    told = tidemark("volume", "show", agent.nodes[0].id)
-    assert harmless(told)
-    told = tidemark("volume", "delete", agent.nodes[0].id, code=1)
-    assert harmless(told)
-    assert r"\x1b[31mred" in told
+    message = tidemark("volume", "show", agent.nodes[0].id)
+    assert harmless(message)
+    message = tidemark("volume", "delete", agent.nodes[0].id, code=1)
+    assert harmless(message)
+    assert r"\x1b[31mred" in message
     for words in (["volume", "show", "no\x1b[31m"], ["volume", "delete", "no\u202e"]):
         assert harmless(tidemark(*words, code=1))
     for words in (["volume", "create", "no\x1b[31m", "1Gi"], ["\x1b[31m"], ["volume", "show", "a", "b\x1b[31m\u202e"]):
