@@ -123,7 +123,7 @@ def show_(group: Group, endpoint: Endpoint = DEFAULT_ENDPOINT, output: Output = 
     node = objects.find(group, "group")
     lines = [
         ("name", objects.name(node)),
-        ("size", f"{show(node.size)}{f' ({node.size} bytes)' if form.wide else ''}"),
+        ("size", show(node.size)),
         ("pool", node.pool),
         ("created", second(node.created)),
         ("members", ", ".join(objects.name(member) for member in _members(node, objects))),

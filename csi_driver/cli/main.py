@@ -98,6 +98,20 @@ def main() -> None:
     except Failure as failure:
         warn(f"tidemark: {failure}")
         sys.exit(1)
+    except Exception as error:
+        # Whoever runs a controller reads its log; people at a terminal get one line.
+        if in_pod or os.environ.get("TIDEMARK_TRACEBACK"):
+            raise
+        warn(f"tidemark: {_one_line(error)}")
+        sys.exit(1)
+
+
+def _one_line(error: Exception) -> str:
+    """Return what to say of an error that no command expected."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}: TIDEMARK_TRACEBACK=1 shows which step failed"
+    return f"defect in this command ({type(error).__name__}: {error}): please report it, with what TIDEMARK_TRACEBACK=1 shows"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from csi_driver.domain.ids import parse
 if TYPE_CHECKING:
     from csi_driver.rpc.clients.cli_client import Client, Kind, Node
 
-_SAFETY = re.compile(r"safety-[0-9a-f]{32}")
+SAFETY = re.compile(r"safety-[0-9a-f]{32}")
 """Stored names of safety snapshots that an agent takes."""
 
 _LIST_COMMANDS = {
@@ -204,7 +204,7 @@ class AgentObjects:
         if node.kind != "snapshot":
             return None
         at = self._rollback_times.get((node.parent_uid, node.id))
-        return at or (node.created if _SAFETY.fullmatch(node.name) else None)
+        return at or (node.created if SAFETY.fullmatch(node.name) else None)
 
 
 def _unseen(object_id: str, kind: "Kind") -> "Node":

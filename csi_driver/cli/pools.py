@@ -8,6 +8,7 @@ from csi_driver.cli.common import Endpoint, connect
 from csi_driver.cli.completion import complete_pool
 from csi_driver.cli.failure import Failure
 from csi_driver.cli.grammar import CommandGroup
+from csi_driver.cli.objects import AgentObjects
 from csi_driver.cli.output.documents import plain
 from csi_driver.cli.output.form import Json, NoHeaders, Output, Sort, output_form
 from csi_driver.cli.output.printing import Column, print_list, print_object, say
@@ -16,7 +17,7 @@ from csi_driver.cli.suggest import suggestion
 from csi_driver.settings import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
-    from csi_driver.rpc.clients.cli_client import PoolSpace
+    from csi_driver.rpc.clients.cli_client import Client, PoolSpace
 
 app = typer.Typer(cls=CommandGroup, help="Pools and their space: list, show.", no_args_is_help=True)
 
@@ -36,6 +37,7 @@ def list_(
     form = output_form(output, as_json=as_json, sort=sort, no_headers=no_headers)
     with connect(endpoint) as client:
         pools = client.pools()
+        objects = _deletable(client, pools)
     print_list(
         form,
         pools,
@@ -46,7 +48,7 @@ def list_(
     )
     if form.for_people:
         for pool in pools:
-            for line in _warnings(pool):
+            for line in _warnings(pool, objects):
                 say("")
                 say(line)
 
@@ -65,6 +67,7 @@ def show_(
     form = output_form(output, as_json=as_json)
     with connect(endpoint) as client:
         pools = client.pools()
+        objects = _deletable(client, pools)
     found = [item for item in pools if pool in ("", item.name)]
     names = [item.name for item in pools]
     if not found:
@@ -73,7 +76,7 @@ def show_(
         raise Failure(f"there are {len(found)} pools: name one of {', '.join(names)}")
     print_object(form, plain(found[0]), found[0].name, _lines(found[0], form.wide))
     if form.for_people:
-        for line in _warnings(found[0]):
+        for line in _warnings(found[0], objects):
             say(line)
 
 
@@ -136,12 +139,23 @@ def _lines(pool: "PoolSpace", wide: bool) -> list[tuple[str, str]]:
         ("snapshots", str(pool.snapshots)),
     ]
     if wide:
-        exact = ("total", "free", "committed", "available", "reserve")
-        lines += [("bytes", ", ".join(f"{key} {getattr(pool, key)}" for key in exact)), ("uuid", pool.uuid)]
+        lines.append(("uuid", pool.uuid))
     return lines
 
 
-def _warnings(pool: "PoolSpace") -> list[str]:
+def _deletable(client: "Client", pools: "list[PoolSpace]") -> AgentObjects:
+    """Read the names of what deleting would free; nothing if no pool is short of space, or the tree cannot be read."""
+    from csi_driver.rpc.clients.cli_client import CallRefused
+
+    if not any(pool.would_free for pool in pools):
+        return AgentObjects(())
+    try:
+        return AgentObjects.read(client)
+    except CallRefused:
+        return AgentObjects(())
+
+
+def _warnings(pool: "PoolSpace", objects: AgentObjects) -> list[str]:
     """Return what is wrong with the space of a pool, and what deleting would free most."""
     if not pool.full and pool.free >= pool.reserve:
         return []
@@ -150,5 +164,8 @@ def _warnings(pool: "PoolSpace") -> list[str]:
         if pool.full
         else f"refuses new volumes and snapshots: less than its reserve of {show(pool.reserve)} is free"
     )
-    freed = ", ".join(f"{item.kind} {item.name} ({show(item.exclusive)})" for item in pool.would_free)
+    names = [objects.name_of(item.id) if objects.get(item.id) else item.name for item in pool.would_free]
+    freed = ", ".join(
+        f"{item.kind} {name} ({show(item.exclusive)})" for item, name in zip(pool.would_free, names, strict=True)
+    )
     return [f"Pool {pool.name} of {pool.owner} {state}." + (f" Deleting would free most: {freed}." if freed else "")]

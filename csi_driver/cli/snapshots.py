@@ -176,7 +176,7 @@ def _lines(snapshot: "Node", objects: AgentObjects, wide: bool) -> list[tuple[st
     text = [
         ("name", objects.name(snapshot)),
         ("volume", objects.source(snapshot)),
-        ("size", f"{show(snapshot.size)}{f' ({snapshot.size} bytes)' if wide else ''}"),
+        ("size", show(snapshot.size)),
         ("format", snapshot.format),
         ("pool", snapshot.pool),
         ("created", second(snapshot.created)),

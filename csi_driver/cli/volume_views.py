@@ -37,10 +37,10 @@ def columns(objects: AgentObjects) -> "list[Column[Node]]":
 
 
 def lines(volume: "Node", objects: AgentObjects, wide: bool) -> list[tuple[str, str]]:
-    """Return the lines that describe one volume; `wide`: with exact bytes and ids."""
+    """Return the lines that describe one volume; `wide`: with mount points and ids."""
     snapshots = objects.snapshots_of(volume)
     clones = objects.clones_of(volume)
-    size = f"{show(volume.size)}{f' ({volume.size} bytes)' if wide else ''}{', thick' if volume.thick else ''}"
+    size = f"{show(volume.size)}{', thick' if volume.thick else ''}"
     text = [
         ("name", objects.name(volume)),
         ("size", size),

@@ -413,10 +413,14 @@ def test_a_disk_made_from_a_snapshot_knows_it_by_the_uid_of_its_source() -> None
 def test_a_pool_in_trouble_is_told_below_the_table() -> None:
     freed = (Deletable("n1:default:" + "b" * 32, "nightly", "snapshot", 3 << 30),)
     space = PoolSpace("fast", "n1", "reflink", "/srv", "u", 20 << 30, 1 << 20, 0, 0, 1 << 30, 2.0, 1, 1, True, freed)
-    (warning,) = pools._warnings(space)
+    (warning,) = pools._warnings(space, AgentObjects([]))
     assert "Pool fast of n1 has run full" in warning
     assert warning.endswith("Deleting would free most: snapshot nightly (3 GiB).")
-    (warning,) = pools._warnings(replace(space, full=False, would_free=()))
+    volume = node("db")
+    member = node(f"nightly\0{volume.id}", "snapshot", id=freed[0].id, parent_id=volume.id)
+    (warning,) = pools._warnings(space, AgentObjects([volume, member]))
+    assert warning.endswith("Deleting would free most: snapshot nightly/db (3 GiB).")
+    (warning,) = pools._warnings(replace(space, full=False, would_free=()), AgentObjects([]))
     assert (
         warning.strip() == "Pool fast of n1 refuses new volumes and snapshots: less than its reserve of 1 GiB is free."
     )

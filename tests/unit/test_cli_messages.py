@@ -273,3 +273,21 @@ def test_the_version(tidemark: CommandLine) -> None:
     from csi_driver import __version__
 
     assert tidemark("--version") == f"tidemark {__version__}\n"
+
+
+def test_no_traceback_reaches_a_person(
+    tidemark: CommandLine, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(error: Exception) -> None:
+        def tree(**_: object) -> object:
+            raise error
+
+        agent.tree = tree  # type: ignore[assignment, method-assign]
+
+    fail(PermissionError(13, "Permission denied", "/mnt/x"))
+    assert tidemark("volume", "list", code=1).startswith("tidemark: /mnt/x: Permission denied: TIDEMARK_TRACEBACK=1")
+    fail(KeyError("a\x1b[31m\nb"))
+    assert "defect in this command (KeyError: " in tidemark("volume", "list", code=1)
+    monkeypatch.setenv("TIDEMARK_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        tidemark("volume", "list", code=1)
