@@ -142,7 +142,7 @@ def create(
             if node.used_by or node.holder:
                 raise objects.in_use(node)
         done = client.roll_back(node.id, target.id, name or _fresh_name(), skip_safety=no_safety_snapshot)
-        objects = AgentObjects.read(client)
+        objects = AgentObjects.read(client, volume_id=node.id)
     node = objects.get(node.id) or node
     print_result(form, plain(done), done.name, *_sentences(done, node, target, objects))
 

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from csi_driver.rpc.clients.cli_client import Client, Node
 
 
-def reread(client: "Client", objects: AgentObjects, volume: "Node", with_usage: bool = False) -> "Node":
+def reread(client: "Client", objects: AgentObjects, volume_id: str, with_usage: bool = False) -> "Node":
     """Return a volume as it is now. Raises Failure if it was deleted meanwhile."""
-    for node in client.tree(volume_id=volume.id, with_usage=with_usage):
-        if node.id == volume.id:
+    for node in client.tree(volume_id=volume_id, with_usage=with_usage):
+        if node.id == volume_id:
             return node
-    raise Failure(f"volume {objects.name(volume)} no longer exists: `tidemark volume list` lists those that do")
+    raise Failure(f"volume {objects.name_of(volume_id)} no longer exists: `tidemark volume list` lists those that do")
 
 
 def columns(objects: AgentObjects) -> "list[Column[Node]]":

@@ -83,7 +83,8 @@ def create(
     if thick:
         parameters["provisioning"] = "thick"
     with connect(endpoint) as client:
-        objects = AgentObjects.read(client)
+        # Without a source, a controller creates volumes also while one node is silent.
+        objects = AgentObjects.read(client) if source else AgentObjects.read_for(client, "volume", [])
         existing = next((volume for volume in objects.volumes if volume.name == name), None)
         if existing is None:
             check_new_name(name, "volume")
@@ -97,8 +98,8 @@ def create(
             raise _create_failure(
                 refused, client, objects, existing, size_range, pool or (start.pool if start else "")
             ) from None
-        objects = AgentObjects.read(client)
-        volume = objects.find(created.id, "volume")
+        volume = volume_views.reread(client, objects, created.id)
+        objects = AgentObjects([*(node for node in objects.all if node.id != volume.id), volume])
     if existing is not None and existing.uid == volume.uid:
         sentence = f"volume {name} exists with {sizes.show(created.size)}: unchanged"
     else:
@@ -168,7 +169,7 @@ def expand(
                     f"volume {objects.name(before)} has {sizes.show(grown)} now, but its file system has not grown: "
                     f"{in_our_words(refused, objects)}"
                 ) from None
-        node = volume_views.reread(client, objects, before)
+        node = volume_views.reread(client, objects, before.id)
     name = objects.name(node)
     if grown > before.size:
         sentence = f"{name} has {sizes.show(grown)}{sizes.rounded(size_text, grown)}, before {sizes.show(before.size)}"
@@ -229,7 +230,7 @@ def show_(
     form = output_form(output, as_json=as_json)
     with connect(endpoint) as client:
         objects = AgentObjects.read_for(client, "volume", [volume])
-        node = volume_views.reread(client, objects, objects.find(volume, "volume"), with_usage=True)
+        node = volume_views.reread(client, objects, objects.find(volume, "volume").id, with_usage=True)
     print_object(form, document(node, objects), objects.argument(node), volume_views.lines(node, objects, form.wide))
 
 

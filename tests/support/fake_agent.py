@@ -72,7 +72,7 @@ class FakeAgent:
         self.nodes = [replace(item, **fields) if item.id == object_id else item for item in self.nodes]
 
     def tree(self, pool: str = "", volume_id: str = "", with_usage: bool = False) -> list[Node]:
-        self._note("tree")
+        self._note("tree" if volume_id else "whole_tree")
         return list(self.nodes)
 
     def pools(self) -> list[PoolSpace]:

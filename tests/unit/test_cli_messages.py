@@ -255,6 +255,35 @@ def test_safety_snapshots_are_named_by_their_rollback(tidemark: CommandLine, age
 # Without a cluster, without an agent
 
 
+def test_one_silent_node_stops_only_what_needs_it(tidemark: CommandLine, agent: FakeAgent) -> None:
+    """A controller has no tree while a node is silent; volumes are created, and deleted by their ids, as before."""
+    agent.nodes = [node("db")]
+    agent.refusals["whole_tree"] = CallRefused("UNAVAILABLE", "agent of node n2: no connection within 2 s")
+    assert "volume new has 1 GiB" in tidemark("volume", "create", "new", "1Gi")
+    assert tidemark("volume", "delete", object_id("new")) == f"volume {object_id('new')} is deleted\n"
+    assert "name:" in tidemark("volume", "show", object_id("db"))
+    assert "node n2" in tidemark("volume", "delete", "db", code=1)
+    assert [call[0] for call in agent.called("delete_volume")] == [object_id("new")]
+
+
+def test_a_completed_rollback_is_reported_even_if_the_tree_cannot_be_read_after_it(
+    tidemark: CommandLine, agent: FakeAgent
+) -> None:
+    db = node("db")
+    agent.nodes = [db, snapshot("s1", db)]
+    read, reads = agent.tree, 0
+
+    def tree(**part: str) -> object:
+        nonlocal reads
+        reads += 1
+        if reads > 1 and "volume_id" not in part:
+            raise CallRefused("UNAVAILABLE", "agent of node n2: no connection within 2 s")
+        return read(**part)
+
+    agent.tree = tree  # type: ignore[assignment, method-assign]
+    assert "db has the content of s1 again" in tidemark("rollback", "db", "s1")
+
+
 @pytest.mark.parametrize(
     "words", [["schedule", "list"], ["rollback", "ls"], ["rollback", "show", "shop/x"], ["node", "list"]]
 )

@@ -152,7 +152,7 @@ def test_completion_has_names_and_leaves_out_what_a_shell_would_take_apart(
         assert completion.complete_snapshot(context, "s") == ["s1", "safety-" + "a" * 32]
         assert completion.complete_source(context, "") == ["data", "db", "s1", "safety-" + "a" * 32]
         assert completion.complete_pool(context, "de") == ["default"]
-        agent.refusals["tree"] = CallRefused("DEADLINE_EXCEEDED", "silent")
+        agent.refusals["whole_tree"] = CallRefused("DEADLINE_EXCEEDED", "silent")
         assert completion.complete_volume(context, "d") == []
 
 
