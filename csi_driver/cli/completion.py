@@ -39,8 +39,9 @@ def completion(
     """
     from typer.completion import get_completion_script  # type: ignore[attr-defined]
 
-    say(f"# {_RECIPES[shell]}")
     typer.echo(get_completion_script(prog_name="tidemark", complete_var=VARIABLE, shell=shell))
+    # Last: zsh reads `#compdef` in the first line only.
+    say(f"# {_RECIPES[shell]}")
 
 
 def prepare() -> None:

@@ -6,14 +6,14 @@ import pty
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.agent_process import AgentRig
 
 from csi_driver.cli.snapshot_mounts import PREFIX
-from csi_driver.domain.model import AccessMode, Capability, SizeRange
+from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source
 from csi_driver.rpc.clients.cli_client import Client
 
 Run = Callable[..., str]
@@ -26,13 +26,13 @@ def environment(rig: AgentRig) -> dict[str, str]:
 
 
 @pytest.fixture
-def tidemark(client: Client, environment: dict[str, str]) -> Iterator[Run]:
+def tidemark(client: Client, environment: dict[str, str]) -> Run:
     def run(*words: str, code: int = 0, **variables: str) -> str:
         done = subprocess.run(
             [*TIDEMARK, *words], capture_output=True, text=True, timeout=60, env=environment | variables, check=False
         )
         assert done.returncode == code, (words, done.stdout, done.stderr)
-        return done.stdout if code == 0 else done.stderr
+        return done.stdout if code == 0 else " ".join(done.stderr.replace("│", " ").split())
 
     return run
 
@@ -78,8 +78,6 @@ def test_what_a_killed_mount_leaves_is_found_and_deleted(
     _with_a_snapshot(tidemark, mount_point)
     # The command ended after its clone: a clone, and nothing that uses it.
     s1 = next(node for node in client.tree() if node.name == "s1")
-    from csi_driver.domain.model import Source
-
     client.create_volume(
         f"{PREFIX}{s1.uid}", SizeRange(), [Capability("mount", AccessMode.WRITER)], None, Source("snapshot", s1.id)
     )
@@ -93,16 +91,11 @@ def test_what_a_killed_mount_leaves_is_found_and_deleted(
         assert (old / "file").read_text() == "old"
         tidemark("umount", str(old))
         assert [node.name for node in again.tree() if node.kind == "volume"] == ["db"]
-    # Unmounted by hand, it is staged still; its name ends that.
-    with rig_client(rig) as again:
+        # Unmounted by hand, it is staged still; its name ends that.
         tidemark("mount", "s1", str(old))
         subprocess.run(["umount", str(old)], check=True)
         tidemark("umount", "s1")
         assert [node.name for node in again.tree() if node.kind == "volume"] == ["db"]
-
-
-def rig_client(rig: AgentRig) -> Client:
-    return Client(rig.endpoint)
 
 
 @pytest.mark.root
@@ -156,7 +149,7 @@ def test_a_terminal_of_80_columns(tidemark: Run, environment: dict[str, str]) ->
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("shell", ["bash", "fish"])
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_asks_the_agent_for_names(tidemark: Run, environment: dict[str, str], shell: str) -> None:
     tidemark("volume", "create", "orders", "64Mi")
     tidemark("snapshot", "create", "orders", "before-upgrade")
@@ -165,10 +158,13 @@ def test_completion_asks_the_agent_for_names(tidemark: Run, environment: dict[st
         words = line.split(" ")
         variables = {
             "bash": {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)},
+            "zsh": {"_TYPER_COMPLETE_ARGS": line},
             "fish": {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
         }[shell]
         out = tidemark(_TIDEMARK_COMPLETE=f"complete_{shell}", **variables)
-        return [each.split("\t")[0] for each in out.splitlines()]
+        if shell == "zsh":
+            return re.findall(r'^(?:_arguments .*\(\()?"([^"]*)"', out, re.MULTILINE)
+        return [each.split("\t")[0] for each in out.splitlines() if each]
 
     assert complete("tidemark volume show or") == ["orders"]
     assert complete("tidemark mount b") == ["before-upgrade"]

@@ -160,4 +160,5 @@ def test_completion_has_names_and_leaves_out_what_a_shell_would_take_apart(
 def test_every_shell_has_a_script(tidemark: CommandLine, shell: str) -> None:
     script = tidemark("completion", shell)
     assert f"_TIDEMARK_COMPLETE=complete_{shell}" in script
-    assert script.startswith("# ")
+    assert "# " in script.splitlines()[-1], "how to use it"
+    assert script.startswith("#compdef tidemark\n") == (shell == "zsh"), "zsh reads this in the first line only"
