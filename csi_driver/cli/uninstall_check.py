@@ -7,6 +7,7 @@ import typer
 from csi_driver import DRIVER_NAME
 from csi_driver.cli.controller import ApiProxy
 from csi_driver.cli.failure import Failure
+from csi_driver.cli.output.printing import say
 
 if TYPE_CHECKING:
     from csi_driver.kube.client import Api
@@ -95,4 +96,4 @@ def uninstall_check(
             f"or `helm uninstall {release} --namespace {namespace} --no-hooks` to leave the volumes where they are. "
             f"To keep the release, `helm rollback {release} {revision} --namespace {namespace}`: helm counts a refused uninstallation as started"
         )
-    typer.echo(f"no volume and no snapshot of {driver_name} exists and no rollback runs: uninstall is safe")
+    say(f"no volume and no snapshot of {driver_name} exists and no rollback runs: uninstall is safe")

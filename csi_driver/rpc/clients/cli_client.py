@@ -64,7 +64,7 @@ class Client(Channel):
         return reply.capacity_bytes, reply.node_expansion_required
 
     def grow(self, volume_id: str, path: str) -> int:
-        """NodeExpandVolume: what is mounted at `path` grows to the volume's size."""
+        """NodeExpandVolume: grow the file system at `path` to the volume's size. Returns the size in bytes."""
         request = csi_pb2.NodeExpandVolumeRequest(volume_id=volume_id, volume_path=path)
         return self._csi("Node/NodeExpandVolume", request, csi_pb2.NodeExpandVolumeResponse, PATIENT).capacity_bytes
 
@@ -110,7 +110,7 @@ class Client(Channel):
     def publish(
         self, volume_id: str, staging: str, target: str, capability: Capability, read_only: bool = False
     ) -> None:
-        """NodePublishVolume: show a staged volume at `target`, whose directory must exist."""
+        """NodePublishVolume: bind a staged volume to `target`, whose parent directory must exist."""
         request = csi_pb2.NodePublishVolumeRequest(
             volume_id=volume_id,
             staging_target_path=staging,
@@ -131,19 +131,19 @@ class Client(Channel):
         self._csi("Node/NodeUnstageVolume", request, csi_pb2.NodeUnstageVolumeResponse, PATIENT)
 
     def hold(self, volume_id: str, holder: str) -> datetime:
-        """Keep a volume out of use; returns when that lapses unless it is renewed."""
+        """Hold a volume, which keeps it out of use. Returns when the hold expires unless it is renewed."""
         request = tidemark_pb2.HoldRequest(volume_id=volume_id, holder=holder)
         return moment(self._own("Hold", request, tidemark_pb2.HoldResponse, QUICK).expires)
 
     def release(self, volume_id: str, holder: str) -> None:
-        """Give a hold back."""
+        """Release a hold."""
         request = tidemark_pb2.ReleaseRequest(volume_id=volume_id, holder=holder)
         self._own("Release", request, tidemark_pb2.ReleaseResponse, QUICK)
 
     def roll_back(
         self, volume_id: str, snapshot_id: str, name: str, *, holder: str = "", skip_safety: bool = False
     ) -> RollbackResult:
-        """Take a volume back to one of its own snapshots, in place. `name` makes it safe to repeat."""
+        """Roll a volume back to one of its own snapshots, in place. `name` makes it safe to repeat."""
         request = tidemark_pb2.RollbackRequest(
             volume_id=volume_id, snapshot_id=snapshot_id, name=name, holder=holder, skip_safety_snapshot=skip_safety
         )
@@ -153,23 +153,23 @@ class Client(Channel):
         )
 
     def tree(self, pool: str = "", volume_id: str = "", with_usage: bool = False) -> list[Node]:
-        """All objects, or those of one pool or one volume; parents before their children."""
+        """Return all objects, or those of one pool or one volume; parents before their children."""
         request = tidemark_pb2.GetTreeRequest(pool=pool, volume_id=volume_id, with_usage=with_usage)
         reply = self._own("GetTree", request, tidemark_pb2.GetTreeResponse, PATIENT if with_usage else QUICK)
         return [tree_node(node) for node in reply.nodes]
 
     def pools(self) -> list[PoolSpace]:
-        """The pools and their space."""
+        """Return the pools and their space."""
         reply = self._own("ListPools", tidemark_pb2.ListPoolsRequest(), tidemark_pb2.ListPoolsResponse, QUICK)
         return [pool_space(pool) for pool in reply.pools]
 
     def probe(self) -> bool:
-        """Whether the agent is ready: connected and every pool open."""
+        """Return whether the agent is ready: every pool is open."""
         reply = self._csi("Identity/Probe", csi_pb2.ProbeRequest(), csi_pb2.ProbeResponse, QUICK)
         return reply.ready.value if reply.HasField("ready") else True
 
     def agent(self) -> Agent:
-        """Who answers on this socket."""
+        """Return which agent answers on this socket."""
         plugin = self._csi(
             "Identity/GetPluginInfo", csi_pb2.GetPluginInfoRequest(), csi_pb2.GetPluginInfoResponse, QUICK
         )

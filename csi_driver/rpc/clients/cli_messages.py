@@ -21,7 +21,7 @@ _KINDS: dict[int, Kind] = {
 
 @dataclass(frozen=True, slots=True)
 class CreatedVolume:
-    """What a creation answered: id and size in bytes."""
+    """A volume as CreateVolume answered: id, and size in bytes."""
 
     id: str
     size: int
@@ -29,7 +29,7 @@ class CreatedVolume:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotResult:
-    """A snapshot as answered: its moment is when it was taken."""
+    """A snapshot as CreateSnapshot answered; `created`: when it was taken."""
 
     id: str
     size: int
@@ -49,7 +49,7 @@ class GroupSnapshotResult:
 
 @dataclass(frozen=True, slots=True)
 class RollbackResult:
-    """A rollback that was made. `safety_id`: the snapshot that holds what was there before; empty if declined."""
+    """A completed rollback. `safety_id`: the safety snapshot; empty if none was taken."""
 
     name: str
     snapshot_id: str
@@ -60,7 +60,7 @@ class RollbackResult:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A volume, a snapshot or a group, with what it was made from. `places`: those of `used_by`, each with all its paths."""
+    """A volume, a snapshot or a group, with its source. `places`: the mount points of `used_by`, each with all its paths."""
 
     id: str
     name: str
@@ -116,7 +116,7 @@ class PoolSpace:
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """Who answers: driver, version, node, and whether it is ready."""
+    """The agent behind a socket: driver, version, node, and whether it is ready."""
 
     driver: str
     version: str
