@@ -162,3 +162,14 @@ def test_every_shell_has_a_script(tidemark: CommandLine, shell: str) -> None:
     assert f"_TIDEMARK_COMPLETE=complete_{shell}" in script
     assert "# " in script.splitlines()[-1], "how to use it"
     assert script.startswith("#compdef tidemark\n") == (shell == "zsh"), "zsh reads this in the first line only"
+
+
+def test_a_silent_agent_is_given_a_second_to_complete_a_name(tmp_path: Path) -> None:
+    from csi_driver.cli.completion import SECONDS
+    from csi_driver.rpc.clients.cli_client import Client
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(f"{tmp_path}/csi.sock")
+        listening.listen()
+        with Client(f"unix://{tmp_path}/csi.sock", SECONDS) as client, pytest.raises(CallRefused, match="within 1 s"):
+            client.tree()
