@@ -29,7 +29,9 @@ class LaterAgent(Tidemark):
     """Knows a field more in each message of ours that it is sent or answers with, and a kind of object."""
 
     def __init__(self, before: Tidemark) -> None:
-        super().__init__(before._rollbacks, before._lineage, before._fullness)
+        super().__init__(
+            before._rollbacks, before._lineage, before._fullness, before._labels, before._deletion_estimates
+        )
         self.requests: list[bytes] = []
 
     async def Hold(self, request: Any, context: Any) -> Any:

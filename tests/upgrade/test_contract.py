@@ -23,6 +23,7 @@ from csi_driver.backends.base import SnapshotTimings
 from csi_driver.backends.reflink import checks, pool_lock, pool_reader
 from csi_driver.backends.reflink.layout import IMAGE, RECORD, Layout
 from csi_driver.cli import objects, snapshot_mounts
+from csi_driver.cli.transfer import hidden_names
 from csi_driver.domain import certificates, fields, ids, page_tokens, schema
 from csi_driver.domain.errors import Damaged
 from csi_driver.domain.model import (
@@ -100,6 +101,7 @@ VOLUME = Volume(
     hold=Hold("h", 2, 1),
     requested=4000,
     condition=Condition("damaged", 1, "a", "b", "c"),
+    label="l",
 )
 """Objects that have every part of a record."""
 
@@ -322,6 +324,8 @@ def test_names_that_follow_from_others_follow_as_they_did() -> None:
     assert safety_name(*names["safety"]["of"]) == names["safety"]["is"]
     clone = CONTRACT["names_of_volumes"]["snapshot_mount"]
     assert f"{snapshot_mounts.PREFIX}{clone['of']}" == clone["is"]
+    hidden = CONTRACT["names_of_volumes"]["import"]
+    assert hidden_names.hidden_name(hidden["of"]) == hidden["is"]
     pattern = CONTRACT["safety_snapshots_of_agents"]
     assert objects.SAFETY.pattern == pattern
     volume, request = SimpleNamespace(uid="uid"), SimpleNamespace(name="r")

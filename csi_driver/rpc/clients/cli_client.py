@@ -163,6 +163,16 @@ class Client(Channel):
         reply = self._own("ListPools", tidemark_pb2.ListPoolsRequest(), tidemark_pb2.ListPoolsResponse, QUICK)
         return [pool_space(pool) for pool in reply.pools]
 
+    def set_label(self, volume_id: str, label: str) -> None:
+        """Give a volume another name for people to see; id and CSI name stay."""
+        request = tidemark_pb2.SetLabelRequest(volume_id=volume_id, label=label)
+        self._own("SetLabel", request, tidemark_pb2.SetLabelResponse, QUICK)
+
+    def estimate_freed(self, ids: Iterable[str]) -> int:
+        """What deleting these objects of one pool together would free, in bytes."""
+        request = tidemark_pb2.EstimateFreedRequest(ids=ids)
+        return self._own("EstimateFreed", request, tidemark_pb2.EstimateFreedResponse, PATIENT).freed_bytes
+
     def probe(self) -> bool:
         """Return whether the agent is ready: every pool is open."""
         reply = self._csi("Identity/Probe", csi_pb2.ProbeRequest(), csi_pb2.ProbeResponse, QUICK)

@@ -81,6 +81,7 @@ class Node:
     holder: str = ""
     rollbacks: tuple[RollbackResult, ...] = ()
     condition: str = ""
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +190,7 @@ def tree_node(node: tidemark_pb2.TreeNode) -> Node:
             for r in node.rollbacks
         ),
         condition=node.condition,
+        label=node.label,
     )
 
 
