@@ -17,6 +17,7 @@ from csi_driver.cli import (
     completion,
     controller,
     groups,
+    more_commands,
     mounts,
     node,
     pools,
@@ -81,6 +82,7 @@ app.command("umount", rich_help_panel=OBJECTS)(umounts.umount)
 app.command("tree", rich_help_panel=INSPECT)(tree.tree)
 app.add_typer(pools.app, name="pool", rich_help_panel=INSPECT)
 app.command("status", rich_help_panel=INSPECT)(pools.status)
+more_commands.add_commands(app, INSPECT)
 app.command("pools", hidden=True)(pools.list_)  # the name before, for one release
 app.command("uninstall-check", hidden=True)(uninstall_check.uninstall_check)  # for the chart, not for people
 

@@ -12,6 +12,7 @@ from csi_driver.cli.output.escape import as_argument
 from csi_driver.cli.output.times import ago, minute, second
 from csi_driver.cli.snapshot_mounts import is_snapshot_mount, mounted_snapshot_uid
 from csi_driver.cli.suggest import suggestion
+from csi_driver.cli.transfer.hidden_names import is_imported
 from csi_driver.domain.ids import parse
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class AgentObjects:
         if taken is not None:
             alone = self._safety_minutes[node.parent_uid, minute(taken)] == 1
             return f"before rollback of {minute(taken) if alone else second(taken)}"
-        return node.name
+        return node.label or node.name
 
     def name_of(self, object_id: str, kind: str = "object") -> str:
         """Return the name of the object with this id; without one, that it is deleted."""
@@ -126,7 +127,9 @@ class AgentObjects:
         """
         candidates = [node for node in self.nodes if node.kind in kinds and (of is None or node.parent_uid == of.uid)]
         matches = [node for node in candidates if node.id == text]
-        matches = matches or [node for node in candidates if text in {node.name, self.name(node)}]
+        # The names that people read first: a volume may have been renamed, and another one got its name.
+        matches = matches or [node for node in candidates if text == self.name(node)]
+        matches = matches or [node for node in candidates if text == node.name]
         for kind in kinds:
             of_kind = [node for node in matches if node.kind == kind]
             if len(of_kind) > 1:
@@ -152,6 +155,8 @@ class AgentObjects:
             return self.name(parent)
         if parent is not None:
             return f"an earlier {self.name(parent)}, deleted at least {ago(parent.created, datetime.now(UTC))}"
+        if is_imported(node):
+            return "an image file"
         return "a deleted volume" if node.kind == "snapshot" else "a deleted volume or snapshot"
 
     def snapshots_of(self, volume: "Node") -> "list[Node]":

@@ -6,13 +6,14 @@ import typer
 
 from csi_driver.cli.common import Endpoint, connect
 from csi_driver.cli.completion import complete_snapshot, complete_volume
+from csi_driver.cli.deletion import DryRun, delete_planned, plan_deletion, print_dry_run
 from csi_driver.cli.failure import Failure
 from csi_driver.cli.grammar import CommandGroup
 from csi_driver.cli.names import check_new_name
 from csi_driver.cli.objects import AgentObjects
 from csi_driver.cli.output.documents import document, plain
 from csi_driver.cli.output.form import Json, NoHeaders, Output, Sort, output_form
-from csi_driver.cli.output.printing import Column, print_list, print_object, print_result, say
+from csi_driver.cli.output.printing import Column, print_list, print_object, print_result
 from csi_driver.cli.output.times import minute, second
 from csi_driver.cli.sizes import show
 from csi_driver.settings import DEFAULT_ENDPOINT
@@ -68,25 +69,26 @@ def delete(
         list[str],
         typer.Argument(metavar="SNAPSHOT", help="Names or ids of snapshots.", autocompletion=complete_snapshot),
     ],
+    dry_run: DryRun = False,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
+    output: Output = "table",
+    as_json: Json = False,
 ) -> None:
     """Delete snapshots. Their volume and clones of them stay.
 
     $ tidemark snapshot delete before-upgrade
+    $ tidemark snapshot delete nightly-1 nightly-2 --dry-run
     """
+    form = output_form(output, as_json=as_json)
     with connect(endpoint) as client:
         objects = AgentObjects.read_for(client, "snapshot", snapshots)
-        nodes = [objects.find(text, "snapshot") for text in snapshots]
-        for node in nodes:
-            group = objects.get(node.group_id) if node.group_id else None
-            if group:
-                raise Failure(
-                    f"{objects.name(node)} is a member of group snapshot {objects.name(group)}, and cannot be deleted alone: "
-                    f"delete the group, `tidemark group delete {objects.argument(group)}`"
-                )
-        for node in nodes:
-            client.delete_snapshot(node.id)
-            say(f"snapshot {objects.name(node)} is deleted")
+        plan = plan_deletion(objects, [objects.find(text, "snapshot") for text in snapshots])
+        if dry_run:
+            print_dry_run(form, client, objects, plan)
+            return
+        if plan.refusal:
+            raise Failure(plan.refusal)
+        delete_planned(client, objects, plan)
 
 
 @app.command("list")

@@ -52,6 +52,8 @@ def lines(volume: "Node", objects: AgentObjects, wide: bool) -> list[tuple[str, 
         ("source", objects.source(volume) or "none: created empty"),
         ("snapshots", ", ".join(objects.name(snapshot) for snapshot in snapshots) or "none"),
     ]
+    if volume.label:
+        text.insert(1, ("created as", volume.name))
     if clones:
         text.append(("clones", ", ".join(objects.name(clone) for clone in clones)))
     if volume.usage:

@@ -9,6 +9,7 @@ from csi_driver.cli import sizes, volume_views
 from csi_driver.cli.common import Endpoint, connect
 from csi_driver.cli.completion import complete_pool, complete_source, complete_volume
 from csi_driver.cli.controller import ApiProxy, Kubeconfig
+from csi_driver.cli.deletion import DryRun, confirm, delete_planned, plan_deletion, print_dry_run
 from csi_driver.cli.failure import Failure
 from csi_driver.cli.grammar import CommandGroup
 from csi_driver.cli.names import check_new_name
@@ -18,15 +19,20 @@ from csi_driver.cli.orphans import orphaned
 from csi_driver.cli.output.documents import document
 from csi_driver.cli.output.escape import as_argument
 from csi_driver.cli.output.form import Json, NoHeaders, Output, Sort, output_form
-from csi_driver.cli.output.printing import print_list, print_object, print_result, say
+from csi_driver.cli.output.printing import print_list, print_object, print_result
 from csi_driver.cli.refusals import in_our_words, no_space
+from csi_driver.cli.rename import refuse_shown_name
 from csi_driver.domain.model import RAW, AccessMode, Capability, SizeRange, Source
 from csi_driver.settings import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
     from csi_driver.rpc.clients.cli_client import CallRefused, Client, Node
 
-app = typer.Typer(cls=CommandGroup, help="Volumes: create, delete, expand, list, show.", no_args_is_help=True)
+app = typer.Typer(
+    cls=CommandGroup,
+    help="Volumes: create, delete, expand, list, show, clone, rename, export, import.",
+    no_args_is_help=True,
+)
 
 Volume = Annotated[
     str, typer.Argument(help="Name or id of the volume, e.g. db.", autocompletion=complete_volume, show_default=False)
@@ -88,6 +94,7 @@ def create(
         existing = next((volume for volume in objects.volumes if volume.name == name), None)
         if existing is None:
             check_new_name(name, "volume")
+            refuse_shown_name(objects, name)
         start = objects.find(source, "snapshot", "volume") if source else None
         raw = block or (start is not None and start.format == RAW and not fs_type)
         capability = Capability("block" if raw else "mount", AccessMode.WRITER, fs_type)
@@ -101,7 +108,9 @@ def create(
         volume = volume_views.reread(client, objects, created.id)
         objects = AgentObjects([*(node for node in objects.all if node.id != volume.id), volume])
     if existing is not None and existing.uid == volume.uid:
-        sentence = f"volume {name} exists with {sizes.show(created.size)}: unchanged"
+        shown = objects.name(volume)
+        renamed = "" if shown == name else f" as {shown}, which it was renamed to,"
+        sentence = f"volume {name} exists{renamed} with {sizes.show(created.size)}: unchanged"
     else:
         of = f", a clone of {objects.source(volume)}" if start else ""
         note = sizes.rounded(size_text, created.size)
@@ -115,23 +124,32 @@ def delete(
         list[str],
         typer.Argument(metavar="VOLUME", help="Names or ids of volumes.", autocompletion=complete_volume),
     ],
+    with_snapshots: Annotated[
+        bool, typer.Option("--with-snapshots", help="Delete their snapshots too; asks first. Not if they have clones.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --with-snapshots: do not ask.")] = False,
+    dry_run: DryRun = False,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
+    output: Output = "table",
+    as_json: Json = False,
 ) -> None:
     """Delete volumes that are not in use. Their snapshots and clones stay.
 
     $ tidemark volume delete db-test
+    $ tidemark volume delete db-test --with-snapshots --dry-run
     """
+    form = output_form(output, as_json=as_json)
     with connect(endpoint) as client:
         objects = AgentObjects.read_for(client, "volume", volumes)
-        nodes = [objects.find(text, "volume") for text in volumes]
-        for node in nodes:
-            if node.used_by or node.holder:
-                raise objects.in_use(node)
-        for node in nodes:
-            client.delete_volume(node.id)
-            kept = len(objects.snapshots_of(node))
-            note = f"; its {kept} snapshot{'' if kept == 1 else 's'} stay{'s' if kept == 1 else ''}" if kept else ""
-            say(f"volume {objects.name(node)} is deleted{note}")
+        plan = plan_deletion(objects, [objects.find(text, "volume") for text in volumes], with_snapshots)
+        if dry_run:
+            print_dry_run(form, client, objects, plan)
+            return
+        if plan.refusal:
+            raise Failure(plan.refusal)
+        if with_snapshots:
+            confirm(objects, plan, yes)
+        delete_planned(client, objects, plan, keeps_snapshots=not with_snapshots)
 
 
 @app.command()

@@ -74,6 +74,12 @@ def test_every_document_is_as_the_schema_says(tidemark: Run) -> None:
     validate(document("pool", "show", "p"), "pool")
     validate(document("status"), "agent")
     assert yaml.safe_load(tidemark("tree", "-o", "yaml")) == tree
+    validate(document("volume", "clone", "db", "db2", "--block"), "object")
+    validate(document("volume", "rename", "db2", "db3"), "object")
+    validate(document("volume", "delete", "db3", "--dry-run"), "deletion_estimate")
+    validate(document("snapshot", "delete", "s1", "--dry-run"), "deletion_estimate")
+    validate(document("top", "--interval", "0.1"), "volume_activity", many=True)
+    validate(document("volume", "import", str(TREE / "README.md"), "readme"), "imported_volume")
 
 
 def test_a_field_that_is_not_published_would_be_found() -> None:
