@@ -298,3 +298,7 @@ class Backend(Protocol):
     async def usage(self, item: Volume | Snapshot) -> Usage:
         """Return exclusive and shared bytes and extents of one object, counted now."""
         ...
+
+    async def freed_together(self, chosen: Sequence[Volume | Snapshot]) -> int:
+        """Return the bytes that deleting all these objects would free: those that nothing else refers to. Counted now."""
+        ...

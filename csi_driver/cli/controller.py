@@ -1,6 +1,5 @@
 """`tidemark controller`: reads options and environment into ControllerSettings. Every option is an environment variable too."""
 
-import asyncio
 import socket
 import sys
 from typing import Annotated, Any, Literal
@@ -179,6 +178,8 @@ def controller(
         )
     except BadSetting as error:
         raise typer.BadParameter(str(error)) from None
+    import asyncio
+
     try:
         from csi_driver.controller.main import run_controller
     except ImportError as error:

@@ -13,27 +13,35 @@ import typer
 from csi_driver import __version__
 from csi_driver.cli import (
     agent,
+    cluster_objects,
+    completion,
     controller,
+    groups,
+    more_commands,
     mounts,
     node,
     pools,
     rollback,
     snapshots,
     tree,
+    umounts,
     unexpected,
     uninstall_check,
     volumes,
 )
-from csi_driver.cli.common import Failure
 from csi_driver.cli.demo import command as demo
+from csi_driver.cli.failure import Failure
+from csi_driver.cli.grammar import RootGroup
+from csi_driver.cli.output.printing import warn
 from csi_driver.environment import is_ambient, restart_without_ambient
 
 app = typer.Typer(
+    cls=RootGroup,
     name="tidemark",
     help="Elastic volumes, copy-on-write snapshots, and in-place rollback.\n\n"
     "$ tidemark demo                           show everything in seconds, on a pool of its own\n"
     "$ tidemark agent --pool /srv/tidemark     serve a directory on XFS; then in another terminal:\n"
-    "$ tidemark volume create db --size 10Gi\n"
+    "$ tidemark volume create db 10Gi\n"
     "$ tidemark mount db /mnt/db\n"
     "$ tidemark snapshot create db before-upgrade",
     no_args_is_help=True,
@@ -41,6 +49,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+START, CLUSTER, OBJECTS, INSPECT = "Start here", "In a cluster", "Volumes and snapshots", "Inspect"
 
 
 def _print_version(requested: bool) -> None:
@@ -58,19 +68,23 @@ def _options(
     del version
 
 
-app.command("demo", rich_help_panel="Start here")(demo.demo)
-app.command("agent", rich_help_panel="Start here")(agent.agent)
-app.command("controller", rich_help_panel="In a cluster")(controller.controller)
-app.add_typer(node.app, name="node", rich_help_panel="In a cluster")
-app.add_typer(volumes.app, name="volume", rich_help_panel="Volumes and snapshots")
-app.add_typer(snapshots.app, name="snapshot", rich_help_panel="Volumes and snapshots")
-app.add_typer(snapshots.group_app, name="group", rich_help_panel="Volumes and snapshots")
-app.command("rollback", rich_help_panel="Volumes and snapshots")(rollback.rollback)
-app.command("mount", rich_help_panel="Volumes and snapshots")(mounts.mount)
-app.command("umount", rich_help_panel="Volumes and snapshots")(mounts.umount)
-app.command("tree", rich_help_panel="Inspect")(tree.tree)
-app.command("pools", rich_help_panel="Inspect")(pools.pools)
-app.command("status", rich_help_panel="Inspect")(pools.status)
+app.command("demo", rich_help_panel=START)(demo.demo)
+app.command("agent", rich_help_panel=START)(agent.agent)
+app.command("completion", rich_help_panel=START)(completion.completion)
+app.command("controller", rich_help_panel=CLUSTER)(controller.controller)
+app.add_typer(node.app, name="node", rich_help_panel=CLUSTER)
+app.add_typer(cluster_objects.schedule_app, name="schedule", rich_help_panel=CLUSTER)
+app.add_typer(volumes.app, name="volume", rich_help_panel=OBJECTS)
+app.add_typer(snapshots.app, name="snapshot", rich_help_panel=OBJECTS)
+app.add_typer(groups.app, name="group", rich_help_panel=OBJECTS)
+app.add_typer(rollback.app, name="rollback", rich_help_panel=OBJECTS)
+app.command("mount", rich_help_panel=OBJECTS)(mounts.mount)
+app.command("umount", rich_help_panel=OBJECTS)(umounts.umount)
+app.command("tree", rich_help_panel=INSPECT)(tree.tree)
+app.add_typer(pools.app, name="pool", rich_help_panel=INSPECT)
+app.command("status", rich_help_panel=INSPECT)(pools.status)
+more_commands.add_commands(app, INSPECT)
+app.command("pools", hidden=True)(pools.list_)  # the name before, for one release
 app.command("uninstall-check", hidden=True)(uninstall_check.uninstall_check)  # for the chart, not for people
 
 
@@ -80,13 +94,16 @@ def main() -> None:
     in_pod = sys.argv[1:2] in (["controller"], ["uninstall-check"])
     if in_pod and any(is_ambient(name, value) for name, value in os.environ.items()):
         restart_without_ambient(["-m", "csi_driver.cli.main", *sys.argv[1:]], os.environ)
+    if completion.VARIABLE in os.environ:
+        completion.prepare()
     try:
         app(prog_name="tidemark")
     except Failure as failure:
-        typer.echo(f"tidemark: {failure}", err=True)
+        warn(f"tidemark: {failure}")
         sys.exit(1)
     except Exception as error:
-        typer.echo(f"tidemark: {unexpected.explain(error, with_traceback=in_pod)}", err=True)
+        for line in f"tidemark: {unexpected.explain(error, with_traceback=in_pod)}".splitlines():
+            warn(line)
         sys.exit(1)
 
 

@@ -1,30 +1,33 @@
 """`tidemark node`: the nodes of a cluster, and those that will not come back. Talks to the Kubernetes API alone."""
 
-import asyncio
-import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from csi_driver import DRIVER_NAME
-from csi_driver.cli.common import Failure, Json, print_table
+from csi_driver.cli.cluster import call
 from csi_driver.cli.controller import ApiProxy, Kubeconfig, Namespace, Release
-from csi_driver.cli.unexpected import missing
+from csi_driver.cli.failure import Failure
+from csi_driver.cli.grammar import CommandGroup
+from csi_driver.cli.output.form import Json, NoHeaders, Output, Sort, output_form
+from csi_driver.cli.output.printing import Column, print_list, print_object, say
+from csi_driver.cli.suggest import suggestion
 from csi_driver.controller.settings import DEFAULT_NAMESPACE, DEFAULT_RELEASE
 
 if TYPE_CHECKING:
     from csi_driver.kube.client import Api
     from csi_driver.operator.installation import Installation
 
-app = typer.Typer(help="Nodes of a cluster: list, decommission, recommission.", no_args_is_help=True)
+app = typer.Typer(
+    cls=CommandGroup, help="Nodes of a cluster: list, show, decommission, recommission.", no_args_is_help=True
+)
 
 Name = Annotated[str, typer.Argument(metavar="NODE", help="Name of the node, as kubectl shows it, e.g. worker-7.")]
 Driver = Annotated[
     str, typer.Option(envvar="TIDEMARK_DRIVER_NAME", help="Name of the CSI driver, as in its CSIDriver object.")
 ]
-_Result = TypeVar("_Result")
 
 
 @app.command("list")
@@ -34,36 +37,53 @@ def list_nodes(
     driver_name: Driver = DRIVER_NAME,
     kubeconfig: Kubeconfig = "",
     api_proxy: ApiProxy = "",
+    output: Output = "table",
+    sort: Sort = "",
+    no_headers: NoHeaders = False,
     as_json: Json = False,
 ) -> None:
     """List all nodes that have, or should have, volumes.
 
     $ tidemark node list
     """
-    from csi_driver.operator.agents.decommissioned_nodes import list_nodes
-
-    cluster = call(kubeconfig, namespace, release, driver_name, list_nodes, api_proxy)
-    rows = []
-    for owner in sorted({*cluster.owners(), *cluster.decommissioned_at}):
-        agent = cluster.agents.get(owner)
-        rows.append(
-            {
-                "node": owner,
-                "state": "gone" if owner not in cluster.nodes else "ready" if cluster.nodes[owner] else "not ready",
-                "agent": "none" if agent is None else "ready" if agent.ready else "not ready",
-                "volumes": cluster.volumes.get(owner, 0),
-                "decommissioned": cluster.decommissioned_at.get(owner, ""),
-            }
-        )
-    if as_json:
-        # The old key stays beside the new one for programs that read it.
-        typer.echo(json.dumps([{**row, "forgotten": row["decommissioned"]} for row in rows], indent=2))
-        return
-    print_table(
-        ["NODE", "STATE", "AGENT", ">VOLUMES", "DECOMMISSIONED"],
-        [[str(value) for value in row.values()] for row in rows],
-        "no node has an agent: check the DaemonSet, and the options --namespace and --release",
+    form = output_form(output, as_json=as_json, sort=sort, no_headers=no_headers)
+    print_list(
+        form,
+        _read(kubeconfig, namespace, release, driver_name, api_proxy),
+        [
+            Column("NODE", lambda n: str(n["node"])),
+            Column("STATE", lambda n: str(n["state"])),
+            Column("AGENT", lambda n: str(n["agent"]), rank=1),
+            Column("VOLUMES", lambda n: str(n["volumes"]), key=lambda n: n["volumes"], right=True, rank=2),
+            Column("DECOMMISSIONED", lambda n: str(n["decommissioned"])),
+        ],
+        document=lambda node: node,
+        name=lambda node: str(node["node"]),
+        empty="no node has an agent: check the DaemonSet, and the options --namespace and --release",
     )
+
+
+@app.command("show")
+def show_node(
+    node: Name,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    release: Release = DEFAULT_RELEASE,
+    driver_name: Driver = DRIVER_NAME,
+    kubeconfig: Kubeconfig = "",
+    api_proxy: ApiProxy = "",
+    output: Output = "table",
+    as_json: Json = False,
+) -> None:
+    """Show one node.
+
+    $ tidemark node show worker-7
+    """
+    nodes = {row["node"]: row for row in _read(kubeconfig, namespace, release, driver_name, api_proxy)}
+    row = nodes.get(node)
+    if row is None:
+        raise Failure(f"no node is called {node!r}{suggestion(node, nodes)}: `tidemark node list` lists them")
+    lines = [(key, str(row[key]) or "no") for key in ("node", "state", "agent", "volumes", "decommissioned")]
+    print_object(output_form(output, as_json=as_json), row, node, lines)
 
 
 @app.command()
@@ -89,7 +109,7 @@ def decommission(
         return decommissioned_nodes.decommission(api, installation, node, datetime.now(UTC), force)
 
     call(kubeconfig, namespace, release, driver_name, work, api_proxy)
-    typer.echo(f"node {node} is decommissioned: its PVCs and snapshots can be deleted now")
+    say(f"node {node} is decommissioned: its PVCs and snapshots can be deleted now")
 
 
 @app.command()
@@ -111,7 +131,7 @@ def recommission(
         return decommissioned_nodes.recommission(api, installation, node)
 
     call(kubeconfig, namespace, release, driver_name, work, api_proxy)
-    typer.echo(f"node {node} is not decommissioned any longer: deletes wait for its agent")
+    say(f"node {node} is not decommissioned any longer: deletes wait for its agent")
 
 
 # The names before: scripts may use them.
@@ -119,31 +139,23 @@ app.command("forget", hidden=True)(decommission)
 app.command("unforget", hidden=True)(recommission)
 
 
-def call(
-    kubeconfig: str,
-    namespace: str,
-    release: str,
-    driver: str,
-    work: "Callable[[Api, Installation], Awaitable[_Result]]",
-    api_proxy: str = "",
-) -> _Result:
-    """Run `work` with a client of the cluster's API. Raises Failure with the message of the error."""
-    from csi_driver.domain.errors import DriverError
+def _read(kubeconfig: str, namespace: str, release: str, driver_name: str, api_proxy: str) -> list[dict[str, Any]]:
+    """Return a document for each node."""
+    from csi_driver.operator.agents import decommissioned_nodes
 
-    try:
-        from csi_driver.kube.client import Api, default_kubeconfig
-        from csi_driver.operator.installation import Installation
-    except ImportError as error:
-        raise Failure(missing(error.name or "")) from None
-
-    async def connected() -> _Result:
-        api = await Api.connect(kubeconfig or default_kubeconfig(), api_proxy)
-        try:
-            return await work(api, Installation(namespace, release, driver))
-        finally:
-            await api.close()
-
-    try:
-        return asyncio.run(connected())
-    except DriverError as error:
-        raise Failure(str(error)) from None
+    cluster = call(kubeconfig, namespace, release, driver_name, decommissioned_nodes.list_nodes, api_proxy)
+    rows: list[dict[str, Any]] = []
+    for owner in sorted({*cluster.owners(), *cluster.decommissioned_at}):
+        agent = cluster.agents.get(owner)
+        at = cluster.decommissioned_at.get(owner, "")
+        rows.append(
+            {
+                "node": owner,
+                "state": "gone" if owner not in cluster.nodes else "ready" if cluster.nodes[owner] else "not ready",
+                "agent": "none" if agent is None else "ready" if agent.ready else "not ready",
+                "volumes": cluster.volumes.get(owner, 0),
+                "decommissioned": at,
+                "forgotten": at,  # the old key, for programs that read it
+            }
+        )
+    return rows

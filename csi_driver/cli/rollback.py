@@ -1,22 +1,65 @@
-"""`tidemark rollback`: rolls a volume back to one of its own snapshots."""
+"""`tidemark rollback`: rolls a volume back to one of its own snapshots; in a cluster, also lists rollbacks."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from csi_driver.cli.common import Endpoint, Failure, Json, connect, find, places, print_json, show_time, shown_name
+from csi_driver.cli.cluster_objects import rollback_list, rollback_show
+from csi_driver.cli.common import Endpoint, connect
+from csi_driver.cli.completion import complete_snapshot, complete_volume
 from csi_driver.cli.controller import api_proxy_option
+from csi_driver.cli.grammar import CommandGroup
+from csi_driver.cli.names import check_new_name
+from csi_driver.cli.objects import AgentObjects
+from csi_driver.cli.output.documents import plain
+from csi_driver.cli.output.form import Json, Output, output_form
+from csi_driver.cli.output.printing import print_result
+from csi_driver.cli.output.times import second
+from csi_driver.cli.suggest import suggestion
 from csi_driver.settings import DEFAULT_ENDPOINT
+
+if TYPE_CHECKING:
+    from csi_driver.rpc.clients.cli_client import Node, RollbackResult
 
 _CLUSTER = "In a cluster"
 
 
-def rollback(
+class RollbackGroup(CommandGroup):
+    """`rollback VOLUME SNAPSHOT` is short for `rollback create VOLUME SNAPSHOT`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Insert `create` before words that begin with no verb."""
+        if args and args[0] not in ctx.help_option_names and self.get_command(ctx, args[0]) is None:
+            args = ["create", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=RollbackGroup,
+    help="Roll a volume back to one of its snapshots, in place.\n\n"
+    "$ tidemark rollback db before-upgrade          short for: rollback create\n"
+    "$ tidemark rollback --claim shop/db --snapshot before-upgrade",
+    no_args_is_help=True,
+)
+
+
+@app.command()
+def create(
     volume: Annotated[
-        str, typer.Argument(help="Name or id of the volume; it must not be in use, e.g. db.", show_default=False)
+        str,
+        typer.Argument(
+            help="Name or id of the volume; it must not be in use, e.g. db.",
+            show_default=False,
+            autocompletion=complete_volume,
+        ),
     ] = "",
     snapshot: Annotated[
-        str, typer.Argument(help="Name or id of one of its own snapshots, e.g. before-upgrade.", show_default=False)
+        str,
+        typer.Argument(
+            help="Name or id of one of its own snapshots, e.g. before-upgrade.",
+            show_default=False,
+            autocompletion=complete_snapshot,
+        ),
     ] = "",
     name: Annotated[
         str, typer.Option(help="Name of this rollback; a repeated name changes nothing, e.g. ticket-42.")
@@ -25,6 +68,7 @@ def rollback(
         bool, typer.Option("--no-safety-snapshot", help="Take no safety snapshot: the current content is lost.")
     ] = False,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
+    output: Output = "table",
     as_json: Json = False,
     claim: Annotated[
         str,
@@ -68,40 +112,57 @@ def rollback(
 
     On a node, a volume of its agent; in a cluster, the volume of a PVC, by a VolumeRollback.
 
-    $ tidemark rollback db before-upgrade
+    $ tidemark rollback create db before-upgrade
 
-    $ tidemark rollback --claim shop/db --snapshot before-upgrade
+    $ tidemark rollback create --claim shop/db --snapshot before-upgrade
     """
+    form = output_form(output, as_json=as_json)
     if claim or to:
         if not claim or not to or volume or snapshot:
             raise typer.BadParameter("in a cluster, use --claim NAMESPACE/NAME and --snapshot NAME, without arguments")
         from csi_driver.cli.rollback_claim import RollbackOptions, roll_back_claim
 
         safety = not no_safety_snapshot
-        options = RollbackOptions(claim, to, name, safety, snapshot_class, timeout, not no_wait, as_json)
+        options = RollbackOptions(claim, to, name, safety, snapshot_class, timeout, not no_wait, form)
         roll_back_claim(options, kubeconfig, api_proxy)
         return
     if not volume or not snapshot:
-        raise typer.BadParameter("name the volume and one of its snapshots, or in a cluster use --claim and --snapshot")
-    with connect(endpoint) as client:
-        volume_node = find(client, volume, "volume")
-        target = find(client, snapshot, "snapshot")
-        if volume_node.used_by:
-            raise Failure(
-                f"{volume_node.name} is in use at {places(volume_node)}: stop the programs that use it, `tidemark umount` it, retry"
-            )
-        done = client.roll_back(volume_node.id, target.id, name or _fresh_name(), skip_safety=no_safety_snapshot)
-        if as_json:
-            print_json(done)
-            return
-        nodes = client.tree(volume_id=volume_node.id)
-    again = " (completed before: this call changed nothing)" if done.already_done else ""
-    typer.echo(f"{volume_node.name} was rolled back to {shown_name(target, nodes)} at {show_time(done.at)}{again}")
-    if done.safety_id:
-        safety_name = next((shown_name(n, nodes) for n in nodes if n.id == done.safety_id), done.safety_id)
-        typer.echo(
-            f"the content before is in snapshot {safety_name}: `tidemark rollback {volume_node.name} {safety_name}` undoes the rollback"
+        near = suggestion(volume, ["list", "show"]) if volume else ""
+        raise typer.BadParameter(
+            f"name the volume and one of its snapshots{near}, or in a cluster use --claim and --snapshot"
         )
+    with connect(endpoint) as client:
+        objects = AgentObjects.read(client)
+        node = objects.find(volume, "volume")
+        target = objects.find(snapshot, "snapshot", of=node)
+        again = next((item for item in node.rollbacks if item.name == name), None) if name else None
+        if again is None:
+            if name:
+                check_new_name(name, "rollback")
+            if node.used_by or node.holder:
+                raise objects.in_use(node)
+        done = client.roll_back(node.id, target.id, name or _fresh_name(), skip_safety=no_safety_snapshot)
+        objects = AgentObjects.read(client, volume_id=node.id)
+    node = objects.get(node.id) or node
+    print_result(form, plain(done), done.name, *_sentences(done, node, target, objects))
+
+
+app.command("list")(rollback_list)
+app.command("show")(rollback_show)
+
+
+def _sentences(done: "RollbackResult", volume: "Node", target: "Node", objects: AgentObjects) -> list[str]:
+    name, back_to, at = objects.name(volume), objects.name(target), second(done.at)
+    first = (
+        f"{name} was rolled back to {back_to} at {at} by this name: unchanged"
+        if done.already_done
+        else f"{name} has the content of {back_to} again, since {at}"
+    )
+    safety = objects.get(done.safety_id) if done.safety_id else None
+    if safety is None:
+        return [first]
+    undo = f"`tidemark rollback {objects.argument(volume)} {objects.argument(safety)}`"
+    return [first, f"the content before is in snapshot {objects.name(safety)!r}: {undo} undoes the rollback"]
 
 
 def _fresh_name() -> str:

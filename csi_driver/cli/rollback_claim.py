@@ -1,13 +1,14 @@
 """`tidemark rollback --claim`: rolls back the volume of a PVC, by a VolumeRollback."""
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from csi_driver.cli.common import Failure
-from csi_driver.cli.node import call
+from csi_driver.cli.cluster import call
+from csi_driver.cli.failure import Failure
+from csi_driver.cli.output.form import OutputForm
+from csi_driver.cli.output.printing import print_result, say, warn
 from csi_driver.controller.settings import DEFAULT_NAMESPACE, DEFAULT_RELEASE
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class RollbackOptions:
     snapshot_class: str = ""
     timeout: str = ""
     wait: bool = True
-    as_json: bool = False
+    form: OutputForm = field(default_factory=OutputForm)
 
 
 def roll_back_claim(options: RollbackOptions, kubeconfig: str, api_proxy: str = "") -> None:
@@ -47,11 +48,12 @@ def roll_back_claim(options: RollbackOptions, kubeconfig: str, api_proxy: str = 
         from csi_driver.operator.rollback import client as rollbacks
 
         applied.append(await rollbacks.apply(api, namespace, options.name, spec))
-        typer.echo(f"VolumeRollback {namespace}/{applied[0]['metadata']['name']} is applied", err=options.as_json)
+        tell = say if options.form.for_people else warn
+        tell(f"VolumeRollback {namespace}/{applied[0]['metadata']['name']} is applied")
         status: dict[str, Any] = applied[0].get("status") or {}
         if options.wait:
             async for status in rollbacks.watch_status(api, applied[0]):
-                typer.echo(f"{status['phase']}: {status['message']}", err=options.as_json)
+                tell(f"{status['phase']}: {status['message']}")
         return status
 
     try:
@@ -68,11 +70,11 @@ def roll_back_claim(options: RollbackOptions, kubeconfig: str, api_proxy: str = 
 
 
 def _report(options: RollbackOptions, namespace: str, name: str, status: dict[str, Any]) -> None:
-    if options.as_json:
+    if not options.form.for_people:
         fields = {key: value for key, value in status.items() if key != "conditions"}
-        typer.echo(json.dumps({"namespace": namespace, "name": name} | fields, indent=2))
+        print_result(options.form, {"namespace": namespace, "name": name} | fields, f"{namespace}/{name}")
     if status.get("phase") == "Failed":
         raise Failure(f"VolumeRollback {namespace}/{name} has failed: {status['message']}")
     safety = status.get("safetySnapshotName")
-    if options.wait and safety and not options.as_json:
-        typer.echo(f"`tidemark rollback --claim {options.claim} --snapshot {safety}` undoes the rollback")
+    if options.wait and safety and options.form.for_people:
+        say(f"`tidemark rollback --claim {options.claim} --snapshot {safety}` undoes the rollback")

@@ -1,13 +1,13 @@
 """`tidemark uninstall-check`: run by the chart before `helm uninstall` removes anything; refuses while something would be stranded."""
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from csi_driver import DRIVER_NAME
-from csi_driver.cli.common import Failure
 from csi_driver.cli.controller import ApiProxy
+from csi_driver.cli.failure import Failure
+from csi_driver.cli.output.printing import say
 
 if TYPE_CHECKING:
     from csi_driver.kube.client import Api
@@ -73,6 +73,8 @@ def uninstall_check(
     api_proxy: ApiProxy = "",
 ) -> None:
     """Refuse an uninstallation while volumes or snapshots of this driver exist or a rollback runs. Changes nothing."""
+    import asyncio
+
     from csi_driver.domain.errors import DriverError
     from csi_driver.kube.client import Api
 
@@ -94,4 +96,4 @@ def uninstall_check(
             f"or `helm uninstall {release} --namespace {namespace} --no-hooks` to leave the volumes where they are. "
             f"To keep the release, `helm rollback {release} {revision} --namespace {namespace}`: helm counts a refused uninstallation as started"
         )
-    typer.echo(f"no volume and no snapshot of {driver_name} exists and no rollback runs: uninstall is safe")
+    say(f"no volume and no snapshot of {driver_name} exists and no rollback runs: uninstall is safe")

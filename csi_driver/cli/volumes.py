@@ -1,118 +1,164 @@
 """`tidemark volume`: create, delete, expand, list and show volumes."""
 
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from csi_driver import DRIVER_NAME
-from csi_driver.cli.common import (
-    Endpoint,
-    Failure,
-    Json,
-    connect,
-    find,
-    find_id,
-    places,
-    print_json,
-    print_table,
-    show_time,
-    shown_name,
-    size_of,
-)
+from csi_driver.cli import sizes, volume_views
+from csi_driver.cli.common import Endpoint, connect
+from csi_driver.cli.completion import complete_pool, complete_source, complete_volume
 from csi_driver.cli.controller import ApiProxy, Kubeconfig
-from csi_driver.cli.node import Driver, call
-from csi_driver.cli.sizes import show
-from csi_driver.controller.settings import DEFAULT_NAMESPACE, DEFAULT_RELEASE
+from csi_driver.cli.deletion import DryRun, confirm, delete_planned, plan_deletion, print_dry_run
+from csi_driver.cli.failure import Failure
+from csi_driver.cli.grammar import CommandGroup
+from csi_driver.cli.names import check_new_name
+from csi_driver.cli.node import Driver
+from csi_driver.cli.objects import AgentObjects
+from csi_driver.cli.orphans import orphaned
+from csi_driver.cli.output.documents import document
+from csi_driver.cli.output.escape import as_argument
+from csi_driver.cli.output.form import Json, NoHeaders, Output, Sort, output_form
+from csi_driver.cli.output.printing import print_list, print_object, print_result
+from csi_driver.cli.refusals import in_our_words, no_space
+from csi_driver.cli.rename import refuse_shown_name
 from csi_driver.domain.model import RAW, AccessMode, Capability, SizeRange, Source
 from csi_driver.settings import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
-    from csi_driver.kube.client import Api
-    from csi_driver.rpc.clients.cli_client import Client, Node
+    from csi_driver.rpc.clients.cli_client import CallRefused, Client, Node
 
-app = typer.Typer(help="Volumes: create, delete, expand, list, show.", no_args_is_help=True)
+app = typer.Typer(
+    cls=CommandGroup,
+    help="Volumes: create, delete, expand, list, show, clone, rename, export, import.",
+    no_args_is_help=True,
+)
 
-Volume = Annotated[str, typer.Argument(help="Name or id of the volume, e.g. db.")]
+Volume = Annotated[
+    str, typer.Argument(help="Name or id of the volume, e.g. db.", autocompletion=complete_volume, show_default=False)
+]
 
 
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(help="Name of the volume; the same name returns the same volume, e.g. db.")],
-    size: Annotated[str, typer.Option(metavar="SIZE", help="Minimum size, e.g. 10Gi.")] = "",
+    size_argument: Annotated[
+        str, typer.Argument(metavar="SIZE", help="Minimum size, e.g. 10Gi.", show_default=False)
+    ] = "",
+    size: Annotated[str, typer.Option(metavar="SIZE", help="The same as an option.")] = "",
     limit: Annotated[str, typer.Option(metavar="SIZE", help="Maximum size, e.g. 12Gi.")] = "",
     source: Annotated[
-        str, typer.Option("--from", metavar="SOURCE", help="Snapshot or volume to clone, e.g. before-upgrade.")
+        str,
+        typer.Option(
+            "--from",
+            metavar="SOURCE",
+            help="Snapshot or volume to clone, e.g. before-upgrade.",
+            autocompletion=complete_source,
+        ),
     ] = "",
     block: Annotated[bool, typer.Option("--block", help="Raw block device, never formatted.")] = False,
     fs_type: Annotated[
         str, typer.Option("--fs", metavar="ext4|xfs", help="File system; default: that of the source, or ext4.")
     ] = "",
     pool: Annotated[
-        str, typer.Option(metavar="POOL", help="Pool; default: that of the source, or the first one.")
+        str,
+        typer.Option(
+            metavar="POOL", help="Pool; default: that of the source, or the first one.", autocompletion=complete_pool
+        ),
     ] = "",
     thick: Annotated[bool, typer.Option("--thick", help="Thick provisioning: allocate all space now.")] = False,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
+    output: Output = "table",
     as_json: Json = False,
 ) -> None:
     """Create a volume, empty or as a clone of a snapshot or volume.
 
-    $ tidemark volume create db --size 10Gi
+    $ tidemark volume create db 10Gi
     $ tidemark volume create db-test --from before-upgrade
     """
+    from csi_driver.rpc.clients.cli_client import CallRefused
+
     if block and fs_type:
         raise typer.BadParameter("a raw block device has no file system: use --block or --fs")
+    form = output_form(output, as_json=as_json)
+    size_text = sizes.one_of(size_argument, size)
     size_range = SizeRange(
-        size_of(size, "--size") if size else 0,
-        size_of(limit, "--limit") if limit else 0,
+        sizes.positive(size_text, "SIZE") if size_text else 0, sizes.positive(limit, "--limit") if limit else 0
     )
     parameters = {"pool": pool} if pool else {}
     if thick:
         parameters["provisioning"] = "thick"
     with connect(endpoint) as client:
-        start = find(client, source, "snapshot", "volume") if source else None
+        # Without a source, a controller creates volumes also while one node is silent.
+        objects = AgentObjects.read(client) if source else AgentObjects.read_for(client, "volume", [])
+        existing = next((volume for volume in objects.volumes if volume.name == name), None)
+        if existing is None:
+            check_new_name(name, "volume")
+            refuse_shown_name(objects, name)
+        start = objects.find(source, "snapshot", "volume") if source else None
         raw = block or (start is not None and start.format == RAW and not fs_type)
         capability = Capability("block" if raw else "mount", AccessMode.WRITER, fs_type)
-        created = client.create_volume(
-            name,
-            size_range,
-            [capability],
-            parameters,
-            Source("snapshot" if start.kind == "snapshot" else "volume", start.id) if start else None,
-        )
-        if as_json:
-            print_json(_read(client, created.id))
-        else:
-            typer.echo(f"volume {name} has {show(created.size)}: {created.id}")
+        origin = Source("snapshot" if start.kind == "snapshot" else "volume", start.id) if start else None
+        try:
+            created = client.create_volume(name, size_range, [capability], parameters, origin)
+        except CallRefused as refused:
+            raise _create_failure(
+                refused, client, objects, existing, size_range, pool or (start.pool if start else "")
+            ) from None
+        volume = volume_views.reread(client, objects, created.id)
+        objects = AgentObjects([*(node for node in objects.all if node.id != volume.id), volume])
+    if existing is not None and existing.uid == volume.uid:
+        shown = objects.name(volume)
+        renamed = "" if shown == name else f" as {shown}, which it was renamed to,"
+        sentence = f"volume {name} exists{renamed} with {sizes.show(created.size)}: unchanged"
+    else:
+        of = f", a clone of {objects.source(volume)}" if start else ""
+        note = sizes.rounded(size_text, created.size)
+        sentence = f"volume {name} has {sizes.show(created.size)}{note}{of}: `tidemark mount {objects.argument(volume)} DIR` mounts it"
+    print_result(form, document(volume, objects), objects.argument(volume), sentence)
 
 
 @app.command()
 def delete(
-    volumes: Annotated[list[str], typer.Argument(metavar="VOLUME", help="Names or ids of volumes.")],
+    volumes: Annotated[
+        list[str],
+        typer.Argument(metavar="VOLUME", help="Names or ids of volumes.", autocompletion=complete_volume),
+    ],
+    with_snapshots: Annotated[
+        bool, typer.Option("--with-snapshots", help="Delete their snapshots too; asks first. Not if they have clones.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --with-snapshots: do not ask.")] = False,
+    dry_run: DryRun = False,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
+    output: Output = "table",
+    as_json: Json = False,
 ) -> None:
     """Delete volumes that are not in use. Their snapshots and clones stay.
 
     $ tidemark volume delete db-test
+    $ tidemark volume delete db-test --with-snapshots --dry-run
     """
-    from csi_driver.rpc.clients.cli_client import CallRefused
-
+    form = output_form(output, as_json=as_json)
     with connect(endpoint) as client:
-        for volume_id in [find_id(client, text, "volume") for text in volumes]:
-            try:
-                client.delete_volume(volume_id)
-            except CallRefused as refused:
-                if refused.code == "FAILED_PRECONDITION" and places(node := _read(client, volume_id)) == "staged":
-                    raise Failure(f"{refused.message}: `tidemark umount {node.name}` unstages it") from None
-                raise
-            typer.echo(f"deleted {volume_id}")
+        objects = AgentObjects.read_for(client, "volume", volumes)
+        plan = plan_deletion(objects, [objects.find(text, "volume") for text in volumes], with_snapshots)
+        if dry_run:
+            print_dry_run(form, client, objects, plan)
+            return
+        if plan.refusal:
+            raise Failure(plan.refusal)
+        if with_snapshots:
+            confirm(objects, plan, yes)
+        delete_planned(client, objects, plan, keeps_snapshots=not with_snapshots)
 
 
 @app.command()
 def expand(
     volume: Volume,
-    size: Annotated[str, typer.Argument(help="New size, e.g. 20Gi.")],
+    size_argument: Annotated[str, typer.Argument(metavar="SIZE", help="New size, e.g. 20Gi.", show_default=False)] = "",
+    size: Annotated[str, typer.Option(metavar="SIZE", help="The same as an option.")] = "",
     endpoint: Endpoint = DEFAULT_ENDPOINT,
+    output: Output = "table",
     as_json: Json = False,
 ) -> None:
     """Expand a volume, in use or not; a mounted file system grows with it. Volumes never shrink.
@@ -121,22 +167,35 @@ def expand(
     """
     from csi_driver.rpc.clients.cli_client import CallRefused
 
-    size_range = SizeRange(size_of(size, "SIZE"))
+    form = output_form(output, as_json=as_json)
+    size_text = sizes.one_of(size_argument, size)
+    if not size_text:
+        raise typer.BadParameter("the new size is missing: use e.g. 20Gi", param_hint="SIZE")
+    wanted = sizes.positive(size_text, "SIZE")
     with connect(endpoint) as client:
-        volume_id = find_id(client, volume, "volume")
-        grown, on_node = client.expand_volume(volume_id, size_range)
-        node = _read(client, volume_id)
-        if on_node and node.used_by:
+        objects = AgentObjects.read_for(client, "volume", [volume])
+        before = objects.find(volume, "volume")
+        try:
+            grown, needs_node = client.expand_volume(before.id, SizeRange(wanted))
+        except CallRefused as refused:
+            raise _space_failure(refused, client, objects, before.pool, wanted - before.size) from None
+        if needs_node and before.used_by:
             try:
-                client.grow(volume_id, node.used_by[0])
+                client.grow(before.id, before.used_by[0])
             except CallRefused as refused:
                 raise Failure(
-                    f"volume {node.name} has {show(grown)} now, but its file system has not grown: {refused.message}"
+                    f"volume {objects.name(before)} has {sizes.show(grown)} now, but its file system has not grown: "
+                    f"{in_our_words(refused, objects)}"
                 ) from None
-        if as_json:
-            print_json(_read(client, volume_id))
-        else:
-            typer.echo(f"volume {node.name} has {show(grown)}")
+        node = volume_views.reread(client, objects, before.id)
+    name = objects.name(node)
+    if grown > before.size:
+        sentence = f"{name} has {sizes.show(grown)}{sizes.rounded(size_text, grown)}, before {sizes.show(before.size)}"
+    elif wanted < before.size:
+        sentence = f"{name} has {sizes.show(grown)} already, more than {size_text}: unchanged, volumes never shrink"
+    else:
+        sentence = f"{name} has {sizes.show(grown)} already: unchanged"
+    print_result(form, document(node, objects), objects.argument(node), sentence)
 
 
 @app.command("list")
@@ -146,6 +205,9 @@ def list_(
         bool,
         typer.Option("--orphans", help="Only volumes without a PersistentVolume, at least an hour old; in a cluster."),
     ] = False,
+    output: Output = "table",
+    sort: Sort = "",
+    no_headers: NoHeaders = False,
     driver_name: Driver = DRIVER_NAME,
     kubeconfig: Kubeconfig = "",
     api_proxy: ApiProxy = "",
@@ -156,90 +218,73 @@ def list_(
     $ tidemark volume list
     $ kubectl -n tidemark exec deploy/tidemark-controller -- tidemark volume list --orphans
     """
+    form = output_form(output, as_json=as_json, sort=sort, no_headers=no_headers)
     # Volumes first: one that is created between the two reads is then too young, never an orphan.
     with connect(endpoint) as client:
-        nodes = client.tree()
-    volumes = [node for node in nodes if node.kind == "volume"]
+        objects = AgentObjects.read(client)
+    volumes = objects.volumes
     if orphans:
-        handles = _handles(kubeconfig, driver_name, api_proxy)
-        old = datetime.now(UTC) - timedelta(hours=1)
-        volumes = [volume for volume in volumes if volume.id not in handles and volume.created <= old]
-    if as_json:
-        print_json(volumes)
-        return
-    names = {node.id: shown_name(node, nodes) for node in nodes}
-    rows = [
-        (
-            v.name,
-            show(v.size),
-            v.format,
-            v.pool,
-            places(v),
-            names.get(v.parent_id, v.parent_id),
-            show_time(v.created),
-        )
-        for v in volumes
-    ]
-    print_table(
-        ("NAME", ">SIZE", "FORMAT", "POOL", "IN USE", "SOURCE", "CREATED"),
-        rows,
-        "no orphaned volumes" if orphans else "no volumes: `tidemark volume create NAME --size 10Gi` creates one",
+        volumes = orphaned([*volumes, *objects.snapshot_mounts], kubeconfig, driver_name, api_proxy)
+    elif form.wide:
+        volumes = [*volumes, *objects.snapshot_mounts]
+    print_list(
+        form,
+        volumes,
+        volume_views.columns(objects),
+        document=lambda volume: document(volume, objects),
+        name=objects.argument,
+        empty="no orphaned volumes" if orphans else "no volumes: `tidemark volume create db 10Gi` creates one",
     )
 
 
 @app.command("show")
-def show_(volume: Volume, endpoint: Endpoint = DEFAULT_ENDPOINT, as_json: Json = False) -> None:
+def show_(
+    volume: Volume, endpoint: Endpoint = DEFAULT_ENDPOINT, output: Output = "table", as_json: Json = False
+) -> None:
     """Show one volume: its space, snapshots, users and rollbacks.
 
     $ tidemark volume show db
     """
+    form = output_form(output, as_json=as_json)
     with connect(endpoint) as client:
-        node = _read(client, find_id(client, volume, "volume"), with_usage=True)
-        if as_json:
-            print_json(node)
-            return
-        nodes = client.tree()
-    names = {n.id: shown_name(n, nodes) for n in nodes}
-    snapshots = [n for n in nodes if n.kind == "snapshot" and n.parent_uid == node.uid]
-    lines = [
-        ("name", node.name),
-        ("id", node.id),
-        ("size", f"{show(node.size)} ({node.size} bytes){', thick' if node.thick else ''}"),
-        ("format", node.format),
-        ("created", show_time(node.created)),
-        ("in use", ", ".join(node.used_by) or "no"),
-        ("device", node.device or "none"),
-        ("source", names.get(node.parent_id, node.parent_id) or "none: created empty"),
-        ("snapshots", ", ".join(names[s.id] for s in snapshots) or "none"),
-    ]
-    if node.usage:
-        lines.append(("own space", f"{show(node.usage.exclusive)}, {show(node.usage.shared)} shared with others"))
-    if node.condition:
-        lines.append(("condition", node.condition))
-    if node.holder:
-        lines.append(("held by", node.holder))
-    for rolled in node.rollbacks:
-        safety = f", content before: {names.get(rolled.safety_id, rolled.safety_id)}" if rolled.safety_id else ""
-        back_to = names.get(rolled.snapshot_id, rolled.snapshot_id)
-        lines.append(("rolled back", f"{show_time(rolled.at)} to {back_to}{safety}"))
-    for title, value in lines:
-        typer.echo(f"{title + ':':<13}{value}")
+        objects = AgentObjects.read_for(client, "volume", [volume])
+        node = volume_views.reread(client, objects, objects.find(volume, "volume").id, with_usage=True)
+    print_object(form, document(node, objects), objects.argument(node), volume_views.lines(node, objects, form.wide))
 
 
-def _handles(kubeconfig: str, driver: str, api_proxy: str) -> set[str]:
-    """Return the volume handles of the driver's PersistentVolumes."""
-    from csi_driver.kube.resources import PVS
+def _create_failure(
+    refused: "CallRefused",
+    client: "Client",
+    objects: AgentObjects,
+    existing: "Node | None",
+    wanted: SizeRange,
+    pool: str,
+) -> Failure:
+    """Return why a volume was not created. An existing volume that is too small is to be expanded."""
+    if refused.code == "ALREADY_EXISTS" and existing is not None and "differs in its size" in refused.message:
+        name, size = objects.name(existing), sizes.show(existing.size)
+        if wanted.required > existing.size:
+            argument = as_argument(existing.name) or existing.id
+            return Failure(
+                f"volume {name} exists with {size}: `tidemark volume expand {argument} {sizes.written(wanted.required)}` "
+                "expands it; for another volume, use another name"
+            )
+        return Failure(
+            f"volume {name} exists with {size}, more than the limit of {sizes.show(wanted.limit)}: use another name"
+        )
+    return _space_failure(refused, client, objects, pool, wanted.required)
 
-    async def read(api: "Api", _installation: object) -> set[str]:
-        sources = [(pv.get("spec") or {}).get("csi") or {} for pv in await api.list(PVS)]
-        return {csi.get("volumeHandle", "") for csi in sources if csi.get("driver") == driver}
 
-    return call(kubeconfig, DEFAULT_NAMESPACE, DEFAULT_RELEASE, driver, read, api_proxy)
+def _space_failure(refused: "CallRefused", client: "Client", objects: AgentObjects, pool: str, needed: int) -> Failure:
+    """Return why a volume cannot have its size: the sums of the pool, if these are the reason."""
+    from csi_driver.rpc.clients.cli_client import CallRefused
 
-
-def _read(client: "Client", volume_id: str, with_usage: bool = False) -> "Node":
-    nodes = client.tree(volume_id=volume_id, with_usage=with_usage)
-    for node in nodes:
-        if node.id == volume_id:
-            return node
-    raise Failure(f"volume {volume_id} no longer exists: `tidemark volume list` lists those that do")
+    words = in_our_words(refused, objects)
+    if refused.code in ("RESOURCE_EXHAUSTED", "OUT_OF_RANGE") and needed > 0:
+        try:
+            pools = [item for item in client.pools() if pool in ("", item.name)]
+        except CallRefused:
+            return Failure(words)
+        if pools and (needed > pools[0].available or pools[0].free < pools[0].reserve):
+            return Failure(no_space(pools[0], needed))
+    return Failure(words)

@@ -129,6 +129,7 @@ class Volume:
     blank, formatting(fs), a file system's name, or raw: since a stage as a block device, what its user made of it.
     `made_from` is the uid of the snapshot or volume that it was copied from, `source_uid` that of the volume whose blocks
     it then shared. `requested`: the bytes asked for where the size is larger; 0: the size. See sizes.least_request.
+    `label`: the name that people gave it since; empty: they know it by `name`, by which a repeated CreateVolume always finds it.
     """
 
     id: ObjectId
@@ -145,6 +146,7 @@ class Volume:
     hold: Hold | None = None
     requested: int = 0
     condition: Condition | None = None
+    label: str = ""
     unknown: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 

@@ -66,6 +66,7 @@ def dump_volume(volume: Volume) -> bytes:
             **_requested_field(volume.requested),
         }
         | ({"condition": _condition_fields(volume.condition)} if volume.condition else {})
+        | ({"label": volume.label} if volume.label else {})
         | volume.unknown
     )
 
@@ -89,6 +90,7 @@ def load_volume(data: bytes, size: int) -> Volume:
         hold=Hold(hold.text("holder"), hold.number("expires"), hold.number("since"), hold.unknown) if hold else None,
         requested=_requested(fields),
         condition=_condition(fields.part_or_none("condition", may_lack=True)),
+        label=fields.text("label", absent=""),
         unknown=fields.unknown,
     )
 

@@ -21,6 +21,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "syncfs": [ctypes.c_int],
     "mount": [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p],
     "umount2": [ctypes.c_char_p, ctypes.c_int],
+    "adjtimex": [ctypes.c_void_p],
 }
 for _name, _arguments in _SIGNATURES.items():
     getattr(_LIBC, _name).argtypes = _arguments

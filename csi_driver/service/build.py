@@ -5,10 +5,12 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from csi_driver.service.deletion_estimates import DeletionEstimates
 from csi_driver.service.dependencies import Observer, ServiceDependencies, Unobserved
 from csi_driver.service.fullness import Fullness
 from csi_driver.service.group_snapshots import GroupSnapshots
 from csi_driver.service.health import HealthScanner
+from csi_driver.service.labels import Labels
 from csi_driver.service.lineage import Lineage
 from csi_driver.service.node_volumes import NodeVolumes
 from csi_driver.service.pools import Pools
@@ -33,6 +35,8 @@ class Services:
     node_volumes: NodeVolumes
     rollbacks: Rollbacks
     lineage: Lineage
+    labels: Labels
+    deletion_estimates: DeletionEstimates
     usage_scanner: UsageScanner
     fullness: Fullness
     health_scanner: HealthScanner
@@ -60,6 +64,8 @@ def build_services(
         node_volumes=NodeVolumes(dependencies),
         rollbacks=Rollbacks(dependencies, snapshots),
         lineage=Lineage(dependencies),
+        labels=Labels(dependencies),
+        deletion_estimates=DeletionEstimates(dependencies),
         usage_scanner=usage_scanner,
         fullness=Fullness(pools, usage_scanner),
         health_scanner=HealthScanner(dependencies),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from controller_rig import NAMESPACE, agent_pod, node, volume
+from support.cli_schema import validate
 from support.fake_api import FakeApi
 from typer.testing import CliRunner
 
@@ -42,6 +43,7 @@ async def test_a_dead_node_from_the_list_to_its_return(fake: FakeApi, tmp_path: 
     )
     assert (await tidemark(fake, tmp_path, "decommission", "worker-7"))[0] == 0
     code, out, _ = await tidemark(fake, tmp_path, "list", "--json")
+    validate(json.loads(out), "node", many=True)
     row = json.loads(out)[1]
     assert (row["node"], row["volumes"], bool(row["decommissioned"])) == ("worker-7", 3, True)
     assert row["forgotten"] == row["decommissioned"], "programs may read the old key"

@@ -194,6 +194,7 @@ def state(rig: Rig, *, by_file: bool = False) -> State:
             "source": v.request.source,
             "rollbacks": [(r.name, r.snapshot, bool(r.safety)) for r in v.rollbacks],
             "hold": v.hold.holder if v.hold else "",
+            "label": v.label,
             "content": None if by_file and v.name in {"m", "n"} else look(rig.image(v)),
         }
         for v in rig.pool.volumes.values()

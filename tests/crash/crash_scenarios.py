@@ -13,6 +13,7 @@ from csi_driver.domain.model import Snapshot, Volume
 from csi_driver.host import syscalls
 from csi_driver.host.commands import run
 from csi_driver.host.freeze import journal
+from csi_driver.service.labels import Labels
 
 DISK = 1 * MIB
 Step = Callable[[Rig], Awaitable[Any]]
@@ -192,6 +193,10 @@ async def _grown_and_not_written_down(rig: Rig) -> None:
     rig.pool.put_volume(grown)
 
 
+async def _rename(rig: Rig) -> None:
+    await Labels(rig.context).set_label(str(_v(rig).id), "renamed")
+
+
 SCENARIOS = [
     Scenario("create", two_volumes, lambda rig: rig.volume("new", "block", DISK)),
     Scenario("create thick", two_volumes, lambda rig: rig.volume("new", "block", DISK, thick=True)),
@@ -222,6 +227,7 @@ SCENARIOS = [
     Scenario("expand unevenly", uneven_volume, _expand_unevenly, between=(_grown_and_not_written_down,)),
     Scenario("record formatting", two_volumes, lambda rig: recorded(rig, format="formatting(ext4)")),
     Scenario("record raw", two_volumes, lambda rig: recorded(rig, format="raw")),
+    Scenario("rename", two_volumes, _rename),
     Scenario("hold", two_volumes, _hold),
     Scenario("release", held, _release),
     Scenario("rollback", two_volumes, _roll_back),

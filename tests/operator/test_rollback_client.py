@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.cli_schema import validate
 from support.fake_api import Call, Fault
 from support.rollback_rig import World, reconciling
 from support.waiting import until
@@ -67,6 +68,7 @@ async def test_with_a_name_it_may_be_repeated(world: World) -> None:
         for _ in range(2):
             out, err = await tidemark(world, *CLAIM, "--name", "back", "--no-safety-snapshot", "--json")
             shown = json.loads(out)
+            validate(shown, "volume_rollback")
             assert (shown["name"], shown["phase"]) == ("back", "Completed")
             assert "Completed" in err
         _, err = await tidemark(world, *CLAIM, "--name", "back", "--class", "gold", code=1)

@@ -408,4 +408,11 @@ MATRIX: list[Refusal] = [
     ("tidemark", "GetTree", T.GetTreeRequest(volume_id=GONE), CODE.NOT_FOUND, GONE),
     ("tidemark", "DescribeVolume", T.DescribeVolumeRequest(), CODE.INVALID_ARGUMENT, "volume_id"),
     ("tidemark", "DescribeVolume", T.DescribeVolumeRequest(volume_id=GONE), CODE.NOT_FOUND, GONE),
+    ("tidemark", "SetLabel", T.SetLabelRequest(label="x"), CODE.INVALID_ARGUMENT, "volume_id"),
+    ("tidemark", "SetLabel", T.SetLabelRequest(volume_id=GONE, label="x"), CODE.NOT_FOUND, GONE),
+    ("tidemark", "SetLabel", T.SetLabelRequest(volume_id=GONE, label="a\nb"), CODE.INVALID_ARGUMENT, "control"),
+    ("tidemark", "SetLabel", T.SetLabelRequest(volume_id=GONE, label="x" * 129), CODE.INVALID_ARGUMENT, "129 bytes"),
+    ("tidemark", "SetLabel", T.SetLabelRequest(volume_id=GONE, label=GONE), CODE.INVALID_ARGUMENT, "form of an id"),
+    ("tidemark", "EstimateFreed", T.EstimateFreedRequest(), CODE.INVALID_ARGUMENT, "id"),
+    ("tidemark", "EstimateFreed", T.EstimateFreedRequest(ids=[GONE]), CODE.NOT_FOUND, GONE),
 ]

@@ -75,7 +75,11 @@ async def test_every_call_reaches_the_owner(cluster: Cluster) -> None:
         )
         assert rolled.HasField("rolled_back_at")
         await cluster.tidemark.Release(T.ReleaseRequest(volume_id=made, holder="h"))
+        await cluster.tidemark.SetLabel(T.SetLabelRequest(volume_id=made, label="shown"))
+        freed = await cluster.tidemark.EstimateFreed(T.EstimateFreedRequest(ids=[made, cut]))
+        assert freed.freed_bytes == 0, "nothing was written"
         tree = await cluster.tidemark.GetTree(T.GetTreeRequest(volume_id=made))
+        assert next(node for node in tree.nodes if node.id == made).label == "shown"
         assert {node.id for node in tree.nodes} >= {made, cut}
         described = await cluster.tidemark.DescribeVolume(T.DescribeVolumeRequest(volume_id=made))
         assert described.volume == next(node for node in tree.nodes if node.id == made)

@@ -369,6 +369,8 @@ async def test_ids_that_are_none_are_unknown(rig: Rig, text: str) -> None:
         rig.tidemark.Rollback(T.RollbackRequest(volume_id=text, snapshot_id=text, name="n")),
         rig.tidemark.GetTree(T.GetTreeRequest(volume_id=text)),
         rig.tidemark.DescribeVolume(T.DescribeVolumeRequest(volume_id=text)),
+        rig.tidemark.SetLabel(T.SetLabelRequest(volume_id=text, label="l")),
+        rig.tidemark.EstimateFreed(T.EstimateFreedRequest(ids=[text])),
     ]
     for call in not_found:
         await refused(call, CODE.NOT_FOUND, "does not exist")

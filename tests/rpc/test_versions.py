@@ -14,10 +14,11 @@ from support.rpc_rig import CODE, create_volume, places, refused
 from csi_driver import __version__
 from csi_driver._pb import csi_pb2 as C
 from csi_driver._pb import tidemark_pb2 as T
+from csi_driver.cli.objects import AgentObjects
 from csi_driver.cli.tree import draw
 from csi_driver.domain.errors import OtherVersion, Unavailable
 from csi_driver.rpc.agent.tidemark import Tidemark
-from csi_driver.rpc.clients import cli_client
+from csi_driver.rpc.clients import cli_client, cli_messages
 from csi_driver.rpc.clients.agent_api import AgentApi
 
 LATER = b"\x80\x7d\x07"
@@ -28,7 +29,9 @@ class LaterAgent(Tidemark):
     """Knows a field more in each message of ours that it is sent or answers with, and a kind of object."""
 
     def __init__(self, before: Tidemark) -> None:
-        super().__init__(before._rollbacks, before._lineage, before._fullness)
+        super().__init__(
+            before._rollbacks, before._lineage, before._fullness, before._labels, before._deletion_estimates
+        )
         self.requests: list[bytes] = []
 
     async def Hold(self, request: Any, context: Any) -> Any:
@@ -108,8 +111,8 @@ async def test_the_command_says_what_is_lacking(cluster: Cluster) -> None:
 
 
 def test_the_command_shows_a_kind_that_it_does_not_know() -> None:
-    node = cli_client._node(T.TreeNode(id="n-1:default:" + "0" * 32, name="tape", kind=9, size_bytes=4096))
+    node = cli_messages.tree_node(T.TreeNode(id="n-1:default:" + "0" * 32, name="tape", kind=9, size_bytes=4096))
     assert node.kind == "other"
     drawn = io.StringIO()
-    Console(file=drawn, width=200).print(draw([node]))
+    Console(file=drawn, width=200).print(draw(AgentObjects([node])))
     assert "tape  of a kind that this version does not know" in drawn.getvalue()

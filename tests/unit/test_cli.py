@@ -16,13 +16,16 @@ from typer.testing import CliRunner
 from csi_driver.agent.settings import PoolImage, PoolSpec, Settings, load
 from csi_driver.cli import mounts, pools, sizes
 from csi_driver.cli.agent import address_of, pool_of
-from csi_driver.cli.common import Failure, endpoint_of, find, find_id, places, shown_name, views
+from csi_driver.cli.common import endpoint_of
+from csi_driver.cli.failure import Failure
 from csi_driver.cli.main import app
-from csi_driver.cli.mounts import staging_of
-from csi_driver.cli.tree import draw, is_parent
+from csi_driver.cli.mount_paths import staging_of, views
+from csi_driver.cli.objects import AgentObjects, is_parent
+from csi_driver.cli.tree import draw
+from csi_driver.cli.umounts import find_mounted
 from csi_driver.domain.errors import BEING_CHECKED
 from csi_driver.domain.model import AccessMode, Capability, Usage
-from csi_driver.rpc.clients.cli_client import CallRefused, Freed, Node, PoolSpace
+from csi_driver.rpc.clients.cli_client import CallRefused, Deletable, Node, PoolSpace
 from csi_driver.settings import BadSetting
 
 VOLUME_ID = f"n1:default:{'a' * 32}"
@@ -42,12 +45,13 @@ def node(name: str, kind: Any = "volume", **more: Any) -> Node:
 
 
 class FakeClient:
-    def __init__(self, *nodes: Node) -> None:
+    def __init__(self, *nodes: Node, refused: CallRefused | None = None) -> None:
         self.nodes = list(nodes)
-        self.asked = 0
+        self.refused = refused
 
     def tree(self, **_: Any) -> list[Node]:
-        self.asked += 1
+        if self.refused:
+            raise self.refused
         return self.nodes
 
 
@@ -285,60 +289,61 @@ def test_help_is_there_for_every_command() -> None:
 
 
 def test_a_name_or_an_id_is_found() -> None:
-    client: Any = FakeClient(node("db"), node("s1", "snapshot"))
-    assert find(client, "db", "volume").name == "db"
-    assert find(client, node("s1").id, "snapshot").name == "s1"
+    objects = AgentObjects([node("db"), node("s1", "snapshot")])
+    assert objects.find("db", "volume").name == "db"
+    assert objects.find(node("s1").id, "snapshot").name == "s1"
     with pytest.raises(Failure, match=r"no volume is called 's1': `tidemark volume list`"):
-        find(client, "s1", "volume")
+        objects.find("s1", "volume")
 
 
 def test_a_name_of_two_is_refused_and_the_ids_are_told() -> None:
     twins = node("db"), node("db", id=VOLUME_ID)
-    client: Any = FakeClient(*twins)
     with pytest.raises(Failure, match=VOLUME_ID):
-        find(client, "db", "volume")
-    assert find(client, VOLUME_ID, "volume") is twins[1]
+        AgentObjects(twins).find("db", "volume")
+    assert AgentObjects(twins).find(VOLUME_ID, "volume") is twins[1]
 
 
 def test_an_id_is_passed_on_unseen_so_that_it_works_where_no_tree_can_be_drawn() -> None:
-    client: Any = FakeClient()
-    assert find_id(client, VOLUME_ID, "volume") == VOLUME_ID
-    assert client.asked == 0
+    client: Any = FakeClient(refused=CallRefused("UNAVAILABLE", "agent of node n2 is silent"))
+    assert AgentObjects.read_for(client, "volume", [VOLUME_ID]).find(VOLUME_ID, "volume").id == VOLUME_ID
+    with pytest.raises(CallRefused):
+        AgentObjects.read_for(client, "volume", [VOLUME_ID, "db"])
 
 
 def test_a_member_of_a_group_is_called_by_both_names() -> None:
     db = node("db")
     member = node(f"nightly\0{db.id}", "snapshot", parent_id=db.id, parent_uid=db.uid)
-    assert shown_name(member, [db, member]) == "nightly/db"
-    assert shown_name(member) == f"nightly/{db.id}"
-    client: Any = FakeClient(db, member)
-    assert find(client, "nightly/db", "snapshot") is member
+    assert AgentObjects([db, member]).name(member) == "nightly/db"
+    assert AgentObjects([member]).name(member) == f"nightly/{db.id}"
+    assert AgentObjects([db, member]).find("nightly/db", "snapshot") is member
 
 
 def test_our_own_staging_directories_are_not_shown() -> None:
     staging = str(staging_of(VOLUME_ID))
-    assert places(node("db", used_by=(staging, "/mnt/db"))) == "/mnt/db"
-    assert places(node("db", used_by=(f"{staging}/device",))) == "staged"
-    assert places(node("db", holder="rollback-1")) == "held by rollback-1"
-    assert places(node("db")) == ""
+    users = AgentObjects([]).users
+    assert users(node("db", used_by=(staging, "/mnt/db"))) == "/mnt/db"
+    assert users(node("db", used_by=(f"{staging}/device",))) == "staged"
+    assert users(node("db", holder="rollback-1")) == "held by rollback-1"
+    assert users(node("db")) == ""
 
 
 def test_a_volume_is_found_by_every_path_of_its_mount() -> None:
     staging = str(staging_of(node("db").id))
     db = node("db", used_by=("/d/stage", "/d/mnt"), places=(("/d/stage", staging), ("/d/mnt", "/k/mnt")))
-    assert places(db) == "/d/mnt"
-    client: Any = FakeClient(db, node("other"), node("twin"), node("twin", id=VOLUME_ID), node("snap", "snapshot"))
+    objects = AgentObjects([db, node("other"), node("twin"), node("twin", id=VOLUME_ID), node("snap", "snapshot")])
+    assert objects.users(db) == "/d/mnt"
     for path in ("/d/mnt", "/k/mnt"):
-        assert mounts._find_mounted(client, path, path) == (db, True)
-    assert mounts._find_mounted(client, "/cwd/db", "db") == (db, False)
-    assert mounts._find_mounted(client, "/cwd/x", db.id) == (db, False)
-    for text, told in (
+        assert find_mounted(objects, path, path) == (db, path)
+    assert find_mounted(objects, "/cwd/db", "db") == (db, "/d/mnt")
+    assert find_mounted(objects, "/cwd/x", db.id) == (db, "/d/mnt")
+    for text, message in (
         ("other", "is not in use: there is nothing to unmount"),
         ("twin", "the name of 2 volumes: use an id"),
-        ("snap", "no volume is mounted at /cwd/snap, and none is called snap"),
+        ("snap", "snap is not in use: there is nothing to unmount"),
+        ("nobody", "no volume is mounted at /cwd/nobody, and none is called 'nobody'"),
     ):
-        with pytest.raises(Failure, match=told):
-            mounts._find_mounted(client, f"/cwd/{text}", text)
+        with pytest.raises(Failure, match=message):
+            find_mounted(objects, f"/cwd/{text}", text)
 
 
 def test_an_agent_from_before_places_tells_one_path_of_each() -> None:
@@ -351,7 +356,7 @@ def test_an_agent_from_before_places_tells_one_path_of_each() -> None:
 def _drawn(*nodes: Node) -> str:
     console = Console(width=200)
     with console.capture() as capture:
-        console.print(draw(nodes))
+        console.print(draw(AgentObjects(nodes)))
     return capture.get()
 
 
@@ -374,7 +379,6 @@ def test_what_is_wrong_with_a_disk_stands_beside_it() -> None:
 
 
 def test_mount_waits_for_a_check_and_says_so_once(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    from csi_driver.cli import mounts
 
     answers = [CallRefused("ABORTED", f"db {BEING_CHECKED}, for {n} s: try again") for n in range(3)]
 
@@ -385,12 +389,14 @@ def test_mount_waits_for_a_check_and_says_so_once(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(mounts.time, "sleep", lambda _: None)
     client: Any = Client()
-    mounts._stage(client, VOLUME_ID, staging_of(VOLUME_ID), Capability("mount", AccessMode.WRITER))
+    mounts._stage(client, AgentObjects([]), VOLUME_ID, staging_of(VOLUME_ID), Capability("mount", AccessMode.WRITER))
     assert capsys.readouterr().err == f"db {BEING_CHECKED}, for 0 s: try again\n"
     for code, message in (("ABORTED", "somebody else works on it"), ("FAILED_PRECONDITION", BEING_CHECKED)):
         answers.append(CallRefused(code, message))
         with pytest.raises(CallRefused):
-            mounts._stage(client, VOLUME_ID, staging_of(VOLUME_ID), Capability("mount", AccessMode.WRITER))
+            mounts._stage(
+                client, AgentObjects([]), VOLUME_ID, staging_of(VOLUME_ID), Capability("mount", AccessMode.WRITER)
+            )
 
 
 def test_an_object_with_the_parents_id_alone_is_not_the_parent() -> None:
@@ -398,7 +404,7 @@ def test_an_object_with_the_parents_id_alone_is_not_the_parent() -> None:
     s1 = node("s1", "snapshot", parent_id=again.id, parent_uid="uid-db")
     assert not is_parent(again, s1)
     out = _drawn(again, s1)
-    assert "which is gone" in out.splitlines()[1]
+    assert "of an earlier db, deleted at least" in out.splitlines()[1]
 
 
 def test_a_disk_made_from_a_snapshot_knows_it_by_the_uid_of_its_source() -> None:
@@ -407,12 +413,16 @@ def test_a_disk_made_from_a_snapshot_knows_it_by_the_uid_of_its_source() -> None
 
 
 def test_a_pool_in_trouble_is_told_below_the_table() -> None:
-    freed = (Freed("n1:default:" + "b" * 32, "nightly", "snapshot", 3 << 30),)
+    freed = (Deletable("n1:default:" + "b" * 32, "nightly", "snapshot", 3 << 30),)
     space = PoolSpace("fast", "n1", "reflink", "/srv", "u", 20 << 30, 1 << 20, 0, 0, 1 << 30, 2.0, 1, 1, True, freed)
-    warning = pools._warning(space)
+    (warning,) = pools._warnings(space, AgentObjects([]))
     assert "Pool fast of n1 has run full" in warning
     assert warning.endswith("Deleting would free most: snapshot nightly (3 GiB).")
-    warning = pools._warning(replace(space, full=False, would_free=()))
+    volume = node("db")
+    member = node(f"nightly\0{volume.id}", "snapshot", id=freed[0].id, parent_id=volume.id)
+    (warning,) = pools._warnings(space, AgentObjects([volume, member]))
+    assert warning.endswith("Deleting would free most: snapshot nightly/db (3 GiB).")
+    (warning,) = pools._warnings(replace(space, full=False, would_free=()), AgentObjects([]))
     assert (
         warning.strip() == "Pool fast of n1 refuses new volumes and snapshots: less than its reserve of 1 GiB is free."
     )

@@ -207,4 +207,6 @@ def test_tidemark_serves_its_calls() -> None:
         "GetTree",
         "DescribeVolume",
         "ListPools",
+        "SetLabel",
+        "EstimateFreed",
     ]

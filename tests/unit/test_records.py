@@ -82,6 +82,7 @@ def volumes(draw: st.DrawFn) -> Volume:
         hold=draw(HOLD),
         requested=draw(NUMBER),
         condition=draw(CONDITION),
+        label=draw(TEXT),
     )
 
 

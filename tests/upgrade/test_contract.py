@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from csi_driver.agent.settings import DEFAULT_POOL, DEFAULT_RUNTIME_DIRECTORY
 from csi_driver.backends.base import SnapshotTimings
 from csi_driver.backends.reflink import checks, pool_lock, pool_reader
 from csi_driver.backends.reflink.layout import IMAGE, RECORD, Layout
+from csi_driver.cli import objects, snapshot_mounts
+from csi_driver.cli.transfer import hidden_names
 from csi_driver.controller.metrics import ControllerMetrics
 from csi_driver.domain import certificates, fields, ids, page_tokens, schema
 from csi_driver.domain.errors import Damaged
@@ -64,6 +67,7 @@ from csi_driver.operator.schedule import resource as schedule_spec
 from csi_driver.operator.schedule import status as schedule_status
 from csi_driver.operator.schedule.naming import snapshot_name
 from csi_driver.rpc import tls
+from csi_driver.service import rollbacks
 
 TREE = Path(__file__).resolve().parent.parent.parent
 CHART = TREE / "charts" / "tidemark"
@@ -99,6 +103,7 @@ VOLUME = Volume(
     hold=Hold("h", 2, 1),
     requested=4000,
     condition=Condition("damaged", 1, "a", "b", "c"),
+    label="l",
 )
 """Objects that have every part of a record."""
 
@@ -319,6 +324,14 @@ def test_names_that_follow_from_others_follow_as_they_did() -> None:
     names = CONTRACT["names_of_snapshots"]
     assert snapshot_name(*names["snapshot"]["of"]) == names["snapshot"]["is"]
     assert safety_name(*names["safety"]["of"]) == names["safety"]["is"]
+    clone = CONTRACT["names_of_volumes"]["snapshot_mount"]
+    assert f"{snapshot_mounts.PREFIX}{clone['of']}" == clone["is"]
+    hidden = CONTRACT["names_of_volumes"]["import"]
+    assert hidden_names.hidden_name(hidden["of"]) == hidden["is"]
+    pattern = CONTRACT["safety_snapshots_of_agents"]
+    assert objects.SAFETY.pattern == pattern
+    volume, request = SimpleNamespace(uid="uid"), SimpleNamespace(name="r")
+    assert re.fullmatch(pattern, rollbacks._safety_name(volume, request))  # type: ignore[arg-type]
 
 
 def test_objects_of_an_installation_are_looked_for_where_they_were() -> None:

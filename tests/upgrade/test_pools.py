@@ -17,6 +17,7 @@ from csi_driver.domain.ids import ObjectId, name_hash
 from csi_driver.domain.model import GroupSnapshot, Snapshot, Volume
 from csi_driver.domain.requests import FILE_SYSTEMS
 from csi_driver.host.freeze import journal
+from csi_driver.service.labels import Labels
 from csi_driver.service.rollbacks import RollbackRequest
 
 pytestmark = pytest.mark.root
@@ -179,3 +180,23 @@ async def test_it_is_used_and_emptied(old: Rig) -> None:
         await old.delete(item)
     await old.reopen()
     assert old.pool.volumes == old.pool.snapshots == old.pool.groups == {}
+
+
+@pytest.mark.timeout(240)
+async def test_a_volume_of_before_is_renamed_and_still_found_by_its_name(old: Rig) -> None:
+    """Its record has no label; with one, and without it again, the call that made it finds it."""
+    await old.open()
+    thin = volume(old, "thin")
+    record = old.image(thin).parent / "record.json"
+    before = json.loads(record.read_bytes())
+    assert "label" not in before
+    await labels_of(old).set_label(str(thin.id), "shop data")
+    assert json.loads(record.read_bytes()) == before | {"label": "shop data"}
+    await old.reopen()
+    assert (volume(old, "thin").label, volume(old, "thin").uid) == ("shop data", thin.uid)
+    await labels_of(old).set_label(str(thin.id), "")
+    assert json.loads(record.read_bytes()) == before, "the version before finds what it wrote"
+
+
+def labels_of(rig: Rig) -> Labels:
+    return Labels(rig.context)

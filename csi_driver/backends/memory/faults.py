@@ -35,7 +35,7 @@ METHODS = (
     IMMEDIATE
     | WITH_HALF
     | frozenset(
-        "open close content_format save_volume expand_volume delete_volume delete_snapshot delete_group usage "
+        "open close content_format save_volume expand_volume delete_volume delete_snapshot delete_group usage freed_together "
         "use attach detach is_empty erase make_file_system mount grow bind stage_block unmount cleanup_unavailable stats condition".split()
     )
 )

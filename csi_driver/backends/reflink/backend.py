@@ -23,6 +23,7 @@ from csi_driver.backends.block_access import BlockDeviceAccess
 from csi_driver.backends.options import PoolOptions
 from csi_driver.backends.reflink import pool_lock, pool_reader
 from csi_driver.backends.reflink.checks import ReflinkChecks, change_token
+from csi_driver.backends.reflink.freed import freed_bytes
 from csi_driver.backends.reflink.layout import IMAGE, Layout
 from csi_driver.backends.reflink.loop_devices import LoopDevices
 from csi_driver.backends.reflink.snapshotter import ImageClone, Snapshotter
@@ -256,6 +257,11 @@ class ReflinkBackend:
         """See Backend."""
         with self.layout.translated(f"the usage of {item.id}"):
             return await self._in_thread(_usage, self.image(item))
+
+    async def freed_together(self, chosen: Sequence[Volume | Snapshot]) -> int:
+        """See Backend."""
+        with self.layout.translated("what a deletion would free was asked for"):
+            return await self._in_thread(freed_bytes, self.layout, [self.image(item) for item in chosen])
 
     def image(self, item: Volume | Snapshot) -> Path:
         """The file that holds an object's bytes."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from csi_driver.cli.common import Failure
+from csi_driver.cli.failure import Failure
 
 if TYPE_CHECKING:
     from csi_driver.cli.demo.agent import DemoAgent

@@ -11,7 +11,7 @@ from pathlib import Path
 from csi_driver.cli.common import retry_while_busy
 from csi_driver.cli.demo.model import REGION, SIZE, Model, labels, pattern
 from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source
-from csi_driver.rpc.clients.cli_client import CallRefused, Client, Node, Rolled
+from csi_driver.rpc.clients.cli_client import CallRefused, Client, Node, RollbackResult
 
 BLOCK = Capability("block", AccessMode.WRITER)
 SETTLE = 15.0
@@ -96,7 +96,7 @@ class Lab:
     def roll_back(self, disk: str, snapshot: str, safety: str) -> float:
         """Roll a disk back, with a safety snapshot that is called `safety` from then on. Returns milliseconds."""
         started = time.perf_counter()
-        done: Rolled = self.client.roll_back(self.disks[disk], self.snapshots[snapshot], uuid.uuid4().hex)
+        done: RollbackResult = self.client.roll_back(self.disks[disk], self.snapshots[snapshot], uuid.uuid4().hex)
         milliseconds = _since(started)
         self.checks.that(f"rolling {disk} back took a safety snapshot", bool(done.safety_id))
         self.snapshots[safety] = done.safety_id

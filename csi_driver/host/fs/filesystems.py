@@ -37,6 +37,7 @@ _EXT4_FEATURES = (
     "dir_nlink,extra_isize,metadata_csum"
 )
 _XFS_IOC_FSGEOMETRY_V1 = 0x80705864
+_XFS_FSOP_GEOM_FLAGS_REFLINK = 1 << 20
 _EXT4_ONLY_INCOMPAT = 0x40 | 0x80 | 0x200  # extents, 64bit, flex_bg
 
 
@@ -146,6 +147,18 @@ def _size_of_mounted_xfs(point: StrPath) -> int:
         os.close(fd)
     block, blocks = struct.unpack_from("=I28xQ", geometry)
     return int(block * blocks)
+
+
+def xfs_has_reflink(directory: StrPath) -> bool:
+    """Tell whether files on a mounted XFS can share blocks, by its features alone: nothing is written. Raises OSError."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        geometry = ctypes.create_string_buffer(112)
+        syscalls.ioctl(f"features of the xfs at {os.fspath(directory)}", fd, _XFS_IOC_FSGEOMETRY_V1, geometry)
+    finally:
+        os.close(fd)
+    (flags,) = struct.unpack_from("=I", geometry, 92)
+    return bool(flags & _XFS_FSOP_GEOM_FLAGS_REFLINK)
 
 
 def probe(path: StrPath) -> str:

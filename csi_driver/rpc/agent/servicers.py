@@ -24,7 +24,13 @@ def agent_servicers(
         Controller(services.volumes, services.snapshots),
         GroupController(services.group_snapshots),
         Node(services.node_volumes, owner, volume_health),
-        Tidemark(services.rollbacks, services.lineage, services.fullness),
+        Tidemark(
+            services.rollbacks,
+            services.lineage,
+            services.fullness,
+            services.labels,
+            services.deletion_estimates,
+        ),
     ]
 
 

@@ -9,7 +9,9 @@ from csi_driver.domain.capacity import CapacityReport
 from csi_driver.domain.model import GroupSnapshot, Snapshot, Volume
 from csi_driver.rpc import convert
 from csi_driver.rpc.convert import required
+from csi_driver.service.deletion_estimates import DeletionEstimates
 from csi_driver.service.fullness import Fullness, has_run_full
+from csi_driver.service.labels import Labels
 from csi_driver.service.lineage import Lineage, LineageNode
 from csi_driver.service.pools import Pool
 from csi_driver.service.rollbacks import RollbackRequest, Rollbacks
@@ -22,9 +24,18 @@ _KINDS = {"volume": _Node.VOLUME, "snapshot": _Node.SNAPSHOT, "group": _Node.GRO
 class Tidemark(tidemark_pb2_grpc.TidemarkServicer):
     """Converts messages; the services decide."""
 
-    def __init__(self, rollbacks: Rollbacks, lineage: Lineage, fullness: Fullness) -> None:
+    def __init__(
+        self,
+        rollbacks: Rollbacks,
+        lineage: Lineage,
+        fullness: Fullness,
+        labels: Labels,
+        deletion_estimates: DeletionEstimates,
+    ) -> None:
         self._rollbacks = rollbacks
         self._lineage = lineage
+        self._labels = labels
+        self._deletion_estimates = deletion_estimates
         self._fullness = fullness
 
     async def Hold(self, request: tidemark_pb2.HoldRequest, _context: _Context) -> tidemark_pb2.HoldResponse:
@@ -78,6 +89,20 @@ class Tidemark(tidemark_pb2_grpc.TidemarkServicer):
         pools = sorted(await self._lineage.pools(), key=lambda entry: (entry[0].backend.identity.owner, entry[0].name))
         return tidemark_pb2.ListPoolsResponse(pools=[self._pool(pool, account) for pool, account in pools])
 
+    async def SetLabel(
+        self, request: tidemark_pb2.SetLabelRequest, _context: _Context
+    ) -> tidemark_pb2.SetLabelResponse:
+        """Give a volume another name for people to see."""
+        await self._labels.set_label(required(request.volume_id, "volume_id"), request.label)
+        return tidemark_pb2.SetLabelResponse()
+
+    async def EstimateFreed(
+        self, request: tidemark_pb2.EstimateFreedRequest, _context: _Context
+    ) -> tidemark_pb2.EstimateFreedResponse:
+        """Return what deleting these objects together would free."""
+        freed = await self._deletion_estimates.freed_together(request.ids)
+        return tidemark_pb2.EstimateFreedResponse(freed_bytes=freed)
+
     def _pool(self, pool: Pool, account: CapacityReport) -> tidemark_pb2.Pool:
         message = _pool(pool, account)
         if account.below_reserve or message.full:
@@ -115,6 +140,7 @@ class Tidemark(tidemark_pb2_grpc.TidemarkServicer):
             message.group_snapshot_id = convert.group_id(item)
         else:
             message.kind = _Node.VOLUME
+            message.label = item.label
             self._add_rollbacks(message, item)
         return message
 

@@ -4,6 +4,7 @@ import grpc
 
 from csi_driver._pb import tidemark_pb2, tidemark_pb2_grpc
 from csi_driver.domain.routing import known_pool
+from csi_driver.rpc.convert import required
 from csi_driver.rpc.forwarding.forwarder import Context, Forwarder, by_id, deletion_by_id
 from csi_driver.service.agent_routing import Purpose
 
@@ -17,7 +18,16 @@ class ForwardingTidemark(Forwarder, tidemark_pb2_grpc.TidemarkServicer):
     # A hold on a volume that no agent can have, or that is gone with its node, is released.
     Release = deletion_by_id("volume_id", tidemark_pb2.ReleaseResponse)
     Rollback = by_id("volume", "volume_id", tidemark_pb2.RollbackResponse, Purpose.NODE)
+    SetLabel = by_id("volume", "volume_id", tidemark_pb2.SetLabelResponse, Purpose.NODE)
     DescribeVolume = by_id("volume", "volume_id", tidemark_pb2.DescribeVolumeResponse, Purpose.NODE)
+
+    async def EstimateFreed(
+        self, request: tidemark_pb2.EstimateFreedRequest, context: Context
+    ) -> tidemark_pb2.EstimateFreedResponse:
+        """Forward by the first id: all are in one pool, or its agent says so."""
+        first = required(request.ids[0] if request.ids else "", "ids")
+        owner = await self.router.agent_for(known_pool(first, "object"), Purpose.RECORD, first)
+        return await self.forward(owner, "EstimateFreed", request, tidemark_pb2.EstimateFreedResponse, context)
 
     async def GetTree(self, request: tidemark_pb2.GetTreeRequest, context: Context) -> tidemark_pb2.GetTreeResponse:
         """Forward by the volume's id; else ask all agents. A pool need not be on every node, but must be on one."""

@@ -1,0 +1,1 @@
+"""`tidemark doctor`: whether this machine has what Tidemark needs."""

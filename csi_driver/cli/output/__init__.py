@@ -1,0 +1,1 @@
+"""What a command prints: formats, tables, documents, and nothing that a terminal would obey."""

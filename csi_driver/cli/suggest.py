@@ -1,0 +1,11 @@
+"""Did you mean: the names that are nearest to a mistyped one."""
+
+from collections.abc import Iterable
+
+
+def suggestion(text: str, candidates: Iterable[str]) -> str:
+    """Return ` (did you mean db?)` with the nearest candidates, or an empty text if none is near."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(text, list(candidates), n=3, cutoff=0.6)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""

@@ -1,0 +1,1 @@
+"""`tidemark top`: space and activity of each volume."""

@@ -1,0 +1,1 @@
+"""`tidemark volume export` and `import`: a volume as a raw sparse image file."""
