@@ -61,6 +61,41 @@ async def refused(place: Path, why: str) -> None:
     assert {entry.name for entry in place.iterdir()} <= {"pool.img", "pool"}
 
 
+async def test_a_trim_of_the_node_takes_nothing_from_an_allocated_image(place: Path) -> None:
+    """`fstrim --all`, by a timer of the node: the room that the pool counts on stays its own, after each kind of start."""
+    image = await ready(place, sparse=False)
+    for _ in range(3):
+        trimmed = subprocess.run(["fstrim", str(place / "pool")], capture_output=True, text=True, check=False)
+        assert "not supported" in trimmed.stderr
+        assert allocated(image) >= SIZE
+        await prepared(place, SIZE, sparse=False)  # adopts the mount; the second time, it attaches and mounts
+        run(("umount", str(place / "pool")), 10)
+        for device in devices_below(place):
+            loop.detach(device)
+        await prepared(place, SIZE, sparse=False)
+
+
+async def test_a_trim_of_the_node_gives_back_what_a_sparse_image_does_not_use(place: Path) -> None:
+    image = await ready(place, sparse=True)
+    big = place / "pool" / "big"
+    big.write_bytes(bytes(1 << 20) * 64)
+    os.sync()
+    full = allocated(image)
+    big.unlink()
+    os.sync()
+    run(("fstrim", str(place / "pool")), 30)
+    assert allocated(image) <= full - (60 << 20)
+
+
+async def test_an_image_with_holes_and_no_size_asked_for_still_gives_space_back(place: Path) -> None:
+    await ready(place, sparse=True)
+    run(("umount", str(place / "pool")), 10)
+    for device in devices_below(place):
+        loop.detach(device)
+    await prepared(place, SIZE, sparse=False, keep_size=True)
+    run(("fstrim", str(place / "pool")), 30)
+
+
 @pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "allocated"])
 async def test_made_once_and_adopted(place: Path, sparse: bool) -> None:
     image = await ready(place, sparse=sparse)

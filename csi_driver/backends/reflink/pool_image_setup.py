@@ -1,5 +1,6 @@
 """A pool for a node without a disk to spare: an image file with XFS in it. Made once, found again, grown, never formatted twice."""
 
+import logging
 import os
 import secrets
 from contextlib import suppress
@@ -12,6 +13,8 @@ from csi_driver.domain.capacity import human
 from csi_driver.domain.errors import DriverError, Precondition
 from csi_driver.domain.sizes import round_up
 from csi_driver.host.helper.client import HelperPool, JobFailed, JobStuck
+
+_LOG = logging.getLogger(__name__)
 
 _MAKE_SECONDS = 600.0
 """A full allocation is quick on most file systems, and a write of every byte on some."""
@@ -54,12 +57,16 @@ async def prepare(
     kept = "" if made or keep_size else _too_small(path, size)
     if kept and not in_container:
         raise Precondition(kept)
+    # What nobody asked to be allocated in full may give its space back, unless it is.
+    sparse_here = sparse or (keep_size and _has_holes(path))
     try:
-        await _run(helpers, "mount_pool_image", _MOUNT_SECONDS, path, point=point)
+        answer = await _run(helpers, "mount_pool_image", _MOUNT_SECONDS, path, point=point, sparse=sparse_here)
     except BaseException:
         if made:
             await remove(helpers, path, point)
         raise
+    if not sparse_here and not answer["keeps"]:
+        _LOG.warning("fstrim can take space from the pool of %s: leave its mount out of fstrim.timer", path)
     if not made and not keep_size and not kept:
         try:
             await _run(helpers, "grow_pool_image", _MAKE_SECONDS, path, "grow", point=point, size=size, sparse=sparse)
@@ -97,6 +104,11 @@ async def _run(helpers: HelperPool, job: str, seconds: float, path: str, cannot:
         ) from error
     except JobStuck as error:
         raise Precondition(f"--pool-image {path} does not answer ({error}): look at the node's kernel log") from error
+
+
+def _has_holes(path: str) -> bool:
+    image = os.stat(path, follow_symlinks=False)
+    return image.st_blocks * 512 < image.st_size
 
 
 def _too_small(path: str, size: int) -> str:
