@@ -13,6 +13,7 @@ from csi_driver.cli.output.documents import document
 from csi_driver.cli.output.form import OutputForm
 from csi_driver.cli.output.printing import print_result, say
 from csi_driver.cli.sizes import show
+from csi_driver.cli.transfer.hidden_names import PREFIX
 
 if TYPE_CHECKING:
     from csi_driver.rpc.clients.cli_client import Client, Node
@@ -45,6 +46,8 @@ def plan_deletion(objects: AgentObjects, nodes: "Sequence[Node]", with_snapshots
 
 
 def _refusal(objects: AgentObjects, node: "Node", ids: set[str], with_snapshots: bool) -> str:
+    if node.kind == "volume" and node.name.startswith(PREFIX):
+        return ""  # of an import that was killed: it is detached first
     if node.kind == "volume" and (node.used_by or node.holder):
         return str(objects.in_use(node))
     if node.kind == "snapshot" and node.group_id:
@@ -112,12 +115,15 @@ def confirm(objects: AgentObjects, plan: DeletionPlan, yes: bool) -> None:
 def delete_planned(client: "Client", objects: AgentObjects, plan: DeletionPlan, keeps_snapshots: bool = False) -> None:
     """Delete in order, and say each. Raises Failure that says what is left; the same command again deletes the rest."""
     from csi_driver.cli.refusals import explain
+    from csi_driver.cli.transfer.importing import discard_import
     from csi_driver.rpc.clients.cli_client import CallRefused
 
     for at, node in enumerate(plan.nodes):
         try:
             if node.kind == "snapshot":
                 client.delete_snapshot(node.id)
+            elif node.name.startswith(PREFIX):
+                discard_import(client, node.name)
             else:
                 client.delete_volume(node.id)
         except CallRefused as refused:

@@ -110,6 +110,17 @@ def test_a_sigterm_leaves_nothing(rig: CliRig, client: Client, file: Path) -> No
     assert client.tree() == []
 
 
+def test_what_a_killed_import_left_is_deleted_by_its_name(rig: CliRig, client: Client, file: Path) -> None:
+    """Its volume is attached still: after the creation come stage and publish, and then the copying is the third call."""
+    assert rig.order("die", "3", "volume", "import", str(file), "db").status == -9
+    (left,) = client.tree()
+    assert left.name == f"{PREFIX}db"
+    assert left.used_by
+    assert "is deleted" in rig.ok("volume", "delete", f"{PREFIX}db")
+    assert client.tree() == []
+    assert [path.name for path in (rig.place / "staging").iterdir() if path.suffix != ".lock"] == []
+
+
 @pytest.mark.slow(seconds=15)
 @pytest.mark.parametrize("world", [pytest.param("reflink", marks=pytest.mark.root)], indirect=True)
 def test_one_that_is_killed_anywhere_is_repeated(rig: CliRig, client: Client, file: Path) -> None:

@@ -20,7 +20,7 @@ from csi_driver.cli.failure import Failure
 from csi_driver.cli.mount_paths import STAGING, staging_of
 from csi_driver.cli.objects import AgentObjects
 from csi_driver.cli.sizes import show
-from csi_driver.cli.transfer.hidden_names import hidden_name
+from csi_driver.cli.transfer.hidden_names import PREFIX, hidden_name
 from csi_driver.cli.transfer.progress import ProgressLine
 from csi_driver.domain.ids import parse
 from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source
@@ -66,7 +66,7 @@ def run_import(client: "Client", request: ImportRequest) -> Imported:
     Refuses a name that a volume has, or is shown by.
     """
     hidden = hidden_name(request.name)
-    with _source(request.path) as file, _alone(request.name):
+    with _source(request.path) as file, _alone(hidden):
         fs_type = _file_system(request)
         remove_leftovers(client, hidden)
         _check_new(client, request.name)
@@ -98,6 +98,12 @@ def _check_new(client: "Client", name: str) -> None:
             raise Failure(
                 f"volume {name} exists: use another name, or `tidemark volume delete {objects.argument(volume)}` first"
             )
+
+
+def discard_import(client: "Client", hidden: str) -> None:
+    """Remove what an import has left that was killed. Raises Failure if it still runs, CallRefused."""
+    with _alone(hidden):
+        remove_leftovers(client, hidden)
 
 
 def remove_leftovers(client: "Client", hidden: str) -> None:
@@ -183,13 +189,13 @@ def _source(path: str) -> Iterator[int]:
 
 
 @contextmanager
-def _alone(name: str) -> Iterator[None]:
+def _alone(hidden: str) -> Iterator[None]:
     """Keep another import of the same name away, which would take what this one has written for a leftover."""
     try:
         STAGING.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = files.lock_pool(STAGING / f"import-{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock")
+        lock = files.lock_pool(STAGING / f"import-{hashlib.sha256(hidden.encode()).hexdigest()[:16]}.lock")
     except Busy:
-        raise Failure(f"another import makes volume {name} now: wait for it, or use another name") from None
+        raise Failure(f"another import makes volume {hidden.removeprefix(PREFIX)} now: wait for it") from None
     except OSError as error:
         raise Failure(f"{STAGING} cannot be written ({error.strerror}): run as root") from None
     try:
