@@ -14,12 +14,18 @@ def explain(error: Exception, with_traceback: bool = False) -> str:
     line = _missing_module(error)
     if line:
         return line
-    line = f"this is a fault of tidemark: {type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        line = f"{place}{error.strerror}"
+        advice = f"{VARIABLE}=1 shows which step failed"
+    else:
+        line = f"this is a fault of tidemark: {type(error).__name__}: {' '.join(str(error).split())}"
+        advice = f"run it again with {VARIABLE}=1, and report what that prints"
     if with_traceback or os.environ.get(VARIABLE):
         import traceback
 
         return "".join(traceback.format_exception(error)) + f"tidemark: {line}"
-    return f"{line}: run it again with {VARIABLE}=1, and report what that prints"
+    return f"{line}: {advice}"
 
 
 def missing(module: str) -> str:

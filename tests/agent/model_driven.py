@@ -16,7 +16,7 @@ from model import KINDS, UNIT, Cut, Disk, Item, Kill, Life, Nodes, Op, World, ca
 from support.agent_process import AgentRig
 
 from csi_driver._pb import csi_pb2_grpc
-from csi_driver.rpc.clients.cli_client import CallRefused, Client
+from csi_driver.rpc.clients.cli_client import CallRefused, Client, RollbackResult
 
 FOREIGN_SECONDS = 90.0
 """How long somebody else's mount namespace may keep a device from being detached (tests/image has one for half a minute)."""
@@ -160,7 +160,7 @@ class Driven:
 
     def equal_answers(self, first: Any, again: Any) -> None:
         """A repeated call answers as at first (a rollback says besides that it was done before)."""
-        if type(first).__name__ == "Rolled":
+        if isinstance(first, RollbackResult):
             first, again = [(r.name, r.snapshot_id, r.at, r.safety_id) for r in (first, again)]
         assert again == first, f"answered {again}, at first {first}"
 

@@ -41,9 +41,9 @@ async def test_they_go_with_the_volume(world: World) -> None:
     again = await world.volume("v")
     (shown,) = read.volumes().shown
     assert (shown.volume, shown.used) == (str(again.id), None)  # not what the one before it had
-    world.pool.refusal = Unavailable("the disk is gone")
+    world.pool.unavailable_reason = Unavailable("the disk is gone")
     assert (read.volumes().shown, read.volumes().not_shown) == ([], {})
-    world.pool.refusal = None
+    world.pool.unavailable_reason = None
 
 
 async def test_there_are_never_more_than_allowed(world: World) -> None:

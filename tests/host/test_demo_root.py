@@ -192,8 +192,8 @@ def test_what_was_unmounted_by_hand_is_taken_away_and_what_was_there_before_stay
     run("mount", "db", str(place))
     subprocess.run(["umount", str(place)], check=True)
     message = run("volume", "delete", "db", refused=True)
-    assert "unpublish and unstage it first: `tidemark umount db` unstages it" in message
-    assert "db is no longer in use" in run("umount", str(place))
+    assert "db is staged, but mounted at no directory: `tidemark umount db` unstages it" in message
+    assert "and no longer in use" in run("umount", str(place))
     assert "no volume is mounted at" in run("umount", str(place), refused=True)
     assert place.stat().st_ino == inode
 
@@ -228,7 +228,7 @@ def test_a_raw_disk_whose_device_went_away_is_taken_away(environment: dict[str, 
     ):  # it goes when the last who looks at all devices has closed it
         time.sleep(0.02)
     assert str(place) in shown
-    assert f"in use at {environment['TIDEMARK_STAGING']}" in run("volume", "delete", "raw", refused=True)
+    assert f"raw is mounted at {place}: `tidemark umount raw` first" in run("volume", "delete", "raw", refused=True)
     run("umount", str(place))
     assert not os.path.lexists(place)
     run("volume", "delete", "raw")
@@ -254,7 +254,7 @@ def test_what_is_seen_at_two_paths_is_taken_away_at_either(
         listed = run("volume", "list")
         assert str(seen / "db") in listed
         assert str(origin / "k" / "db") not in listed
-        assert "db is no longer in use" in run("umount", str(origin / "k" / "db"))
+        assert "and no longer in use" in run("umount", str(origin / "k" / "db"))
         run("volume", "delete", "db")
         assert list((seen / "staging").iterdir()) == []
         assert list(seen.iterdir()) == [seen / "staging"]

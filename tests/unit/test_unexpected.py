@@ -20,7 +20,7 @@ run_commands(sys.stdin, sys.stdout)
 """
 """Runs commands in an environment like that of `make demo`, which has nothing for a cluster."""
 
-OPTIONS = {"rollback": ["--claim", "shop/db", "--snapshot", "s1"], "volume list": ["--orphans"]}
+OPTIONS = {"rollback create": ["--claim", "shop/db", "--snapshot", "s1"], "volume list": ["--orphans"]}
 """What makes these commands work in a cluster."""
 
 
@@ -32,7 +32,7 @@ def commands_of_a_cluster() -> list[list[str]]:
         words, command = waiting.pop()
         waiting += [([*words, name], each) for name, each in getattr(command, "commands", {}).items()]
         if any(parameter.name == "kubeconfig" for parameter in command.params):
-            required = ["x" for p in command.params if p.param_type_name == "argument" and p.required]
+            required = ["shop/x" for p in command.params if p.param_type_name == "argument" and p.required]
             found.append([*words, *required, *OPTIONS.get(" ".join(words), [])])
     # Those of a pod first: gRPC's variables, which the others set, would have them restart without WITHOUT.
     return sorted(found, key=lambda words: words[0] not in ("controller", "uninstall-check"))
@@ -42,7 +42,7 @@ def test_each_command_of_a_cluster_says_in_one_line_what_it_needs(monkeypatch: p
     monkeypatch.delenv(VARIABLE, raising=False)
     commands = commands_of_a_cluster()
     assert {("node", "list"), ("uninstall-check",), ("controller",)} <= {
-        tuple(w for w in command if w != "x") for command in commands
+        tuple(w for w in command if w != "shop/x") for command in commands
     }
     lines = "".join(json.dumps(command) + "\n" for command in commands)
     done = subprocess.run(
