@@ -27,8 +27,18 @@ say() {
 }
 
 # Files as they are and isolation by chroot: works in a container too, without any set-up of the machine's.
+# A step runs in a copy of the machine's mounts. Disks of tests that run beside this would stay in use as long as the step,
+# and could not be detached meanwhile (seen: a minute), so they are taken out of a copy of our own before.
 buildah() {
-    command buildah --root "$store/root" --runroot "$store/run" --storage-driver vfs "$@"
+    unshare --mount --propagation slave sh -c '
+        sed -n "s,^[^ ]* [^ ]* [^ ]* [^ ]* \(/[^ ]*\) .* - [^ ]* /dev/loop[0-9]* .*,\1,p" /proc/self/mountinfo | sort -r |
+            while read -r point; do
+                case $1/ in "$point"/*) continue ;; esac
+                case $point in /tmp/* | /var/lib/kubelet/*) umount --lazy "$(printf %b "$point")" ;; esac
+            done
+        shift
+        exec "$@"' sh "$store" \
+        buildah --root "$store/root" --runroot "$store/run" --storage-driver vfs "$@"
 }
 
 if [ "$(id -u)" -ne 0 ]; then
