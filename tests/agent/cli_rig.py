@@ -181,3 +181,14 @@ def cli_rig(place: Path, size: int = 4 * GIB) -> Iterator[tuple[CliRig, Client]]
             rig.stop()
     finally:
         clean(place)
+
+
+def clear(client: Client) -> None:
+    """Delete every volume, snapshot and group."""
+    for node in client.tree():
+        if node.kind == "volume":
+            client.delete_volume(node.id)
+        elif node.kind == "group":
+            client.delete_group(node.id)
+    for node in client.tree():
+        client.delete_snapshot(node.id)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_rig import CliRig, cli_rig
+from cli_rig import CliRig, clear, cli_rig
 from support.cli_schema import validate
 from support.files import allocated
 from support.sizes import MIB
@@ -31,14 +31,7 @@ def rig(world: tuple[CliRig, Client]) -> CliRig:
 @pytest.fixture
 def client(world: tuple[CliRig, Client]) -> Iterator[Client]:
     yield world[1]
-    nodes = world[1].tree()
-    for node in nodes:
-        if node.kind == "volume":
-            world[1].delete_volume(node.id)
-        elif node.kind == "group":
-            world[1].delete_group(node.id)
-    for node in world[1].tree():
-        world[1].delete_snapshot(node.id)
+    clear(world[1])
 
 
 def named(client: Client) -> dict[str, Node]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_rig import CliRig, cli_rig
+from cli_rig import CliRig, clear, cli_rig
 from support.sizes import MIB
 
 from csi_driver.rpc.clients.cli_client import Client, Node
@@ -33,13 +33,7 @@ def rig(world: tuple[CliRig, Client]) -> CliRig:
 def client(world: tuple[CliRig, Client]) -> Iterator[Client]:
     """The same agent for all tests of this module, with nothing left of the test before."""
     yield world[1]
-    for node in world[1].tree():
-        if node.kind == "volume":
-            world[1].delete_volume(node.id)
-        elif node.kind == "group":
-            world[1].delete_group(node.id)
-    for node in world[1].tree():
-        world[1].delete_snapshot(node.id)
+    clear(world[1])
 
 
 def named(client: Client) -> dict[str, Node]:
