@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
+import yaml
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.config import ConfigException, kube_config, load_incluster_config, load_kube_config
@@ -59,6 +60,12 @@ class Api:
         ignored.
         """
         configuration = Configuration()
+        files = [os.path.expanduser(path) for path in kubeconfig.split(os.pathsep) if path]
+        if files and not any(map(os.path.exists, files)):
+            # The client's own words are of the content that an empty configuration lacks.
+            raise Precondition(
+                f"cannot connect to a Kubernetes API with {kubeconfig}: there is no such file; use --kubeconfig FILE"
+            )
         try:
             if kubeconfig:
                 await load_kube_config(kubeconfig, client_configuration=configuration, persist_config=False)
@@ -68,6 +75,10 @@ class Api:
             source = kubeconfig or "the pod's service account"
             raise Precondition(
                 f"cannot connect to a Kubernetes API with {source}: {error}; use --kubeconfig FILE"
+            ) from error
+        except (TypeError, AttributeError, yaml.YAMLError) as error:  # of a file that is empty, a list, no YAML at all
+            raise Precondition(
+                f"cannot connect to a Kubernetes API with {kubeconfig}: it is no kubeconfig; use --kubeconfig FILE"
             ) from error
         if proxy:
             configuration.proxy = proxy

@@ -215,7 +215,11 @@ async def test_configuration_from_a_file(fake: FakeApi, tmp_path: Path) -> None:
     api = await Api.connect(fake.kubeconfig(tmp_path / "config"))
     assert await api.list(PVS) == []
     await api.close()
-    with pytest.raises(Precondition, match="--kubeconfig"):
+    with pytest.raises(Precondition, match="missing: there is no such file; use --kubeconfig FILE"):
         await Api.connect(str(tmp_path / "missing"))
+    for content in ("", "- a list", "no: [yaml"):
+        (tmp_path / "other").write_text(content)
+        with pytest.raises(Precondition, match="other: it is no kubeconfig; use --kubeconfig FILE"):
+            await Api.connect(str(tmp_path / "other"))
     with pytest.raises(Precondition, match="service account"):
         await Api.connect()
