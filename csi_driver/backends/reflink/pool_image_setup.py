@@ -117,7 +117,7 @@ def _too_small(path: str, size: int) -> str:
         there = os.stat(path, follow_symlinks=False).st_size
         if there > size:
             return (
-                f"--pool-image {path} has {human(there)} and --pool-size asks for {human(size)}: a pool never shrinks; ask for {there} "
-                "bytes or more, or leave --pool-size out (in the chart: poolImage.size)"
+                f"--pool-image {path} has {human(there)} and --pool-size asks for {human(size)}: a pool never "
+                "shrinks; ask for at least what it has, or leave --pool-size out (in the chart: poolImage.size)"
             )
     return ""
