@@ -13,6 +13,7 @@ from csi_driver.cli.objects import AgentObjects
 from csi_driver.cli.output.documents import document
 from csi_driver.cli.output.form import Json, Output, output_form
 from csi_driver.cli.output.printing import print_result
+from csi_driver.cli.volume_views import mount_hint
 from csi_driver.domain.model import RAW, AccessMode, Capability, SizeRange, Source
 from csi_driver.settings import DEFAULT_ENDPOINT
 
@@ -41,6 +42,9 @@ def clone(
 
     $ tidemark volume clone db db2
     """
+    from csi_driver.cli.refusals import space_failure
+    from csi_driver.rpc.clients.cli_client import CallRefused
+
     form = output_form(output, as_json=as_json)
     wanted = SizeRange(sizes.positive(size, "--size") if size else 0)
     with connect(endpoint) as client:
@@ -51,24 +55,29 @@ def clone(
             check_new_name(name, "volume")
         else:
             _check_same(objects, existing, origin, name)
-        capability = Capability("block" if block or origin.format == RAW else "mount", AccessMode.WRITER)
+        raw = block or origin.format == RAW
+        capability = Capability("block" if raw else "mount", AccessMode.WRITER)
         parameters = {"provisioning": "thick"} if thick else {}
         start = Source("snapshot" if origin.kind == "snapshot" else "volume", origin.id)
-        created = client.create_volume(existing.name if existing else name, wanted, [capability], parameters, start)
+        try:
+            created = client.create_volume(existing.name if existing else name, wanted, [capability], parameters, start)
+        except CallRefused as refused:
+            raise space_failure(refused, client, objects, origin.pool, max(wanted.required, origin.size)) from None
         objects = AgentObjects.read(client)
         volume = objects.find(created.id, "volume")
     what = f"{objects.name(origin)}, with {sizes.show(created.size)}{sizes.rounded(size, created.size)}"
     if existing is not None:
         sentence = f"volume {objects.name(volume)} exists as a clone of {what}: unchanged"
     else:
-        sentence = f"volume {name} is a clone of {what}: `tidemark mount {objects.argument(volume)} DIR` mounts it"
-    print_result(form, document(volume, objects), objects.argument(volume), sentence)
+        sentence = f"volume {name} is a clone of {what}: {mount_hint(objects, volume, raw)}"
+    print_result(form, document(volume, objects), objects.bare_name(volume), sentence)
 
 
 def _check_same(objects: AgentObjects, existing: "Node", origin: "Node", name: str) -> None:
     """Refuse a name that another volume has: one that is not a clone of this source."""
     if existing not in objects.clones_of(origin):
+        created = "" if objects.name(existing) == name else f", which was created as {name},"
         raise Failure(
-            f"volume {name} exists and is not a clone of {objects.name(origin)}: use another name, or "
+            f"volume {objects.name(existing)} exists{created} and is not a clone of {objects.name(origin)}: use another name, or "
             f"`tidemark volume delete {objects.argument(existing)}` first"
         )

@@ -10,6 +10,7 @@ import typer
 from csi_driver.cli.failure import Failure
 from csi_driver.cli.objects import AgentObjects
 from csi_driver.cli.output.documents import document
+from csi_driver.cli.output.escape import in_a_sentence
 from csi_driver.cli.output.form import OutputForm
 from csi_driver.cli.output.printing import print_result, say
 from csi_driver.cli.sizes import show
@@ -104,7 +105,7 @@ def confirm(objects: AgentObjects, plan: DeletionPlan, yes: bool) -> None:
     """Ask on a terminal; elsewhere only --yes goes on. Raises Failure if the answer is no."""
     if yes:
         return
-    names = ", ".join(objects.name(node) for node in plan.nodes)
+    names = ", ".join(in_a_sentence(objects.name(node)) for node in plan.nodes)
     if not sys.stdin.isatty():
         raise Failure(f"this would delete {names}, and nobody can be asked here: repeat it with --yes")
     say(f"This deletes {names}, for good.")
@@ -129,10 +130,10 @@ def delete_planned(client: "Client", objects: AgentObjects, plan: DeletionPlan, 
         except CallRefused as refused:
             if len(plan.nodes) == 1:
                 raise
-            left = ", ".join(objects.name(rest) for rest in plan.nodes[at:])
+            left = ", ".join(in_a_sentence(objects.name(rest)) for rest in plan.nodes[at:])
             raise Failure(
                 f"{explain(refused, client)}; left: {left}. The same command again deletes what is left"
             ) from None
         kept = len(objects.snapshots_of(node)) if keeps_snapshots else 0
         note = f"; its {kept} snapshot{'' if kept == 1 else 's'} stay{'s' if kept == 1 else ''}" if kept else ""
-        say(f"{node.kind} {objects.name(node)} is deleted{note}")
+        say(f"{node.kind} {in_a_sentence(objects.name(node))} is deleted{note}")

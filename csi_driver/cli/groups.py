@@ -106,7 +106,7 @@ def list_(
             Column("ID", lambda g: g.id, wide=True),
         ],
         document=lambda group: document(group, objects),
-        name=objects.argument,
+        name=objects.bare_name,
         empty="no group snapshots: `tidemark group create NAME VOLUME...` takes one",
     )
 
@@ -129,7 +129,7 @@ def show_(group: Group, endpoint: Endpoint = DEFAULT_ENDPOINT, output: Output = 
         ("members", ", ".join(objects.name(member) for member in _members(node, objects))),
     ]
     print_object(
-        form, document(node, objects), objects.argument(node), [*lines, ("id", node.id)] if form.wide else lines
+        form, document(node, objects), objects.bare_name(node), [*lines, ("id", node.id)] if form.wide else lines
     )
 
 

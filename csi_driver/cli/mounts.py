@@ -62,6 +62,8 @@ def mount(
             return
         _check_target(target)
         raw = block or node.format == RAW
+        if not raw and os.path.lexists(target) and not os.path.isdir(target):
+            raise Failure(f"{target} is not a directory: mount {name} at a directory that is empty or new")
         mount_flags = tuple(flag for flag in flags.split(",") if flag)
         capability = Capability("block" if raw else "mount", AccessMode.WRITER, "", mount_flags)
         is_snapshot = node.kind == "snapshot"

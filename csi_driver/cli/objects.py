@@ -119,6 +119,14 @@ class AgentObjects:
         same_name = [other for other in self.nodes if other.kind == node.kind and self.name(other) == name]
         return (as_argument(name) if len(same_name) < 2 else None) or node.id
 
+    def bare_name(self, node: "Node") -> str:
+        """Return the name if a shell takes it without quotes and no other object has it, else the id.
+
+        For `-o name`: a script splits its lines into words, and a quote would become a part of one.
+        """
+        name = self.name(node)
+        return name if self.argument(node) == name else node.id
+
     def find(self, text: str, *kinds: "Kind", of: "Node | None" = None) -> "Node":
         """Return the object with this id, name or shown name; `of`: only snapshots of this volume.
 

@@ -6,6 +6,7 @@ The agent's own messages stay as they are: the kubelet writes them into events, 
 import re
 from typing import TYPE_CHECKING
 
+from csi_driver.cli.failure import Failure
 from csi_driver.cli.objects import AgentObjects
 from csi_driver.cli.sizes import show
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 _ID = re.compile(r"(?<![\w.-])(?:[A-Za-z0-9][A-Za-z0-9._-]{0,62}|\*):[a-z0-9-]{1,31}:[0-9a-f]{32}(?![0-9a-f])")
 
 _IN_USE = re.compile(r"is (?:still )?(?:in use|published|staged|shown) at|is held by|holds it for a rollback")
+
+_SAME_NAME = re.compile(r"\b(volume|snapshot) '([^']+)' exists as \2(?![\w.-])")
+"""The agent names the id that the name has: here that is the name again, unless the volume was renamed."""
 
 _FREE_IT = re.compile(
     r"(?:stop the pods or processes that use it, then )?"
@@ -49,6 +53,9 @@ _WORDS = (
     (re.compile(r"; use a StorageClass of that pool, or one that names none"), "; name that pool, or none"),
     (re.compile(r"\bparameter pool="), "--pool "),
     (re.compile(r"\bask for block access\b"), "use --block"),
+    (re.compile(r"(?<=differs in )its capabilities\b"), "its file system (--fs, --block)"),
+    # The directory in which a volume is mounted before it is shown: it says nothing to people.
+    (re.compile(r"(?<=^grow failed: ext4) at \S+(?= cannot grow)"), ""),
 )
 
 
@@ -71,7 +78,8 @@ def in_our_words(refused: "CallRefused", objects: AgentObjects) -> str:
     for pattern, replacement in _WORDS:
         message = pattern.sub(replacement, message)
     message = _BYTES.sub(_human, message)
-    return _ID.sub(lambda match: _name(match.group(), objects), message)
+    message = _ID.sub(lambda match: _name(match.group(), objects), message)
+    return _SAME_NAME.sub(r"\1 \2 exists", message)
 
 
 def no_space(pool: "PoolSpace", needed: int) -> str:
@@ -88,6 +96,21 @@ def no_space(pool: "PoolSpace", needed: int) -> str:
         f"{show(ceiling)} are reserved for {count} ({show(pool.total)} times the overcommit ratio of {pool.overcommit:g}); "
         "delete volumes, enlarge the pool, or raise the agent's --overcommit"
     )
+
+
+def space_failure(refused: "CallRefused", client: "Client", objects: AgentObjects, pool: str, needed: int) -> Failure:
+    """Return why a volume cannot have its size: the sums of the pool, if these are the reason."""
+    from csi_driver.rpc.clients.cli_client import CallRefused
+
+    words = in_our_words(refused, objects)
+    if refused.code in ("RESOURCE_EXHAUSTED", "OUT_OF_RANGE") and needed > 0:
+        try:
+            pools = [item for item in client.pools() if pool in ("", item.name)]
+        except CallRefused:
+            return Failure(words)
+        if pools and (needed > pools[0].available or pools[0].free < pools[0].reserve):
+            return Failure(no_space(pools[0], needed))
+    return Failure(words)
 
 
 def _read(client: "Client") -> AgentObjects:

@@ -61,4 +61,4 @@ def rename(
     sentence = (
         f"volume {before} is named so already: unchanged" if before == name else f"volume {before} is {name} now{kept}"
     )
-    print_result(form, document(node, after), after.argument(node), sentence)
+    print_result(form, document(node, after), after.bare_name(node), sentence)

@@ -12,6 +12,7 @@ from csi_driver.cli.grammar import CommandGroup
 from csi_driver.cli.names import check_new_name
 from csi_driver.cli.objects import AgentObjects
 from csi_driver.cli.output.documents import plain
+from csi_driver.cli.output.escape import in_a_sentence
 from csi_driver.cli.output.form import Json, Output, output_form
 from csi_driver.cli.output.printing import print_result
 from csi_driver.cli.output.times import second
@@ -152,7 +153,7 @@ app.command("show")(rollback_show)
 
 
 def _sentences(done: "RollbackResult", volume: "Node", target: "Node", objects: AgentObjects) -> list[str]:
-    name, back_to, at = objects.name(volume), objects.name(target), second(done.at)
+    name, back_to, at = objects.name(volume), in_a_sentence(objects.name(target)), second(done.at)
     first = (
         f"{name} was rolled back to {back_to} at {at} by this name: unchanged"
         if done.already_done

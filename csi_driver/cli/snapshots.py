@@ -122,7 +122,7 @@ def list_(
         snapshots,
         _columns(objects),
         document=lambda snapshot: document(snapshot, objects),
-        name=objects.argument,
+        name=objects.bare_name,
         empty="no snapshots: `tidemark snapshot create VOLUME NAME` takes one",
     )
 
@@ -145,7 +145,7 @@ def show_(
     with connect(endpoint) as client:
         objects = AgentObjects.read(client)
         node = _with_usage(client, objects.find(snapshot, "snapshot"))
-    print_object(form, document(node, objects), objects.argument(node), _lines(node, objects, form.wide))
+    print_object(form, document(node, objects), objects.bare_name(node), _lines(node, objects, form.wide))
 
 
 def _with_usage(client: "Client", snapshot: "Node") -> "Node":

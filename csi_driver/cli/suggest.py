@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable
 
+from csi_driver.cli.output.escape import in_a_sentence
+
 
 def suggestion(text: str, candidates: Iterable[str]) -> str:
     """Return ` (did you mean db?)` with the nearest candidates, or an empty text if none is near."""
     from difflib import get_close_matches
 
     near = get_close_matches(text, list(candidates), n=3, cutoff=0.6)
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
+    return f" (did you mean {' or '.join(map(in_a_sentence, dict.fromkeys(near)))}?)" if near else ""

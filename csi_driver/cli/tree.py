@@ -59,7 +59,7 @@ def tree(
         objects = AgentObjects.read(client, pool, volume_id, with_usage=not no_usage)
     if form.format == "name":
         for node in objects.nodes:
-            say(objects.argument(node))
+            say(objects.bare_name(node))
         return
     if not form.for_people:
         typer.echo(as_text([document(node, objects) for node in objects.nodes], form.format))

@@ -20,6 +20,12 @@ def reread(client: "Client", objects: AgentObjects, volume_id: str, with_usage: 
     raise Failure(f"volume {objects.name_of(volume_id)} no longer exists: `tidemark volume list` lists those that do")
 
 
+def mount_hint(objects: AgentObjects, volume: "Node", raw: bool) -> str:
+    """Return which command mounts a volume that is new; `raw`: as a block device, which is recorded at the first mount."""
+    option = " --block" if raw else ""
+    return f"`tidemark mount {objects.argument(volume)} DIR{option}` mounts it"
+
+
 def columns(objects: AgentObjects) -> "list[Column[Node]]":
     """Return the columns of the list."""
     return [

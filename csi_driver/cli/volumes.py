@@ -20,7 +20,7 @@ from csi_driver.cli.output.documents import document
 from csi_driver.cli.output.escape import as_argument
 from csi_driver.cli.output.form import Json, NoHeaders, Output, Sort, output_form
 from csi_driver.cli.output.printing import print_list, print_object, print_result
-from csi_driver.cli.refusals import in_our_words, no_space
+from csi_driver.cli.refusals import in_our_words, space_failure
 from csi_driver.cli.rename import refuse_shown_name
 from csi_driver.domain.model import RAW, AccessMode, Capability, SizeRange, Source
 from csi_driver.settings import DEFAULT_ENDPOINT
@@ -114,8 +114,10 @@ def create(
     else:
         of = f", a clone of {objects.source(volume)}" if start else ""
         note = sizes.rounded(size_text, created.size)
-        sentence = f"volume {name} has {sizes.show(created.size)}{note}{of}: `tidemark mount {objects.argument(volume)} DIR` mounts it"
-    print_result(form, document(volume, objects), objects.argument(volume), sentence)
+        sentence = (
+            f"volume {name} has {sizes.show(created.size)}{note}{of}: {volume_views.mount_hint(objects, volume, raw)}"
+        )
+    print_result(form, document(volume, objects), objects.bare_name(volume), sentence)
 
 
 @app.command()
@@ -178,7 +180,7 @@ def expand(
         try:
             grown, needs_node = client.expand_volume(before.id, SizeRange(wanted))
         except CallRefused as refused:
-            raise _space_failure(refused, client, objects, before.pool, wanted - before.size) from None
+            raise space_failure(refused, client, objects, before.pool, wanted - before.size) from None
         if needs_node and before.used_by:
             try:
                 client.grow(before.id, before.used_by[0])
@@ -195,7 +197,7 @@ def expand(
         sentence = f"{name} has {sizes.show(grown)} already, more than {size_text}: unchanged, volumes never shrink"
     else:
         sentence = f"{name} has {sizes.show(grown)} already: unchanged"
-    print_result(form, document(node, objects), objects.argument(node), sentence)
+    print_result(form, document(node, objects), objects.bare_name(node), sentence)
 
 
 @app.command("list")
@@ -232,7 +234,7 @@ def list_(
         volumes,
         volume_views.columns(objects),
         document=lambda volume: document(volume, objects),
-        name=objects.argument,
+        name=objects.bare_name,
         empty="no orphaned volumes" if orphans else "no volumes: `tidemark volume create db 10Gi` creates one",
     )
 
@@ -249,7 +251,7 @@ def show_(
     with connect(endpoint) as client:
         objects = AgentObjects.read_for(client, "volume", [volume])
         node = volume_views.reread(client, objects, objects.find(volume, "volume").id, with_usage=True)
-    print_object(form, document(node, objects), objects.argument(node), volume_views.lines(node, objects, form.wide))
+    print_object(form, document(node, objects), objects.bare_name(node), volume_views.lines(node, objects, form.wide))
 
 
 def _create_failure(
@@ -272,19 +274,4 @@ def _create_failure(
         return Failure(
             f"volume {name} exists with {size}, more than the limit of {sizes.show(wanted.limit)}: use another name"
         )
-    return _space_failure(refused, client, objects, pool, wanted.required)
-
-
-def _space_failure(refused: "CallRefused", client: "Client", objects: AgentObjects, pool: str, needed: int) -> Failure:
-    """Return why a volume cannot have its size: the sums of the pool, if these are the reason."""
-    from csi_driver.rpc.clients.cli_client import CallRefused
-
-    words = in_our_words(refused, objects)
-    if refused.code in ("RESOURCE_EXHAUSTED", "OUT_OF_RANGE") and needed > 0:
-        try:
-            pools = [item for item in client.pools() if pool in ("", item.name)]
-        except CallRefused:
-            return Failure(words)
-        if pools and (needed > pools[0].available or pools[0].free < pools[0].reserve):
-            return Failure(no_space(pools[0], needed))
-    return Failure(words)
+    return space_failure(refused, client, objects, pool, wanted.required)

@@ -80,6 +80,8 @@ def test_a_name_that_is_taken_is_refused(rig: CliRig, client: Client, file: Path
     before = client.tree()
     for name in ("db", "shown", "other"):
         assert "exists" in rig.refused("volume", "import", str(file), name)
+    renamed = rig.refused("volume", "import", str(file), "other")
+    assert "volume shown exists, which was created as other: use another name" in renamed
     rig.run("volume", "import", str(file), "Not A Name", status=2)
     assert client.tree() == before
 

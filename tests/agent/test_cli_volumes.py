@@ -75,6 +75,9 @@ def test_a_renamed_volume_is_known_by_both_names(rig: CliRig, client: Client) ->
     assert "unchanged" in again
     assert "orders" in again
     assert "created as db" in rig.refused("volume", "create", "orders", "64Mi")
+    assert "volume orders exists, which was created as db, and is not a clone of" in rig.refused(
+        "volume", "clone", "orders", "db"
+    )
     assert "unchanged" in rig.ok("volume", "rename", "orders", "orders")
     rig.ok("volume", "create", "other", "64Mi")
     assert "cannot be renamed" in rig.refused("volume", "rename", "other", "orders")

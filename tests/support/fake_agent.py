@@ -90,7 +90,8 @@ class FakeAgent:
             existing = node(name, size=-(-asked // self.size_step) * self.size_step)
             if source is not None:
                 parent = next(item for item in self.nodes if item.id == source.id)
-                existing = replace(existing, parent_id=parent.id, parent_uid=parent.uid, size=parent.size)
+                taken = {"parent_id": parent.id, "parent_uid": parent.uid, "size": parent.size, "format": parent.format}
+                existing = replace(existing, **taken)
             self.nodes.append(existing)
         return CreatedVolume(existing.id, existing.size)
 

@@ -70,6 +70,33 @@ def test_an_existing_volume_of_another_size_is_to_be_expanded(tidemark: CommandL
     )
 
 
+def test_an_existing_volume_that_differs_is_named_once(tidemark: CommandLine, agent: FakeAgent) -> None:
+    db = node("db")
+    agent.nodes = [db]
+    agent.refusals["create_volume"] = CallRefused(
+        "ALREADY_EXISTS", f"volume 'db' exists as {db.id} and differs in its capabilities: use another name"
+    )
+    message = tidemark("volume", "create", "db", "10Gi", "--fs", "xfs", code=1)
+    assert message == "tidemark: volume db exists and differs in its file system (--fs, --block): use another name"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "volume create new 16Mi --block",
+        "volume create new --from s1",
+        "volume create new --from db --block",
+        "volume clone raw new",
+        "volume clone db new --block",
+    ],
+)
+def test_a_raw_block_device_is_mounted_with_block(tidemark: CommandLine, agent: FakeAgent, words: str) -> None:
+    raw = node("raw", format="raw")
+    agent.nodes = [raw, snapshot("s1", raw, format="raw"), node("db")]
+    assert "`tidemark mount new DIR --block` mounts it" in tidemark(*words.split())
+    assert "`tidemark mount ext4 DIR` mounts it" in tidemark("volume", "clone", "db", "ext4")
+
+
 def test_expansion_tells_both_sizes(tidemark: CommandLine, agent: FakeAgent) -> None:
     agent.nodes = [node("db")]
     assert tidemark("volume", "expand", "db", "--size", "20Gi") == "db has 20 GiB, before 10 GiB\n"
@@ -99,6 +126,28 @@ def test_an_expansion_without_space_says_the_same(tidemark: CommandLine, agent: 
     agent.nodes = [node("db")]
     agent.refusals["expand_volume"] = CallRefused("OUT_OF_RANGE", "pool default can reserve 1 more bytes")
     assert "90 GiB are needed" in tidemark("volume", "expand", "db", "100Gi", code=1)
+
+
+def test_a_clone_without_space_says_the_same(tidemark: CommandLine, agent: FakeAgent) -> None:
+    agent.nodes = [node("db")]
+    agent.refusals["create_volume"] = CallRefused("RESOURCE_EXHAUSTED", "pool default can reserve 32212254720 bytes")
+    message = tidemark("volume", "clone", "db", "db2", "--size", "40Gi", code=1)
+    assert "40 GiB are needed, and pool default can reserve 30 GiB more" in message
+    assert "--overcommit" in message
+
+
+def test_a_file_system_that_cannot_grow_is_named_without_its_inner_directory(
+    tidemark: CommandLine, agent: FakeAgent
+) -> None:
+    agent.nodes = [mounted("db", "/mnt/db")]
+    agent.refusals["grow"] = CallRefused(
+        "INTERNAL",
+        f"grow failed: ext4 at /run/tidemark/mounting/{'a' * 32} cannot grow while it is mounted: this agent lacks "
+        "CAP_SYS_RESOURCE; give it that capability, or unstage and stage the volume, which grows it",
+    )
+    message = tidemark("volume", "expand", "db", "20Gi", code=1)
+    assert "ext4 cannot grow while it is mounted: this agent lacks CAP_SYS_RESOURCE" in message
+    assert "a" * 32 not in message
 
 
 def test_another_reason_keeps_its_own_words(tidemark: CommandLine, agent: FakeAgent) -> None:
@@ -168,6 +217,17 @@ def test_deletion_names_what_is_gone_and_what_stays(tidemark: CommandLine, agent
     assert tidemark("group", "rm", "g1") == "group snapshot g1 is deleted with its members\n"
     agent.nodes.append(snapshot("s2", db))
     assert tidemark("volume", "rm", "db") == "volume db is deleted; its 1 snapshot stays\n"
+
+
+def test_a_name_with_spaces_is_quoted_in_a_sentence(tidemark: CommandLine, agent: FakeAgent) -> None:
+    db = node("db")
+    agent.nodes = [db, snapshot("safety-" + "a" * 32, db), node("my volume")]
+    shown = "before rollback of 2026-01-02 03:04"
+    assert f"(did you mean '{shown}'?)" in tidemark("snapshot", "show", shown[:-1], code=1)
+    assert f"db has the content of '{shown}" in tidemark("rollback", "db", shown)
+    agent.nodes = [db, snapshot("safety-" + "a" * 32, db), node("my volume")]
+    assert tidemark("snapshot", "delete", shown) == f"snapshot '{shown}' is deleted\n"
+    assert tidemark("volume", "delete", "my volume") == "volume 'my volume' is deleted\n"
 
 
 def test_a_member_of_a_group_is_deleted_with_its_group(tidemark: CommandLine, agent: FakeAgent) -> None:
@@ -247,7 +307,7 @@ def test_safety_snapshots_are_named_by_their_rollback(tidemark: CommandLine, age
         "safety-first",
     ]
     assert "snapshot-0b1c" in tidemark("snapshot", "list", "-o", "wide"), "the stored name"
-    # Two of one minute are message apart by their seconds.
+    # Two of one minute differ by their seconds.
     agent.nodes.append(snapshot("safety-" + "b" * 32, db, created=TAKEN - timedelta(days=1, seconds=2)))
     assert "before rollback of 2026-01-01 03:04:03" in tidemark("snapshot", "list")
 

@@ -53,6 +53,18 @@ def test_the_clone_is_not_shown_as_a_volume_but_in_wide(
     assert "no volume is called" in tidemark("volume", "delete", s1, code=1)
 
 
+def test_a_file_is_no_mount_point_and_is_not_to_be_removed(
+    tidemark: CommandLine, agent: FakeAgent, tmp_path: Path
+) -> None:
+    agent.nodes = [node("db")]
+    (tmp_path / "notes").write_text("precious")
+    message = tidemark("mount", "db", str(tmp_path / "notes"), code=1)
+    assert message == (
+        f"tidemark: {tmp_path / 'notes'} is not a directory: mount db at a directory that is empty or new"
+    )
+    assert not agent.called("stage")
+
+
 def test_a_clone_that_a_crash_left_is_deleted_by_the_next_command(
     tidemark: CommandLine, agent: FakeAgent, s1: str, tmp_path: Path
 ) -> None:

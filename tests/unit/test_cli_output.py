@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
-from support.fake_agent import GIB, CommandLine, FakeAgent, node, snapshot
+from support.fake_agent import GIB, TAKEN, CommandLine, FakeAgent, node, snapshot
 
 from csi_driver.cli.objects import AgentObjects
 from csi_driver.cli.output.escape import as_argument, escape
 from csi_driver.cli.output.table import Cells, draw, shorten
 from csi_driver.cli.tree import draw as draw_tree
+from csi_driver.rpc.clients.cli_messages import RollbackResult
 
 EVIL = "\x1b[31mred\x1b]0;title\x07\n\r\u202eevil\u2066\u200b\x9b2J\udc80"
 """ESC and CSI sequences, a title, a new line, direction and invisible characters, a byte that is no text."""
@@ -92,6 +93,20 @@ def test_odd_names_are_reached_by_themselves_and_by_their_ids(tidemark: CommandL
     assert tidemark("volume", "list", "-o", "name") == f"{odd.id}\n", "what can be typed without care"
     tidemark("volume", "delete", "--", odd.name)
     assert agent.called("delete_volume") == [(odd.id,)]
+
+
+def test_names_for_a_script_are_one_word_each(tidemark: CommandLine, agent: FakeAgent) -> None:
+    """A quote would become a part of a word in `tidemark snapshot delete $(tidemark snapshot list -o name)`."""
+    db = node("db")
+    safety = snapshot("safety-" + "a" * 32, db)
+    agent.nodes = [db, node("my volume"), snapshot("s1", db), safety]
+    assert tidemark("snapshot", "list", "-o", "name").split() == ["s1", safety.id]
+    assert tidemark("volume", "list", "-o", "name").split() == ["db", node("my volume").id]
+    assert tidemark("tree", "-o", "name").split() == ["db", node("my volume").id, "s1", safety.id]
+    assert tidemark("top", "--once", "-o", "name").split() == ["db", node("my volume").id]
+    assert tidemark("snapshot", "show", safety.id, "-o", "name").split() == [safety.id]
+    tidemark("snapshot", "delete", *tidemark("snapshot", "list", "-o", "name").split())
+    assert len(agent.nodes) == 2
 
 
 # Formats
@@ -172,6 +187,23 @@ def test_tables_and_trees_fit_into_80_columns(
     if words.endswith("list"):
         assert len(lines) == {"volume": 3, "snapshot": 3, "group": 2, "pool": 2}[words.split(maxsplit=1)[0]]
         assert lines[0].split()[0] in ("NAME", "POOL")
+
+
+def test_one_object_is_shown_within_the_terminal(tidemark: CommandLine, agent: FakeAgent, terminal: None) -> None:
+    db = node("db")
+    taken = [snapshot(f"nightly-{number:02}", db) for number in range(20)]
+    safety = snapshot("safety-" + "a" * 32, db)
+    done = RollbackResult("r1", taken[0].id, TAKEN, safety.id, True)
+    agent.nodes = [replace(db, rollbacks=(done,)), *taken, safety]
+    agent.pool = replace(agent.pool, free=1_067_030_938, reserve=1_067_030_938)
+    shown = tidemark("volume", "show", "db")
+    for text in (shown, tidemark("pool", "show")):
+        assert max(len(line) for line in text.splitlines()) <= 80
+    words = " ".join(line.strip() for line in shown.splitlines())
+    assert all(one.name in words for one in taken)
+    assert "to nightly-00; the content before: before rollback of 2026-01-02 03:04" in words
+    below = [line for line in shown.splitlines() if "nightly-19" in line]
+    assert below[0].startswith(" " * len("rolled back: ")), "continued where the first line begins"
 
 
 def test_wide_and_pipes_are_never_shortened(tidemark: CommandLine, agent: FakeAgent, terminal: None) -> None:

@@ -9,7 +9,8 @@ from csi_driver.cli.common import Endpoint
 from csi_driver.cli.failure import Failure
 from csi_driver.cli.output.documents import plain
 from csi_driver.cli.output.form import Json, Output, output_form
-from csi_driver.cli.output.printing import print_list, say
+from csi_driver.cli.output.printing import print_list, say, say_wrapped
+from csi_driver.cli.output.table import terminal_width
 from csi_driver.settings import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
@@ -43,8 +44,10 @@ def doctor(
     results = run_checks(collect(directories, kubelet_dir, version, error))
     if form.for_people:
         for result in results:
-            for line in lines(result):
-                say(line)
+            message, *remedy = lines(result)
+            say_wrapped(message[:6], message[6:], terminal_width())
+            for line in remedy:
+                say(line)  # in one piece: most are commands to copy
     else:
         print_list(form, results, [], document=plain, name=lambda result: result.check, empty="")
     failed = [result for result in results if result.state == "fail"]

@@ -13,6 +13,11 @@ def escape(text: str) -> str:
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
+def in_a_sentence(text: str) -> str:
+    """Return a name for a sentence: in quotes if it has spaces, so that its reader sees where it ends."""
+    return f"'{text}'" if " " in text else text
+
+
 def as_argument(text: str) -> str | None:
     """Return what to type in a shell for this text; None if it cannot be typed, or would be taken for an option."""
     if not text or not text.isprintable() or text.startswith("-"):

@@ -9,7 +9,7 @@ import typer
 from csi_driver.cli.output.documents import Document, as_text
 from csi_driver.cli.output.escape import escape
 from csi_driver.cli.output.form import OutputForm
-from csi_driver.cli.output.table import UNLIMITED, Cells, draw, terminal_width
+from csi_driver.cli.output.table import UNLIMITED, Cells, draw, terminal_width, wrap
 from csi_driver.cli.suggest import suggestion
 
 Row = TypeVar("Row")
@@ -36,6 +36,12 @@ def say(text: str) -> None:
     typer.echo(escape(text))
 
 
+def say_wrapped(start: str, text: str, width: int) -> None:
+    """Print a text of any length after `start`: on a terminal in lines of at most `width` columns, below its beginning."""
+    lines = wrap(escape(text), len(start), width) if len(start) + len(text) > width else [escape(text)]
+    typer.echo("\n".join([escape(start) + lines[0], *lines[1:]]))
+
+
 def warn(text: str) -> None:
     """Print a line on stderr."""
     typer.echo(escape(text), err=True)
@@ -51,13 +57,13 @@ def print_result(form: OutputForm, document: Document, name: str, *sentences: st
 
 
 def print_object(form: OutputForm, document: Document, name: str, lines: Sequence[tuple[str, str]]) -> None:
-    """Print one object: a line for each title and its value, a document, or the object's name."""
+    """Print one object: each title with its value, a document, or the object's name."""
     if not form.for_people:
         _print_documents(form, document, [name])
         return
     width = max(len(title) for title, _ in lines) + 2
     for title, value in lines:
-        say(f"{title + ':':<{width}}{value}")
+        say_wrapped(f"{title + ':':<{width}}", value, UNLIMITED if form.wide else terminal_width())
 
 
 def print_list(

@@ -62,6 +62,18 @@ def draw(columns: Sequence[Cells], width: int, headers: bool = True) -> tuple[li
     return lines, left_out
 
 
+def wrap(text: str, indent: int, width: int) -> list[str]:
+    """Return an escaped text in lines of at most `width` columns, broken at spaces; all but the first are indented.
+
+    `indent`: where the text begins in its first line, too. A word that is longer stays whole, to be copied.
+    """
+    import textwrap
+
+    columns = max(width - indent, _LEAST)
+    first, *rest = textwrap.wrap(text, columns, break_long_words=False, break_on_hyphens=False) or [""]
+    return [first, *(" " * indent + line for line in rest)]
+
+
 def shorten(text: str, width: int) -> str:
     """Return the text in at most `width` columns: a longer one loses its middle, since names differ at both ends."""
     from rich.cells import cell_len, set_cell_size

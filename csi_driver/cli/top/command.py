@@ -9,7 +9,7 @@ import typer
 
 from csi_driver.cli.common import Endpoint, connect
 from csi_driver.cli.output.documents import plain
-from csi_driver.cli.output.escape import escape
+from csi_driver.cli.output.escape import as_argument, escape
 from csi_driver.cli.output.form import Json, NoHeaders, Output, OutputForm, Sort, output_form
 from csi_driver.cli.output.printing import Column, print_list
 from csi_driver.cli.sizes import show
@@ -123,7 +123,7 @@ def _print(form: OutputForm, rows: list[VolumeActivity]) -> None:
         rows,
         _columns(),
         document=_document,
-        name=lambda row: row.name,
+        name=lambda row: row.name if as_argument(row.name) == row.name else row.node.id,
         empty="no volumes: `tidemark volume create db 10Gi` creates one",
     )
 

@@ -103,7 +103,7 @@ def import_(
             "file_size": done.file_size,
             "written": done.written,
         },
-        objects.argument(node),
+        objects.bare_name(node),
         f"volume {name} has the content of {file}: {size}, {kind}, {show(done.written)} of data",
         f"`tidemark mount {as_argument(name) or node.id} DIR{block_option}` mounts it",
     )

@@ -95,8 +95,9 @@ def _check_new(client: "Client", name: str) -> None:
     objects = AgentObjects.read(client)
     for volume in objects.volumes:
         if name in (volume.name, objects.name(volume)):
+            created = "" if objects.name(volume) == name else f", which was created as {name}"
             raise Failure(
-                f"volume {name} exists: use another name, or `tidemark volume delete {objects.argument(volume)}` first"
+                f"volume {objects.name(volume)} exists{created}: use another name, or `tidemark volume delete {objects.argument(volume)}` first"
             )
 
 
