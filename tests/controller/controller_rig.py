@@ -141,7 +141,8 @@ class ControllerRig:
 
 
 async def ready(stub: csi_pb2_grpc.IdentityStub) -> bool:
-    return bool((await stub.Probe(C.ProbeRequest())).ready.value)
+    # A socket is there a moment before its server listens at it.
+    return bool((await stub.Probe(C.ProbeRequest(), wait_for_ready=True)).ready.value)
 
 
 async def until_ready(stub: csi_pb2_grpc.IdentityStub) -> None:
