@@ -5,13 +5,13 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from support.agent_process import ready
 from support.cli_schema import SCHEMA, TREE, validate
 
 from csi_driver.cli.main import app
@@ -29,11 +29,7 @@ def tidemark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     with (directory / "log").open("wb") as log:
         agent = subprocess.Popen([*TIDEMARK, "agent", *options], stdout=log, stderr=log, env=environment)
     try:
-        end = time.monotonic() + 30
-        while not (directory / "csi.sock").exists():
-            assert agent.poll() is None, (directory / "log").read_text()
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        ready(environment["CSI_ENDPOINT"], agent, directory / "log").close()
 
         def run(*words: str) -> str:
             return subprocess.run(

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from support.agent_process import ready
 
 from csi_driver.cli.demo.keys import NO_TERMINAL, PROMPT
 from csi_driver.cli.demo.model import REGION, SIZE, Model, labels, pattern
@@ -228,11 +229,7 @@ def tidemark(tmp_path: Path) -> Iterator[Run]:
         return done
 
     try:
-        end = time.monotonic() + 30
-        while not (tmp_path / "csi.sock").exists():
-            assert agent.poll() is None, (tmp_path / "log").read_text()
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        ready(environment["CSI_ENDPOINT"], agent, tmp_path / "log").close()
         yield run
     finally:
         agent.terminate()
