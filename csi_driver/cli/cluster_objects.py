@@ -7,12 +7,11 @@ import typer
 
 from csi_driver.cli.cluster import call
 from csi_driver.cli.controller import ApiProxy, Kubeconfig
-from csi_driver.cli.failure import Failure
 from csi_driver.cli.grammar import CommandGroup
 from csi_driver.cli.output.form import Json, NoHeaders, Output, Sort, output_form
 from csi_driver.cli.output.printing import Column, print_list, print_object
 from csi_driver.cli.output.times import ago
-from csi_driver.cli.suggest import suggestion
+from csi_driver.cli.suggest import not_found
 from csi_driver.controller.settings import DEFAULT_NAMESPACE, DEFAULT_RELEASE
 
 if TYPE_CHECKING:
@@ -181,7 +180,7 @@ def _find(kind: "Kind", key: str, what: str, kubeconfig: str, api_proxy: str) ->
         )
     objects = {_key(item): item for item in _read(kind, namespace, kubeconfig, api_proxy)}
     if key not in objects:
-        raise Failure(f"no {what} is called {key!r}{suggestion(key, objects)}: `tidemark {what} list` lists them")
+        raise not_found(what, key, objects)
     return objects[key]
 
 

@@ -9,11 +9,10 @@ import typer
 from csi_driver import DRIVER_NAME
 from csi_driver.cli.cluster import call
 from csi_driver.cli.controller import ApiProxy, Kubeconfig, Namespace, Release
-from csi_driver.cli.failure import Failure
 from csi_driver.cli.grammar import CommandGroup
 from csi_driver.cli.output.form import Json, NoHeaders, Output, Sort, output_form
 from csi_driver.cli.output.printing import Column, print_list, print_object, say
-from csi_driver.cli.suggest import suggestion
+from csi_driver.cli.suggest import not_found
 from csi_driver.controller.settings import DEFAULT_NAMESPACE, DEFAULT_RELEASE
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def show_node(
     nodes = {row["node"]: row for row in _read(kubeconfig, namespace, release, driver_name, api_proxy)}
     row = nodes.get(node)
     if row is None:
-        raise Failure(f"no node is called {node!r}{suggestion(node, nodes)}: `tidemark node list` lists them")
+        raise not_found("node", node, nodes)
     lines = [(key, str(row[key]) or "no") for key in ("node", "state", "agent", "volumes", "decommissioned")]
     print_object(output_form(output, as_json=as_json), row, node, lines)
 

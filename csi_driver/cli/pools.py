@@ -13,7 +13,7 @@ from csi_driver.cli.output.documents import plain
 from csi_driver.cli.output.form import Json, NoHeaders, Output, Sort, output_form
 from csi_driver.cli.output.printing import Column, print_list, print_object, say
 from csi_driver.cli.sizes import show
-from csi_driver.cli.suggest import suggestion
+from csi_driver.cli.suggest import not_found
 from csi_driver.settings import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def show_(
     found = [item for item in pools if pool in ("", item.name)]
     names = [item.name for item in pools]
     if not found:
-        raise Failure(f"no pool is called {pool!r}{suggestion(pool, names)}: `tidemark pool list` lists them")
+        raise not_found("pool", pool, names)
     if len(found) > 1:
         raise Failure(f"there are {len(found)} pools: name one of {', '.join(names)}")
     print_object(form, plain(found[0]), found[0].name, _lines(found[0], form.wide))

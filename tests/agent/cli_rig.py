@@ -192,3 +192,8 @@ def clear(client: Client) -> None:
             client.delete_group(node.id)
     for node in client.tree():
         client.delete_snapshot(node.id)
+
+
+def named(client: Client) -> dict[str, Node]:
+    """Return every volume, snapshot and group by its name."""
+    return {node.name: node for node in client.tree()}

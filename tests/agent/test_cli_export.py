@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_rig import CliRig, clear, cli_rig
+from cli_rig import CliRig, clear, cli_rig, named
 from support.cli_schema import validate
 from support.files import allocated
 from support.sizes import MIB
 
-from csi_driver.rpc.clients.cli_client import Client, Node
+from csi_driver.rpc.clients.cli_client import Client
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -32,10 +32,6 @@ def rig(world: tuple[CliRig, Client]) -> CliRig:
 def client(world: tuple[CliRig, Client]) -> Iterator[Client]:
     yield world[1]
     clear(world[1])
-
-
-def named(client: Client) -> dict[str, Node]:
-    return {node.name: node for node in client.tree()}
 
 
 def same_bytes(left: Path, right: Path) -> bool:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_rig import CliRig, clear, cli_rig
+from cli_rig import CliRig, clear, cli_rig, named
 from support.sizes import MIB
 
-from csi_driver.rpc.clients.cli_client import Client, Node
+from csi_driver.rpc.clients.cli_client import Client
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -34,10 +34,6 @@ def client(world: tuple[CliRig, Client]) -> Iterator[Client]:
     """The same agent for all tests of this module, with nothing left of the test before."""
     yield world[1]
     clear(world[1])
-
-
-def named(client: Client) -> dict[str, Node]:
-    return {node.name: node for node in client.tree()}
 
 
 def test_a_clone_of_a_mounted_volume_has_its_content(rig: CliRig, client: Client) -> None:
