@@ -7,9 +7,15 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A machine that is busy makes examples slowly, and no test may fail for that.
+settings.register_profile("tidemark", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tidemark")
 
 CLONE_NEWNS = 0x00020000
 MS_REC, MS_PRIVATE = 0x4000, 0x40000
+MNT_DETACH = 2
 
 _MOUNTS = pytest.StashKey[set[str]]()
 
@@ -60,6 +66,11 @@ def _have_own_mounts() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWNS) or libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None):
         raise OSError(ctypes.get_errno(), "no mount namespace of its own")
+    # A copy of a mount holds its device: what another run of the tests has mounted could not be detached there.
+    for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+        point, source = line.split()[4], line.split(" - ")[1].split()[1]
+        if source.startswith("/dev/loop"):
+            libc.umount2(point.encode().decode("unicode_escape").encode(), MNT_DETACH)
 
 
 def _mounts() -> set[str]:

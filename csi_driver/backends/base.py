@@ -5,16 +5,21 @@ locks of the objects that they change, so a backend never sees two operations on
 of domain.errors; anything else is a defect. docs/architecture.md ("What a backend does") has a table of what each method does.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from csi_driver.domain.capacity import Space
 from csi_driver.domain.model import Capability, GroupSnapshot, Snapshot, Usage, Volume, VolumeCondition, VolumeUsage
+from csi_driver.domain.sizes import BLOCK
 
 STAGED_NODE = "device"
 """The name under which a staged block volume is visible inside its staging directory."""
 
+
+DEAR_RECORD_SECONDS = 0.05
+"""A record that takes longer to write is written as seldom as is safe. A file and its sync take 2 ms, a change of LVM 400."""
 
 KEPT_SECONDS = 7 * 86400
 """How long what a volume held before its file system was mended is kept: time to find out that something is missing."""
@@ -30,11 +35,50 @@ class PoolContents:
 
 
 @dataclass(frozen=True, slots=True)
+class Changes:
+    """What other agents did in a shared pool: the records that are others now, and the hashes of what is there no more."""
+
+    volumes: tuple[Volume, ...] = ()
+    snapshots: tuple[Snapshot, ...] = ()
+    groups: tuple[GroupSnapshot, ...] = ()
+    gone: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class SnapshotTimings:
     """How long a snapshot held file systems frozen (0 if none was mounted) and how long it cloned, in seconds."""
 
     frozen: float = 0.0
     cloned: float = 0.0
+
+
+Target = TypeVar("Target", Volume, Snapshot, GroupSnapshot)
+"""What holds volumes as they are at one moment. A volume: the clone of another one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft(Generic[Target]):
+    """Something that is being made, and that nobody sees yet.
+
+    `target`: its record; `publish` fills in what only the moment tells. `sources`: the volumes that it holds, for a group in the order of its
+    members. `place`: the technology's own.
+    """
+
+    target: Target
+    sources: tuple[Volume, ...]
+    place: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When the sources of a draft were taken (Unix nanoseconds), and what that cost.
+
+    `conditions`: what was wrong with file systems then, by their volumes' hashes.
+    """
+
+    at: int
+    timings: SnapshotTimings
+    conditions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +111,37 @@ class PoolIdentity:
     uuid: str
     kind: str
     path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What differs between technologies, as facts. Services and tests ask these, and never which technology a pool is of.
+
+    `shared`: every node reaches the pool, so that its owner is `*` and other agents change it too. `granule`: sizes are multiples
+    of it, in bytes; itself a multiple of 4096. `thick`: thick volumes are served; `thick_copies`: they can be snapshotted and cloned
+    as well. `max_relatives`: how many snapshots one volume may have by the technology; 0: no limit. `counts_extents`: `Usage.extents`
+    is counted. `record_cost`: seconds that one `save_volume` takes: a caller writes several changes at once where it is high.
+    `suspends`: raw block volumes in use are stopped for the moment of a snapshot, so that a group may have them. `mounts`: volumes
+    can be mounted, not only shown as devices. `read_only`: a raw block volume can be published so that nobody writes to it.
+    `shares_blocks`: copies share the blocks of their source, so that they cost no space.
+    """
+
+    shared: bool = False
+    granule: int = BLOCK
+    thick: bool = True
+    thick_copies: bool = True
+    max_relatives: int = 0
+    counts_extents: bool = True
+    record_cost: float = 0.002
+    suspends: bool = False
+    mounts: bool = True
+    read_only: bool = True
+    shares_blocks: bool = True
+
+    @property
+    def records_are_dear(self) -> bool:
+        """Whether changes of a record are folded into one, even where each has a step of its own."""
+        return self.record_cost > DEAR_RECORD_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +278,8 @@ class Backend(Protocol):
     """One pool of volumes and snapshots."""
 
     identity: PoolIdentity
+    traits: Traits
+    """Known from the start as far as the technology says; what the pool itself says (`granule`) after `open`."""
     access: VolumeAccess
     checks: Checks
 
@@ -223,6 +300,25 @@ class Backend(Protocol):
         """Raise Unavailable if the pool has gone since it was opened (unmounted, shut down). Takes microseconds."""
         ...
 
+    def guard(
+        self, exclusive: Collection[str], shared: Collection[str], existence: Collection[str]
+    ) -> AbstractAsyncContextManager[Changes | None]:
+        """Keep other agents from the objects with these hashes while the block runs; as `Locks.hold`, and entered after it.
+
+        `existence`: objects that the block creates or deletes. Gives what was changed of the named objects since this agent read
+        them; None: the pool is this agent's alone. If this agent stands still for so long that another takes over, nothing that it
+        does afterwards changes the pool. Raises Busy while another agent works on one of them, Unavailable.
+        """
+        ...
+
+    async def users(self, volume: Volume) -> VolumeUsage:
+        """Return everybody who uses the volume, on any node: the question before it is deleted, held or rolled back."""
+        ...
+
+    async def refresh(self) -> Changes | None:
+        """Return what other agents have changed since this one looked last; None: the pool is this agent's alone. Unavailable."""
+        ...
+
     space_max_age: float
     """Seconds for which an answer of `space` may be used again: 0 if it costs microseconds, more if it starts a process."""
 
@@ -237,16 +333,19 @@ class Backend(Protocol):
         """
         ...
 
-    def allocated(self, volume: Volume) -> int:
-        """Return the bytes that the volume has allocated (shared ones included), in microseconds."""
+    def allocated(self, volume: Volume) -> int | None:
+        """Return the bytes that the volume has allocated (shared ones included), in microseconds; None: not known so cheaply.
+
+        A pool that serves thick volumes knows it of them.
+        """
         ...
 
     async def content_format(self, item: Volume | Snapshot) -> str:
         """Return the name of the file system, or of another format, that a volume or snapshot holds; empty if none is known."""
         ...
 
-    async def create_volume(self, volume: Volume, source: Volume | Snapshot | None) -> SnapshotTimings:
-        """Make content and record appear together, durably: empty, or with the source's content grown to `volume.size`."""
+    async def create_volume(self, volume: Volume, source: Snapshot | None) -> None:
+        """Make content and record appear together, durably: empty, or with the snapshot's content grown to `volume.size`."""
         ...
 
     async def save_volume(self, volume: Volume) -> None:
@@ -269,14 +368,26 @@ class Backend(Protocol):
         """Make the volume disappear, durably; space comes back soon after. Snapshots and clones are unharmed."""
         ...
 
-    async def create_snapshot(self, snapshot: Snapshot, source: Volume) -> tuple[Snapshot, SnapshotTimings]:
-        """Snapshot one volume, frozen if it is mounted. Returns the snapshot with its moment and size filled in."""
+    async def prepare(self, target: Target, sources: Sequence[Volume]) -> Draft[Target]:
+        """Do all that is slow of a snapshot, a group snapshot or a clone, before the moment that it holds. Nothing can be seen yet.
+
+        The four methods are called in the order of backends/snapshots.py, under the sources' locks.
+        """
         ...
 
-    async def create_group(
-        self, group: GroupSnapshot, sources: Sequence[Volume]
-    ) -> tuple[GroupSnapshot, SnapshotTimings]:
-        """Snapshot several volumes at one moment, all or none; `sources` in the order of `group.members`."""
+    async def quick(self, draft: Draft[Any]) -> Moment:
+        """Take all sources at one moment, those that are in use stopped for it: the only part that writers wait for.
+
+        Raises Busy past the deadline, Precondition if it cannot be one moment, OutOfSpace.
+        """
+        ...
+
+    async def publish(self, draft: Draft[Target], moment: Moment) -> Target:
+        """Make the draft appear, durably and in one step; return its record with moment, sizes and conditions filled in."""
+        ...
+
+    async def abandon(self, draft: Draft[Any]) -> None:
+        """Remove a draft after any failure, as far as that can be done now: the next `open` does the rest."""
         ...
 
     async def delete_snapshot(self, snapshot: Snapshot) -> None:
@@ -296,7 +407,7 @@ class Backend(Protocol):
         ...
 
     async def usage(self, item: Volume | Snapshot) -> Usage:
-        """Return exclusive and shared bytes and extents of one object, counted now."""
+        """Return exclusive and shared bytes and extents of one object, counted now; no extents where traits.counts_extents is false."""
         ...
 
     async def freed_together(self, chosen: Sequence[Volume | Snapshot]) -> int:

@@ -114,7 +114,7 @@ class BlockDeviceAccess:
 
     async def make_file_system(self, volume: Volume, fs_type: str) -> None:
         """See VolumeAccess."""
-        source = self._devices.source(volume)
+        source = await self._devices.source(volume)
         self._devices.note(
             await self._jobs.run(volume, "make_file_system", SLOW_TIMEOUT, source=source, fs_type=fs_type)
         )
@@ -134,7 +134,9 @@ class BlockDeviceAccess:
             os.makedirs(point, mode=0o750, exist_ok=True)
         how = {"point": point, "fs_type": fs_type, "options": list(flags), "mounted": present is not None}
         try:
-            answer = await self._jobs.run(volume, "mount", SLOW_TIMEOUT, source=self._devices.source(volume), **how)
+            answer = await self._jobs.run(
+                volume, "mount", SLOW_TIMEOUT, source=await self._devices.source(volume), **how
+            )
         except Precondition as error:
             if errno_of(error) in _CONTRADICTS_ITSELF:
                 raise NotMountable(f"the kernel does not mount it ({error})") from error
@@ -198,7 +200,7 @@ class BlockDeviceAccess:
                 volume,
                 "grow",
                 SLOW_TIMEOUT,
-                source=self._devices.source(volume),
+                source=await self._devices.source(volume),
                 point=(writable or mount).point,
                 fs_type=mount.fs_type,
                 read_only=writable is None,
@@ -429,7 +431,7 @@ class BlockDeviceAccess:
                 "device has one mode for all: unpublish it there first"
             )
         await self._jobs.run(
-            volume, "set_read_only", FAST_TIMEOUT, source=self._devices.source(volume), read_only=read_only
+            volume, "set_read_only", FAST_TIMEOUT, source=await self._devices.source(volume), read_only=read_only
         )
 
 

@@ -18,8 +18,11 @@ class Devices(Protocol):
         """Return the volume's device, known by identity, or None. Costs no process if the attachment was met before."""
         ...
 
-    def source(self, volume: Volume) -> dict[str, Any]:
-        """Return what a helper process attaches the volume by, or finds its device by: see host/block/sources.py."""
+    async def source(self, volume: Volume) -> dict[str, Any]:
+        """Return what a helper process attaches the volume by, or finds its device by: see host/block/sources.py.
+
+        Where a helper process cannot attach it, it is attached before this returns.
+        """
         ...
 
     def note(self, answer: Mapping[str, Any]) -> BlockDevice:

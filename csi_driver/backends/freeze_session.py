@@ -29,18 +29,25 @@ _SPARE = 10.0
 
 @dataclass(frozen=True, slots=True)
 class MountedVolume:
-    """A volume to be frozen where it is mounted. `backing`: (st_dev, st_ino) of the image behind it, if it is one."""
+    """A volume to be frozen where it is mounted. `backing`: (st_dev, st_ino) of the image behind it, if it is one.
+
+    `suspend`: its device is one of the device mapper, and is suspended inside the freeze. `point`: empty if it is only that (raw).
+    """
 
     volume: Volume
     device: BlockDevice
     point: str
     backing: tuple[int, int] | None = None
+    suspend: bool = False
 
     @property
     def entry(self) -> dict[str, object]:
         """What the journal says of it."""
         number = self.device.major, self.device.minor
-        return journal.entry_for(self.point, *number, self.backing, self.device.identity, self.volume.id.hash)
+        identity = self.device.identity
+        return journal.entry_for(
+            self.point, *number, self.backing, identity, self.volume.id.hash, identity if self.suspend else ""
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +102,7 @@ class FreezeSession:
                 continue
             try:
                 if mounts:
-                    await self._helpers.run(None, "thaw", SLOW_TIMEOUT, mounts=mounts)
+                    await self._helpers.run(None, "thaw", SLOW_TIMEOUT, **journal.thaw_arguments(mounts))
             except DriverError:
                 # It stays recorded, and its volume answers for itself; the others are served.
                 continue
@@ -131,7 +138,7 @@ class FreezeSession:
                     volumes,
                     "cut",
                     _SYNC_SECONDS + self._deadline + _SPARE,
-                    mounts=mounts,
+                    **journal.thaw_arguments(mounts),
                     action=action,
                     deadline=self._deadline,
                     sync_timeout=_SYNC_SECONDS,
@@ -173,7 +180,7 @@ class FreezeSession:
                 if volume is None:
                     continue
                 try:
-                    await self._helpers.run(volume, "thaw", FAST_TIMEOUT, mounts=[fact])
+                    await self._helpers.run(volume, "thaw", FAST_TIMEOUT, **journal.thaw_arguments([fact]))
                 except DriverError as error:
                     raise Busy(f"an earlier snapshot of {volume.id} may have left it frozen: {error}") from error
                 async with self._removing:
@@ -207,6 +214,8 @@ class FreezeSession:
             return Busy(f"the mount changed during the snapshot, which was undone ({error.message}): try again")
         if error.type == "FrozenElsewhere":
             return Precondition(f"{error.message} (fsfreeze -u), then try again")
+        if error.type == "SuspendedElsewhere":
+            return Precondition(f"{error.message} (dmsetup resume), then try again")
         return translate(error)
 
     def _of_this_boot(self, key: str, found: object) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from csi_driver.backends.lvm import names as lvm_names
 from csi_driver.backends.options import PoolOptions
 from csi_driver.host.commands import FILE_SYSTEM_TOOLS
 
@@ -43,6 +44,12 @@ def _reflink(options: PoolOptions, helpers: "HelperPool") -> "Backend":
     return ReflinkBackend(options, helpers)
 
 
+def _lvm(options: PoolOptions, helpers: "HelperPool") -> "Backend":
+    from csi_driver.backends.lvm.backend import LvmBackend
+
+    return LvmBackend(options, helpers)
+
+
 def _memory(options: PoolOptions, _: "HelperPool") -> "Backend":
     from csi_driver.backends.memory.backend import DEFAULT_TOTAL, MemoryBackend
 
@@ -56,6 +63,14 @@ BACKENDS: dict[str, BackendKind] = {
         FILE_SYSTEM_TOOLS,
         "xfsprogs and e2fsprogs",
         ("/dev/loop-control",),
+        block=True,
+    ),
+    "lvm": BackendKind(
+        lvm_names.path_error,
+        _lvm,
+        (*FILE_SYSTEM_TOOLS, "lvm", "dmsetup", "thin_ls", "thin_dump"),
+        "lvm2, thin-provisioning-tools, xfsprogs and e2fsprogs",
+        ("/dev/mapper/control",),
         block=True,
     ),
     # Everything is kept in this process: for tests and for `tidemark demo`.

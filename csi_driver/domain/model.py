@@ -191,16 +191,18 @@ class GroupSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Bytes that deleting this object alone would free, the rest of its allocation, and its extents."""
+    """Bytes that deleting this object alone would free, the rest of its allocation, and its extents; None: not counted."""
 
     exclusive: int
     shared: int
-    extents: int
+    extents: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class VolumeUsage:
-    """Who uses a volume, as the kernel says it now: its block device, and every place where it is shown.
+    """Who uses a volume, as the kernel says it now: its block device, and every place where it is shown on this node.
+
+    `nodes`: other nodes that have attached it, where those are asked for.
 
     A place is one mount with all the paths by which it is seen: several, where a directory above it is bind-mounted within
     one peer group. To take it away at one of its paths takes it away at all.
@@ -208,6 +210,17 @@ class VolumeUsage:
 
     device: str = ""
     places: tuple[tuple[str, ...], ...] = ()
+    nodes: tuple[str, ...] = ()
+
+    @property
+    def is_used(self) -> bool:
+        """Whether it is shown here, or attached elsewhere."""
+        return bool(self.places or self.nodes)
+
+    @property
+    def where(self) -> str:
+        """Where it is used, for a refusal."""
+        return ", ".join((*self.paths, *(f"node {node}" for node in self.nodes)))
 
     @property
     def paths(self) -> tuple[str, ...]:

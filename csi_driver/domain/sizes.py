@@ -1,4 +1,7 @@
-"""Arithmetic of sizes: which size a request means, and when it can never be served. All values in bytes."""
+"""Arithmetic of sizes: which size a request means, and when it can never be served. All values in bytes.
+
+`granule`: sizes of a pool are multiples of it, and it is itself a multiple of 4096.
+"""
 
 from collections.abc import Sequence
 
@@ -16,9 +19,9 @@ for `requested`, whatever later versions raise to.
 """
 
 
-def round_up(size: int) -> int:
-    """The next multiple of 4096: never more, so that a caller gets what it asked for."""
-    return -(-size // BLOCK) * BLOCK
+def round_up(size: int, granule: int = BLOCK) -> int:
+    """The next multiple of the granule: never more, so that a caller gets what it asked for."""
+    return -(-size // granule) * granule
 
 
 def check_range(wanted: SizeRange) -> None:
@@ -42,24 +45,24 @@ def smallest(capabilities: Sequence[Capability], source_format: str = "") -> int
     return least
 
 
-def requested(asked: int, size: int) -> int:
+def requested(asked: int, size: int, granule: int = BLOCK) -> int:
     """What to record of a request for `asked` bytes that became `size`: 0 where the size says it, or does not follow from it.
 
     Rounding and the least sizes of file systems alone make a size larger than its request.
     """
-    raised = {round_up(max(asked, least)) for least in (BLOCK, *_SMALLEST_FS.values())}
+    raised = {round_up(max(asked, least), granule) for least in (BLOCK, *_SMALLEST_FS.values())}
     return asked if 0 < asked < size and size in raised else 0
 
 
-def least_request(recorded: int, size: int) -> int:
+def least_request(recorded: int, size: int, granule: int = BLOCK) -> int:
     """The smallest request that may be answered with a copy of `size` bytes, where `recorded` was asked for of it.
 
     What is recorded may be of before the last growth, by a crash or an older driver: it is then left out of account.
     """
-    return requested(recorded, size) or size
+    return requested(recorded, size, granule) or size
 
 
-def choose(wanted: SizeRange, least: int, source_size: int = 0, source_request: int = 0) -> int:
+def choose(wanted: SizeRange, least: int, source_size: int = 0, source_request: int = 0, granule: int = BLOCK) -> int:
     """The size of a new volume: rounded up, at least `least`, at least the source's. Raises OutOfRange.
 
     `source_request`: what was asked for of the source, which may be asked for again.
@@ -70,20 +73,28 @@ def choose(wanted: SizeRange, least: int, source_size: int = 0, source_request: 
     elif source_size:
         size = source_size
     elif wanted.limit:
-        size = min(DEFAULT, wanted.limit // BLOCK * BLOCK or BLOCK)
+        size = min(DEFAULT, wanted.limit // granule * granule or granule)
     else:
         size = DEFAULT
-    enough = least_request(source_request, source_size)
-    if 0 < wanted.required < enough and round_up(max(wanted.required, least)) < source_size:
+    enough = least_request(source_request, source_size, granule)
+    if 0 < wanted.required < enough and round_up(max(wanted.required, least), granule) < source_size:
         raise OutOfRange(
             f"{wanted.required} bytes are less than the source's {source_size}: a copy cannot be smaller than its source; ask "
             f"for {enough} or more"
         )
-    size = round_up(max(size, least, source_size))
+    size = round_up(max(size, least, source_size), granule)
     if wanted.limit and size > wanted.limit:
-        why = f"its source has {source_size} bytes" if source_size > wanted.limit else f"the least is {round_up(least)}"
-        raise OutOfRange(f"limit {wanted.limit} is too low: sizes are multiples of {BLOCK} bytes and {why}")
+        least = round_up(least, granule)
+        why = f"its source has {source_size} bytes" if source_size > wanted.limit else f"the least is {least}"
+        raise OutOfRange(f"limit {wanted.limit} is too low: sizes are multiples of {granule} bytes and {why}")
+    _refuse_beyond_any_pool(size, wanted)
     return size
+
+
+def _refuse_beyond_any_pool(size: int, wanted: SizeRange) -> None:
+    """Refuse what is too large only by its granule; what is by itself, check_range has refused."""
+    if size > LARGEST:
+        raise OutOfRange(f"{wanted.required} bytes are more than any pool can hold: ask for less")
 
 
 def within(size: int, wanted: SizeRange) -> bool:
@@ -91,13 +102,14 @@ def within(size: int, wanted: SizeRange) -> bool:
     return size >= wanted.required and (not wanted.limit or size <= wanted.limit)
 
 
-def expanded(current: int, wanted: SizeRange) -> int:
+def expanded(current: int, wanted: SizeRange, granule: int = BLOCK) -> int:
     """The size after an expansion; the current one where it already suffices. Never shrinks. Raises OutOfRange."""
     check_range(wanted)
-    size = max(current, round_up(wanted.required))
+    size = max(current, round_up(wanted.required, granule))
     if wanted.limit and size > wanted.limit:
         raise OutOfRange(
-            f"the volume has {current} bytes and sizes are multiples of {BLOCK}: limit {wanted.limit} cannot be kept; "
+            f"the volume has {current} bytes and sizes are multiples of {granule}: limit {wanted.limit} cannot be kept; "
             "volumes never shrink"
         )
+    _refuse_beyond_any_pool(size, wanted)
     return size

@@ -21,6 +21,7 @@ class DeletionEstimates:
         """
         if not ids:
             raise InvalidRequest("no id is given: name the objects that would be deleted")
+        await self._pools.refresh()
         pool, chosen = self._find(ids)
         try:
             return await pool.backend.freed_together(list(chosen.values()))

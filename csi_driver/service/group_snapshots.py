@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from csi_driver.backends.base import SpaceOperation
+from csi_driver.backends.snapshots import take
 from csi_driver.domain.errors import AlreadyExists, Damaged, InvalidRequest, NotFound, Precondition
 from csi_driver.domain.ids import member_name, name_hash, parse
 from csi_driver.domain.model import GroupSnapshot, Volume
@@ -36,13 +37,14 @@ class GroupSnapshots:
         digest = name_hash("group", name)
         # Before the lookup: a group that is being deleted must not be returned.
         await self._pools.locks.ensure_not_changing(digest)
+        await self._pools.refresh()
         existing = self._existing(digest, name, source_ids)
         if existing is not None:
             return existing
         pool, volumes = self._sources(source_ids)
         sources = [v.id.hash for v in volumes]
         created = [digest, *(name_hash("snapshot", member_name(name, str(v.id))) for v in volumes)]
-        async with self._pools.locks.hold(f"CreateVolumeGroupSnapshot {name!r}", sources, creating_or_deleting=created):
+        async with self._pools.hold(pool, f"CreateVolumeGroupSnapshot {name!r}", sources, creating_or_deleting=created):
             # Created meanwhile, by a call that this one waited for?
             existing = self._existing(digest, name, source_ids)
             if existing is not None:
@@ -65,7 +67,7 @@ class GroupSnapshots:
                 reserve_space(pool, "a group snapshot of thick volumes", needed),
                 self._context.holds.extend_hold_while(pool, volumes),
             ):
-                group, report = await pool.backend.create_group(planned, volumes)
+                group, report = await take(pool.backend, planned, volumes)
             pool.put_group(group)
             self._context.observer.snapshot_taken(pool.name, report)
             return group
@@ -76,6 +78,7 @@ class GroupSnapshots:
         if place is None:
             return
         pool, digest = place
+        await self._pools.refresh()
         while not await self._delete_if_same(pool, digest, group_id, snapshot_ids):
             pass
 
@@ -83,7 +86,7 @@ class GroupSnapshots:
         """Delete the group whose members are locked; False if, after the wait for the lock, the index has another one."""
         group = pool.groups.get(digest)
         locked = [digest, *(m.id.hash for m in group.members)] if group else [digest]
-        async with self._pools.locks.hold(f"DeleteVolumeGroupSnapshot of {group_id}", creating_or_deleting=locked):
+        async with self._pools.hold(pool, f"DeleteVolumeGroupSnapshot of {group_id}", creating_or_deleting=locked):
             # Under the lock: a group that is being created is not in the index yet.
             if pool.groups.get(digest) is not group:
                 return False
@@ -93,6 +96,10 @@ class GroupSnapshots:
                 pool.drop_group(digest)
             return True
 
+    async def refresh(self) -> None:
+        """Bring what is known of shared pools up to date, before it is looked up or listed."""
+        await self._pools.refresh()
+
     def get(self, group_id: str, snapshot_ids: Sequence[str]) -> GroupSnapshot:
         """Return one group. Raises NotFound, then InvalidRequest if `snapshot_ids` are not its members."""
         found = self._find(group_id)
@@ -100,6 +107,10 @@ class GroupSnapshots:
             raise NotFound(f"group snapshot {group_id!r} does not exist: `tidemark tree` shows those that do")
         _check_members(found[1], snapshot_ids)
         return found[1]
+
+    def granule(self, group: GroupSnapshot) -> int:
+        """Return what sizes are multiples of in the group's pool."""
+        return self._pools.granule_of(group.id)
 
     def _find(self, group_id: str) -> tuple[Pool, GroupSnapshot] | None:
         place = self._pools.locate(group_id)

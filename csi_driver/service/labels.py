@@ -22,8 +22,9 @@ class Labels:
         """
         if label:
             check_label(label)
+        await self._pools.refresh()
         pool, volume = self._pools.volume(volume_id)
-        async with self._pools.locks.hold(f"SetLabel of {volume_id}", [volume.id.hash]):
+        async with self._pools.hold(pool, f"SetLabel of {volume_id}", [volume.id.hash]):
             pool, volume = self._pools.volume(volume_id)
             wanted = "" if label == volume.name else label
             if wanted == volume.label:

@@ -38,6 +38,7 @@ class Lineage:
 
         Parents come before their children. Raises NotFound, Unavailable.
         """
+        await self._pools.refresh()
         if pool_name and self._pools.known(pool_name) is None:
             raise NotFound(f"pool {pool_name!r} does not exist here: `tidemark pool list` shows those that do")
         pools = [self._pools.named(pool_name)] if pool_name else self._pools.all_serving()
@@ -68,6 +69,7 @@ class Lineage:
 
         Raises NotFound, Unavailable, and Busy if the volume was deleted and made again meanwhile.
         """
+        await self._pools.refresh()
         pool, volume = self._pools.volume(volume_id)
         try:
             node = await self._node(pool, volume, with_usage=False)
@@ -81,6 +83,7 @@ class Lineage:
 
     async def pools(self) -> list[tuple[Pool, CapacityReport]]:
         """Return every pool with its capacity."""
+        await self._pools.refresh()
         return [(pool, await pool.account()) for pool in self._pools.all_serving()]
 
     def holder(self, volume: Volume) -> str:

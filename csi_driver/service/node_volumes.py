@@ -64,8 +64,9 @@ class NodeVolumes:
         """
         staging = _check_path(staging, "the staging path")
         check_capability(capability, made_before=True)
+        await self._pools.refresh()
         pool, volume = self._pools.volume(volume_id)
-        async with self._pools.locks.hold(f"NodeStageVolume of {volume_id}", [volume.id.hash]):
+        async with self._pools.hold(pool, f"NodeStageVolume of {volume_id}", [volume.id.hash]):
             pool, volume = self._pools.volume(volume_id)
             self._context.holds.ensure_not_held(volume, "staging")
             # A hold in the record has expired. A clock that is set back must not make it valid again: a pod may write from now on.
@@ -78,7 +79,9 @@ class NodeVolumes:
             reason = unsupported(volume, capability)
             if reason:
                 raise Precondition(f"{volume_id} cannot be staged like this: {reason}")
-            if volume != recorded:
+            if volume != recorded and not _is_saved_later(
+                pool, volume, capability, is_staged=staging in usage.paths or shown
+            ):
                 volume = await self._save(pool, volume)
             access = pool.backend.access
             try:
@@ -132,12 +135,13 @@ class NodeVolumes:
         """Mount a staged volume at `target`. May be repeated; raises AlreadyExists for other arguments."""
         target = _check_path(target, "the target path")
         check_capability(capability, made_before=True)
+        await self._pools.refresh()
         pool, volume = self._pools.volume(volume_id)
         if not staging:
             raise Precondition(f"the staging path of {volume_id} is missing: stage the volume first and name the path")
         staging = _check_path(staging, "the staging path")
         read_only = read_only or capability.mode is AccessMode.READER
-        async with self._pools.locks.hold(f"NodePublishVolume of {volume_id}", [volume.id.hash]):
+        async with self._pools.hold(pool, f"NodePublishVolume of {volume_id}", [volume.id.hash]):
             pool, volume = self._pools.volume(volume_id)
             self._context.holds.ensure_not_held(volume, "publishing")
             reason = unsupported(volume, capability)
@@ -176,6 +180,7 @@ class NodeVolumes:
 
     async def stats(self, volume_id: str, path: str) -> tuple[Volume, FileSystemStats]:
         """Return space and condition of a volume at one of its paths. Raises NotFound if it is not mounted there."""
+        await self._pools.refresh()
         pool, volume, mount_path = await self._find_mount(volume_id, path)
         stats = await pool.backend.access.stats(volume, mount_path)
         self._context.conditions.note(volume, stats.condition)
@@ -183,6 +188,7 @@ class NodeVolumes:
 
     async def condition(self, volume_id: str) -> VolumeCondition | None:
         """Return what is wrong with a volume's file system, staged or not; None if nothing is known. Raises NotFound."""
+        await self._pools.refresh()
         pool, volume = self._pools.volume(volume_id)
         condition = recorded_condition(volume) or await pool.backend.access.condition(volume)
         self._context.conditions.note(volume, condition)
@@ -191,8 +197,9 @@ class NodeVolumes:
     async def expand(self, volume_id: str, path: str, size_range: SizeRange) -> Volume:
         """Grow the file system at `path` (or the device) to the volume's size, which ControllerExpandVolume changes."""
         check_range(size_range)
-        volume = self._pools.volume(volume_id)[1]
-        async with self._pools.locks.hold(f"NodeExpandVolume of {volume_id}", [volume.id.hash]):
+        await self._pools.refresh()
+        pool, volume = self._pools.volume(volume_id)
+        async with self._pools.hold(pool, f"NodeExpandVolume of {volume_id}", [volume.id.hash]):
             pool, volume, mount_path = await self._find_mount(volume_id, path)
             self._context.holds.ensure_not_held(volume, "expansion")
             if size_range.required > volume.size:
@@ -324,6 +331,16 @@ async def _with_detected_format(pool: Pool, volume: Volume) -> Volume:
             "mounted, and is never formatted: make ext4 or xfs on it as a block device, or continue to use it as one"
         )
     return replace(volume, format=current_format)
+
+
+def _is_saved_later(pool: Pool, volume: Volume, capability: Capability, is_staged: bool) -> bool:
+    """Return whether the stage will save the record again before anything is written to the volume, or could be.
+
+    Where records are dear, what is to be saved now goes with that: as an intent to format, or as the note that it is raw.
+    """
+    if is_staged or not pool.backend.traits.records_are_dear:
+        return False
+    return volume.format != RAW and (capability.access == "block" or volume.format not in FILE_SYSTEMS)
 
 
 def _ensure_known_format(volume: Volume) -> None:

@@ -1,8 +1,9 @@
 """The pools of this agent, each with its index in memory: built when the pool is opened, changed after the pool was."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import asynccontextmanager, suppress
 
-from csi_driver.backends.base import Backend
+from csi_driver.backends.base import Backend, Changes
 from csi_driver.domain.capacity import CapacityPolicy, CapacityReport, Space, reserved_for_thick
 from csi_driver.domain.errors import DriverError, NotFound, OutOfSpace, Unavailable
 from csi_driver.domain.ids import ObjectId, PoolRef, parse
@@ -40,6 +41,11 @@ class Pool:
         return PoolRef(self.backend.identity.owner, self.backend.identity.name)
 
     @property
+    def granule(self) -> int:
+        """What the size of a volume is a multiple of, in bytes."""
+        return self.backend.traits.granule
+
+    @property
     def way_out(self) -> str:
         """What makes room, for the end of a refusal: in an empty pool there is nothing to delete."""
         if self.volumes or self.snapshots:
@@ -48,6 +54,11 @@ class Pool:
             "the pool is empty, so make it larger, or its reserve smaller (--reserve; in the chart: agent.reserve), or ask "
             "for less"
         )
+
+    def remedy(self, account: CapacityReport) -> str:
+        """What makes room, for the end of a refusal: `way_out`, and what makes more of a limit that is passed."""
+        limit = account.passed_limit
+        return f"{limit.remedy}, or {self.way_out}" if limit is not None and limit.remedy else self.way_out
 
     async def open(self) -> None:
         """Open the backend and build the index. What it raises is also what every call on the pool answers."""
@@ -63,6 +74,27 @@ class Pool:
         for group in contents.groups:
             self.put_group(group)
         self.unavailable_reason = None
+
+    async def refresh(self) -> None:
+        """Take what other agents have changed into the index. Raises Unavailable."""
+        self.apply(await self.backend.refresh())
+
+    def apply(self, changes: Changes | None) -> None:
+        """Change the index as other agents have changed the pool."""
+        if changes is None:
+            return
+        for digest in changes.gone:
+            self.drop_group(digest)
+            self.drop_snapshot(digest)
+            self.drop_volume(digest)
+        for volume in changes.volumes:
+            self.put_volume(volume)
+        for snapshot in changes.snapshots:
+            self.drop_snapshot(snapshot.id.hash)
+            self.put_snapshot(snapshot)
+        for group in changes.groups:
+            self.drop_group(group.id.hash)
+            self.put_group(group)
 
     def ensure_available(self) -> "Pool":
         """This pool, if it can be looked into now; raises Unavailable otherwise."""
@@ -86,11 +118,13 @@ class Pool:
 
     def _report(self, space: Space) -> CapacityReport:
         thick = [v for v in self.volumes.values() if v.thick]
-        allocated = {v.id.hash: self.backend.allocated(v) for v in thick}
+        # What is not known may still have to be taken in full.
+        allocated = {v.id.hash: self.backend.allocated(v) or 0 for v in thick}
+        beside = sum(volume.size for volume in thick) if space.thick_free is not None else 0
         return CapacityReport(
             space,
             self.policy,
-            self._committed + self.pending,
+            self._committed - beside + self.pending,
             reserved_for_thick(thick, allocated) + self.pending_thick,
             self.pending_thick,
         )
@@ -159,6 +193,33 @@ class Pools:
         self.default = pools[0]
         self.locks = Locks()
 
+    async def refresh(self) -> None:
+        """Bring the index of each shared pool up to date; a pool that is unavailable says so where it is asked for something."""
+        for pool in self:
+            if pool.backend.traits.shared and pool.unavailable_reason is None:
+                with suppress(Unavailable):
+                    await pool.refresh()
+
+    @asynccontextmanager
+    async def hold(
+        self,
+        pool: Pool,
+        operation: str,
+        exclusive: Collection[str] = (),
+        shared: Collection[str] = (),
+        creating_or_deleting: Collection[str] = (),
+    ) -> AsyncIterator[None]:
+        """Lock objects of one pool as `Locks.hold` does, in a shared pool against other agents too.
+
+        After it, the index has them as they are. Raises Busy, Unavailable.
+        """
+        async with (
+            self.locks.hold(operation, exclusive, shared, creating_or_deleting),
+            pool.backend.guard(exclusive, shared, creating_or_deleting) as changes,
+        ):
+            pool.apply(changes)
+            yield
+
     def __iter__(self) -> Iterator[Pool]:
         return iter(self._pools.values())
 
@@ -180,6 +241,15 @@ class Pools:
     def known(self, name: str) -> Pool | None:
         """A pool by its name, served or not."""
         return self._pools.get(name)
+
+    def granule_of(self, object_id: ObjectId) -> int:
+        """Return what sizes are multiples of in the pool of an object of this agent."""
+        return self._pools[object_id.pool].granule
+
+    def is_shared(self, name: str) -> bool:
+        """Whether the pool that a class asks for is reached from every node; empty: the default."""
+        pool = self._pools.get(name) if name else self.default
+        return pool is not None and pool.ref.shared
 
     def named(self, name: str) -> Pool:
         """The pool that a class asks for. Raises OutOfSpace: another node may have it, so the scheduler may look on."""

@@ -29,6 +29,10 @@ async def reserve_space(
                 f"{what}, and pool {pool.name} can reserve {human(account.reservable)} while other thick volumes are worked on, "
                 f"for which {human(account.under_way - own)} are reserved: try again"
             )
+        if account.passed_limit is not None:
+            raise OutOfSpace(
+                f"{what}, and pool {pool.name} reserves nothing, since {account.passed_limit}: {pool.remedy(account)}"
+            )
         raise OutOfSpace(
             f"{what}, and pool {pool.name} can reserve {account.reservable} bytes ({human(account.space.free)} free, less "
             f"{human(account.reserve)} kept in reserve and {human(account.promised)} reserved for thick volumes): {pool.way_out}"

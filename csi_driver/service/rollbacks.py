@@ -41,8 +41,9 @@ class Rollbacks:
     async def hold(self, volume_id: str, holder: str) -> Hold:
         """Keep a volume out of use for five minutes from now. Raises InUse while it is in use or held by another."""
         check_name(holder, "the holder's name")
+        await self._pools.refresh()
         pool, volume = self._pools.volume(volume_id)
-        async with self._pools.locks.hold(f"Hold of {volume_id}", [volume.id.hash]):
+        async with self._pools.hold(pool, f"Hold of {volume_id}", [volume.id.hash]):
             pool, volume = self._pools.volume(volume_id)
             self._ensure_not_held_by_other(volume, holder)
             await self._ensure_not_used(pool, volume)
@@ -62,7 +63,7 @@ class Rollbacks:
         if place is None:
             return
         pool, digest = place
-        async with self._pools.locks.hold(f"Release of {volume_id}", [digest]):
+        async with self._pools.hold(pool, f"Release of {volume_id}", [digest]):
             # Under the lock: a hold that is being made is not in the index yet, and would stay.
             volume = pool.volumes.get(digest)
             if volume is None or volume.hold is None:
@@ -79,6 +80,7 @@ class Rollbacks:
             raise InvalidRequest(
                 "a safety snapshot of the caller needs the hold under which it was taken: name the holder"
             )
+        await self._pools.refresh()
         pool, volume = self._pools.volume(request.volume_id)
         done = self._completed(volume, request)
         if done is not None:
@@ -94,7 +96,7 @@ class Rollbacks:
                     f"{request.snapshot_id} is the safety snapshot of an earlier try of rollback {request.name!r}, which a "
                     "new try replaces: use another name to roll back to it"
                 )
-        async with self._pools.locks.hold(operation, [volume.id.hash], [locked], creating_or_deleting=created):
+        async with self._pools.hold(pool, operation, [volume.id.hash], [locked], creating_or_deleting=created):
             found, (pool, volume) = volume, self._pools.volume(request.volume_id)
             # Completed meanwhile, by a call that this one waited for? A second rollback would lose what was written since.
             done = self._completed(volume, request)
@@ -158,10 +160,10 @@ class Rollbacks:
             raise InUse(f"{volume.id} is held by {current!r}: wait for its release")
 
     async def _ensure_not_used(self, pool: Pool, volume: Volume) -> None:
-        use = await pool.backend.access.use(volume)
-        if use.paths:
+        use = await pool.backend.users(volume)
+        if use.is_used:
             raise InUse(
-                f"{volume.id} is in use at {', '.join(use.paths)}: stop the pods or processes that use it, then unpublish and unstage it"
+                f"{volume.id} is in use at {use.where}: stop the pods or processes that use it, then unpublish and unstage it"
             )
 
     async def _safety_snapshot_id(self, pool: Pool, volume: Volume, request: RollbackRequest, before: int) -> str:

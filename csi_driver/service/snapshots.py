@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from csi_driver.backends.base import SpaceOperation
+from csi_driver.backends.snapshots import take
 from csi_driver.domain.capacity import human
 from csi_driver.domain.errors import AlreadyExists, Damaged, InvalidRequest, OutOfSpace, Precondition
 from csi_driver.domain.ids import name_hash
@@ -41,12 +42,13 @@ class Snapshots:
         digest = name_hash("snapshot", request.name)
         # Before the lookup: a snapshot that is being deleted must not be returned.
         await self._pools.locks.ensure_not_changing(digest)
+        await self._pools.refresh()
         existing = self._existing(digest, request)
         if existing is not None:
             return existing
         pool, volume = self._pools.volume(request.source_id)
         operation = f"CreateSnapshot {request.name!r} of {volume.id}"
-        async with self._pools.locks.hold(operation, [volume.id.hash], creating_or_deleting=[digest]):
+        async with self._pools.hold(pool, operation, [volume.id.hash], creating_or_deleting=[digest]):
             # Created meanwhile, by a call that this one waited for?
             existing = self._existing(digest, request)
             if existing is not None:
@@ -66,10 +68,14 @@ class Snapshots:
         planned = plan(self._context, pool, volume, name, labels)
         needed = pool.backend.space_needed(SpaceOperation("snapshot", (volume,)))
         async with reserve_space(pool, "a snapshot of a thick volume", needed, own=reserved_before):
-            snapshot, report = await pool.backend.create_snapshot(planned, volume)
+            snapshot, report = await take(pool.backend, planned, [volume])
         pool.put_snapshot(snapshot)
         self._context.observer.snapshot_taken(pool.name, report)
         return snapshot
+
+    def granule(self, snapshot: Snapshot) -> int:
+        """Return what sizes are multiples of in the snapshot's pool."""
+        return self._pools.granule_of(snapshot.id)
 
     async def delete(self, snapshot_id: str) -> None:
         """Delete a snapshot; an unknown id is not an error. Its clones, and volumes rolled back to it, stay as they are."""
@@ -77,7 +83,7 @@ class Snapshots:
         if place is None:
             return
         pool, digest = place
-        async with self._pools.locks.hold(f"DeleteSnapshot of {snapshot_id}", creating_or_deleting=[digest]):
+        async with self._pools.hold(pool, f"DeleteSnapshot of {snapshot_id}", creating_or_deleting=[digest]):
             # Under the lock: a snapshot that is being created is not in the index yet.
             snapshot = pool.snapshots.get(digest)
             if snapshot is None:
@@ -89,6 +95,10 @@ class Snapshots:
                 )
             await pool.backend.delete_snapshot(snapshot)
             pool.drop_snapshot(digest)
+
+    async def refresh(self) -> None:
+        """Bring what is known of shared pools up to date, before it is looked up or listed."""
+        await self._pools.refresh()
 
     def get(self, snapshot_id: str) -> Snapshot:
         """Return one snapshot. Raises NotFound."""
@@ -159,13 +169,28 @@ async def check_capacity(pool: Pool, volumes: list[Volume]) -> None:
     """Raise Precondition at the limit of snapshots, OutOfSpace in a pool that is nearly full; both name the numbers."""
     account = await pool.account()
     if account.below_reserve:
+        if account.passed_limit is not None:
+            raise OutOfSpace(
+                f"pool {pool.name} takes no snapshot, since {account.passed_limit}: {pool.remedy(account)}"
+            )
         raise OutOfSpace(
             f"pool {pool.name} has {human(account.space.free)} free and keeps {human(account.reserve)} in reserve: delete something "
             "before taking a snapshot"
         )
+    traits, kind = pool.backend.traits, pool.backend.identity.kind
     for volume in volumes:
+        if volume.thick and not traits.thick_copies:
+            raise Precondition(
+                f"{volume.id} is a thick volume, of which pool {pool.name} ({kind}) takes no snapshots: use a thin volume (a "
+                "StorageClass without provisioning: thick)"
+            )
         count = len(pool.snapshots_of(volume.uid))
         if count >= pool.policy.max_snapshots:
             raise Precondition(
                 f"volume {volume.id} has {count} snapshots and the limit is {pool.policy.max_snapshots}: delete some first"
+            )
+        if traits.max_relatives and count >= traits.max_relatives:
+            raise Precondition(
+                f"volume {volume.id} has {count} snapshots, and no volume of pool {pool.name} ({kind}) can have more than "
+                f"{traits.max_relatives}: delete some first"
             )

@@ -20,10 +20,10 @@ a clone inside a freeze must not wait for a metric."""
 
 @dataclass(frozen=True, slots=True)
 class ScanResult:
-    """The sums of one scan, and when it ended (Unix nanoseconds; 0 before the first)."""
+    """The sums of one scan, and when it ended (Unix nanoseconds; 0 before the first). `extents` None: the pool counts none."""
 
     exclusive: int = 0
-    extents: int = 0
+    extents: int | None = None
     at: int = 0
 
 
@@ -54,7 +54,7 @@ class UsageScanner:
 
     async def scan(self, pool: Pool, pause: float = MIN_PAUSE) -> ScanResult:
         """Scan one pool once."""
-        exclusive = extents = 0
+        exclusive, extents = 0, 0 if pool.backend.traits.counts_extents else None
         seen: set[str] = set()
         items: list[Volume | Snapshot] = [*pool.volumes.values(), *pool.snapshots.values()]
         for item in items:
@@ -64,7 +64,8 @@ class UsageScanner:
             if usage is not None:
                 seen.add(str(item.id))
                 exclusive += usage.exclusive
-                extents += usage.extents
+                if extents is not None:
+                    extents += usage.extents or 0
             await asyncio.sleep(max(pause, PAUSE_FACTOR * took))
         for gone in [key for key in self._known if key not in seen and key.split(":")[1] == pool.name]:
             self._known.pop(gone, None)  # another scan of the same pool may have seen that too

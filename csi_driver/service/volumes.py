@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from csi_driver.backends.base import SpaceNeeded, SpaceOperation
+from csi_driver.backends.snapshots import take
 from csi_driver.domain.capacity import human
-from csi_driver.domain.errors import AlreadyExists, Damaged, InUse, InvalidRequest, OutOfRange, OutOfSpace
+from csi_driver.domain.errors import AlreadyExists, Damaged, InUse, InvalidRequest, OutOfRange, OutOfSpace, Precondition
 from csi_driver.domain.ids import name_hash
 from csi_driver.domain.model import Capability, SizeRange, Snapshot, Volume, VolumeRequest, VolumeUsage
 from csi_driver.domain.paging import page
@@ -44,10 +45,12 @@ class Volumes:
         digest = name_hash("volume", request.name)
         # Before the lookup: a volume that is being deleted must not be returned.
         await self._pools.locks.ensure_not_changing(digest)
+        await self._pools.refresh()
         existing = self._existing(digest, request)
         if existing is not None:
             return existing
-        if topologies and self._pools.owner not in topologies:
+        everywhere = self._pools.is_shared(request.parameters.get("pool", ""))
+        if topologies and self._pools.owner not in topologies and not everywhere:
             raise OutOfSpace(
                 f"node {self._pools.owner} is not in the requested topology ({', '.join(topologies)}): request this node"
             )
@@ -56,8 +59,8 @@ class Volumes:
         # A mounted volume is frozen while it is cloned, so its lock is exclusive; a snapshot is only read.
         exclusive = [source.id.hash] if isinstance(source, Volume) else []
         shared = [source.id.hash] if isinstance(source, Snapshot) else []
-        async with self._pools.locks.hold(
-            f"CreateVolume of {request.name!r}", exclusive, shared, creating_or_deleting=[digest]
+        async with self._pools.hold(
+            pool, f"CreateVolume of {request.name!r}", exclusive, shared, creating_or_deleting=[digest]
         ):
             # Created meanwhile, by a call that this one waited for?
             existing = self._existing(digest, request)
@@ -75,10 +78,12 @@ class Volumes:
                 reserve_space(pool, doing, pool.backend.space_needed(operation), volume.size),
                 self._context.holds.extend_hold_while(pool, frozen),
             ):
-                report = await pool.backend.create_volume(volume, source)
+                if isinstance(source, Volume):
+                    _, timings = await take(pool.backend, volume, [source])
+                    self._context.observer.snapshot_taken(pool.name, timings)
+                else:
+                    await pool.backend.create_volume(volume, source)
             pool.put_volume(volume)
-            if isinstance(source, Volume):
-                self._context.observer.snapshot_taken(pool.name, report)
             return volume
 
     async def delete(self, volume_id: str) -> None:
@@ -91,19 +96,20 @@ class Volumes:
         while use := await self._delete_unless_used(pool, digest, volume_id):
             # One mount means staged and not published: the last pod has ended, and the kubelet unstages the volume now, while
             # its PVC is deleted already. A volume of a running pod has two mounts, and this call does not wait for pods.
-            if len(use.places) > 1 or not await self._pools.locks.wait_released(digest, deadline):
-                raise InUse(f"volume {volume_id} is in use at {', '.join(use.paths)}: unpublish and unstage it first")
+            waits = len(use.places) <= 1 and not use.nodes
+            if not waits or not await self._pools.locks.wait_released(digest, deadline):
+                raise InUse(f"volume {volume_id} is in use at {use.where}: unpublish and unstage it first")
 
     async def _delete_unless_used(self, pool: Pool, digest: str, volume_id: str) -> VolumeUsage | None:
         """Delete the volume, or return its usage if it is in use."""
-        async with self._pools.locks.hold(f"DeleteVolume of {volume_id}", creating_or_deleting=[digest]):
+        async with self._pools.hold(pool, f"DeleteVolume of {volume_id}", creating_or_deleting=[digest]):
             # Under the lock: a volume that is being created is not in the index yet.
             volume = pool.volumes.get(digest)
             if volume is None:
                 return None
             self._context.holds.ensure_not_held(volume, "deletion")
-            use = await pool.backend.access.use(volume)
-            if use.places:
+            use = await pool.backend.users(volume)
+            if use.is_used:
                 return use
             await pool.backend.access.detach(volume)
             await pool.backend.delete_volume(volume)
@@ -116,18 +122,22 @@ class Volumes:
         check_range(size_range)
         if not size_range.required and not size_range.limit:
             raise InvalidRequest("the capacity range is missing: request a size")
+        await self._pools.refresh()
         pool, volume = self._pools.volume(volume_id)
-        async with self._pools.locks.hold(f"ControllerExpandVolume of {volume_id}", [volume.id.hash]):
+        async with self._pools.hold(pool, f"ControllerExpandVolume of {volume_id}", [volume.id.hash]):
             pool, volume = self._pools.volume(volume_id)
             self._context.holds.ensure_not_held(volume, "expansion")
-            size = expanded(volume.size, size_range)
+            size = expanded(volume.size, size_range, pool.granule)
             growth = size - volume.size
             if growth:
                 account = await pool.account()
                 available = account.available_thick_later if volume.thick else account.available
                 if growth > available:
+                    passed = account.passed_limit
                     raise OutOfRange(
                         f"pool {pool.name} can reserve {available} more bytes, {growth} are needed: request less"
+                        if passed is None
+                        else f"pool {pool.name} grows no volume, since {passed}: {pool.remedy(account)}"
                     )
             grown = replace(volume, size=size)
             needed = SpaceNeeded(growth * volume.thick, "what it grows by")
@@ -140,12 +150,18 @@ class Volumes:
                 await pool.backend.access.attach(grown)
             # The record last: until then the larger size counts, since the size requested before does not lead to it.
             # Even if the size was right already: a crash may have come before the record.
-            asked = size_range.required if size_range.required < size == round_up(size_range.required) else 0
-            if asked != volume.requested and (growth or (asked and least_request(volume.requested, size) == size)):
+            rounded = round_up(size_range.required, pool.granule)
+            asked = size_range.required if size_range.required < size == rounded else 0
+            before = least_request(volume.requested, size, pool.granule)
+            if asked != volume.requested and (growth or (asked and before == size)):
                 grown = replace(grown, requested=asked)
                 await pool.backend.save_volume(grown)
                 pool.put_volume(grown)
             return grown
+
+    async def refresh(self) -> None:
+        """Bring what is known of shared pools up to date, before it is looked up or listed."""
+        await self._pools.refresh()
 
     def get(self, volume_id: str) -> Volume:
         """Return one volume. Raises NotFound."""
@@ -182,11 +198,17 @@ class Volumes:
             check_capability(capability)
         least = smallest(capabilities, labels.get(FS_TYPE_LABEL, ""))
         name = asked.get("pool", "")
-        if topology not in {None, self._pools.owner} or (name and self._pools.known(name) is None):
+        elsewhere = topology not in {None, self._pools.owner} and not self._pools.is_shared(name)
+        if elsewhere or (name and self._pools.known(name) is None):
             return 0, 0, least
-        account = await self._pools.named(name).account()
-        available = account.available_thick if asked.get("provisioning") == "thick" else account.available
-        return available, available, least
+        pool = self._pools.named(name)
+        thick = asked.get("provisioning") == "thick"
+        least = round_up(least, pool.granule)
+        if thick and not pool.backend.traits.thick:
+            return 0, 0, least
+        account = await pool.account()
+        available = account.available_thick if thick else account.available
+        return available, available // pool.granule * pool.granule, least
 
     def _existing(self, digest: str, request: VolumeRequest) -> Volume | None:
         for pool in self._pools.all_for_name_lookup():
@@ -246,10 +268,12 @@ class Volumes:
     ) -> Volume:
         holds = begins_as if begins_as in FILE_SYSTEMS else ""
         least = smallest(request.capabilities, holds or asked_file_system(request))
-        size = choose(request.range, least, source.size if source else 0, source.requested if source else 0)
+        source_size, source_request = (source.size, source.requested) if source is not None else (0, 0)
+        size = choose(request.range, least, source_size, source_request, pool.granule)
         # A clone of no requested size takes over the requested size of its source.
         asked = request.range.required or (source.requested if source is not None and source.size == size else 0)
         thick = request.parameters.get("provisioning") == "thick"
+        _ensure_provisioning(pool, thick, source)
         account = await pool.account()
         # An empty volume may as well be created elsewhere; a clone waits here until work under way has returned its space.
         free = account.available_thick if source is None else account.available_thick_later
@@ -258,9 +282,8 @@ class Volumes:
             raise OutOfRange(f"pool {pool.name} can never hold {size} bytes, at most {account.ceiling}: request less")
         if account.below_reserve or size > available:
             raise OutOfSpace(
-                f"pool {pool.name} can reserve {available} bytes, {size} are needed ({human(account.space.free)} free, "
-                f"{human(account.reserve)} kept in reserve, {human(account.committed)} of {human(account.ceiling)} reserved): "
-                f"use another pool, or {pool.way_out}"
+                f"pool {pool.name} can reserve {available} bytes, {size} are needed ({account.state}, "
+                f"{human(account.committed)} of {human(account.ceiling)} reserved): use another pool, or {pool.remedy(account)}"
             )
         return Volume(
             id=pool.ref.new_volume_id(request.name),
@@ -273,7 +296,29 @@ class Volumes:
             thick=thick,
             source_uid=_origin(source),
             made_from=source.uid if source is not None else "",
-            requested=requested(asked, size),
+            requested=requested(asked, size, pool.granule),
+        )
+
+
+def _ensure_provisioning(pool: Pool, thick: bool, source: Volume | Snapshot | None) -> None:
+    """Raise InvalidRequest where the pool's technology serves no thick volumes; Precondition where it cannot copy them."""
+    traits = pool.backend.traits
+    if thick and not traits.thick:
+        raise InvalidRequest(
+            f"pool {pool.name} ({pool.backend.identity.kind}) serves no thick volumes, since it cannot set their space aside: use a "
+            "StorageClass without provisioning: thick, or one of another pool"
+        )
+    if traits.thick_copies or source is None:
+        return
+    if source.thick:
+        raise Precondition(
+            f"{source.id} is a thick volume, which pool {pool.name} ({pool.backend.identity.kind}) cannot copy: copy its data at "
+            "the level of files, or use a thin volume"
+        )
+    if thick:
+        raise Precondition(
+            f"a thick volume of pool {pool.name} ({pool.backend.identity.kind}) cannot be a copy of {source.id}, only empty: use a "
+            "StorageClass without provisioning: thick"
         )
 
 

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from contract_rig import RIGS, Rig, World
+from contract_rig import RIGS, Rig, World, kind_of, runs_here
+from lvm_rig import in_machine, volume_group
 from support.machine import skip_unless_root
 from support.pool_disk import clean, make_disk
 from support.sizes import GIB
 
 from csi_driver.backends.memory.backend import Faults
 from csi_driver.backends.registry import BACKENDS
+
+collect_ignore = [] if in_machine() else ["test_lvm_pool.py"]
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +27,17 @@ def xfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         clean(place)
 
 
-@pytest_asyncio.fixture(params=[pytest.param(n, marks=[pytest.mark.root] if BACKENDS[n].block else []) for n in RIGS])
+@pytest.fixture(scope="session")
+def lvm_group() -> Iterator[None]:
+    with volume_group():
+        yield
+
+
+@pytest_asyncio.fixture(
+    params=[
+        pytest.param(n, marks=[pytest.mark.root] if BACKENDS[kind_of(n)].block else []) for n in RIGS if runs_here(n)
+    ]
+)
 async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
     async with RIGS[request.param](request) as made:
         yield made

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from lvm_rig import in_machine, lvm_rig
 from support.clocks import Clock
 from support.files import write_pieces
 from support.fork_servers import helper_pool
 
-from csi_driver.backends.base import Backend
+from csi_driver.backends.base import Backend, Traits
 from csi_driver.backends.memory.backend import Faults, MemoryBackend
+from csi_driver.backends.memory.shared import SharedMemoryBackend, discard, new_catalogue
 from csi_driver.backends.options import PoolOptions
 from csi_driver.backends.registry import BACKENDS
 from csi_driver.domain.capacity import CapacityPolicy
+from csi_driver.domain.ids import ANY_OWNER, Kind, name_hash
 from csi_driver.domain.model import (
     AccessMode,
     Capability,
@@ -52,25 +55,39 @@ def block(mode: AccessMode) -> Capability:
 class Rig(Protocol):
     """One pool of one technology, which can be left and entered again."""
 
-    name: str
-    read_only: bool
-    """Whether a raw block volume can be published read-only."""
-    shares: bool
-    """Whether copies share blocks, so that they cost nothing."""
-    faults: Faults | None
+    kind: str
+    """As in backends/registry.py."""
+    owner: str = OWNER
+    """Of the ids in the pool."""
+    knows_when_closed: bool = False
+    """Whether a closed pool says so. Others own a lock that the operating system takes from them."""
+    frees_at_once: bool = False
+    """Whether space is back when a deletion returns: it may come later."""
+    random_steps: int = 40
+    """How many operations a random history has, for a few seconds' work."""
+    faults: Faults | None = None
 
     async def backend(self) -> Backend:
         """A backend on the pool, not open; the one before was closed."""
         ...
 
 
-class MemoryRig:
-    name = "memory"
-    read_only = False
-    shares = False
+class InMemory:
+    """What holds of every pool in memory."""
+
+    kind = "memory"
+    owner = OWNER
+    knows_when_closed = True
+    frees_at_once = True
+    random_steps = 250
 
     def __init__(self) -> None:
         self.faults: Faults | None = Faults()
+
+
+class MemoryRig(InMemory):
+    def __init__(self) -> None:
+        super().__init__()
         self.pool = MemoryBackend(POOL, OWNER, faults=self.faults)
 
     async def backend(self) -> Backend:
@@ -86,10 +103,34 @@ async def memory_rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
         rig.pool.discard()
 
 
+class SharedMemoryRig(InMemory):
+    """A pool in memory that every node reaches; `backend` is the agent of one."""
+
+    owner = ANY_OWNER
+
+    def __init__(self, now: Callable[[], int] = time.time_ns) -> None:
+        super().__init__()
+        self.catalogue = new_catalogue(now)
+
+    async def backend(self, node: str = OWNER, faults: Faults | None = None) -> SharedMemoryBackend:
+        return SharedMemoryBackend(POOL, node, self.catalogue, faults=faults or self.faults)
+
+
+@asynccontextmanager
+async def shared_memory_rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    rig = SharedMemoryRig()
+    try:
+        yield rig
+    finally:
+        discard(rig.catalogue)
+
+
 class ReflinkRig:
-    name = "reflink"
-    read_only = True
-    shares = True
+    kind = "reflink"
+    owner = OWNER
+    knows_when_closed = False
+    frees_at_once = False
+    random_steps = 40
     faults: Faults | None = None
 
     def __init__(self, make: Callable[[], Backend]) -> None:
@@ -110,11 +151,24 @@ async def reflink_rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
 
 RIGS: dict[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Rig]]] = {
     "memory": memory_rig,
+    "memory-shared": shared_memory_rig,
     "reflink": reflink_rig,
+    "lvm": lvm_rig,
 }
-"""One for each kind of backends/registry.py."""
+"""At least one for each kind of backends/registry.py, which is what comes before the dash."""
 
-assert RIGS.keys() == BACKENDS.keys()
+
+def kind_of(name: str) -> str:
+    """The technology of a rig."""
+    return name.partition("-")[0]
+
+
+def runs_here(name: str) -> bool:
+    """Whether a rig runs in this process: that of LVM in a machine of its own, and there nothing else (tests/lvm/test_inside.py)."""
+    return (name == "lvm") == in_machine()
+
+
+assert {kind_of(name) for name in RIGS} == BACKENDS.keys()
 
 
 class World:
@@ -126,8 +180,9 @@ class World:
     rollbacks: Rollbacks
     nodes: NodeVolumes
 
-    def __init__(self, rig: Rig, directory: Path) -> None:
+    def __init__(self, rig: Rig, directory: Path, node: str = OWNER) -> None:
         self.rig = rig
+        self.node = node
         self.directory = directory
         self.clock = Clock()
         self._count = 0
@@ -136,7 +191,7 @@ class World:
         self.backend = await self.rig.backend()
         self.pool = Pool(self.backend, policy or CapacityPolicy(reserve=0))
         await self.pool.open()
-        self.pools = Pools(OWNER, [self.pool])
+        self.pools = Pools(self.node, [self.pool])
         self.pools.locks.patience = (
             0.0  # what stands still here stands until the test lets it go: nobody need wait to see that
         )
@@ -147,6 +202,20 @@ class World:
         self.groups = self.services.group_snapshots
         self.rollbacks = self.services.rollbacks
         self.nodes = self.services.node_volumes
+
+    @property
+    def traits(self) -> Traits:
+        """What the technology does otherwise."""
+        return self.backend.traits
+
+    def id_of(self, kind: Kind, name: str) -> str:
+        """The id that a thing of this name has, or will have."""
+        return str(self.pool.ref.object_id(name_hash(kind, name)))
+
+    @property
+    def unknown(self) -> str:
+        """An id that nothing in the pool has."""
+        return str(self.pool.ref.object_id("0" * 32))
 
     async def reopen(self) -> None:
         """A restart of the agent; what is staged and published stays."""

@@ -1,5 +1,7 @@
 """What deleting several objects together would free."""
 
+import re
+
 import pytest
 from contract_rig import BLOCK, World, piece
 
@@ -50,6 +52,8 @@ async def test_a_group_stands_for_its_members_and_nothing_counts_twice(world: Wo
 
 
 async def test_thick_volumes_give_back_what_was_set_aside(world: World) -> None:
+    if not world.traits.thick:
+        return  # refused: test_contract_backend.py
     v = await world.volume("v", provisioning="thick")
     assert await freed(world, v) == v.size
 
@@ -60,7 +64,7 @@ async def test_nothing_is_deleted_and_the_unknown_is_named(world: World) -> None
     await world.volumes.delete(str(gone.id))
     assert await freed(world, v) == 0
     assert world.now(v).uid == v.uid
-    with pytest.raises(NotFound, match=str(gone.id)):
+    with pytest.raises(NotFound, match=re.escape(str(gone.id))):
         await freed(world, v, gone)
     with pytest.raises(InvalidRequest, match="no id"):
         await freed(world)

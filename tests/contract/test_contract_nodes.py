@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from contract_rig import MOUNTED, OWNER, POOL, RAW_BLOCK, SIZE, World, block, filled, piece, read_all
+from contract_rig import MOUNTED, POOL, RAW_BLOCK, SIZE, World, block, filled, piece, read_all
 from support.files import write_pieces
 
 from csi_driver.domain.errors import (
@@ -16,8 +16,6 @@ from csi_driver.domain.errors import (
     Unsupported,
 )
 from csi_driver.domain.model import AccessMode, Capability
-
-UNKNOWN = f"{OWNER}:{POOL}:{'0' * 32}"
 
 
 async def test_the_whole_way_ten_times_each(world: World) -> None:
@@ -76,7 +74,7 @@ async def test_read_only(world: World, how: str) -> None:
     await world.write(v, piece(0, "a"))
     capability, flag = (RAW_BLOCK, True) if how == "flag" else (block(AccessMode.READER), False)
     await world.stage(v)
-    if not world.rig.read_only:
+    if not world.traits.read_only:
         with pytest.raises(Unsupported, match="read-only"):
             await world.publish(v, "a", capability, flag)
         assert not os.path.lexists(world.target(v))
@@ -173,7 +171,7 @@ async def test_the_first_stage_as_block_settles_the_format(world: World) -> None
 async def test_unknown_volumes(world: World) -> None:
     staging, target = str(world.directory / "staging"), str(world.directory / "target")
     os.mkdir(staging)
-    for text in ("nonsense", "", UNKNOWN):
+    for text in ("nonsense", "", world.unknown):
         with pytest.raises(NotFound):
             await world.nodes.stage(text, staging, RAW_BLOCK)
         with pytest.raises(NotFound):

@@ -8,15 +8,13 @@ from support.files import write_pieces
 
 from csi_driver.domain.model import Snapshot, Volume
 
-STEPS = {"memory": 250}
-
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 async def test_every_object_holds_what_the_model_says(world: World, seed: int) -> None:
     chance = random.Random(seed)
     disks: dict[str, tuple[Volume, bytearray]] = {}
     cuts: dict[str, tuple[Snapshot, bytes]] = {}
-    steps = STEPS.get(world.rig.name, 40)
+    steps = world.rig.random_steps
     for step in range(steps):
         action = chance.choice("new new write write write cut cut copy clone expand back drop uncut restart".split())
         name = f"{action}-{step}"

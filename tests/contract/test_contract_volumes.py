@@ -14,8 +14,10 @@ from csi_driver.domain.errors import (
     NotFound,
     OutOfRange,
     OutOfSpace,
+    Precondition,
     Unavailable,
 )
+from csi_driver.domain.ids import ANY_OWNER
 from csi_driver.domain.model import AccessMode, SizeRange, Snapshot, Source, Volume, VolumeRequest
 from csi_driver.domain.records import dump_volume
 
@@ -148,7 +150,7 @@ async def test_deleting_what_was_made_harms_no_source(world: World) -> None:
 async def test_space_comes_back(world: World) -> None:
     v = await world.volume("v", 8 << 20)
     await world.write(v, (0, os.urandom(8 << 20)))
-    if world.rig.name == "memory":
+    if world.rig.frees_at_once:
         full = (await world.backend.space()).free
         await world.volumes.delete(str(v.id))
         assert (await world.backend.space()).free >= full + (8 << 20)
@@ -214,8 +216,8 @@ async def test_delete_may_be_repeated_and_unknown_is_fine(world: World) -> None:
         "",
         "nonsense",
         "a:b",
-        f"{OWNER}:{POOL}:../../etc",
-        f"{OWNER}:{POOL}:{'0' * 32}",
+        world.unknown.replace("0" * 32, "../../etc"),
+        world.unknown,
     ):
         await world.volumes.delete(text)
     with pytest.raises(NotFound):
@@ -224,7 +226,8 @@ async def test_delete_may_be_repeated_and_unknown_is_fine(world: World) -> None:
 
 async def test_what_belongs_to_others_is_not_unknown(world: World) -> None:
     digest = "0" * 32
-    for text in (f"node-2:{POOL}:{digest}", f"*:{POOL}:{digest}", f"{OWNER}:other:{digest}"):
+    nobodys = f"{OWNER if world.rig.owner == ANY_OWNER else ANY_OWNER}:{POOL}:{digest}"
+    for text in (f"node-2:{POOL}:{digest}", nobodys, f"{world.rig.owner}:other:{digest}"):
         for call in (world.volumes.delete(text), world.volumes.expand(text, SizeRange(SIZE)), world.stage_id(text)):
             with pytest.raises(Unavailable):
                 await call
@@ -326,9 +329,12 @@ async def test_placement(world: World) -> None:
     assert (await world.volume("here", pool=POOL)).id.pool == POOL
     with pytest.raises(OutOfSpace):
         await world.volume("v", pool="elsewhere")
-    with pytest.raises(OutOfSpace):
-        await world.volumes.create(request("v"), ["node-2"])
-    assert (await world.volumes.create(request("v"), ["node-2", OWNER])).id.owner == OWNER
+    if world.traits.shared:
+        assert (await world.volumes.create(request("far"), ["node-2"])).id.owner == ANY_OWNER
+    else:
+        with pytest.raises(OutOfSpace):
+            await world.volumes.create(request("v"), ["node-2"])
+    assert (await world.volumes.create(request("v"), ["node-2", OWNER])).id.owner == world.rig.owner
     v = await world.volume("here", pool=POOL)
     with pytest.raises(InvalidRequest, match="elsewhere"):
         await world.volume("copy", 0, source=v, pool="elsewhere")
@@ -390,7 +396,8 @@ async def test_committed_space_and_overcommit(world: World) -> None:
     await world.volumes.delete(str(a.id))
     assert await room() == 2 * total
     assert (await world.volumes.capacity({"pool": "elsewhere"}, [])) == (0, 0, BLOCK)
-    assert (await world.volumes.capacity({}, [], "node-2")) == (0, 0, BLOCK)
+    elsewhere = 2 * total if world.traits.shared else 0  # a shared pool has the same capacity at every node
+    assert (await world.volumes.capacity({}, [], "node-2")) == (elsewhere, elsewhere, BLOCK)
     assert (await world.volumes.capacity({}, [MOUNTED]))[2] == 16 << 20
 
 
@@ -419,6 +426,9 @@ async def test_thick_volumes_are_promised_real_space(world: World) -> None:
     megabyte = 1 << 20
     world.pool.policy = CapacityPolicy(overcommit=100.0, reserve=free - 64 * megabyte)
     thick = {"provisioning": "thick"}
+    if not world.traits.thick:
+        assert (await world.volumes.capacity(thick, []))[0] == 0
+        return
     room = (await world.volumes.capacity(thick, []))[0]
     assert 32 * megabyte < room < 65 * megabyte, "a little, for what earlier deletions still give back"
     assert (await world.volumes.capacity({}, []))[0] > room
@@ -428,6 +438,10 @@ async def test_thick_volumes_are_promised_real_space(world: World) -> None:
     after = (await world.volumes.capacity(thick, []))[0]
     assert room - 9 * megabyte < after < room - 7 * megabyte
     await world.write(a, (0, os.urandom(8 * megabyte)))
+    if not world.traits.thick_copies:
+        with pytest.raises(Precondition, match="thick"):
+            await world.snapshot("s", a)
+        return
     await world.snapshot("s", a)
     shared = (await world.volumes.capacity(thick, []))[0]
     assert after - 9 * megabyte < shared < after - 7 * megabyte, "a snapshot sets aside what overwriting can cost"

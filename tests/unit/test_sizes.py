@@ -178,3 +178,62 @@ def test_ranges_without_a_contradiction() -> None:
     check_range(SizeRange(5, 5))
     check_range(SizeRange(0, 5))
     check_range(SizeRange(5, 0))
+
+
+GRANULES = st.sampled_from([BLOCK, 16 * BLOCK, 3 * BLOCK, 4 << 20, 32 << 20])
+
+
+@given(RANGES, LEASTS, GRANULES, st.integers(0, 1 << 10))
+def test_in_a_pool_of_large_granules_sizes_are_multiples_of_them(
+    wanted: SizeRange, least: int, granule: int, of_source: int
+) -> None:
+    source = of_source * granule
+    try:
+        size = choose(wanted, least, source, granule=granule)
+    except OutOfRange:
+        need = round_up(max(wanted.required, least, source), granule)
+        too_small = bool(wanted.required) and round_up(max(wanted.required, least), granule) < source
+        assert (wanted.limit and wanted.limit < need) or too_small or need > LARGEST
+        return
+    assert size % granule == 0
+    assert size >= max(least, source)
+    assert within(size, wanted)
+    assert size <= LARGEST
+    if wanted.required:
+        assert size == round_up(max(wanted.required, least), granule), "never more than was asked for"
+    assert choose(wanted, least, size, granule=granule) == size, "a copy by the same request is as large"
+    # What was asked for may be asked for again, of a copy; no less is.
+    smallest_request = least_request(requested(wanted.required, size, granule), size, granule)
+    assert choose(SizeRange(smallest_request), BLOCK, size, wanted.required, granule) == size
+
+
+@given(GRANULES, st.integers(1, 1 << 20), RANGES)
+def test_an_expansion_goes_by_granules(granule: int, count: int, wanted: SizeRange) -> None:
+    current = count * granule
+    try:
+        size = expanded(current, wanted, granule)
+    except OutOfRange:
+        need = max(current, round_up(wanted.required, granule))
+        assert (wanted.limit and wanted.limit < need) or need > LARGEST
+        return
+    assert size in {current, round_up(wanted.required, granule)}
+    assert size >= current
+    assert within(size, wanted)
+
+
+@pytest.mark.parametrize(
+    ("required", "limit", "why"),
+    [
+        (0, (4 << 20) - 1, "multiples of 4194304 bytes and the least is 4194304"),
+        ((4 << 20) + 1, 8 << 20, ""),
+        ((4 << 20) + 1, (8 << 20) - 1, "multiples of 4194304"),
+        (0, (1 << 30) + 1, ""),
+    ],
+)
+def test_a_limit_between_two_granules(required: int, limit: int, why: str) -> None:
+    wanted = SizeRange(required, limit)
+    if not why:
+        assert choose(wanted, BLOCK, granule=4 << 20) == min(DEFAULT, limit // (4 << 20) * (4 << 20))
+        return
+    with pytest.raises(OutOfRange, match=why):
+        choose(wanted, BLOCK, granule=4 << 20)

@@ -11,6 +11,7 @@ from csi_driver.domain.capacity import (
     MIB,
     CapacityPolicy,
     CapacityReport,
+    Limit,
     Space,
     full_below,
     human,
@@ -99,3 +100,19 @@ def test_what_thick_volumes_may_still_take() -> None:
     allocated = {half.id.hash: 50, full.id.hash: 120}
     assert reserved_for_thick([fresh, half, full, thin], allocated) == 100 + 50 + 0
     assert reserved_for_thick([], {}) == 0
+
+
+@given(ACCOUNTS, st.integers(0, 100), st.integers(1, 100))
+def test_a_limit_that_is_passed_refuses_like_the_reserve(account: CapacityReport, used: int, refuse_at: int) -> None:
+    limit = Limit("metadata", used, 100, refuse_at)
+    limited = replace(account, space=replace(account.space, limits=(Limit("area", 0, 1, 1), limit)))
+    if used < refuse_at:
+        assert limited.passed_limit is None
+        assert limited.available == account.available
+        assert limited.reservable == account.reservable
+        assert limited.below_reserve == account.below_reserve
+    else:
+        assert limited.passed_limit is limit
+        assert limited.below_reserve
+        assert (limited.available, limited.available_thick, limited.available_thick_later) == (0, 0, 0)
+        assert f"metadata is {used}% used" in limited.state

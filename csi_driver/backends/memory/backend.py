@@ -9,47 +9,57 @@ Usage is counted as a pool that shares blocks would count it, see `MemoryBackend
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from csi_driver.backends import shared_blocks
 from csi_driver.backends.base import (
+    Changes,
     Checks,
+    Draft,
+    Moment,
     PoolContents,
     PoolIdentity,
     SnapshotTimings,
     SpaceNeeded,
     SpaceOperation,
+    Target,
+    Traits,
     VolumeAccess,
 )
+from csi_driver.backends.local_pool import LocalPool
 from csi_driver.backends.memory.access import MemoryAccess, NoChecks, block_only
-from csi_driver.backends.memory.faults import Faults, faulty
+from csi_driver.backends.memory.faults import Faults, creation, faulty, translated
 from csi_driver.backends.memory.images import Image
-from csi_driver.domain.capacity import GIB, Space
+from csi_driver.backends.snapshots import filled
+from csi_driver.domain.capacity import GIB, Limit, Space
 from csi_driver.domain.errors import Damaged, OutOfSpace, Precondition, Unavailable
-from csi_driver.domain.model import GroupSnapshot, Snapshot, Usage, Volume
+from csi_driver.domain.model import GroupSnapshot, Snapshot, Usage, Volume, VolumeUsage
 from csi_driver.domain.records import dump_group, dump_snapshot, dump_volume, load_group, load_snapshot, load_volume
 from csi_driver.host.fs import filesystems
 
 __all__ = ["DEFAULT_TOTAL", "Faults", "MemoryBackend"]
 
 DEFAULT_TOTAL = 64 * GIB
+TRAITS = Traits(mounts=False, read_only=False, shares_blocks=False)
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class StoredRecord:
     """A record, as it would lie on a disk, and the images that belong to it, by their objects' hashes."""
 
     record: bytes
     images: dict[str, Image]
 
 
-class MemoryBackend:
+class MemoryBackend(LocalPool):
     """One pool in memory. `total` is what it says of its size; memory is taken as it is written.
 
     Close and open it again, and it behaves as after a restart of the agent: what was made is there, as it was recorded.
-    `discard` gives the memory back for good. `now` is the clock of the snapshots, in Unix nanoseconds.
+    `discard` gives the memory back for good. `now` is the clock of the snapshots, in Unix nanoseconds. `traits`: so that tests
+    can have a pool of another technology's traits; it is up to the services to keep them.
     """
 
     def __init__(
@@ -60,7 +70,11 @@ class MemoryBackend:
         *,
         faults: Faults | None = None,
         now: Callable[[], int] = time.time_ns,
+        traits: Traits = TRAITS,
     ) -> None:
+        self.traits = traits
+        self.limits: tuple[Limit, ...] = ()
+        """What the pool says that it runs out of, for tests of what is then refused."""
         self.identity = PoolIdentity(name, owner, str(uuid.uuid4()), "memory", "")
         self.pool = name
         self.faults = faults or Faults()
@@ -70,9 +84,9 @@ class MemoryBackend:
         self._total = total
         self._now = now
         self._open = False
-        self._volumes: dict[str, _Held] = {}
-        self._snapshots: dict[str, _Held] = {}
-        self._groups: dict[str, _Held] = {}
+        self._volumes: MutableMapping[str, StoredRecord] = {}
+        self._snapshots: MutableMapping[str, StoredRecord] = {}
+        self._groups: MutableMapping[str, StoredRecord] = {}
 
     space_max_age = 0.0
 
@@ -88,12 +102,18 @@ class MemoryBackend:
             raise Precondition(f"pool {self.pool} is open already: close it first")
         self._access.restart()
         self._open = True
+        return self._contents_of(self._volumes, self._snapshots, self._groups)
+
+    @staticmethod
+    def _contents_of(
+        volumes: Mapping[str, StoredRecord], snapshots: Mapping[str, StoredRecord], groups: Mapping[str, StoredRecord]
+    ) -> PoolContents:
         return PoolContents(
-            tuple(load_volume(held.record, held.images[key].size) for key, held in self._volumes.items()),
-            tuple(load_snapshot(held.record, held.images[key].size) for key, held in self._snapshots.items()),
+            tuple(load_volume(held.record, held.images[key].size) for key, held in volumes.items()),
+            tuple(load_snapshot(held.record, held.images[key].size) for key, held in snapshots.items()),
             tuple(
                 load_group(held.record, {key: image.size for key, image in held.images.items()})
-                for held in self._groups.values()
+                for held in groups.values()
             ),
         )
 
@@ -106,7 +126,7 @@ class MemoryBackend:
         """Throw away all that is in the pool; its memory comes back. Links that show a volume are dead from now on."""
         for kind in (self._volumes, self._snapshots, self._groups):
             for held in kind.values():
-                _close(held)
+                close_images(held)
             kind.clear()
         self._open = False
 
@@ -122,7 +142,8 @@ class MemoryBackend:
         return self._space()
 
     def _space(self) -> Space:
-        return Space(self._total, max(0, self._total - sum(image.allocated for image in self._images())))
+        free = max(0, self._total - sum(image.allocated for image in self._images()))
+        return Space(self._total, free, self.limits)
 
     def space_needed(self, operation: SpaceOperation) -> SpaceNeeded:
         """See Backend."""
@@ -141,18 +162,13 @@ class MemoryBackend:
         return filesystems.probe(self._image(item).path)
 
     @faulty
-    async def create_volume(self, volume: Volume, source: Volume | Snapshot | None) -> SnapshotTimings:
+    async def create_volume(self, volume: Volume, source: Snapshot | None) -> None:
         """See Backend. InvalidRequest for a volume that is to be mounted."""
-        if any(capability.access != "block" for capability in volume.request.capabilities):
-            raise block_only(self.pool)
-        _refuse_taken(self._volumes, volume)
+        self._refuse_new(volume)
         with self._drafts() as draft:
-            started = time.monotonic()
             image = draft(volume, source)
-            cloned = time.monotonic() - started
             await self.faults.reach("create_volume", "half")
-            self._volumes[volume.id.hash] = _Held(dump_volume(volume), {volume.id.hash: image})
-        return SnapshotTimings(cloned=cloned if isinstance(source, Volume) else 0.0)
+            self._volumes[volume.id.hash] = StoredRecord(dump_volume(volume), {volume.id.hash: image})
 
     @faulty
     async def save_volume(self, volume: Volume) -> None:
@@ -163,6 +179,7 @@ class MemoryBackend:
     @faulty
     async def expand_volume(self, volume: Volume) -> None:
         """See Backend."""
+        self._ensure_writable()
         image = self._image(volume)
         if volume.thick:
             self._refuse_full(volume.size - image.allocated)
@@ -176,6 +193,7 @@ class MemoryBackend:
     @faulty
     async def erase(self, volume: Volume) -> None:
         """See Backend."""
+        self._ensure_writable()
         image = self._image(volume)
         image.erase()
         image.grow(volume.size, volume.thick)
@@ -183,59 +201,76 @@ class MemoryBackend:
     @faulty
     async def delete_volume(self, volume: Volume) -> None:
         """See Backend."""
-        _close(_known(self._volumes, volume))
+        held = _known(self._volumes, volume)
         del self._volumes[volume.id.hash]
+        close_images(held)
         self._access.forget(volume)
 
     @faulty
-    async def create_snapshot(self, snapshot: Snapshot, source: Volume) -> tuple[Snapshot, SnapshotTimings]:
-        """See Backend."""
-        _refuse_taken(self._snapshots, snapshot)
-        with self._drafts() as draft:
-            started, moment = time.monotonic(), self._now()
-            image = draft(snapshot, source)
-            cloned = time.monotonic() - started
-            await self.faults.reach("create_snapshot", "half")
-            made = replace(snapshot, size=image.size, created=moment)
-            self._snapshots[made.id.hash] = _Held(dump_snapshot(made), {made.id.hash: image})
-        return made, SnapshotTimings(cloned=cloned)
+    async def prepare(self, target: Target, sources: Sequence[Volume]) -> Draft[Target]:
+        """See Backend. Members of a group in use are refused, as raw block volumes are anywhere: they cannot be frozen."""
+        with translated(self.pool, creation(target)):
+            await self.faults.reach(creation(target), "before")
+            self._refuse_new(target)
+            used = [source for source in sources if self._access.paths(source)]
+            if used and len(sources) > 1:
+                raise Precondition(
+                    f"{used[0].id} is in use as a raw block device, which cannot be frozen; snapshot it "
+                    "individually, or in a group while it is not staged"
+                )
+            images: dict[str, Image] = {}
+            return Draft(target, tuple(sources), images)
 
     @faulty
-    async def create_group(
-        self, group: GroupSnapshot, sources: Sequence[Volume]
-    ) -> tuple[GroupSnapshot, SnapshotTimings]:
-        """See Backend. Members in use are refused, as raw block volumes are anywhere: they cannot be frozen."""
-        _refuse_taken(self._groups, group)
-        used = [source for source in sources if self._access.paths(source)]
-        if used and len(sources) > 1:
-            raise Precondition(
-                f"{used[0].id} is in use as a raw block device, which cannot be frozen; snapshot it "
-                "individually, or in a group while it is not staged"
-            )
-        with self._drafts() as draft:
+    async def quick(self, draft: Draft[Any]) -> Moment:
+        """See Backend."""
+        name = creation(draft.target)
+        with translated(self.pool, name), self._drafts() as copy:
             started, moment = time.monotonic(), self._now()
-            images: dict[str, Image] = {}
-            for member, source in zip(group.members, sources, strict=True):
-                images[member.id.hash] = draft(member, source)
-                if len(images) == 1:
-                    await self.faults.reach("create_group", "half")
-            cloned = time.monotonic() - started
-            members = tuple(replace(m, size=images[m.id.hash].size, created=moment) for m in group.members)
-            made = replace(group, members=members, created=moment)
-            self._groups[made.id.hash] = _Held(dump_group(made), images)
-        return made, SnapshotTimings(cloned=cloned)
+            for item, source in zip(_contents(draft.target), draft.sources, strict=True):
+                draft.place[item.id.hash] = copy(item, source)
+                if len(draft.place) == 1 and len(draft.sources) > 1:
+                    await self.faults.reach(name, "half")
+            timings = SnapshotTimings(cloned=time.monotonic() - started)
+            if len(draft.sources) == 1:
+                await self.faults.reach(name, "half")
+            return Moment(moment, timings)
+
+    @faulty
+    async def publish(self, draft: Draft[Target], moment: Moment) -> Target:
+        """See Backend."""
+        images: dict[str, Image] = draft.place
+        with translated(self.pool, creation(draft.target)):
+            made = filled(draft, moment, [images[item.id.hash].size for item in _contents(draft.target)])
+            if isinstance(made, Volume):
+                self._volumes[made.id.hash] = StoredRecord(dump_volume(made), dict(images))
+            elif isinstance(made, Snapshot):
+                self._snapshots[made.id.hash] = StoredRecord(dump_snapshot(made), dict(images))
+            else:
+                self._groups[made.id.hash] = StoredRecord(dump_group(made), dict(images))
+            images.clear()  # they are the pool's now, whatever becomes of this call
+            await self.faults.reach(creation(draft.target), "after")
+            return made
+
+    @faulty
+    async def abandon(self, draft: Draft[Any]) -> None:
+        """See Backend."""
+        for image in draft.place.values():
+            image.close()
 
     @faulty
     async def delete_snapshot(self, snapshot: Snapshot) -> None:
         """See Backend."""
-        _close(_known(self._snapshots, snapshot))
+        held = _known(self._snapshots, snapshot)
         del self._snapshots[snapshot.id.hash]
+        close_images(held)
 
     @faulty
     async def delete_group(self, group: GroupSnapshot) -> None:
         """See Backend."""
-        _close(_known(self._groups, group))
+        held = _known(self._groups, group)
         del self._groups[group.id.hash]
+        close_images(held)
 
     @faulty
     async def roll_back(self, volume: Volume, snapshot: Snapshot) -> None:
@@ -244,8 +279,8 @@ class MemoryBackend:
         with self._drafts() as draft:
             image = draft(volume, snapshot)
             await self.faults.reach("roll_back", "half")
-            self._volumes[volume.id.hash] = _Held(dump_volume(volume), {volume.id.hash: image})
-        _close(old)
+            self._volumes[volume.id.hash] = StoredRecord(dump_volume(volume), {volume.id.hash: image})
+        close_images(old)
 
     def change_token(self, item: Volume | Snapshot) -> str:
         """See Backend."""
@@ -267,7 +302,8 @@ class MemoryBackend:
                 theirs = other.blocks()
                 shared |= {at for at, digest in mine.items() if theirs.get(at) == digest}
         size = len(shared) * 4096
-        return Usage(max(0, image.allocated - size), size, sum(1 for _ in image.runs()))
+        extents = sum(1 for _ in image.runs()) if self.traits.counts_extents else None
+        return Usage(max(0, image.allocated - size), size, extents)
 
     @faulty
     async def freed_together(self, chosen: Sequence[Volume | Snapshot]) -> int:
@@ -284,6 +320,37 @@ class MemoryBackend:
             freed.update(blocks.items())
             unwritten += max(0, image.allocated - len(blocks) * 4096)
         return unwritten + len(freed - kept) * 4096
+
+    @asynccontextmanager
+    async def guard(
+        self, exclusive: Collection[str], shared: Collection[str], existence: Collection[str]
+    ) -> AsyncIterator[Changes | None]:
+        """See Backend. `after` is when the block begins."""
+        await self.faults.reach("guard", "before")
+        async with super().guard(exclusive, shared, existence) as changes:
+            await self.faults.reach("guard", "after")
+            yield changes
+
+    @faulty
+    async def users(self, volume: Volume) -> VolumeUsage:
+        """See Backend."""
+        return await super().users(volume)
+
+    @faulty
+    async def refresh(self) -> Changes | None:
+        """See Backend."""
+        return await super().refresh()
+
+    def _ensure_writable(self) -> None:
+        """Raise Unavailable where what is not in a record may be changed no more either."""
+
+    def _refuse_new(self, target: Volume | Snapshot | GroupSnapshot) -> None:
+        if isinstance(target, Volume):
+            if any(capability.access != "block" for capability in target.request.capabilities):
+                raise block_only(self.pool)
+            _refuse_taken(self._volumes, target)
+        else:
+            _refuse_taken(self._snapshots if isinstance(target, Snapshot) else self._groups, target)
 
     def _images(self) -> Iterator[Image]:
         for kind in (self._volumes, self._snapshots, self._groups):
@@ -331,22 +398,26 @@ class MemoryBackend:
             raise OutOfSpace(f"pool {self.pool} has {free} bytes free and {needed} are needed: delete something first")
 
 
-def _known(kind: dict[str, _Held], item: Volume | Snapshot | GroupSnapshot) -> _Held:
+def _known(kind: MutableMapping[str, StoredRecord], item: Volume | Snapshot | GroupSnapshot) -> StoredRecord:
     held = kind.get(item.id.hash)
     if held is None:
         raise _lost(item)
     return held
 
 
+def _contents(target: Volume | Snapshot | GroupSnapshot) -> Sequence[Volume | Snapshot]:
+    return target.members if isinstance(target, GroupSnapshot) else (target,)
+
+
 def _lost(item: Volume | Snapshot | GroupSnapshot) -> Damaged:
     return Damaged(f"{item.id} is not in its pool although it was read from it: restart the agent and report this")
 
 
-def _refuse_taken(kind: dict[str, _Held], item: Volume | Snapshot | GroupSnapshot) -> None:
+def _refuse_taken(kind: MutableMapping[str, StoredRecord], item: Volume | Snapshot | GroupSnapshot) -> None:
     if item.id.hash in kind:
         raise Damaged(f"{item.id} exists although no record of it was read: restart the agent; nothing was changed")
 
 
-def _close(held: _Held) -> None:
+def close_images(held: StoredRecord) -> None:
     for image in held.images.values():
         image.close()

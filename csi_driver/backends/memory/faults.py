@@ -23,25 +23,35 @@ from functools import wraps
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 from csi_driver.domain.errors import DriverError, OutOfSpace, Unavailable
+from csi_driver.domain.model import GroupSnapshot, Snapshot, Volume
 
 Point = Literal["before", "half", "after"]
 
 IMMEDIATE = frozenset({"check", "space", "space_needed", "allocated", "change_token"})
 """Methods that do not wait: they can fail before, and not pause."""
 
-WITH_HALF = frozenset({"create_volume", "create_snapshot", "create_group", "roll_back"})
+WHOLE = frozenset({"create_snapshot", "create_group"})
+"""Names for all of a snapshot's or a group's making, from before `prepare` to after `publish`; of a clone it is create_volume."""
+
+WITH_HALF = WHOLE | {"create_volume", "roll_back"}
 
 METHODS = (
     IMMEDIATE
     | WITH_HALF
     | frozenset(
-        "open close content_format save_volume expand_volume delete_volume delete_snapshot delete_group usage freed_together "
+        "open close guard users refresh content_format save_volume prepare quick publish abandon expand_volume delete_volume delete_snapshot delete_group usage freed_together "
         "use attach detach is_empty erase make_file_system mount grow bind stage_block unmount cleanup_unavailable stats condition".split()
     )
 )
 """Everything that may be named: the methods of Backend and of Access."""
 
 _FULL = {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
+
+
+def creation(target: Volume | Snapshot | GroupSnapshot) -> str:
+    """Return the name under which the making of something is told to fail, whichever of its methods is at work."""
+    kinds = {Volume: "create_volume", Snapshot: "create_snapshot", GroupSnapshot: "create_group"}
+    return kinds[type(target)]
 
 
 class Pause:

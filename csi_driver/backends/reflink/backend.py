@@ -2,38 +2,43 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from csi_driver.backends import shared_blocks
 from csi_driver.backends.base import (
     Checks,
+    Draft,
+    Moment,
     PoolContents,
     PoolIdentity,
-    SnapshotTimings,
     SpaceNeeded,
     SpaceOperation,
+    Target,
+    Traits,
     VolumeAccess,
 )
 from csi_driver.backends.block_access import BlockDeviceAccess
+from csi_driver.backends.local_pool import LocalPool
 from csi_driver.backends.options import PoolOptions
-from csi_driver.backends.reflink import pool_lock, pool_reader
+from csi_driver.backends.reflink import image_space, pool_lock, pool_reader
 from csi_driver.backends.reflink.checks import ReflinkChecks, change_token
+from csi_driver.backends.reflink.clones import ImageClones
 from csi_driver.backends.reflink.freed import freed_bytes
 from csi_driver.backends.reflink.layout import IMAGE, Layout
 from csi_driver.backends.reflink.loop_devices import LoopDevices
-from csi_driver.backends.reflink.snapshotter import ImageClone, Snapshotter
+from csi_driver.backends.snapshotter import Snapshotter
 from csi_driver.backends.volume_helpers import finish_despite_cancel
 from csi_driver.domain.capacity import Space
 from csi_driver.domain.errors import Precondition, Unavailable
 from csi_driver.domain.model import GroupSnapshot, Snapshot, Usage, Volume
-from csi_driver.domain.records import dump_group, dump_snapshot, dump_volume
+from csi_driver.domain.records import dump_volume
 from csi_driver.host.freeze.journal import Journal
-from csi_driver.host.fs import allocation, extents, files, filesystems
+from csi_driver.host.fs import allocation, files, filesystems
 from csi_driver.host.helper.client import HelperPool
 
 _T = TypeVar("_T")
@@ -45,7 +50,7 @@ _TRASH_SECONDS = 30.0
 """For that of what a rollback of a thick volume leaves."""
 
 
-class ReflinkBackend:
+class ReflinkBackend(LocalPool):
     """Volumes and snapshots as files that share their blocks."""
 
     def __init__(self, options: PoolOptions, helpers: HelperPool) -> None:
@@ -54,8 +59,16 @@ class ReflinkBackend:
         self._devices = LoopDevices(self.layout, helpers)
         self._kernel = BlockDeviceAccess(self._devices, seen_outside=options.in_container)
         self.access: VolumeAccess = self._kernel
-        self._snapshotter = Snapshotter(self.layout, self._devices, options.freeze_deadline, self._in_thread)
-        self._checks = ReflinkChecks(self.layout, self.image, _take_size, self._in_thread, self._empty_trash)
+        self._clones = ImageClones(self.layout, self.image, self._in_thread)
+        self._snapshotter = Snapshotter(
+            options.name,
+            self._devices,
+            self._clones,
+            options.freeze_deadline,
+            self._in_thread,
+            lambda name: self.layout.crash_point(name),  # noqa: PLW0108 - a test replaces it later
+        )
+        self._checks = ReflinkChecks(self.layout, self.image, image_space.take_size, self._in_thread, self._empty_trash)
         self.checks: Checks = self._checks
         self.identity = PoolIdentity(options.name, options.owner, "", "reflink", options.path)
         self._lock = -1
@@ -64,6 +77,7 @@ class ReflinkBackend:
         self._janitor = ThreadPoolExecutor(1, thread_name_prefix=f"trash-{options.name}")
 
     space_max_age = 0.0
+    traits = Traits()
 
     @property
     def attached_devices(self) -> int:
@@ -154,14 +168,10 @@ class ReflinkBackend:
         with self.layout.translated(f"looking at {item.id}"):
             return await self._in_thread(filesystems.probe, self.image(item))
 
-    async def create_volume(self, volume: Volume, source: Volume | Snapshot | None) -> SnapshotTimings:
+    async def create_volume(self, volume: Volume, source: Snapshot | None) -> None:
         """See Backend."""
         with self.layout.translated(f"creation of {volume.name!r}"):
-            if isinstance(source, Volume):
-                return await self._copy_volume(volume, source)
-            image = self.image(source) if source is not None else None
-            await self._in_thread(self._make_volume, volume, image)
-            return SnapshotTimings()
+            await self._in_thread(self._make_volume, volume, self.image(source) if source is not None else None)
 
     async def save_volume(self, volume: Volume) -> None:
         """See Backend."""
@@ -176,60 +186,36 @@ class ReflinkBackend:
     async def is_empty(self, volume: Volume) -> bool:
         """See Backend."""
         with self.layout.translated(f"looking into {volume.id}"):
-            return await self._in_thread(_is_empty, self.image(volume))
+            return await self._in_thread(image_space.is_empty, self.image(volume))
 
     async def erase(self, volume: Volume) -> None:
         """See Backend."""
         with self.layout.translated(f"emptying {volume.id}"):
-            await self._in_thread(_erase, self.image(volume), volume)
+            await self._in_thread(image_space.erase, self.image(volume), volume)
 
     async def delete_volume(self, volume: Volume) -> None:
         """See Backend."""
         await self._discard(str(volume.id), self._place(volume))
         await self._in_thread(self._checks.forget, volume)
 
-    async def create_snapshot(self, snapshot: Snapshot, source: Volume) -> tuple[Snapshot, SnapshotTimings]:
+    async def prepare(self, target: Target, sources: Sequence[Volume]) -> Draft[Target]:
         """See Backend."""
-        with self.layout.translated(f"snapshot {snapshot.name!r} of {source.id}"):
-            async with self._draft(IMAGE) as draft:
-                image = draft / IMAGE
-                report = await self._snapshotter.clone([ImageClone(source, self.image(source), image)])
-                await self._unshare_thick([source])
+        with self.layout.translated(_doing(target, sources)):
+            return await self._clones.prepare(target, sources)
 
-                def finish() -> Snapshot:
-                    condition = report.conditions.get(source.id.hash, "")
-                    made = replace(snapshot, size=_freeze_image(image), created=report.moment, condition=condition)
-                    self.layout.publish(draft, dump_snapshot(made), self.layout.snapshots / made.id.hash)
-                    return made
-
-                return await self._in_thread(finish), report.timings
-
-    async def create_group(
-        self, group: GroupSnapshot, sources: Sequence[Volume]
-    ) -> tuple[GroupSnapshot, SnapshotTimings]:
+    async def quick(self, draft: Draft[Any]) -> Moment:
         """See Backend."""
-        names = [pool_reader.member_image(Path(), member.id.hash).name for member in group.members]
-        with self.layout.translated(f"group snapshot {group.name!r}"):
-            async with self._draft(*names) as draft:
-                images = [draft / name for name in names]
-                pairs = zip(sources, images, strict=True)
-                report = await self._snapshotter.clone(
-                    [ImageClone(source, self.image(source), image) for source, image in pairs]
-                )
-                await self._unshare_thick(sources)
+        with self.layout.translated(_doing(draft.target, draft.sources)):
+            return await self._snapshotter.quick(draft)
 
-                def finish() -> GroupSnapshot:
-                    sizes = [_freeze_image(image) for image in images]
-                    conditions = [report.conditions.get(source.id.hash, "") for source in sources]
-                    members = tuple(
-                        replace(member, size=size, created=report.moment, condition=condition)
-                        for member, size, condition in zip(group.members, sizes, conditions, strict=True)
-                    )
-                    made = replace(group, members=members, created=report.moment)
-                    self.layout.publish(draft, dump_group(made), self.layout.groups / made.id.hash)
-                    return made
+    async def publish(self, draft: Draft[Target], moment: Moment) -> Target:
+        """See Backend."""
+        with self.layout.translated(_doing(draft.target, draft.sources)):
+            return await self._clones.publish(draft, moment)
 
-                return await self._in_thread(finish), report.timings
+    async def abandon(self, draft: Draft[Any]) -> None:
+        """See Backend."""
+        await self._clones.abandon(draft)
 
     async def delete_snapshot(self, snapshot: Snapshot) -> None:
         """See Backend."""
@@ -256,7 +242,7 @@ class ReflinkBackend:
     async def usage(self, item: Volume | Snapshot) -> Usage:
         """See Backend."""
         with self.layout.translated(f"the usage of {item.id}"):
-            return await self._in_thread(_usage, self.image(item))
+            return await self._in_thread(image_space.usage, self.image(item))
 
     async def freed_together(self, chosen: Sequence[Volume | Snapshot]) -> int:
         """See Backend."""
@@ -270,15 +256,6 @@ class ReflinkBackend:
         if item.group:
             return pool_reader.member_image(self.layout.groups / item.group, item.id.hash)
         return self.layout.snapshots / item.id.hash / IMAGE
-
-    async def _unshare_thick(self, sources: Sequence[Volume]) -> None:
-        """Give thick volumes that were just cut blocks of their own again, so that overwriting them cannot fail.
-
-        Outside the freeze, in steps between which writers go on. Raises OSError ENOSPC; if the snapshot fails, nothing is shared.
-        """
-        for source in sources:
-            if source.thick:
-                await self._in_thread(_own_blocks, self.image(source), source.size)
 
     def _place(self, volume: Volume) -> Path:
         return self.layout.volumes / volume.id.hash
@@ -307,33 +284,8 @@ class ReflinkBackend:
                     with source.open("rb") as origin:
                         files.reflink(origin.fileno(), file.fileno())
                 self.layout.crash_point("image filled")
-                _take_size(file.fileno(), volume)
+                image_space.take_size(file.fileno(), volume)
             self.layout.publish(draft, dump_volume(volume), self._place(volume))
-
-    async def _copy_volume(self, volume: Volume, source: Volume) -> SnapshotTimings:
-        async with self._draft(IMAGE) as draft:
-            image = draft / IMAGE
-            report = await self._snapshotter.clone([ImageClone(source, self.image(source), image)])
-            await self._unshare_thick([source])
-
-            def finish() -> None:
-                with image.open("r+b") as file:
-                    _take_size(file.fileno(), volume)
-                self.layout.publish(draft, dump_volume(volume), self._place(volume))
-
-            await self._in_thread(finish)
-            return report.timings
-
-    @asynccontextmanager
-    async def _draft(self, *images: str) -> AsyncIterator[Path]:
-        """A draft with these images, all in threads: a disk that hangs must not hold the event loop up."""
-        path = self.layout.draft_path()
-        try:
-            await self._in_thread(self.layout.create_draft, path, *images)
-            yield path
-        except BaseException:
-            await self._in_thread(self.layout.remove_draft, path)
-            raise
 
     def _expand(self, volume: Volume) -> None:
         with self.image(volume).open("r+b") as file:
@@ -358,7 +310,7 @@ class ReflinkBackend:
             with image.open("r+b") as file, source.open("rb") as origin:
                 files.reflink(origin.fileno(), file.fileno())
                 self.layout.crash_point("image filled")
-                _take_size(file.fileno(), volume)
+                image_space.take_size(file.fileno(), volume)
             self.layout.exchange(draft, dump_volume(volume), self._place(volume))
 
     async def _discard(self, what: str, place: Path) -> None:
@@ -375,40 +327,7 @@ class ReflinkBackend:
         return await finish_despite_cancel(asyncio.get_running_loop().run_in_executor(self._threads, function, *args))
 
 
-def _is_empty(image: Path) -> bool:
-    with image.open("rb") as file:
-        return not files.has_data(file.fileno())
-
-
-def _erase(image: Path, volume: Volume) -> None:
-    with image.open("r+b") as file:
-        if volume.thick:
-            allocation.renew(file.fileno(), volume.size)
-        else:
-            files.punch_all(file.fileno())
-        os.fsync(file.fileno())
-
-
-def _own_blocks(image: Path, size: int) -> None:
-    with image.open("r+b") as file:
-        allocation.own(file.fileno(), size)
-        os.fsync(file.fileno())
-
-
-def _freeze_image(image: Path) -> int:
-    """Take the write bits from a snapshot's image; returns its size in bytes."""
-    os.chmod(image, 0o400)
-    return image.stat().st_size
-
-
-def _take_size(fd: int, volume: Volume) -> None:
-    """Grow an image to its volume's size; a thick one gets blocks of its own for all of it."""
-    os.ftruncate(fd, volume.size)
-    if volume.thick:
-        allocation.own(fd, volume.size)
-
-
-def _usage(image: Path) -> Usage:
-    with image.open("rb") as file:
-        found = extents.usage(file.fileno())
-    return Usage(found.exclusive_bytes, found.shared_bytes, found.extents)
+def _doing(target: Volume | Snapshot | GroupSnapshot, sources: Sequence[Volume]) -> str:
+    if isinstance(target, Snapshot):
+        return f"snapshot {target.name!r} of {sources[0].id}"
+    return f"{'creation of' if isinstance(target, Volume) else 'group snapshot'} {target.name!r}"

@@ -60,7 +60,7 @@ class LoopDevices:
             raise Precondition(f"the image of {volume.id} is attached more than once, which corrupts it: {names}")
         return _device(found[0], attachments[found[0]]) if found else None
 
-    def source(self, volume: Volume) -> dict[str, Any]:
+    async def source(self, volume: Volume) -> dict[str, Any]:
         """See Devices."""
         return sources.image(str(self._image(volume)), volume.thick, _VOLUME.pattern)
 
@@ -90,7 +90,7 @@ class LoopDevices:
 
     async def attach(self, volume: Volume) -> BlockDevice:
         """See Devices."""
-        return self.note(await self.jobs.run(volume, "attach", FAST_TIMEOUT, source=self.source(volume)))
+        return self.note(await self.jobs.run(volume, "attach", FAST_TIMEOUT, source=await self.source(volume)))
 
     async def detach(self, volume: Volume) -> None:
         """See Devices."""
