@@ -10,8 +10,11 @@ from csi_driver.host.errors import NOT_STARTED, CommandError
 
 DIRECTORIES = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
 FILE_SYSTEM_TOOLS = ("mkfs.ext4", "mkfs.xfs", "resize2fs", "xfs_growfs", "e2fsck")
-# Nothing of the caller's environment reaches a tool: MKE2FS_CONFIG, for one, would undo the pinned profiles.
-ENVIRONMENT = {"LC_ALL": "C", "PATH": ":".join(DIRECTORIES)}
+# Nothing of the caller's environment reaches a tool: MKE2FS_CONFIG, for one, would undo the pinned profiles. What the C library
+# is told of the processor is as true of a tool: without it lvm wrote broken metadata where the kernel loses AVX registers.
+ENVIRONMENT = {"LC_ALL": "C", "PATH": ":".join(DIRECTORIES)} | {
+    name: value for name, value in os.environ.items() if name == "GLIBC_TUNABLES"
+}
 _REAP_SECONDS = 2.0
 
 _lifeline: socket.socket | None = None

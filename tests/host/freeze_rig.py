@@ -2,16 +2,14 @@
 
 import asyncio
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
+from support.paused_freezes import alive, end_pause, ended, fails, in_pause, offspring
 from support.waiting import until, wait_until
 
 from csi_driver.host.block import loop
@@ -19,7 +17,9 @@ from csi_driver.host.block.loop import LoopDevice
 from csi_driver.host.errors import Busy, Mismatch
 from csi_driver.host.freeze import journal, thaw
 from csi_driver.host.fs import mountinfo
-from csi_driver.host.helper.client import HelperPool, JobFailed
+from csi_driver.host.helper.client import HelperPool
+
+__all__ = ["alive", "end_pause", "ended", "fails", "in_pause", "offspring"]
 
 SIZES = {"xfs": 300 << 20, "ext4": 64 << 20}
 
@@ -38,13 +38,6 @@ def sh(*argv: str | Path, check: bool = True) -> str:
     done = subprocess.run(argv, check=False, timeout=30, capture_output=True, text=True)
     assert not check or done.returncode == 0, f"{argv}: {done.stderr}"
     return done.stdout.strip()
-
-
-async def ended(children: HelperPool) -> None:
-    """Once it returns, all that was run before is over, and both sides have closed what was open for it."""
-    await until(lambda: not children._jobs)
-    await children.run("ping", 30)  # the server closes its part after it has told the end, and before it takes a job
-    await until(lambda: not children._jobs)
 
 
 def freeze_mount(point: Path) -> None:
@@ -193,12 +186,6 @@ async def cut(
     return await asyncio.wait_for(job, TIMEOUT)
 
 
-async def fails(job: Awaitable[object]) -> JobFailed:
-    with pytest.raises(JobFailed) as caught:
-        await job
-    return caught.value
-
-
 async def paused(
     children: HelperPool, pool: Pool, *disks: Disk, pause: float = PAUSE, deadline: float = LONG
 ) -> "asyncio.Task[Any]":
@@ -209,29 +196,3 @@ async def paused(
     assert not task.done()
     assert all(disk.is_frozen() for disk in disks)
     return task
-
-
-def offspring(pid: int) -> list[int]:
-    """Name the children of a process; the snapshot's child is the fork server's, the cloner is its."""
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def in_pause(server: int) -> bool:
-    """Whether a cloner has got its word, which it gets once all is frozen. (To ask by freezing would disturb the snapshot.)"""
-    with suppress(OSError):
-        cloners = [cloner for child in offspring(server) for cloner in offspring(child)]
-        return any("sigtimedwait" in Path(f"/proc/{cloner}/wchan").read_text() for cloner in cloners)
-    return False
-
-
-def end_pause(server: int) -> None:
-    """Let the cloner that waits go on."""
-    (cloner,) = [cloner for child in offspring(server) for cloner in offspring(child)]
-    os.kill(cloner, signal.SIGUSR1)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False

@@ -1,5 +1,8 @@
 import errno
+import os
 import pickle
+import subprocess
+import sys
 import time
 
 import pytest
@@ -13,6 +16,17 @@ def test_standard_output_in_a_clean_environment(monkeypatch: pytest.MonkeyPatch)
     assert commands.run_both(("sh", "-c", "echo out; echo err >&2"), 10) == ("out\n", "err\n")
     assert commands.run(("printf", "%s", "$(id); *"), 10) == "$(id); *"  # no shell
     assert commands.run(("cat",), 10) == ""  # no input
+
+
+def test_what_the_c_library_learns_of_the_processor_reaches_tools() -> None:
+    """Without it lvm writes broken metadata in user-mode Linux, which loses the registers of AVX."""
+    program = "from csi_driver.host import commands; print(commands.run(('env',), 10))"
+    given = {"GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2", "MKE2FS_CONFIG": "/tmp/evil"}
+    answer = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | given, capture_output=True, text=True, check=True
+    )
+    assert "GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX2" in answer.stdout.split()
+    assert "evil" not in answer.stdout
 
 
 def test_a_failure_says_what_and_why() -> None:

@@ -130,7 +130,7 @@ def environment() -> Iterator[dict[str, str]]:
     """An agent on a pool image of its own; what the commands need to reach it."""
     from csi_driver.cli.demo.agent import DemoAgent
 
-    agent = DemoAgent(in_memory=False)
+    agent = DemoAgent("reflink")
     try:
         agent.start()
         yield CLEAN | {"CSI_ENDPOINT": agent.endpoint, "TIDEMARK_STAGING": f"{agent.root}/staging"}

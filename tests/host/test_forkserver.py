@@ -144,7 +144,9 @@ async def test_past_its_own_deadline_a_command_is_killed_with_all_that_it_starte
 
 
 async def test_a_helper_that_dies_takes_its_command_along(children: HelperPool) -> None:
-    job = asyncio.create_task(children.run("command", 60, argv=["sh", "-c", "sleep 900 & wait"], seconds=50))
+    # A shell gives what runs in the background another standard input, and by that one they are waited for.
+    script = "exec 3<&0; sleep 900 <&3 & wait"
+    job = asyncio.create_task(children.run("command", 60, argv=["sh", "-c", script], seconds=50))
     await until(lambda: len(offspring(children.server_pid)) == 3)
     (helper,) = (pid for pid in offspring(children.server_pid) if parent(pid) == children.server_pid)
     commands = offspring(helper)
@@ -375,9 +377,13 @@ def waits(pid: int) -> bool:
 
 
 def alive(pid: int) -> bool:
-    """Whether the process does anything any more; a zombie that init has not reaped yet does not."""
+    """Whether the process does anything any more; a zombie that init has not reaped yet does not, and neither does what ends.
+
+    On its way out a process closes its files before it becomes a zombie: what waits for them sees it run for a moment.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state not in "ZX" and bool(os.listdir(f"/proc/{pid}/fd"))
     except OSError:
         return False
 

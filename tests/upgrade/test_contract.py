@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +23,8 @@ from csi_driver._pb import tidemark_pb2
 from csi_driver.agent.metrics import AgentMetrics
 from csi_driver.agent.settings import DEFAULT_POOL, DEFAULT_RUNTIME_DIRECTORY
 from csi_driver.backends.base import SnapshotTimings
+from csi_driver.backends.lvm import names as lvm_names
+from csi_driver.backends.lvm import opening as lvm_opening
 from csi_driver.backends.reflink import checks, pool_lock, pool_reader
 from csi_driver.backends.reflink.layout import IMAGE, RECORD, Layout
 from csi_driver.cli import objects, snapshot_mounts
@@ -56,6 +60,7 @@ from csi_driver.domain.requests import FILE_SYSTEMS
 from csi_driver.domain.routing import TOPOLOGY_KEY
 from csi_driver.host.freeze import journal
 from csi_driver.host.fs import files, fsck
+from csi_driver.host.lvm import tags as lvm_tags
 from csi_driver.kube import resources
 from csi_driver.operator.agents.discovery import AGENT_PORT
 from csi_driver.operator.certificates import ca_secret
@@ -149,6 +154,31 @@ def test_a_pool_lies_where_it_lay(tmp_path: Path) -> None:
     assert CONTRACT["pool"]["format"] == pool_lock.FORMAT
 
 
+def test_a_pool_of_logical_volumes_has_the_names_and_tags_that_it_had() -> None:
+    fixed = CONTRACT["lvm"]
+    assert fixed["format"] == lvm_opening.FORMAT
+    for kind, name in fixed["names"].items():
+        assert lvm_names.parse(name.format(hash=DIGEST, generation=7)) == lvm_names.LvName(kind, DIGEST, 7)
+        assert str(lvm_names.LvName(kind, DIGEST, 7)) == name.format(hash=DIGEST, generation=7)
+    for kind, letter in fixed["letters"].items():
+        (tag,) = lvm_tags.to_tags(b"{}", kind, DIGEST, 7)
+        packed = base64.urlsafe_b64decode(tag.partition("=")[2] + "==")
+        assert zlib.decompress(packed) == b"{}"
+        checksum = zlib.crc32(packed, zlib.crc32(f"{kind}.{DIGEST}.7".encode()))
+        assert tag.partition("=")[0] == f"tm.{letter}.{DIGEST}.7.0-1.{checksum:08x}"
+        assert lvm_tags.from_tags([tag]) == (kind, DIGEST, 7, b"{}")
+    tag = lvm_tags.pool_tag(dict.fromkeys(CONTRACT["pool"]["pool.json"], "x"))
+    assert tag.startswith(fixed["pool_tag"])
+    assert json.loads(base64.urlsafe_b64decode(tag.partition("=")[2] + "==")).keys() == set(
+        CONTRACT["pool"]["pool.json"]
+    )
+    assert (fixed["draft"], fixed["check"]) == (lvm_tags.DRAFT, lvm_names.CHECK)
+    assert lvm_names.member_tag(DIGEST, 7) == fixed["member"].replace("{hash of the group}", DIGEST).format(
+        generation=7
+    )
+    assert fixed["kept"].partition("{")[0] == lvm_names.KEPT
+
+
 @pytest.mark.parametrize("part", [name for name in RECORDS if name not in {"schema", "values"}])
 def test_records_have_the_keys_that_they_had(part: str) -> None:
     written, first, later = set(parts()[part]), set(RECORDS[part]["first"]), set(RECORDS[part]["later"])
@@ -215,11 +245,27 @@ def test_freezes_are_announced_as_they_were() -> None:
     first = {key: facts[key] for key in known["first"]}
     assert journal.of_boot([first], str(facts["boot"])) == [first]
     assert CONTRACT["freeze"]["schema"] == journal.SCHEMA
-    assert set(journal.entry_for("/p", 7, 1, (1, 2), "loop1/3", "0" * 32)) | {"in_pool"} == {
+    assert set(journal.entry_for("/p", 7, 1, (1, 2), "loop1/3", "0" * 32, "LVM-x")) | {"in_pool"} == {
         *known["first"],
         *known["later"],
     }
     assert CONTRACT["freeze"]["node_local"].startswith(f"{DEFAULT_RUNTIME_DIRECTORY}/freezes/")
+
+
+def test_a_suspended_device_is_recorded_so_that_the_version_before_reads_on() -> None:
+    """That version knows mounts alone: a raw disk is one at no path, where it finds nothing to thaw."""
+    raw = journal.entry_for("", 253, 6, identity="LVM-x", volume="0" * 32, dm_uuid="LVM-x")
+    mounted = journal.entry_for("/p", 253, 7, identity="LVM-y", dm_uuid="LVM-y")
+    assert journal.of_boot([raw, mounted], journal.boot_id()) == [raw, mounted]
+    assert (type(raw["point"]), raw["point"]) == (str, "")
+    assert journal.thaw_arguments([raw, mounted]) == {
+        "mounts": [mounted],
+        "devices": [{"uuid": "LVM-x", "major": 253, "minor": 6}, {"uuid": "LVM-y", "major": 253, "minor": 7}],
+    }
+    first = {key: value for key, value in mounted.items() if key != "dm_uuid"}
+    assert journal.thaw_arguments([first]) == {"mounts": [first], "devices": []}
+    with pytest.raises(ValueError, match="does not say of what it is"):
+        journal.of_boot([raw | {"dm_uuid": 7}], journal.boot_id())
 
 
 async def test_a_check_is_noted_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """What is done while file systems are frozen, and the process that does it, since only a process can be killed.
 
 An action has steps; each is prepared before the freeze, so that inside it only the quick part remains. A backend names the action
-as JSON, with its `kind` and what that kind needs: {"kind": "clone_files", "files": [{"source", "target"}]}.
+as JSON, with its `kind` and what that kind needs: {"kind": "clone_files", "files": [{"source", "target"}]}, or
+{"kind": "thin_messages", "pool": uuid, "messages": ["create_snap 7 3"]}.
 """
 
 import errno
@@ -14,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
+from csi_driver.host.dm import ioctl as dm
+from csi_driver.host.dm import status as dm_status
 from csi_driver.host.freeze.state import FreezeError
 from csi_driver.host.fs.files import FICLONE
 
@@ -23,6 +26,8 @@ class Action(Protocol):
 
     failure: str
     """The kind of FreezeError that a failed step is."""
+    progress: str
+    """What has happened once a step is done, of several: "images were cloned"."""
 
     def __len__(self) -> int:
         """Return the number of steps."""
@@ -41,6 +46,7 @@ class CloneFiles:
     """Clone files by FICLONE; the targets exist and are empty, and may hold a part after a failure."""
 
     failure = "CloneFailed"
+    progress = "images were cloned"
 
     def __init__(self, files: Sequence[Mapping[str, str]]) -> None:
         self._files = files
@@ -67,7 +73,39 @@ class CloneFiles:
         return "cloning {source} to {target}".format_map(self._files[index])
 
 
-_KINDS: dict[str, Callable[..., Action]] = {"clone_files": CloneFiles}
+class ThinMessages:
+    """Send messages to a thin pool, in their order: "delete 7", "create_snap 7 3". After a failure those before it are done."""
+
+    failure = "MessageFailed"
+    progress = "messages were sent"
+
+    def __init__(self, pool: str, messages: Sequence[str]) -> None:
+        self._pool, self._messages = pool, messages
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def prepare(self, index: int) -> None:
+        """Look whether the pool is there, and takes messages. Raises OSError."""
+        if index:
+            return
+        try:
+            status = dm_status.thin_pool(dm.status(uuid=self._pool))
+        except ValueError as error:
+            raise OSError(errno.EINVAL, str(error)) from None
+        if status.mode not in {"rw", "out_of_data_space"}:
+            raise OSError(errno.EROFS, f"the pool is in mode {status.mode}")
+
+    def perform(self, index: int) -> None:
+        """Send one message. Raises OSError."""
+        dm.message(self._pool, self._messages[index])
+
+    def describe(self, index: int) -> str:
+        """Return which message goes to which pool."""
+        return f"the message '{self._messages[index]}' to the thin pool {self._pool}"
+
+
+_KINDS: dict[str, Callable[..., Action]] = {"clone_files": CloneFiles, "thin_messages": ThinMessages}
 
 
 def action_of(description: Mapping[str, Any]) -> Action:
@@ -119,12 +157,20 @@ class ActionProcess:
             if pause:
                 # A test ends it when it has seen what it wanted to see, and need not guess how long that takes.
                 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+                signal.signal(
+                    signal.SIGUSR1, signal.SIG_IGN
+                )  # shows in /proc that it waits; what is blocked comes all the same
                 signal.sigtimedwait({signal.SIGUSR1}, pause)
             for index in range(len(action)):
                 action.perform(index)
                 os.write(report, b"done\n")
         except OSError as error:
             os.write(report, f"failed {index} {error.errno or 0}\n".encode())
+
+    @property
+    def progress(self) -> str:
+        """How far it came, for a message."""
+        return f"{self.done} of {self.total} {self._action.progress} in time"
 
     def wait_ready(self, until: float) -> None:
         """Wait until all steps are prepared. Raises FreezeError of the action's kind."""

@@ -26,16 +26,40 @@ def boot_id() -> str:
 
 
 def entry_for(
-    point: str, major: int, minor: int, backing: tuple[int, int] | None = None, identity: str = "", volume: str = ""
+    point: str,
+    major: int,
+    minor: int,
+    backing: tuple[int, int] | None = None,
+    identity: str = "",
+    volume: str = "",
+    dm_uuid: str = "",
 ) -> dict[str, object]:
-    """Return what the journal says of one mount: it can be given to the `thaw` job as one of its mounts.
+    """Return what the journal says of one volume; `thaw_arguments` makes arguments of the `thaw` job from that.
 
     `backing`: (st_dev, st_ino) of the image behind a loop device, by which an agent before this one knows the device;
-    `identity`: the device's; `volume`: the hash of the volume on it.
+    `identity`: the device's; `volume`: the hash of the volume on it; `dm_uuid`: of the device, if it is suspended too. `point`: empty
+    if it is not mounted, and only suspended: an agent before this one finds nothing there to thaw.
     """
     fact: dict[str, object] = {"point": point, "major": major, "minor": minor, "boot": boot_id()}
-    optional = {"backing": list(backing) if backing else None, "identity": identity, "volume": volume}
+    optional = {
+        "backing": list(backing) if backing else None,
+        "identity": identity,
+        "volume": volume,
+        "dm_uuid": dm_uuid,
+    }
     return fact | {key: value for key, value in optional.items() if value}
+
+
+def thaw_arguments(facts: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the `mounts` and `devices` of the jobs `cut` and `thaw` for what facts name."""
+    return {
+        "mounts": [dict(fact) for fact in facts if fact["point"]],
+        "devices": [
+            {"uuid": fact["dm_uuid"], "major": fact["major"], "minor": fact["minor"]}
+            for fact in facts
+            if fact.get("dm_uuid")
+        ],
+    }
 
 
 def record(directory: str, key: str, facts: object) -> None:
@@ -113,7 +137,7 @@ def _fact(found: Any) -> dict[str, Any]:
     fact: dict[str, Any] = found if isinstance(found, dict) else {}
     backing = fact.get("backing", [])
     numbers = [fact.get("major"), fact.get("minor"), *(backing if isinstance(backing, list) else [None])]
-    texts = [fact.get("boot"), fact.get("point")]
+    texts = [fact.get("boot"), fact.get("point"), fact.get("dm_uuid", "")]
     if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
         raise ValueError("one of its freezes does not say of what it is")
     return fact

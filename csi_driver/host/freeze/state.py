@@ -3,7 +3,7 @@
 import ctypes
 import errno
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from csi_driver.host import syscalls
 from csi_driver.host.fs import mountinfo
@@ -11,18 +11,18 @@ from csi_driver.host.fs import mountinfo
 FIFREEZE = 0xC0045877
 FITHAW = 0xC0045878
 
-# The state of each mount of a freeze: one byte each, shared with the watchdog. FREEZING: in the system call, which a
+# The state of each mount of a freeze, and of each device after them: one byte each, shared with the watchdog. FREEZING: in the system call, which a
 # killed process finishes before it dies, so it is thawed too (if that call was about to answer EBUSY, wrongly: the price of
 # a kill within those microseconds, against a file system that nobody would thaw).
 UNTOUCHED, FREEZING, FROZEN, THAWED, REFUSED = range(5)
-MAX_MOUNTS = 4000
-"""Mounts in one freeze."""
+MAX_TARGETS = 4000
+"""Mounts and devices in one freeze."""
 
 
 class FreezePage(ctypes.Structure):
-    """The page that a freeze shares with its watchdog: the state of each mount by its index, and since when all are frozen."""
+    """The page that a freeze shares with its watchdog: the state of each mount, and of each device after them, and since when."""
 
-    _fields_ = (("_states", ctypes.c_uint8 * MAX_MOUNTS), ("_frozen_since", ctypes.c_double))
+    _fields_ = (("_states", ctypes.c_uint8 * MAX_TARGETS), ("_frozen_since", ctypes.c_double))
 
     def __getitem__(self, index: int) -> int:
         return int(self._states[index])
@@ -40,15 +40,16 @@ class FreezePage(ctypes.Structure):
         self._frozen_since = seconds
 
     def any(self, count: int, states: Collection[int]) -> bool:
-        """Return whether one of the first `count` mounts is in one of these states."""
-        return any(self._states[index] in states for index in range(min(count, MAX_MOUNTS)))
+        """Return whether one of the first `count` mounts and devices is in one of these states."""
+        return any(self._states[index] in states for index in range(min(count, MAX_TARGETS)))
 
 
 class FreezeError(Exception):
     """Why a freeze or thaw did not happen.
 
     `kind` is one of: NotOurs (the path is not the mount that it should be; nothing was touched), SyncTimeout (nothing
-    was frozen), Deadline, FrozenElsewhere (somebody else holds the file system frozen), FreezeFailed, CloneFailed,
+    was frozen), Deadline, FrozenElsewhere (somebody else holds the file system frozen), SuspendedElsewhere
+    (or the device suspended), FreezeFailed, CloneFailed, MessageFailed (the action's step, by its kind),
     ThawedElsewhere (somebody thawed inside our freeze: the clones are not one point in time), ThawFailed, StillFrozen
     (a FITHAW has not come back: the watchdog or the next sweep goes on). `errno` is 0 where no system call failed.
     """
@@ -129,8 +130,8 @@ def sync_mount(point: str, major: int, minor: int) -> None:
         os.close(fd)
 
 
-def numbers(mount: dict[str, object]) -> tuple[int, int]:
-    """The device number of a mount that came as JSON. Raises FreezeError NotOurs."""
+def numbers(mount: Mapping[str, object]) -> tuple[int, int]:
+    """The device number of a mount or device that came as JSON. Raises FreezeError NotOurs."""
     major, minor = mount["major"], mount["minor"]
     if not isinstance(major, int) or not isinstance(minor, int):
         raise FreezeError("NotOurs", f"not a device number: {major!r}:{minor!r}", errno.EINVAL)

@@ -1,14 +1,16 @@
-"""Thawing what somebody left frozen, wherever it is mounted by now, also where no mount is left."""
+"""Thawing, and resuming, what somebody left frozen, wherever it is mounted by now, also where no mount is left."""
 
 import errno
 import fcntl
 import os
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from csi_driver.host import syscalls
 from csi_driver.host.block import device as block_device
 from csi_driver.host.block import loop_ioctl
+from csi_driver.host.dm import ioctl as dm
 from csi_driver.host.freeze.state import (
     FITHAW,
     FREEZING,
@@ -21,40 +23,98 @@ from csi_driver.host.freeze.state import (
     open_mount,
 )
 
+_RESUME_GRACE = 1.0
+"""Seconds that the thaws wait for resumes that hang."""
 _CLONE_NEWNS = 0x00020000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_SLAVE = 1, 2, 4, 8, 0x4000, 1 << 19
 
 
-def thaw(mounts: Sequence[dict[str, object]], *, states: FreezePage | None = None) -> dict[str, object]:
-    """Thaw file systems wherever they are mounted by now, also where no mount is left. Returns {"thawed": [bool, ...]}.
+def thaw(
+    mounts: Sequence[dict[str, object]],
+    devices: Sequence[dict[str, object]] = (),
+    *,
+    states: FreezePage | None = None,
+) -> dict[str, object]:
+    """Resume devices, and thaw file systems wherever they are mounted by now, also where no mount is left.
 
-    `mounts`: as for `cut`, or the facts of journal entries (without looking at their boot id: that is the sweep's work).
-    False: it was not frozen. With "identity" (or "backing", of a loop device) it must still be that device, else it is left
-    alone (False): the number is another volume's by now. Raises FreezeError ThawFailed where a file system may still be frozen. May hang,
-    one mount never holding up another. `states`: the watchdog's page; only what it tells to be ours and frozen is thawed.
+    Returns {"thawed": [bool, ...]}, and "resumed" alike if there are devices. `mounts`, `devices`: as for `cut`, or the facts of journal entries
+    (without looking at their boot id: that is the sweep's work). False: it was not frozen. A mount with "identity" (or "backing",
+    of a loop device) must still be that device, else it is left alone (False): the number is another volume's by now. Raises
+    FreezeError ThawFailed where something may still be frozen. May hang, one mount or device never holding up another for longer
+    than a second. `states`: the watchdog's page; only what it tells to be ours and frozen is thawed.
     """
-    results: list[bool | BaseException] = [False] * len(mounts)
-
-    def one(index: int) -> None:
-        try:
-            results[index] = _thaw_one(mounts[index])
-            # Not frozen *yet* where a killed FIFREEZE is still on its way: then this byte stays, and the watchdog comes again.
-            if states is not None and (results[index] or states[index] == FROZEN):
-                states[index] = THAWED
-        except BaseException as error:
-            results[index] = error
-
-    wanted = [i for i in range(len(mounts)) if states is None or states[i] in (FREEZING, FROZEN)]
-    threads = [threading.Thread(target=one, args=(index,), daemon=True) for index in wanted]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    failures = [(mounts[i]["point"], error) for i, error in enumerate(results) if isinstance(error, BaseException)]
+    thaws = _Thaws(mounts, _thaw_one, states, 0)
+    resumes = _Thaws(devices, _resume_one, states, len(mounts))
+    resumes.start()
+    resumes.join(_RESUME_GRACE)  # a thaw may write
+    thaws.start()
+    resumes.join()
+    thaws.join()
+    failures = resumes.failures() + thaws.failures()
     if failures:
-        text = "; ".join(f"{point}: {error}" for point, error in failures)
+        text = "; ".join(f"{name}: {error}" for name, error in failures)
         raise FreezeError("ThawFailed", f"may still be frozen: {text}", getattr(failures[0][1], "errno", None) or 0)
-    return {"thawed": [result is True for result in results]}
+    resumed: dict[str, object] = {"resumed": resumes.done()} if devices else {}
+    return {"thawed": thaws.done()} | resumed
+
+
+class _Thaws:
+    """Thaws that run beside each other; their states are those of the page from the index `first` on."""
+
+    def __init__(
+        self,
+        targets: Sequence[dict[str, object]],
+        undo: Callable[[dict[str, object]], bool],
+        states: FreezePage | None,
+        first: int,
+    ) -> None:
+        self._targets, self._undo, self._states, self._first = targets, undo, states, first
+        self._results: list[bool | BaseException] = [False] * len(targets)
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        for index in range(len(self._targets)):
+            if self._states is None or self._states[self._first + index] in (FREEZING, FROZEN):
+                thread = threading.Thread(target=self._one, args=(index,), daemon=True)
+                thread.start()
+                self._threads.append(thread)
+
+    def _one(self, index: int) -> None:
+        at = self._first + index
+        try:
+            self._results[index] = self._undo(self._targets[index])
+            # Not frozen *yet* where a killed FIFREEZE is still on its way: then this byte stays, and the watchdog comes again.
+            if self._states is not None and (self._results[index] or self._states[at] == FROZEN):
+                self._states[at] = THAWED
+        except BaseException as error:
+            self._results[index] = error
+
+    def join(self, timeout: float | None = None) -> None:
+        until = None if timeout is None else time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(None if until is None else max(0.0, until - time.monotonic()))
+
+    def failures(self) -> list[tuple[object, BaseException]]:
+        names = [target.get("point") or target.get("uuid") for target in self._targets]
+        return [(name, e) for name, e in zip(names, self._results, strict=True) if isinstance(e, BaseException)]
+
+    def done(self) -> list[bool]:
+        return [result is True for result in self._results]
+
+
+def _resume_one(device: dict[str, object]) -> bool:
+    uuid = str(device["uuid"])
+    try:
+        found = dm.info(uuid=uuid)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # gone
+            return False
+        raise
+    # With another number it was made again: whoever suspended that one is not us.
+    if not found.suspended or (found.major, found.minor) != numbers(device):
+        return False
+    dm.resume(uuid)
+    return True
 
 
 def _thaw_one(mount: dict[str, object]) -> bool:

@@ -24,8 +24,7 @@ class RunningJob:
 
     def __init__(self, request: RunJob) -> None:
         self.number, self.name, self.args = request.number, request.name, request.args
-        mounts = self.args.get("mounts")
-        self.mounts: list[dict[str, object]] = mounts if isinstance(mounts, list) else []
+        self.mounts, self.devices = (self._list(key) for key in ("mounts", "devices"))
         self.pid = 0
         self.status: int | None = None
         self.killed = self.late = False
@@ -37,6 +36,10 @@ class RunningJob:
         if self.name == "cut":
             self.page = FreezePage.from_buffer(mmap.mmap(-1, ctypes.sizeof(FreezePage)))  # shared with the child
 
+    def _list(self, key: str) -> list[dict[str, object]]:
+        value = self.args.get(key)
+        return value if isinstance(value, list) else []
+
     @property
     def is_thaw(self) -> bool:
         """Whether it is a thaw that the agent asked for."""
@@ -44,12 +47,15 @@ class RunningJob:
 
     @property
     def points(self) -> str:
-        """Its mount points, for messages."""
-        return ", ".join(str(mount.get("point")) for mount in self.mounts)
+        """Its mount points and devices, for messages."""
+        return ", ".join(
+            [*(str(mount.get("point")) for mount in self.mounts), *(str(device.get("uuid")) for device in self.devices)]
+        )
 
     def may_be_frozen(self, *states: int) -> bool:
-        """Whether one of its mounts is in one of these states, by default FREEZING or FROZEN."""
-        return self.page is not None and self.page.any(len(self.mounts), states or (FREEZING, FROZEN))
+        """Whether one of its mounts or devices is in one of these states, by default FREEZING or FROZEN."""
+        count = len(self.mounts) + len(self.devices)
+        return self.page is not None and self.page.any(count, states or (FREEZING, FROZEN))
 
     def is_late(self, now: float) -> bool:
         """Whether its child has held a file system frozen for too long."""
@@ -86,7 +92,7 @@ def run_job(job: RunningJob, channel: socket.socket) -> bool:
 def run_thaw(job: RunningJob) -> bool:
     """Thaw what a snapshot job left frozen. False: a file system may still be frozen."""
     try:
-        thaw.thaw(job.mounts, states=job.page)
+        thaw.thaw(job.mounts, job.devices, states=job.page)
     except BaseException as error:
         log_to_stderr(str(error))
         return False

@@ -139,7 +139,7 @@ class HelperPool:
 
     async def _thaw_orphan(self, job: Job) -> None:
         try:
-            await self.run("thaw", _THAW_TIMEOUT, mounts=job.args["mounts"])
+            await self.run("thaw", _THAW_TIMEOUT, mounts=job.args["mounts"], devices=job.args.get("devices", []))
         except (JobFailed, JobStuck) as error:
             _LOG.error("a snapshot job died with its watchdog, and its file systems may be frozen: %s", error)
             job.leave_frozen(f"the snapshot job died with its watchdog: {error}")

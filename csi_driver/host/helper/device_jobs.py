@@ -4,14 +4,17 @@ Those that take a source (host/block/sources.py) work on a block device of any k
 their names.
 """
 
+import ctypes
 import errno
 import os
+import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from csi_driver.host import syscalls
 from csi_driver.host.block import loop, loop_ioctl
-from csi_driver.host.block.device import BlockDevice, OpenDevice
+from csi_driver.host.block.device import BlockDevice, OpenDevice, open_node
 from csi_driver.host.block.loop import LoopDevice
 from csi_driver.host.block.sources import Source, attached, described
 from csi_driver.host.errors import Busy, CommandError, Mismatch
@@ -19,6 +22,9 @@ from csi_driver.host.fs import condition, files, filesystems, mount_users, mount
 
 _MKFS_SECONDS = 55.0
 _GROW_SECONDS = 55.0
+_BLKZEROOUT = 0x127F
+_ZERO_STEP = 1 << 30
+_ENDS = 16 << 20
 _CAP_SYS_RESOURCE = 24
 # xfs_growfs for EWOULDBLOCK, resize2fs for EBUSY: the exit status of both is 1, as for anything else.
 _GROWS_ALREADY = ("in progress already", "Device or resource busy")
@@ -65,6 +71,41 @@ def set_read_only(source: Source, read_only: bool) -> None:
     """Make a volume's device refuse writes, or take them again. Raises Mismatch, OSError."""
     with attached(source) as opened:
         opened.set_read_only(read_only)
+
+
+def content_format(source: Source) -> str:
+    """Return the format of what a volume holds: see filesystems.probe. Raises what `sources.attached` raises, OSError."""
+    with attached(source) as opened:
+        return filesystems.probe(opened.path)
+
+
+def complaint(source: Source, is_ext4: bool) -> str:
+    """Return why the ext4 on a volume asks for a check: see condition.complaint. Raises what `sources.attached` raises, OSError."""
+    with attached(source) as opened:
+        return condition.complaint(opened.path, is_ext4=is_ext4)
+
+
+def zero(source: Source, start: int) -> None:
+    """Make a device read as zeroes from `start` on, durably; the kernel writes them where the disk cannot. Raises OSError."""
+    with attached(source) as opened:
+        size, fd = opened.size(), open_node(opened.device.name, os.O_WRONLY)
+        try:
+            for at in range(start, size, _ZERO_STEP):
+                span = ctypes.create_string_buffer(struct.pack("=QQ", at, min(_ZERO_STEP, size - at)), 16)
+                syscalls.ioctl("BLKZEROOUT", fd, _BLKZEROOUT, span)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def has_data_at_ends(source: Source) -> bool:
+    """Return whether anything but zeroes is in the first or the last 16 MiB of a device. Raises OSError."""
+    with attached(source) as opened:
+        size, length = opened.size(), min(opened.size(), _ENDS)
+        for at in {0, size - length}:
+            if any(os.pread(opened.fd, length, at)):
+                return True
+    return False
 
 
 def make_file_system(source: Source, fs_type: str) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from csi_driver.host import commands, pool_image
-from csi_driver.host.block import loop
-from csi_driver.host.freeze import freeze, thaw
+from csi_driver.host.block import loop, thin_reader, thin_space
+from csi_driver.host.freeze import freeze, thaw, unfrozen
 from csi_driver.host.freeze import state as freeze_state
 from csi_driver.host.fs import condition
 from csi_driver.host.helper import device_jobs
+from csi_driver.host.lvm import jobs as lvm_jobs
 
 
 def ping(pause: float = 0.0) -> dict[str, int]:
@@ -72,6 +73,7 @@ TABLE: dict[str, Callable[..., Any]] = {
         freeze.cut,  # called with `states` and `answer` besides
         thaw.thaw,
         thaw.thaw_device,
+        unfrozen.perform,
         ping,
         sync,
         sync_device,
@@ -96,5 +98,18 @@ TABLE: dict[str, Callable[..., Any]] = {
         device_jobs.is_shut_down,
         device_jobs.umount,
         device_jobs.grow,
+        device_jobs.content_format,
+        device_jobs.complaint,
+        device_jobs.zero,
+        device_jobs.has_data_at_ends,
+        thin_reader.probe_thin,
+        thin_reader.remove_left,
+        thin_space.thin_usage,
+        thin_space.freed_chunks,
+        lvm_jobs.find_lvm,
+        lvm_jobs.lvm,
+        lvm_jobs.find_pool_devices,
+        lvm_jobs.resume_pool,
+        lvm_jobs.remove_uncommitted,
     )
 }
