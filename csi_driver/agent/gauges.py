@@ -11,6 +11,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitMetrics:
+    """One limit of a pool at one moment, in its own unit: see domain.capacity.Limit."""
+
+    pool: str
+    limit: str
+    used: int
+    total: int
+    refuse_at: int
+
+
+@dataclass(frozen=True, slots=True)
 class PoolMetrics:
     """One pool at one moment, in bytes. A slow scan counts `exclusive` and `extents`: they are None before its first end,
     and `walked` is their age in seconds.
@@ -27,6 +38,7 @@ class PoolMetrics:
     exclusive: int | None = None
     extents: int | None = None
     walked: float | None = None
+    limits: tuple[LimitMetrics, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +122,8 @@ class Gauges:
         readers = self._readers
         pools = read_changing(lambda: list(readers.pools())) or []
         yield from _families("tidemark_pool", _POOL_GAUGES, ("pool",), pools)
+        limits = [limit for pool in pools for limit in pool.limits]
+        yield from _families("tidemark_pool_limit", _LIMIT_GAUGES, ("pool", "limit"), limits)
         volumes = read_changing(readers.volumes) or VolumesMetrics()
         yield from _families("tidemark_volume", _VOLUME_GAUGES, _VOLUME_LABELS, volumes.shown)
         family = GaugeMetricFamily(
@@ -164,6 +178,12 @@ _POOL_GAUGES = (
     ("exclusive_bytes", "Bytes that belong to one object alone, as of the last scan.", "exclusive"),
     ("extents", "Extents of all images, as of the last scan.", "extents"),
     ("walk_age_seconds", "Age of the last scan of all extents.", "walked"),
+)
+
+_LIMIT_GAUGES = (
+    ("used", "Used of what the pool has a limit of, in its own unit.", "used"),
+    ("total", "How much of it there is.", "total"),
+    ("refuse_at", "The pool makes nothing new from here on.", "refuse_at"),
 )
 
 _VOLUME_GAUGES = (

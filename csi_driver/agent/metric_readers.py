@@ -3,7 +3,14 @@
 import heapq
 from time import time_ns
 
-from csi_driver.agent.gauges import NodeMetrics, PoolMetrics, UnhealthyVolume, VolumeMetrics, VolumesMetrics
+from csi_driver.agent.gauges import (
+    LimitMetrics,
+    NodeMetrics,
+    PoolMetrics,
+    UnhealthyVolume,
+    VolumeMetrics,
+    VolumesMetrics,
+)
 from csi_driver.domain.errors import Unavailable
 from csi_driver.domain.model import Volume
 from csi_driver.host.helper.client import HelperPool
@@ -49,6 +56,10 @@ class MetricReaders:
                     exclusive=scan.exclusive if scan.at else None,
                     extents=scan.extents if scan.at else None,
                     walked=(time_ns() - scan.at) / 1e9 if scan.at else None,
+                    limits=tuple(
+                        LimitMetrics(pool.name, limit.name, limit.used, limit.total, limit.refuse_at)
+                        for limit in account.space.limits
+                    ),
                 )
             )
         return metrics

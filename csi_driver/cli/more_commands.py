@@ -2,7 +2,7 @@
 
 import typer
 
-from csi_driver.cli import clone, rename, volumes
+from csi_driver.cli import clone, pool_disks, pools, rename, volumes
 from csi_driver.cli.doctor import command as doctor
 from csi_driver.cli.top import command as top
 from csi_driver.cli.transfer import commands as transfer
@@ -14,5 +14,7 @@ def add_commands(app: typer.Typer, panel: str) -> None:
     volumes.app.command("rename")(rename.rename)
     volumes.app.command("export")(transfer.export)
     volumes.app.command("import")(transfer.import_)
+    pools.app.command("create")(pool_disks.create)
+    pools.app.command("grow")(pool_disks.grow)
     app.command("doctor", rich_help_panel=panel)(doctor.doctor)
     app.command("top", rich_help_panel=panel)(top.top)

@@ -17,9 +17,9 @@ from csi_driver.cli.suggest import not_found
 from csi_driver.settings import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
-    from csi_driver.rpc.clients.cli_client import Client, PoolSpace
+    from csi_driver.rpc.clients.cli_client import Client, PoolLimit, PoolSpace
 
-app = typer.Typer(cls=CommandGroup, help="Pools and their space: list, show.", no_args_is_help=True)
+app = typer.Typer(cls=CommandGroup, help="Pools and their space: list, show, create, grow.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -137,10 +137,15 @@ def _lines(pool: "PoolSpace", wide: bool) -> list[tuple[str, str]]:
         ("committed", committed),
         ("available", f"{show(pool.available)} for new volumes"),
         ("snapshots", str(pool.snapshots)),
+        *((limit.name, _limit(limit)) for limit in pool.limits),
     ]
     if wide:
         lines.append(("uuid", pool.uuid))
     return lines
+
+
+def _limit(limit: "PoolLimit") -> str:
+    return f"{show(limit.used)} of {show(limit.total)}; from {show(limit.refuse_at)} on, nothing new is taken"
 
 
 def _deletable(client: "Client", pools: "list[PoolSpace]") -> AgentObjects:
@@ -157,8 +162,9 @@ def _deletable(client: "Client", pools: "list[PoolSpace]") -> AgentObjects:
 
 def _warnings(pool: "PoolSpace", objects: AgentObjects) -> list[str]:
     """Return what is wrong with the space of a pool, and what deleting would free most."""
+    passed = [_passed(pool, limit) for limit in pool.limits if limit.passed]
     if not pool.full and pool.free >= pool.reserve:
-        return []
+        return passed
     state = (
         "has run full: writes to its thin volumes fail, or soon will"
         if pool.full
@@ -168,4 +174,15 @@ def _warnings(pool: "PoolSpace", objects: AgentObjects) -> list[str]:
     freed = ", ".join(
         f"{item.kind} {name} ({show(item.exclusive)})" for item, name in zip(pool.would_free, names, strict=True)
     )
-    return [f"Pool {pool.name} of {pool.owner} {state}." + (f" Deleting would free most: {freed}." if freed else "")]
+    return [
+        f"Pool {pool.name} of {pool.owner} {state}." + (f" Deleting would free most: {freed}." if freed else ""),
+        *passed,
+    ]
+
+
+def _passed(pool: "PoolSpace", limit: "PoolLimit") -> str:
+    remedy = f", or {limit.remedy}" if limit.remedy else ""
+    return (
+        f"Pool {pool.name} of {pool.owner} refuses new volumes and snapshots: {show(limit.used)} of {show(limit.total)} of its "
+        f"{limit.name} are used. Delete snapshots or volumes{remedy}."
+    )

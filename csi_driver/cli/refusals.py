@@ -89,6 +89,13 @@ def no_space(pool: "PoolSpace", needed: int) -> str:
             f"pool {pool.name} has {show(pool.free)} free, less than its reserve of {show(pool.reserve)}: it takes nothing new; "
             "delete volumes or snapshots (`tidemark tree` shows what each would free), enlarge the pool, or lower --reserve"
         )
+    for limit in pool.limits:
+        if limit.passed:
+            remedy = f", or {limit.remedy}" if limit.remedy else ""
+            return (
+                f"pool {pool.name} takes nothing new: {show(limit.used)} of {show(limit.total)} of its {limit.name} are used; delete "
+                f"snapshots or volumes{remedy}"
+            )
     ceiling = int(pool.total * pool.overcommit)
     count = f"{pool.volumes} volume{'' if pool.volumes == 1 else 's'}"
     return (

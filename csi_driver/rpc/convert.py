@@ -9,7 +9,7 @@ from csi_driver.domain.errors import InvalidRequest
 from csi_driver.domain.ids import ANY_OWNER
 from csi_driver.domain.model import AccessMode, Capability, GroupSnapshot, SizeRange, Snapshot, Source, Volume
 from csi_driver.domain.routing import TOPOLOGY_KEY
-from csi_driver.domain.sizes import least_request
+from csi_driver.domain.sizes import BLOCK, least_request
 
 _Modes = csi_pb2.VolumeCapability.AccessMode
 _MODES = {
@@ -146,27 +146,27 @@ def volume(item: Volume) -> csi_pb2.Volume:
     )
 
 
-def snapshot(item: Snapshot) -> csi_pb2.Snapshot:
+def snapshot(item: Snapshot, granule: int = BLOCK) -> csi_pb2.Snapshot:
     """A snapshot: its moment is when it was taken, and it is ready since then.
 
     Its size here is the smallest request that may restore it, so that a claim as it was written can be: a claim of 10G has an
-    image of 10000003072 bytes.
+    image of 10000003072 bytes. `granule`: what sizes are multiples of in its pool.
     """
     return csi_pb2.Snapshot(
         snapshot_id=str(item.id),
         source_volume_id=item.source_id,
-        size_bytes=least_request(item.requested, item.size),
+        size_bytes=least_request(item.requested, item.size, granule),
         creation_time=timestamp(item.created),
         ready_to_use=True,
         group_snapshot_id=group_id(item),
     )
 
 
-def group(item: GroupSnapshot) -> csi_pb2.VolumeGroupSnapshot:
-    """A group with all its members."""
+def group(item: GroupSnapshot, granule: int = BLOCK) -> csi_pb2.VolumeGroupSnapshot:
+    """A group with all its members; `granule` as of a snapshot."""
     return csi_pb2.VolumeGroupSnapshot(
         group_snapshot_id=str(item.id),
-        snapshots=[snapshot(member) for member in item.members],
+        snapshots=[snapshot(member, granule) for member in item.members],
         creation_time=timestamp(item.created),
         ready_to_use=True,
     )

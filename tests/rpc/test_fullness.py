@@ -10,8 +10,10 @@ from support.sizes import GIB, MIB
 from test_router import volume
 
 from csi_driver._pb import tidemark_pb2 as T
-from csi_driver.domain.capacity import Space
+from csi_driver.domain.capacity import Limit, Space
 from csi_driver.rpc.clients.agent_api import AgentApi
+from csi_driver.rpc.clients.cli_client import PoolLimit
+from csi_driver.rpc.clients.cli_messages import pool_space
 from csi_driver.service.agents import FullPool
 
 
@@ -41,3 +43,16 @@ async def test_full_pools_of_a_cluster(cluster: Cluster, monkeypatch: pytest.Mon
     assert (freed.id, freed.name, freed.kind, freed.exclusive_bytes) == (str(made.id), "v", T.TreeNode.VOLUME, MIB)
     await cluster.agents["n-10"].server.stop(0)
     assert set(await port.full_pools()) == {"n-1"}, "whoever does not answer is not known to have room"
+
+
+async def test_what_a_pool_can_run_out_of_beside_its_data_reaches_the_command_line(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = Limit("thin metadata", 90 * MIB, 100 * MIB, 75 * MIB, "tidemark pool grow")
+    monkeypatch.setattr(
+        cluster.agents["n-1"].pool.backend, "space", lambda: answering(Space(64 * GIB, 32 * GIB, (limit,)))
+    )
+    pools = {pool.owner: pool_space(pool) for pool in (await cluster.tidemark.ListPools(T.ListPoolsRequest())).pools}
+    assert pools["n-10"].limits == ()
+    assert pools["n-1"].available == 0
+    assert pools["n-1"].limits == (PoolLimit("thin metadata", 90 * MIB, 100 * MIB, 75 * MIB, "tidemark pool grow"),)

@@ -24,6 +24,7 @@ from support.sizes import GIB, MIB
 from csi_driver._pb import csi_pb2, tidemark_pb2
 from csi_driver.domain.ids import ObjectId, parse
 from csi_driver.domain.model import SizeRange, Snapshot, Source, Volume, VolumeRequest
+from csi_driver.domain.sizes import BLOCK
 from csi_driver.rpc.agent.controller import MAX_PAGE, Controller
 
 C = csi_pb2
@@ -212,6 +213,9 @@ class _Many:
         assert limit == MAX_PAGE
         return [self.item(number) for number in range(limit)], f"after={_long('', limit)}"
 
+    async def refresh(self) -> None:
+        """Nobody else changes them."""
+
     def item(self, number: int) -> Any:
         raise NotImplementedError
 
@@ -227,6 +231,9 @@ class _ManySnapshots(_Many):
         source = str(_long("volume", number))
         when = 1_799_999_999_999_999_999
         return Snapshot(_long("snapshot", number), "n", "u", when, 1 << 62, source, "u", "raw", group="0" * 32)
+
+    def granule(self, _: Snapshot) -> int:
+        return BLOCK
 
 
 @pytest.mark.parametrize("asked", [0, MAX_PAGE, MAX_PAGE + 1, (1 << 31) - 1])

@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from csi_driver.host.freeze.state import FREEZING, FROZEN, MAX_MOUNTS, THAWED
+from csi_driver.host.freeze.state import FREEZING, FROZEN, MAX_TARGETS, THAWED
 from csi_driver.host.helper import messages
 from csi_driver.host.helper.child import LATE_SECONDS, RunningJob
 from csi_driver.host.helper.messages import Failure, RunJob
@@ -58,11 +58,11 @@ def test_a_child_and_the_watchdog_share_the_page_of_a_snapshot() -> None:
     pid = os.fork()
     if not pid:
         job.page[1] = FREEZING
-        job.page[MAX_MOUNTS - 1] = THAWED
+        job.page[MAX_TARGETS - 1] = THAWED
         job.page.frozen_since = 100.0
         os._exit(0)
     os.waitpid(pid, 0)
-    assert (job.page[0], job.page[1], job.page[MAX_MOUNTS - 1], job.page.frozen_since) == (0, FREEZING, THAWED, 100.0)
+    assert (job.page[0], job.page[1], job.page[MAX_TARGETS - 1], job.page.frozen_since) == (0, FREEZING, THAWED, 100.0)
     assert job.may_be_frozen()
     assert not job.is_late(1000.0), "nothing is known to be frozen yet"
     job.page[1] = FROZEN

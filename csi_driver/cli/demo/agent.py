@@ -5,7 +5,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from csi_driver.cli.common import Failure
+from csi_driver.cli.demo.lvm_pool import LvmPool
+from csi_driver.cli.demo.pools import NODE, TIDEMARK, DemoPool, ImagePool, Kind, MemoryPool, clean_environment, run
 
 START = 60.0
 """Seconds until the agent must answer, including mkfs and the first mount."""
@@ -60,10 +61,9 @@ def uninterrupted() -> Iterator[None]:
 
 
 class DemoAgent:
-    """Start it, use `endpoint`, stop it, and check what is `remaining`."""
+    """Start it, use `endpoint`, stop it, and check what is `remaining`. `reason`: why the pool is in memory."""
 
-    def __init__(self, in_memory: bool) -> None:
-        self.in_memory = in_memory
+    def __init__(self, kind: Kind, reason: str = "") -> None:
         self.root = Path(tempfile.mkdtemp(prefix="tidemark-demo-"))
         if len(str(self.root)) > _LONGEST_SOCKET - len("/csi.sock"):
             self.root.rmdir()
@@ -73,6 +73,7 @@ class DemoAgent:
         self._socket = self.root / "csi.sock"
         self._log = self.root / "agent.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self.pool = _pool(kind, self.root, reason)
 
     @property
     def endpoint(self) -> str:
@@ -93,27 +94,18 @@ class DemoAgent:
 
     def start(self) -> None:
         """Start it and wait until it answers. Raises Failure with the end of its log."""
-        pool = ["--pool", "demo=memory:"]
-        if not self.in_memory:
-            pool = [
-                *("--pool-image", f"{self.root}/pool.img", "--pool-size", "1Gi", "--pool-image-sparse"),
-                *("--pool-mount", f"{self.root}/pool", "--reserve", "64Mi"),
-            ]
-        # The settings of another agent must not reach this one.
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("TIDEMARK_", "CSI_"))}
-        # Nor code in the current directory: this may run as root.
-        environment["PYTHONSAFEPATH"] = "1"
+        self.pool.make()
         # An interruption between the fork and the assignment would leave an unknown agent.
         with self._log.open("wb") as log, uninterrupted():
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "csi_driver.cli.main", "agent", *pool),
-                    *("--endpoint", self.endpoint, "--node-name", "demo"),
+                    *(*TIDEMARK, "agent", *self.pool.options()),
+                    *("--endpoint", self.endpoint, "--node-name", NODE),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment,
+                env=clean_environment(),
                 # Ctrl-C is for the demo, which stops the agent after its clean-up.
                 start_new_session=True,
             )
@@ -145,10 +137,9 @@ class DemoAgent:
         while True:
             # Retried: the pool can go only after the devices of the disks in it, and those after their mounts.
             for point in sorted(self._mounts(), reverse=True):
-                self._run("umount", point)
-            for device in self._loops():
-                self._run("losetup", "--detach", device)
-            if not (self._mounts() or self._loops()) or time.monotonic() > end:
+                run("umount", point)
+            self.pool.remove()
+            if not (self._mounts() or self.pool.remaining()) or time.monotonic() > end:
                 break
             time.sleep(0.05)
         if not self._mounts():
@@ -156,7 +147,7 @@ class DemoAgent:
 
     def remaining(self) -> list[str]:
         """Return what still exists: mounts, loop devices, processes, files. Read from the kernel."""
-        remaining = [f"mount {point}" for point in self._mounts()] + [f"loop device {d}" for d in self._loops()]
+        remaining = [f"mount {point}" for point in self._mounts()] + self.pool.remaining()
         if self.root.exists():
             remaining.append(f"directory {self.root}")
         return remaining + [f"process {pid}" for pid in self._processes()]
@@ -181,21 +172,13 @@ class DemoAgent:
         if not event and self._process is not None:
             event = f"ended with exit code {self._process.poll()}"
         lines = self._log.read_text(errors="replace").splitlines()[-15:]
-        hint = "" if self.in_memory else "; `tidemark demo --memory` needs neither root nor XFS"
+        hint = "; `tidemark demo --memory` needs neither root nor XFS" if self.pool.mounting else ""
         return "\n".join([f"the demo's agent {event}{hint}. Its log:", *lines])
 
     def _mounts(self) -> list[str]:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
             points = [line.split()[4] for line in mounts]
         return [point for point in points if Path(point).is_relative_to(self.root)]
-
-    def _loops(self) -> list[str]:
-        devices = []
-        for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
-            with suppress(OSError):
-                if backing.read_text().startswith(f"{self.root}/"):
-                    devices.append(f"/dev/{backing.parts[3]}")
-        return devices
 
     def _processes(self) -> list[str]:
         """Return processes with this directory in their command line: the agent and its children."""
@@ -206,6 +189,8 @@ class DemoAgent:
                     pids.append(entry.parts[2])
         return pids
 
-    def _run(self, *command: str) -> None:
-        with suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=STOP, check=False)
+
+def _pool(kind: Kind, root: Path, reason: str) -> DemoPool:
+    if kind == "memory":
+        return MemoryPool(reason)
+    return ImagePool(root) if kind == "reflink" else LvmPool(root)

@@ -15,6 +15,7 @@ from csi_driver.cli.failure import Failure
 if TYPE_CHECKING:
     from csi_driver.cli.demo.agent import DemoAgent
     from csi_driver.cli.demo.lab import Checks, Lab
+    from csi_driver.cli.demo.pools import Kind
     from csi_driver.cli.demo.screen import Screen
 
 CORRUPT = "TIDEMARK_DEMO_CORRUPT"
@@ -27,24 +28,47 @@ def demo(
         bool,
         typer.Option("--memory", help="Keep the pool in memory; needs no root and changes nothing on this machine."),
     ] = False,
+    backend: Annotated[
+        str,
+        typer.Option(
+            "--backend",
+            metavar="KIND",
+            help="The kind of pool: reflink (default), lvm (LVM thin, on a loop device), or memory.",
+        ),
+    ] = "",
     step: Annotated[bool, typer.Option("--step", help="Wait for a key before each further step.")] = False,
 ) -> None:
     """Undo a bad migration of a database, and show how that works, on a temporary pool.
 
     As root, or if sudo needs no password: a small XFS image on a loop device.
     Otherwise: in memory.
+    With --backend lvm: LVM thin in a file behind a loop device; needs root, lvm2 and the kernel's module dm-thin-pool.
     Each step compares the bytes of the devices with the expected content. Exit code 1: a check failed.
     TIDEMARK_DEMO_CORRUPT=rescue changes one byte of that disk, so that a check fails.
 
     $ tidemark demo --step
     $ tidemark demo --memory
+    $ tidemark demo --backend lvm
     """
     from csi_driver.cli.demo.agent import why_not_reflink
+    from csi_driver.cli.demo.lvm_pool import why_not_lvm
 
-    reason = "requested by --memory" if memory else why_not_reflink()
-    if reason and not memory and os.geteuid() != 0 and _may_sudo():
-        _restart_as_root(["--step"] if step else [])
-    raise typer.Exit(_run(in_memory=bool(reason), reason=reason, stepwise=step))
+    if memory and backend not in ("", "memory"):
+        raise Failure(f"demo: --memory and --backend {backend} contradict each other: give one of them")
+    if backend not in ("", "memory", "reflink", "lvm"):
+        raise Failure(f"demo: there is no backend {backend!r}: reflink, lvm or memory")
+    asked = "memory" if memory else backend
+    options = [*(["--backend", backend] if backend else []), *(["--step"] if step else [])]
+    if asked != "memory" and os.geteuid() != 0 and _may_sudo():
+        _restart_as_root(options)
+    if asked == "lvm":
+        if reason := why_not_lvm():
+            raise Failure(f"demo: no pool of LVM thin can be made here: {reason}")
+        raise typer.Exit(_run("lvm", "", stepwise=step))
+    reason = f"requested by --{'memory' if memory else 'backend'}" if asked == "memory" else why_not_reflink()
+    if reason and asked == "reflink":
+        raise Failure(f"demo: no pool on XFS can be made here: {reason}")
+    raise typer.Exit(_run("memory" if reason else "reflink", reason, stepwise=step))
 
 
 def _may_sudo() -> bool:
@@ -63,7 +87,7 @@ def _restart_as_root(options: list[str]) -> NoReturn:
     os.execvp("sudo", command)  # noqa: S606  without a shell
 
 
-def _run(in_memory: bool, reason: str, stepwise: bool = False) -> int:
+def _run(kind: "Kind", reason: str, stepwise: bool = False) -> int:
     from csi_driver.cli.demo import keys
     from csi_driver.cli.demo.agent import DemoAgent, uninterrupted
     from csi_driver.cli.demo.lab import CheckFailed, Checks, Lab
@@ -79,16 +103,17 @@ def _run(in_memory: bool, reason: str, stepwise: bool = False) -> int:
     lab: Lab | None = None
     try:
         with uninterrupted():
-            agent = DemoAgent(in_memory)
+            agent = DemoAgent(kind, reason)
         screen.title("Tidemark demo: a database, a bad migration, and how it is undone")
-        where = f"in memory ({reason})" if in_memory else f"on XFS in {agent.root}/pool.img"
-        screen.line(f"An agent of its own, {where}; all calls through CSI, all bytes read from the devices.", "dim")
+        screen.line(
+            f"An agent of its own, {agent.pool.where}; all calls through CSI, all bytes read from the devices.", "dim"
+        )
         if stepwise and not waits:
             screen.line(keys.NO_TERMINAL)
         agent.start()
         with Client(agent.endpoint) as client:
             lab = Lab(client, agent.root, checks, os.environ.get(CORRUPT, ""))
-            play(lab, screen, mounting=not in_memory)
+            play(lab, screen, mounting=agent.pool.mounting)
             _finish(lab, agent, checks, screen)
     except CheckFailed as failed:
         raise Failure(f"demo: a check failed: {failed}") from None
@@ -99,12 +124,7 @@ def _run(in_memory: bool, reason: str, stepwise: bool = False) -> int:
     finally:
         if agent is not None:
             _clean_up(lab, agent)
-    backend = (
-        f"the in-memory backend ({reason})"
-        if in_memory
-        else "XFS reflink (pool image of 1 GiB on a loop device, removed)"
-    )
-    screen.summary(f"All {checks.passed} checks passed on {backend}.")
+    screen.summary(f"All {checks.passed} checks passed on {agent.pool.summary}.")
     return 0
 
 

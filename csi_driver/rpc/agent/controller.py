@@ -79,6 +79,7 @@ class Controller(NotOffered):
         """Confirm all that was asked, or say why not; only a malformed request is an error."""
         required(request.volume_id, "volume_id")
         reason = ""
+        await self._volumes.refresh()
         try:
             capabilities = convert.capabilities(request.volume_capabilities)
         except UnsupportedCapability as error:
@@ -100,6 +101,7 @@ class Controller(NotOffered):
 
     async def ListVolumes(self, request: csi_pb2.ListVolumesRequest, _context: _Context) -> csi_pb2.ListVolumesResponse:
         """Return one page."""
+        await self._volumes.refresh()
         items, token = self._volumes.list(_page_size(request.max_entries), request.starting_token)
         entries = [csi_pb2.ListVolumesResponse.Entry(volume=convert.volume(item)) for item in items]
         return csi_pb2.ListVolumesResponse(entries=entries, next_token=token)
@@ -108,6 +110,7 @@ class Controller(NotOffered):
         self, request: csi_pb2.ControllerGetVolumeRequest, _context: _Context
     ) -> csi_pb2.ControllerGetVolumeResponse:
         """Return one volume, as ListVolumes does."""
+        await self._volumes.refresh()
         item = self._volumes.get(required(request.volume_id, "volume_id"))
         status = csi_pb2.ControllerGetVolumeResponse.VolumeStatus()
         return csi_pb2.ControllerGetVolumeResponse(volume=convert.volume(item), status=status)
@@ -146,7 +149,7 @@ class Controller(NotOffered):
             )
         snapshot_request = SnapshotRequest(request.name, request.source_volume_id, request.parameters)
         snapshot = await self._snapshots.create(snapshot_request)
-        return csi_pb2.CreateSnapshotResponse(snapshot=convert.snapshot(snapshot))
+        return csi_pb2.CreateSnapshotResponse(snapshot=convert.snapshot(snapshot, self._snapshots.granule(snapshot)))
 
     async def DeleteSnapshot(
         self, request: csi_pb2.DeleteSnapshotRequest, _context: _Context
@@ -159,16 +162,21 @@ class Controller(NotOffered):
         self, request: csi_pb2.ListSnapshotsRequest, _context: _Context
     ) -> csi_pb2.ListSnapshotsResponse:
         """Return one page of those that match; group members are among them."""
+        await self._snapshots.refresh()
         items, token = self._snapshots.list(
             _page_size(request.max_entries), request.starting_token, request.snapshot_id, request.source_volume_id
         )
-        entries = [csi_pb2.ListSnapshotsResponse.Entry(snapshot=convert.snapshot(item)) for item in items]
+        entries = [
+            csi_pb2.ListSnapshotsResponse.Entry(snapshot=convert.snapshot(item, self._snapshots.granule(item)))
+            for item in items
+        ]
         return csi_pb2.ListSnapshotsResponse(entries=entries, next_token=token)
 
     async def GetSnapshot(self, request: csi_pb2.GetSnapshotRequest, _context: _Context) -> csi_pb2.GetSnapshotResponse:
         """Return one snapshot."""
+        await self._snapshots.refresh()
         item = self._snapshots.get(required(request.snapshot_id, "snapshot_id"))
-        return csi_pb2.GetSnapshotResponse(snapshot=convert.snapshot(item))
+        return csi_pb2.GetSnapshotResponse(snapshot=convert.snapshot(item, self._snapshots.granule(item)))
 
     async def ControllerExpandVolume(
         self, request: csi_pb2.ControllerExpandVolumeRequest, _context: _Context

@@ -35,7 +35,9 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
         for source_id in request.source_volume_ids:
             required(source_id, "one of source_volume_ids")
         group = await self._groups.create(request.name, list(request.source_volume_ids), request.parameters)
-        return csi_pb2.CreateVolumeGroupSnapshotResponse(group_snapshot=convert.group(group))
+        return csi_pb2.CreateVolumeGroupSnapshotResponse(
+            group_snapshot=convert.group(group, self._groups.granule(group))
+        )
 
     async def DeleteVolumeGroupSnapshot(
         self, request: csi_pb2.DeleteVolumeGroupSnapshotRequest, _context: _Context
@@ -50,5 +52,6 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
     ) -> csi_pb2.GetVolumeGroupSnapshotResponse:
         """Return one group; an unknown one is refused before a wrong list of members."""
         group_id = required(request.group_snapshot_id, "group_snapshot_id")
+        await self._groups.refresh()
         group = self._groups.get(group_id, list(request.snapshot_ids))
-        return csi_pb2.GetVolumeGroupSnapshotResponse(group_snapshot=convert.group(group))
+        return csi_pb2.GetVolumeGroupSnapshotResponse(group_snapshot=convert.group(group, self._groups.granule(group)))

@@ -134,7 +134,7 @@ class Tidemark(tidemark_pb2_grpc.TidemarkServicer):
         if node.usage is not None:
             message.usage.exclusive_bytes = node.usage.exclusive
             message.usage.shared_bytes = node.usage.shared
-            message.usage.extents = node.usage.extents
+            message.usage.extents = node.usage.extents or 0
         if isinstance(item, Snapshot):
             message.kind = _Node.SNAPSHOT
             message.group_snapshot_id = convert.group_id(item)
@@ -160,6 +160,16 @@ class Tidemark(tidemark_pb2_grpc.TidemarkServicer):
 
 def _pool(pool: Pool, account: CapacityReport) -> tidemark_pb2.Pool:
     identity = pool.backend.identity
+    limits = [
+        tidemark_pb2.Pool.Limit(
+            name=limit.name,
+            used_bytes=limit.used,
+            total_bytes=limit.total,
+            refuse_at_bytes=limit.refuse_at,
+            remedy=limit.remedy,
+        )
+        for limit in account.space.limits
+    ]
     return tidemark_pb2.Pool(
         name=pool.name,
         backend=identity.kind,
@@ -175,4 +185,5 @@ def _pool(pool: Pool, account: CapacityReport) -> tidemark_pb2.Pool:
         volumes=len(pool.volumes),
         snapshots=len(pool.snapshots),
         full=has_run_full(pool, account),
+        limits=limits,
     )

@@ -13,6 +13,7 @@ from csi_driver.rpc.clients.cli_messages import (
     GroupSnapshotResult,
     Kind,
     Node,
+    PoolLimit,
     PoolSpace,
     RollbackResult,
     SnapshotResult,
@@ -24,7 +25,17 @@ from csi_driver.rpc.clients.cli_messages import (
     volume_capability,
 )
 
-__all__ = ["CallRefused", "Client", "CreatedVolume", "Deletable", "Kind", "Node", "PoolSpace", "RollbackResult"]
+__all__ = [
+    "CallRefused",
+    "Client",
+    "CreatedVolume",
+    "Deletable",
+    "Kind",
+    "Node",
+    "PoolLimit",
+    "PoolSpace",
+    "RollbackResult",
+]
 
 
 class Client(Channel):

@@ -95,6 +95,22 @@ class Deletable:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolLimit:
+    """Something beside its data that a pool can run out of, in bytes. From `refuse_at` on nothing new is made."""
+
+    name: str
+    used: int
+    total: int
+    refuse_at: int
+    remedy: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing new is made."""
+        return self.used >= self.refuse_at
+
+
+@dataclass(frozen=True, slots=True)
 class PoolSpace:
     """A pool and its sums, in bytes. `full`: writes to its thin volumes fail, or soon will."""
 
@@ -113,6 +129,7 @@ class PoolSpace:
     snapshots: int
     full: bool = False
     would_free: tuple[Deletable, ...] = ()
+    limits: tuple[PoolLimit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,5 +230,9 @@ def pool_space(pool: tidemark_pb2.Pool) -> PoolSpace:
         full=pool.full,
         would_free=tuple(
             Deletable(f.id, f.name, _KINDS.get(f.kind, "other"), f.exclusive_bytes) for f in pool.would_free
+        ),
+        limits=tuple(
+            PoolLimit(limit.name, limit.used_bytes, limit.total_bytes, limit.refuse_at_bytes, limit.remedy)
+            for limit in pool.limits
         ),
     )

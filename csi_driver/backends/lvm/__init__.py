@@ -1,0 +1,1 @@
+"""LVM thin as a backend."""
