@@ -1,8 +1,9 @@
 """`make soak`: random examples of the model test, power cuts, kills, fuzzed calls, and whether anything grows.
 
-    python -m bench.soak                    # all parts, in about 20 minutes and what single runs take beyond that
+    python -m bench.soak                    # all parts but those on LVM: 20 minutes, and what single runs take beyond that
     python -m bench.soak 60                 # for 60 minutes
     python -m bench.soak 1 model fuzz       # these parts; what is recorded of the others stays
+    python -m bench.soak 1 lvm-kills        # lvm-... are on LVM, in a machine of their own (tests/lvm); `lvm`: all of these, in hours
 
 A third of the minutes is for each of the parts that have no end of their own: model, power, cycles. The others run once.
 The result is bench/soak.json, and docs/proof.md is made from it. Nothing else that attaches loop devices or copies the
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -40,6 +42,8 @@ FUZZ_SEEDS = 10
 
 REPORTS = soak_record.TREE / "tests" / "reports.yaml"
 
+LVM_SUITES = ("inside", "contract", "sanity", "model", "crash", "kills", "deaths", "database")
+
 Part = dict[str, object]
 
 
@@ -61,8 +65,16 @@ def main(arguments: Sequence[str]) -> int:
             TIDEMARK_API_AWAY_SECONDS=str(API_AWAY_SECONDS),
         ),
         "cycles": lambda: cycles(time.monotonic() + third),
+        **{f"lvm-{suite}": partial(inside, suite) for suite in LVM_SUITES},
+        "lvm-power": lambda: again_and_again(["tests/power"], TIDEMARK_POWER_CUTS="10", TIDEMARK_TEST_BACKEND="lvm"),
     }
-    chosen = arguments[1:] or list(parts)
+    asked = arguments[1:] or [name for name in parts if not name.startswith("lvm-")]
+    chosen = [
+        name
+        for word in asked
+        for name in (parts if word == "lvm" else [word])
+        if word != "lvm" or name.startswith("lvm-")
+    ]
     if unknown := set(chosen) - parts.keys():
         sys.exit(f"soak: no part {', '.join(sorted(unknown))}: choose from {', '.join(parts)}")
     about = soak_record.provenance() | {"machine": machine(), "minutes": minutes}
@@ -85,6 +97,11 @@ def again_and_again(tests: Sequence[str], seconds: float = 0, **environment: str
             found += soak_record.counts(report) if report.exists() else Counter()
             runs += 1
     return {"runs": runs, "status": status, "counts": dict(sorted(found.items()))}
+
+
+def inside(suite: str) -> Part:
+    """Run one of the suites of tests/lvm/suites.py in a machine of its own."""
+    return again_and_again(["tests/lvm/test_inside.py"], TIDEMARK_LVM_SUITE=suite)
 
 
 def reports() -> Part:

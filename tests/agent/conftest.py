@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from support.agent_process import AgentRig
+from support.agent_rigs import agent_rig
 from support.machine import skip_unless_root
 
 from csi_driver.rpc.clients.cli_client import Client
@@ -14,7 +15,7 @@ from csi_driver.rpc.clients.cli_client import Client
 def rig(tmp_path: Path) -> Iterator[AgentRig]:
     """An agent that is not started yet."""
     skip_unless_root()
-    made = AgentRig(tmp_path)
+    made = agent_rig(tmp_path)
     try:
         yield made
     finally:

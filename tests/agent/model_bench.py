@@ -1,22 +1,20 @@
 """The bench that compares a real agent with the model, object by object, in everything that can be seen."""
 
+import os
 import subprocess
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from model import KINDS, Cut, Disk, Group, Item, Nodes, capability, cut_of, grown, same
-from model_bytes import has_data, read_device, read_files
+from model_bytes import read_device, read_files
 from model_driven import Driven
+from model_pool import SETTLE_SECONDS
 from support.freezing import is_frozen
 
 from csi_driver._pb import csi_pb2
 from csi_driver.domain.model import SizeRange, Source
 from csi_driver.host.fs import mountinfo
 from csi_driver.rpc.clients.cli_client import Node
-
-SETTLE_SECONDS = 30.0
-"""How long a child of a killed agent may take to die with its device, and the trash to become empty."""
 
 
 class Bench(Driven):
@@ -34,11 +32,12 @@ class Bench(Driven):
             self._check_node(item, nodes[item.id], item.id == loose)
         if not loose:
             self._check_lists()
-            self._check_pool()
+            self.pool.check(self.world)
         self._check_kernel(nodes, loose)
-        for item in self.world.values():
-            if not isinstance(item, Group) and (deep or not item.fs):
-                self._check_content(item, nodes[item.id], item.id == loose)
+        items = [item for item in self.world.values() if not isinstance(item, Group) and (deep or not item.fs)]
+        with self.pool.opened(items) as paths:
+            for item, path in zip(items, paths, strict=True):
+                self._check_content(item, path, nodes[item.id], item.id == loose)
                 if deep and not item.fs and nodes[item.id].used_by and item.id != loose:
                     same(read_device(nodes[item.id].used_by[0]), item.content, f"{item.name!r} through its device")
 
@@ -107,39 +106,20 @@ class Bench(Driven):
         (pool,) = self.client.pools()
         assert (pool.volumes, pool.snapshots, pool.committed) == (len(disks), len(cuts), sum(disks.values()))
 
-    def _check_pool(self) -> None:
-        """The pool's directory holds what is listed and nothing half-made."""
-        pool = self.rig.pool
-        wanted: dict[str, set[str]] = {"volumes": set(), "snapshots": set(), "groups": set()}
-        members: dict[str, set[str]] = {}
-        for item in self.world.values():
-            digest = item.id.rsplit(":", 1)[1]
-            if isinstance(item, Cut) and item.group:
-                members.setdefault(item.group.rsplit(":", 1)[1], {"record.json"}).add(f"{digest}.img")
-            else:
-                wanted[f"{KINDS[type(item)]}s"].add(digest)
-        for name, digests in wanted.items():
-            assert {entry.name for entry in (pool / name).iterdir()} == digests, f"{name}/ is not what is listed"
-            for digest in digests:
-                files = {entry.name for entry in (pool / name / digest).iterdir()}
-                assert files == members.get(digest, {"record.json", "disk.img"}), f"{name}/{digest} holds {files}"
-        for name in (".new", ".freeze"):
-            assert not list((pool / name).iterdir()), f"{name} is not empty: {list((pool / name).iterdir())}"
-
     def _check_kernel(self, nodes: Nodes, loose: str) -> None:
-        """Loop devices and mounts of what is published and of nothing else; sizes; nothing frozen."""
+        """Devices and mounts of what is published and of nothing else; sizes; nothing frozen."""
         disks = [item for item in self.world.values() if isinstance(item, Disk)]
-        shown = {str(self.image(disk)): disk for disk in disks if disk.shown and disk.id != loose}
-        free = {str(self.image(disk)) for disk in disks if disk.id == loose}
+        shown = {self.pool.key(disk): disk for disk in disks if disk.shown and disk.id != loose}
+        free = {self.pool.key(disk) for disk in disks if disk.id == loose}
         slow = 0
         until = time.monotonic() + SETTLE_SECONDS
-        while (loops := self.loops()).keys() - free != shown.keys():
+        while (devices := self.pool.devices()).keys() - free != shown.keys():
             slow = 1
-            assert time.monotonic() < until, f"loop devices of {sorted(loops)}, expected {sorted(shown)}"
+            assert time.monotonic() < until, f"devices of {sorted(devices)}, expected {sorted(shown)}"
             time.sleep(0.02)
-        self.counts["waits for loop devices"] += slow
-        for image, disk in shown.items():
-            size = int(Path(f"/sys/block/{loops[image]}/size").read_text()) * 512
+        self.counts["waits for devices"] += slow
+        for key, disk in shown.items():
+            size = int(Path(f"/sys/block/{devices[key]}/size").read_text()) * 512
             assert size == disk.size, f"{disk.name}: the device has {size} bytes, the disk {disk.size}"
         wanted = sorted(place for disk in shown.values() for place in self.places(disk.id, disk.fs))
         ignored = (self.staging(loose), self.target(loose)) if loose else ("?",)
@@ -150,44 +130,34 @@ class Bench(Driven):
             for place in nodes[disk.id].used_by if disk.fs else ():
                 assert not is_frozen(place), f"{disk.name} is frozen"
 
-    def loops(self) -> dict[str, str]:
-        """The image behind each loop device of the pool's files, and the device's name."""
-        found: dict[str, str] = {}
-        for device in Path("/sys/block").glob("loop*"):
-            with suppress(OSError):
-                backing = (device / "loop/backing_file").read_text().strip()
-                if backing.startswith(f"{self.rig.pool}/"):
-                    assert backing not in found, f"{backing} is attached twice: {found[backing]} and {device.name}"
-                    found[backing] = device.name
-        return found
-
-    def _check_content(self, item: Disk | Cut, node: Node, loose: bool) -> None:
+    def _check_content(self, item: Disk | Cut, path: Path, node: Node, loose: bool) -> None:
         who = f"{type(item).__name__} {item.name!r}"
-        image = self.image(item)
-        assert image.stat().st_size == item.size, f"{who}: the image has {image.stat().st_size} bytes, not {item.size}"
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+        assert size == item.size, f"{who}: there are {size} bytes, not {item.size}"
         self.counts["contents compared"] += 1
         if not item.fs:
-            same(image.read_bytes(), item.content, who)
+            same(path.read_bytes(), item.content, who)
         elif isinstance(item, Disk) and node.used_by:
             same(read_files(node.used_by[0]), item.content, who)
         elif item.format == "blank":
             # What is being formatted, for the first time or again, holds nobody's data.
-            assert loose or not has_data(image), f"{who} is blank and holds data"
+            assert loose or self.pool.is_blank(path), f"{who} is blank and holds data"
         else:
-            same(self._read_cold(image, item.fs), item.content, who)
+            same(self._read_cold(path, item.fs), item.content, who)
 
-    def _read_cold(self, image: Path, fs: str) -> dict[str, bytes]:
-        """The files of an image that nobody has mounted, read without changing a byte of it."""
+    def _read_cold(self, path: Path, fs: str) -> dict[str, bytes]:
+        """The files of a file system that nobody has mounted, read without changing a byte of it."""
         point = self.root / "looked"
         point.mkdir(exist_ok=True)
-        options = {"xfs": "loop,ro,norecovery,nouuid", "ext4": "loop,ro,noload"}[fs]
-        subprocess.run(["mount", "-t", fs, "-o", options, str(image), str(point)], check=True)
+        options = self.pool.mount_options + {"xfs": "ro,norecovery,nouuid", "ext4": "ro,noload"}[fs]
+        subprocess.run(["mount", "-t", fs, "-o", options, str(path), str(point)], check=True)
         try:
             return read_files(str(point))
         finally:
             subprocess.run(["umount", str(point)], check=True)
             until = time.monotonic() + SETTLE_SECONDS
-            while str(image) in self.loops() and time.monotonic() < until:
+            while str(path) in self.pool.devices() and time.monotonic() < until:
                 time.sleep(0.005)
 
     def look(self, which: int, more: int) -> None:
@@ -233,8 +203,5 @@ class Bench(Driven):
                 self.client.delete_snapshot(item.id)
         self.world = {}
         self.check(deep=True)
-        until = time.monotonic() + SETTLE_SECONDS
-        while list((self.rig.pool / ".trash").iterdir()):
-            assert time.monotonic() < until, "the trash is not emptied"
-            time.sleep(0.02)
+        self.pool.wait_for_trash()
         self.steps = []

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from model import KINDS, UNIT, Cut, Disk, Item, Kill, Life, Nodes, Op, World, capability, put
-from support.agent_process import AgentRig
+from model import UNIT, Cut, Item, Kill, Life, Nodes, Op, World, capability, put
+from model_pool import pool_of
+from support.agent_rigs import agent_rig
 
 from csi_driver._pb import csi_pb2_grpc
 from csi_driver.rpc.clients.cli_client import CallRefused, Client, RollbackResult
@@ -27,7 +28,8 @@ class Driven:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.rig = AgentRig(root)
+        self.rig = agent_rig(root)
+        self.pool = pool_of(self.rig)
         self.world: World = {}
         self.answers: dict[Life, tuple[Callable[[Client], Any], Any]] = {}
         """The call that made an object, and what it was answered."""
@@ -63,8 +65,7 @@ class Driven:
         self.close()
         if self.rig.log.exists():
             self.rig.log.rename(self.root / f"failed-{len(self.failures)}.log")
-        for image in self.root.glob("pool.img*"):
-            image.unlink()
+        self.pool.forget()
         for name in ("staging", "target", "looked"):
             shutil.rmtree(self.root / name, ignore_errors=True)
         self.world, self.steps, self.sound = {}, [], True
@@ -114,11 +115,11 @@ class Driven:
         before = self._trace(op.on, kill)
         caller.start()
         if isinstance(kill, float):
-            time.sleep(kill * op.span / 1000)
+            time.sleep(kill * op.span * self.pool.span / 1000)
         else:
             while caller.is_alive() and self._trace(op.on, kill) == before:
                 pass
-            if kill == "early" and os.listdir(self.rig.pool / ".freeze"):
+            if kill == "early" and self.pool.freezes():
                 # Before the freeze, in it, or after it.
                 time.sleep(random.uniform(0, 0.008))
         self.rig.kill()
@@ -146,17 +147,7 @@ class Driven:
 
     def _trace(self, item: Item, kill: Kill) -> tuple[object, ...]:
         """What a call on an object changes at the moment when it takes effect, or, for "early", before."""
-        place = self.place(item)
-        found: list[object] = []
-        for path, field in ((place, "st_ino"), (place / "record.json", "st_ino"), (place / "disk.img", "st_size")):
-            try:
-                found.append(getattr(path.stat(), field))
-            except OSError:
-                found.append(None)
-        if kill == "early":
-            found += [name for name in os.listdir(self.rig.pool / ".freeze") if name.endswith(".frozen.json")]
-            found += os.listdir(self.rig.pool / "snapshots")
-        return (*found, os.path.lexists(self.target(item.id)))
+        return (*self.pool.trace(item, kill), os.path.lexists(self.target(item.id)))
 
     def equal_answers(self, first: Any, again: Any) -> None:
         """A repeated call answers as at first (a rollback says besides that it was done before)."""
@@ -219,17 +210,6 @@ class Driven:
     def target(self, disk_id: str) -> str:
         """Where a disk is published."""
         return str(self.root / "target" / disk_id.rsplit(":", 1)[1])
-
-    def place(self, item: Item) -> Path:
-        """The directory in the pool that holds an object, as docs/reference/pool-format.md says."""
-        if isinstance(item, Cut) and item.group:
-            return self.rig.pool / "groups" / item.group.rsplit(":", 1)[1]
-        return self.rig.pool / f"{KINDS[type(item)]}s" / item.id.rsplit(":", 1)[1]
-
-    def image(self, item: Disk | Cut) -> Path:
-        """The file that holds an object's bytes."""
-        is_member = isinstance(item, Cut) and item.group
-        return self.place(item) / (f"{item.id.rsplit(':', 1)[1]}.img" if is_member else "disk.img")
 
     def show(self, client: Client, disk_id: str, fs: str) -> None:
         """Stage and publish, as a kubelet does."""

@@ -17,8 +17,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from support.uml_boot import BASELINE
+
 USER = "postgres"
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C", "LC_ALL": "C"}
+ENVIRONMENT |= {name: os.environ[name] for name in BASELINE if name in os.environ}
 AS_USER = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--init-groups", "--inh-caps=-all", "--no-new-privs", "--")
 START_SECONDS = 60.0
 
@@ -34,7 +37,9 @@ min_wal_size = 32MB
 max_wal_size = 96MB
 checkpoint_timeout = 30s
 autovacuum_naptime = 5s
+jit = off
 """
+"""Compiled queries would use the processor's vector registers, which user-mode Linux loses."""
 
 
 def binaries() -> Path | None:

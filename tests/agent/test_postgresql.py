@@ -18,12 +18,13 @@ import pytest
 from postgres_rig import Acks, Checkpoints, Postgres, assert_sums_agree, kept, open_directory, quit_group
 from postgres_rig import why_not as why_no_database
 from support.agent_process import AgentRig
-from support.machine import why_no_pool
+from support.agent_rigs import agent_rig
+from support.machine import KIND, why_no_pool
 
 from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source
 from csi_driver.rpc.clients.cli_client import Client
 
-pytestmark = [pytest.mark.root, pytest.mark.slow(seconds=25), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.root, pytest.mark.slow(seconds=25), pytest.mark.timeout(400 if KIND == "reflink" else 0)]
 
 CUTS = int(os.environ.get("TIDEMARK_DATABASE_CUTS", "4"))
 SCALE = 3
@@ -78,7 +79,7 @@ def node() -> Iterator[Node]:
             pytest.fail(reason)
         pytest.skip(reason)
     root = open_directory(tempfile.gettempdir())
-    rig = AgentRig(root)
+    rig = agent_rig(root)
     try:
         with rig.start() as client:
             made = Node(rig, client)

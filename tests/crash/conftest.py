@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from crash_rig import Killer, World, make_world
+from crash_killer import Killer
+from crash_lvm import lvm_world
+from crash_rig import World, make_world
 from support.fork_servers import helper_pool
-from support.machine import skip_unless_root
+from support.machine import KIND, skip_unless_root
 from support.pool_disk import clean, devices_below, mounts_below, share
 
 
@@ -28,6 +30,10 @@ def killer() -> Iterator[Killer]:
 @pytest_asyncio.fixture
 async def world(tmp_path: Path, killer: Killer) -> AsyncIterator[World]:
     skip_unless_root()
+    if KIND == "lvm":
+        async with lvm_world(tmp_path, killer) as made:
+            yield made
+        return
     share(tmp_path)
     try:
         async with helper_pool() as agents:

@@ -17,8 +17,9 @@ import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
-from crash_scenarios import BY_NAME, DISK
+from crash_scenarios import BY_NAME, DISK, Scenario
 from support import fork_servers
+from support.lvm_rig import LvmRig
 from support.node_rig import Rig
 from support.pool_disk import Disk
 
@@ -27,11 +28,25 @@ from csi_driver.host.fs import allocation
 from csi_driver.host.helper import job_table
 from csi_driver.host.helper.client import HelperPool
 
-LOOKING = {"loop_identities", "statvfs", "ping"}
+LOOKING = {
+    "loop_identities",
+    "statvfs",
+    "ping",
+    "find_lvm",
+    "find_pool_devices",
+    "resume_pool",
+    "content_format",
+    "probe_thin",
+}
 """Jobs that change nothing."""
+REPORTS = {"lvs", "vgs", "pvs"}
+"""Commands of lvm of which the same is true."""
 allocation.STEP = DISK // 2  # space is taken in several steps, and there are gaps between them
 _GOINGDOWN = 0x8004587D
 _NO_LOG_FLUSH = 2
+
+
+RIGS: dict[str, type[Rig]] = {"reflink": Rig, "lvm": LvmRig}
 
 
 class Points:
@@ -57,7 +72,7 @@ class Points:
             os.write(self._out, b"!acknowledged\n")
 
     def _end(self) -> None:
-        if self._how == "power":
+        if self._how == "power" and os.path.isdir(self._pool):
             # What was not synced to the disk is gone, as after a power cut; the parent mounts it again.
             fd = os.open(self._pool, os.O_RDONLY)
             fcntl.ioctl(fd, _GOINGDOWN, struct.pack("I", _NO_LOG_FLUSH))
@@ -104,16 +119,18 @@ def watch_jobs(points: Points, children: HelperPool) -> None:
     real = children.run
 
     async def run(job: str, timeout: float, **args: Any) -> Any:
-        if job in LOOKING:
+        words = args.get("args", ())  # of lvm
+        if job in LOOKING or (words and words[0] in REPORTS):
             return await real(job, timeout, **args)
-        points(f"before {job}")
+        name = " ".join([job, *words[:1]])
+        points(f"before {name}")
         work = asyncio.ensure_future(real(job, timeout, **args))
         for delay in (0.002, 0.02) if job == "make_file_system" else (0.002,):
             await asyncio.sleep(delay)
             if not work.done():
-                points(f"during {job}")
+                points(f"during {name}")
         result = await work
-        points(f"after {job}")
+        points(f"after {name}")
         return result
 
     children.run = run  # type: ignore[method-assign]
@@ -125,19 +142,22 @@ async def operate(order: dict[str, Any], points: Points) -> None:
     if order["children"]:
         await children.start()
     disk = Disk(Path("/nowhere"), Path(order["pool"]), None)  # type: ignore[arg-type]
-    rig = Rig(Path(order["place"]), disk, children, options={"init": True})
+    rig = RIGS[order["kind"]](Path(order["place"]), disk, children, options={"init": True})
     if order["deep"]:
         watch(points)
     if order["jobs"]:
         watch_jobs(points, children)
-    points.on = order["scenario"] == "recovery"
+    points.on = isinstance(scenario, Scenario) and scenario.recovers
     await open_with(rig, points)
     points.on = True
     await scenario.operate(rig)
     points.acknowledged()
     points("acknowledged")
     # The trash is emptied in the background: to its end, so that there are as many points each time.
-    await asyncio.get_running_loop().run_in_executor(rig.backend._janitor, int)
+    if isinstance(rig, LvmRig):
+        await (rig.backend._janitor or asyncio.sleep(0))
+    else:
+        await asyncio.get_running_loop().run_in_executor(rig.backend._janitor, int)
     await rig.close()
     points.on = False
     await children.stop()
@@ -157,6 +177,17 @@ class InProcess:
 
 async def open_with(rig: Rig, points: Points) -> None:
     """As Rig.open, with the hook in place before the pool is opened."""
+    if isinstance(rig, LvmRig):
+        make = rig.make_backend
+
+        def hooked(options: dict[str, Any]) -> Any:
+            backend = make(options)
+            backend.changes.crash_point = points
+            return backend
+
+        rig.make_backend = hooked  # type: ignore[method-assign]
+        await rig.open()
+        return
     from csi_driver.backends.reflink import layout
 
     made = layout.Layout.__init__

@@ -5,17 +5,15 @@ import hashlib
 import json
 import os
 import re
-import select
-import subprocess
-import sys
 import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from crash_killer import Killed, Killer
 from crash_scenarios import NodeScenario, Scenario, find
 from support.freezing import is_frozen
 from support.node_rig import Rig
@@ -28,73 +26,8 @@ from csi_driver.host.fs import allocation, condition, mounts
 from csi_driver.host.helper.client import HelperPool
 
 State = dict[str, Any]
-HERE = Path(__file__).parent
-PATHS = [str(path) for path in (HERE, HERE.parent, HERE.parents[1])]
-"""Where a process of this suite imports from."""
-
-
-@dataclass
-class Killed:
-    """What became of one run."""
-
-    points: list[str]
-    acknowledged: bool
-    status: int
-
-
-class Killer:
-    """The server that forks what is to be killed."""
-
-    def __init__(self) -> None:
-        self._start()
-
-    def _start(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "crash_child.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(PATHS)},
-        )
-
-    def run(
-        self,
-        scenario: str,
-        pool: Path,
-        place: Path,
-        stop: int = 0,
-        *,
-        how: str = "kill",
-        deep: bool = True,
-        children: bool = False,
-        jobs: bool = False,
-    ) -> Killed:
-        order = {"scenario": scenario, "pool": str(pool), "place": str(place), "stop": stop}
-        order |= {"how": how, "deep": deep, "children": children, "jobs": jobs}
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        if not select.select([self._process.stdout], [], [], 60)[0]:
-            self._process.kill()
-            self.stop()
-            self._start()  # for the next test
-            raise AssertionError(f"{scenario}, point {stop}: something hangs")
-        answer = json.loads(self._process.stdout.readline())
-        assert not answer["failed"], answer["failed"]
-        assert answer["status"] == (-9 if stop else 0), answer
-        return Killed(answer["points"], answer["acknowledged"], answer["status"])
-
-    def stop(self) -> None:
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.close()
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
+SAMPLE = int(os.environ.get("TIDEMARK_CRASH_POINTS", "0"))
+"""At how many points of each scenario the agent is killed; 0: at all."""
 
 
 @dataclass
@@ -107,11 +40,17 @@ class World:
     killer: Killer
     runs: int = 0
     templates: dict[Callable[..., Any], Path] = field(default_factory=dict)
+    before: dict[Callable[..., Any], State] = field(default_factory=dict)
+    """The states of templates."""
 
     def rig(self, pool: Path) -> Rig:
         """A new agent, the parent's, on a pool."""
         disk = Disk(self.disk.image, pool, self.disk.device)
         return Rig(self.place, disk, self.children, options={"init": True})
+
+    kind = "reflink"
+    options: ClassVar[dict[str, Any]] = {}
+    """Of Killer.run, for each run."""
 
     async def template(self, prepare: Callable[[Rig], Awaitable[Any]]) -> Path:
         if prepare not in self.templates:
@@ -142,7 +81,23 @@ class World:
         finally:
             await rig.close()
 
-    def remount(self) -> None:
+    def drop(self, pool: Path) -> None:
+        """Remove a pool."""
+        run(("rm", "-rf", str(pool)), 30)
+
+    def settle(self, pool: Path) -> None:
+        """Have all of it on the disk, before a power cut."""
+        run(("sync", "-f", str(pool)), 30)
+
+    def tree(self, pool: Path) -> Any:
+        """What a second recovery must not change."""
+        return tree(pool)
+
+    async def check_tidy(self, rig: Rig, at_end: bool = False) -> None:
+        """Nothing is left that is no object's. `at_end`: after all calls of a run, and thoroughly."""
+        await check_tidy(rig.disk.point)
+
+    def remount(self, pool: Path) -> None:
         """The disk after a power cut: what was not synced is gone."""
         mounts.umount(self.disk.point)
         mounts.mount(self.disk.device.path, self.disk.point, "xfs", ["noatime"])
@@ -160,13 +115,16 @@ def content(image: Path) -> str:
     digest = hashlib.blake2b(digest_size=12)
     with image.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
+        knows_holes = not image.is_block_device()
         at = 0
         while at < end:
-            try:
-                at = os.lseek(file.fileno(), at, os.SEEK_DATA)
-            except OSError:
-                break
-            until = os.lseek(file.fileno(), at, os.SEEK_HOLE)
+            until = end
+            if knows_holes:
+                try:
+                    at = os.lseek(file.fileno(), at, os.SEEK_DATA)
+                except OSError:
+                    break
+                until = os.lseek(file.fileno(), at, os.SEEK_HOLE)
             while at < until:
                 block = os.pread(file.fileno(), 4096, at)
                 if any(block):
@@ -182,39 +140,47 @@ def ext4_data(image: Path) -> str:
 
 
 def state(rig: Rig, *, by_file: bool = False) -> State:
-    """Everything that a user can see of a pool, without what is random: uids and times."""
+    """Everything that a user can see of a pool, without what is random: uids and times.
+
+    `by_file`: the volumes are mounted; of what was made of them, a file is compared.
+    """
     look = ext4_data if by_file else content
-    volumes = {
-        v.name: {
-            "size": v.size,
-            "asked": least_request(v.requested, v.size),
-            "format": v.format,
-            "thick": v.thick,
-            "space": not v.thick or os.stat(rig.image(v)).st_blocks * 512 >= v.size,
-            "source": v.request.source,
-            "rollbacks": [(r.name, r.snapshot, bool(r.safety)) for r in v.rollbacks],
-            "hold": v.hold.holder if v.hold else "",
-            "label": v.label,
-            "content": None if by_file and v.name in {"m", "n"} else look(rig.image(v)),
-        }
-        for v in rig.pool.volumes.values()
+    volumes, snapshots = list(rig.pool.volumes.values()), list(rig.pool.snapshots.values())
+    items = [*(v for v in volumes if not (by_file and v.name in {"m", "n"})), *snapshots]
+    with rig.blocks(*items) as paths:
+        held = {item.id: look(path) for item, path in zip(items, paths, strict=True)}
+    alive = {str(v.id): v.uid for v in volumes}
+    return {
+        "volumes": {
+            v.name: {
+                "size": v.size,
+                "asked": least_request(v.requested, v.size),
+                "format": v.format,
+                "thick": v.thick,
+                "space": not v.thick or rig.is_allocated(v),
+                "source": v.request.source,
+                "rollbacks": [(r.name, r.snapshot, bool(r.safety)) for r in v.rollbacks],
+                "hold": v.hold.holder if v.hold else "",
+                "label": v.label,
+                "content": held.get(v.id),
+            }
+            for v in volumes
+        },
+        "snapshots": {
+            re.sub(r"^safety-.*", "safety", s.name): {
+                "size": s.size,
+                "asked": least_request(s.requested, s.size),
+                "source": s.source_id,
+                "own": alive.get(s.source_id) == s.source_uid,
+                "format": s.format,
+                "group": s.group,
+                "mode": rig.mode(s),
+                "content": held[s.id],
+            }
+            for s in snapshots
+        },
+        "groups": {g.name: sorted(str(m.id) for m in g.members) for g in rig.pool.groups.values()},
     }
-    alive = {str(v.id): v.uid for v in rig.pool.volumes.values()}
-    snapshots = {
-        re.sub(r"^safety-.*", "safety", s.name): {
-            "size": s.size,
-            "asked": least_request(s.requested, s.size),
-            "source": s.source_id,
-            "own": alive.get(s.source_id) == s.source_uid,
-            "format": s.format,
-            "group": s.group,
-            "mode": os.stat(rig.image(s)).st_mode & 0o777,
-            "content": look(rig.image(s)),
-        }
-        for s in rig.pool.snapshots.values()
-    }
-    groups = {g.name: sorted(str(m.id) for m in g.members) for g in rig.pool.groups.values()}
-    return {"volumes": volumes, "snapshots": snapshots, "groups": groups}
 
 
 def tree(pool: Path) -> list[tuple[Any, ...]]:
@@ -250,10 +216,10 @@ async def check_tidy(pool: Path) -> None:
 
 
 async def check_second_recovery(world: World, pool: Path) -> None:
-    before = tree(pool)
+    before = world.tree(pool)
     async with world.opened(pool):
         pass
-    assert tree(pool) == before
+    assert world.tree(pool) == before
 
 
 # ---- one scenario, every point -----------------------------------------------------------------------------------------
@@ -266,59 +232,81 @@ async def states_of(world: World, scenario: Scenario) -> tuple[State, State, lis
     async def after(step: Callable[[Rig], Awaitable[Any]] | None) -> State:
         pool = await world.copy(scenario.prepare)
         async with world.opened(pool) as rig:
-            for name in scenario.mounted:
+            for name in scenario.in_use:
                 await rig.stage(find(rig, name))
             if step:
                 await step(rig)
             found = state(rig, by_file=by_file)
-            for name in scenario.mounted:
+            for name in scenario.in_use:
                 await rig.unstage(find(rig, name))
             return found
 
-    return await after(None), await after(scenario.operate), [await after(step) for step in scenario.between]
+    if scenario.in_use:
+        before = await after(None)  # of this scenario alone: what is in use is recorded as such
+    else:
+        if scenario.prepare not in world.before:
+            world.before[scenario.prepare] = await after(None)
+        before = world.before[scenario.prepare]
+    return before, await after(scenario.operate), [await after(step) for step in scenario.between]
 
 
 async def every_point(world: World, scenario: Scenario, how: str = "kill", *, deep: bool = True) -> int:
     """Kill at each point, recover, check, repeat the call; returns the number of points."""
     before, after, between = await states_of(world, scenario)
-    busy = bool(scenario.mounted)
-    options: dict[str, Any] = {"deep": deep, "children": busy}
+    busy = bool(scenario.in_use)
+    options: dict[str, Any] = {"deep": deep, "children": busy, "kind": world.kind} | world.options
 
     async def prepared() -> Path:
         pool = await world.copy(scenario.prepare)
         if busy:
             async with world.opened(pool) as rig:
-                for name in scenario.mounted:
+                for name in scenario.in_use:
                     await rig.stage(find(rig, name))
         if how == "power":
-            run(("sync", "-f", str(pool)), 30)
+            world.settle(pool)
         return pool
 
     async def put_away(pool: Path) -> None:
         if busy:
             async with world.opened(pool) as rig:
-                for name in scenario.mounted:
+                for name in scenario.in_use:
                     await rig.unstage(find(rig, name))
 
     pool = await prepared()
     points = world.killer.run(scenario.name, pool, world.place, **options).points
     await put_away(pool)
-    assert points[-1] != "acknowledged" or scenario.name == "recovery" or "acknowledged" in points
-    for number, point in enumerate(points, 1):
+    world.drop(pool)
+    assert points[-1] != "acknowledged" or scenario.recovers or "acknowledged" in points
+    picked = chosen(scenario.name, points)
+    killed_first = picked[0][0]
+    for number, point in picked:
         where = f"{scenario.name}: killed at point {number} of {len(points)}, {point}"
         pool = await prepared()
         killed = world.killer.run(scenario.name, pool, world.place, number, how=how, **options)
         assert len(killed.points) == number, where
         if how == "power":
-            world.remount()
+            world.remount(pool)
         try:
-            twice = recovers_twice(f"{how} {scenario.name}", number, len(points))
+            twice = number == killed_first if SAMPLE else recovers_twice(f"{how} {scenario.name}", number, len(points))
             await recovered(world, scenario, pool, killed, before, after, between, twice)
         except AssertionError as error:
             raise AssertionError(f"{where}: {error}") from error
         await put_away(pool)
-        run(("rm", "-rf", str(pool)), 30)
-    return len(points)
+        world.drop(pool)
+    return len(picked)
+
+
+def chosen(name: str, points: list[str]) -> list[tuple[int, str]]:
+    """The points at which a scenario is killed, with their numbers: all, or as many as TIDEMARK_CRASH_POINTS says, spread evenly.
+
+    Which these are goes by the name, so that scenarios with the same steps are killed at different ones.
+    """
+    numbered = list(enumerate(points, 1))
+    most = SAMPLE or len(numbered)
+    if most >= len(numbered):
+        return numbered
+    shift = zlib.crc32(name.encode()) % len(numbered)
+    return sorted(numbered[(shift + index * len(numbered) // most) % len(numbered)] for index in range(most))
 
 
 def recovers_twice(name: str, number: int, of: int) -> bool:
@@ -349,9 +337,10 @@ async def recovered(
         await scenario.operate(rig)
         found = state(rig, by_file=by_file)
         assert found == after, f"after the same call again: {difference(found, before, after)}"
-        await scenario.operate(rig)
-        assert state(rig, by_file=by_file) == after, "the second call changed something"
-        await check_tidy(pool)
+        if twice or not SAMPLE:
+            await scenario.operate(rig)
+            assert state(rig, by_file=by_file) == after, "the second call changed something"
+        await world.check_tidy(rig, at_end=True)
 
     async with world.opened(pool) as rig:
         found = state(rig, by_file=by_file)
@@ -359,15 +348,15 @@ async def recovered(
             assert found == after, "what was acknowledged is not there"
         else:
             assert found in [before, after, *between], f"neither before nor after: {difference(found, before, after)}"
-        await check_tidy(pool)
+        await world.check_tidy(rig)
         for name in scenario.mounted:
             assert not is_frozen(rig.staging(find(rig, name))), "still frozen"
-        if not by_file:
+        if not scenario.in_use:
             assert rig.devices() == []
         if not twice:
             await call_again(rig)
             return
-    if not by_file:
+    if not scenario.in_use:
         await check_second_recovery(world, pool)
     async with world.opened(pool) as rig:
         await call_again(rig)

@@ -5,14 +5,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from support import thin_disks
 from support.files import write_at, write_file
 from support.node_rig import Rig, mounted, stage_at_last
 from support.sizes import MIB
 
 from csi_driver.domain.model import Snapshot, Volume
+from csi_driver.domain.records import dump_volume
 from csi_driver.host import syscalls
 from csi_driver.host.commands import run
 from csi_driver.host.freeze import journal
+from csi_driver.host.lvm.tags import to_tags
 from csi_driver.service.labels import Labels
 
 DISK = 1 * MIB
@@ -30,7 +33,20 @@ class Scenario:
     operate: Step
     between: tuple[Step, ...] = ()
     mounted: tuple[str, ...] = ()
-    """Volumes that are staged while it runs."""
+    """Volumes that are staged as file systems while it runs."""
+    raw: tuple[str, ...] = ()
+    """Volumes that are staged as block devices while it runs."""
+    kinds: tuple[str, ...] = ("reflink", "lvm")
+    """Of pools in which there is such an operation."""
+
+    @property
+    def in_use(self) -> tuple[str, ...]:
+        return self.mounted + self.raw
+
+    @property
+    def recovers(self) -> bool:
+        """Whether what is killed is the opening of the pool."""
+        return self.name.startswith("recovery")
 
 
 def find(rig: Rig, name: str) -> Volume:
@@ -43,9 +59,9 @@ def snapshot_of(rig: Rig, name: str) -> Snapshot:
 
 def fill(rig: Rig, volume: Volume, seed: int) -> None:
     """Data of its own at both ends and in the middle."""
-    image = rig.image(volume)
-    for offset in (0, volume.size // 2, volume.size - 4096):
-        write_at(image, offset, bytes((seed + index) % 251 for index in range(4096)))
+    with rig.blocks(volume) as (blocks,):
+        for offset in (0, volume.size // 2, volume.size - 4096):
+            write_at(blocks, offset, bytes((seed + index) % 251 for index in range(4096)))
 
 
 async def nothing(rig: Rig) -> None:
@@ -100,6 +116,24 @@ async def leftovers(rig: Rig) -> None:
     facts = journal.entry_for("/nowhere", 7, 1 << 19, (1, 2)) | {"boot": "before"}
     journal.record(str(root / ".freeze"), "0" * 32, [facts])
     (root / ".freeze" / ("." + "1" * 32 + ".frozen.json.abcdefgh")).write_bytes(b"[")
+
+
+async def logical_leftovers(rig: Rig) -> None:
+    """The same in a volume group: drafts, members of no group, what a rollback has replaced, a void journal entry."""
+    await two_volumes(rig)
+    v = find(rig, "v")
+    await rig.roll_back(v, snapshot_of(rig, "s"), "r")
+    uuid = rig.backend.identity.uuid
+    await rig.close()
+    group, pool = thin_disks.GROUP, thin_disks.POOL
+    make = ("lvcreate", "--virtualsize", f"{DISK}b", "--thinpool", f"{group}/{pool}", "-an", "-ky", "-pr")
+    for number, tag in enumerate(["tm.draft", f"tidemark.member={'d' * 32}.1"]):
+        thin_disks.lvm(*make, "--addtag", tag, "--name", f"s-{number:032x}.1")
+    record = [f"--addtag={tag}" for tag in to_tags(dump_volume(v), "volume", v.id.hash, 1)]
+    thin_disks.lvm(*make[:-2], *record, "--name", f"v-{v.id.hash}.1")
+    freezes = rig.place / "run" / "freezes" / uuid
+    journal.record(str(freezes), "0" * 32, [journal.entry_for("/nowhere", 7, 1 << 19, (1, 2)) | {"boot": "before"}])
+    await rig.open()
 
 
 async def ext4_volume(rig: Rig) -> None:
@@ -197,9 +231,11 @@ async def _rename(rig: Rig) -> None:
     await Labels(rig.context).set_label(str(_v(rig).id), "renamed")
 
 
+REFLINK = ("reflink",)
+
 SCENARIOS = [
     Scenario("create", two_volumes, lambda rig: rig.volume("new", "block", DISK)),
-    Scenario("create thick", two_volumes, lambda rig: rig.volume("new", "block", DISK, thick=True)),
+    Scenario("create thick", two_volumes, lambda rig: rig.volume("new", "block", DISK, thick=True), kinds=REFLINK),
     Scenario("create in an empty pool", nothing, lambda rig: rig.volume("new", "block", DISK)),
     Scenario(
         "create from snapshot", two_volumes, lambda rig: rig.volume("new", "block", 2 * DISK, snapshot_of(rig, "s"))
@@ -208,21 +244,25 @@ SCENARIOS = [
         "create thick from snapshot",
         two_volumes,
         lambda rig: rig.volume("new", "block", 2 * DISK, snapshot_of(rig, "s"), thick=True),
+        kinds=REFLINK,
     ),
     Scenario("create from volume", two_volumes, lambda rig: rig.volume("new", "block", 2 * DISK, _v(rig))),
     Scenario("snapshot", two_volumes, lambda rig: rig.snapshot("new", _v(rig))),
-    Scenario("snapshot of thick", thick_volume, lambda rig: rig.snapshot("new", _v(rig))),
+    Scenario("snapshot of thick", thick_volume, lambda rig: rig.snapshot("new", _v(rig)), kinds=REFLINK),
+    Scenario("snapshot of a raw one in use", two_volumes, lambda rig: rig.snapshot("new", _v(rig)), raw=("v",)),
     Scenario("group", two_volumes, lambda rig: rig.group("new", _v(rig), find(rig, "w"))),
     Scenario("delete volume", two_volumes, _delete_volume),
     Scenario("delete snapshot", two_volumes, _delete_snapshot),
     Scenario("delete group", with_group, _delete_group),
     Scenario("expand", two_volumes, lambda rig: rig.expand(_v(rig), 2 * DISK)),
-    Scenario("expand thick", thick_volume, lambda rig: rig.expand(_v(rig), 2 * DISK)),
+    Scenario("expand thick", thick_volume, lambda rig: rig.expand(_v(rig), 2 * DISK), kinds=REFLINK),
+    Scenario("erase", two_volumes, lambda rig: rig.backend.erase(find(rig, "w")), kinds=("lvm",)),
     Scenario(
         "erase thick",
         half_formatted_thick,
         lambda rig: rig.backend.erase(_v(rig)),
         between=(_erased((3, 0)), _erased((3, 0), (1, 0)), _erased((3, 0), (1, 0), (3, DISK // 2))),
+        kinds=REFLINK,
     ),
     Scenario("expand unevenly", uneven_volume, _expand_unevenly, between=(_grown_and_not_written_down,)),
     Scenario("record formatting", two_volumes, lambda rig: recorded(rig, format="formatting(ext4)")),
@@ -232,7 +272,8 @@ SCENARIOS = [
     Scenario("release", held, _release),
     Scenario("rollback", two_volumes, _roll_back),
     Scenario("rollback with safety", two_volumes, _roll_back_safely, between=(_safety_alone,)),
-    Scenario("recovery", leftovers, _reopen),
+    Scenario("recovery", leftovers, _reopen, kinds=REFLINK),
+    Scenario("recovery of logical volumes", logical_leftovers, _reopen, kinds=("lvm",)),
     Scenario("snapshot of a mounted one", ext4_volume, lambda rig: rig.snapshot("new", find(rig, "m")), mounted=("m",)),
     Scenario(
         "copy of a mounted one",

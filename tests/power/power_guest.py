@@ -17,10 +17,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from power_pool import FilePool, LvmPool
+from support.machine import KIND
+
 from csi_driver.domain.model import AccessMode, Capability, SizeRange, Source
 from csi_driver.rpc.clients.cli_client import CallRefused, Client, Node
 
-POOL, PLACE = Path("/run/pool"), Path("/run/places")
+PLACE = Path("/run/places")
 SOCKET = "unix:///run/csi.sock"
 RAW = Capability("block", AccessMode.MULTI_WRITER)
 FILES = {
@@ -34,8 +37,7 @@ DISK = 1 << 20
 PAUSE = 0.05
 """Seconds between two pairs of files: the calls, one of which is to be cut off, are to get their turn."""
 LOOK = "look-"
-_READY_SECONDS = 60.0
-_TRASH_SECONDS = 20.0
+_READY_SECONDS = 300.0
 
 _saying = threading.Lock()
 
@@ -56,16 +58,8 @@ class Machine:
 
     def __init__(self) -> None:
         argv = [sys.executable, "-m", "csi_driver.cli.main", "agent", "--endpoint", SOCKET, "--node-name", "node1"]
-        argv += [
-            "--pool",
-            f"default=reflink:{POOL}",
-            "--reserve",
-            "64Mi",
-            "--overcommit",
-            "100",
-            "--freeze-deadline",
-            "30",
-        ]
+        self.pool = LvmPool() if KIND == "lvm" else FilePool()
+        argv += [*self.pool.options, "--reserve", "64Mi", "--overcommit", "100", "--freeze-deadline", "30"]
         self.log = open("/run/agent.log", "wb")  # noqa: SIM115 - as long as the machine
         self.agent = subprocess.Popen(argv, stdout=self.log, stderr=self.log)
         self.client = Client(SOCKET)
@@ -105,14 +99,6 @@ class Machine:
 # ---- what is there ---------------------------------------------------------------------------------------------------
 
 
-def image_of(node: Node) -> Path:
-    """The file that holds an object's bytes."""
-    digest = node.id.rsplit(":", 1)[1]
-    if node.group_id:
-        return POOL / "groups" / node.group_id.rsplit(":", 1)[1] / f"{digest}.img"
-    return POOL / f"{node.kind}s" / digest / "disk.img"
-
-
 def blocks_of(image: Path) -> dict[str, int]:
     """The number in each block that was written; -1 where it is not one whole stamp."""
     found: dict[str, int] = {}
@@ -146,24 +132,20 @@ def tell_all(machine: Machine) -> None:
     for name, node in machine.nodes()["volume"].items():
         if name.startswith(LOOK):  # of a check that was cut off
             machine.client.delete_volume(node.id)
-    reported = {Path(f"{POOL}/.lock"), Path(f"{POOL}/pool.json")}
     nodes = machine.nodes()
     for kind in ("volume", "snapshot"):
         for name, node in nodes[kind].items():
-            image = image_of(node)
-            reported |= {image, image.parent / "record.json"}
             facts: dict[str, Any] = {"size": node.size, "source": node.parent_id, "group": node.group_id}
+            with machine.pool.opened(node) as blocks:
+                with blocks.open("rb") as file:
+                    facts["bytes"] = file.seek(0, os.SEEK_END)
+                if node.format not in {"xfs", "ext4"}:
+                    facts["blocks"] = blocks_of(blocks)
             if node.format in {"xfs", "ext4"}:
                 facts["files"] = look(machine, node)
-            else:
-                facts["blocks"] = blocks_of(image)
-            say(found=kind, name=name, id=node.id, **facts, bytes=image.stat().st_size)
-    until = time.monotonic() + _TRASH_SECONDS
-    while list((POOL / ".trash").iterdir()) and time.monotonic() < until:
-        time.sleep(0.02)
-    strange = [str(path) for path in POOL.rglob("*") if path.is_file() and path not in reported]
-    loops = [str(path) for path in Path("/sys/block").glob("loop*/loop/backing_file")]
-    say(all=True, strange=strange, loops=loops)
+            say(found=kind, name=name, id=node.id, **facts)
+    strange = machine.pool.strange([*nodes["volume"].values(), *nodes["snapshot"].values()])
+    say(all=True, strange=strange, loops=machine.pool.devices())
 
 
 def look(machine: Machine, node: Node) -> dict[str, Any]:

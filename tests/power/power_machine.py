@@ -2,8 +2,6 @@
 
 import json
 import os
-import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,21 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from power_boot import BASELINE
+from support.machine import KIND
+from support.uml_boot import BASELINE, BOOT
 
 from csi_driver.host.fs import filesystems
 
 HERE = Path(__file__).parent
 POOL_SIZE = 4 << 30
-
-
-def why_not() -> str:
-    """Why no such machine can be had here; empty where it can."""
-    if platform.machine() != "x86_64":
-        return "user-mode Linux runs on x86-64 alone"
-    if shutil.which("linux.uml") is None:
-        return "needs user-mode Linux: install Debian's package user-mode-linux"
-    return ""
 
 
 class PowerMachine:
@@ -39,19 +29,21 @@ class PowerMachine:
         self._process: subprocess.Popen[str] | None = None
         with self._disk.open("wb") as file:
             file.truncate(POOL_SIZE)
-        subprocess.run(filesystems.pool_mkfs_argv(self._disk), check=True)
+        if KIND == "reflink":
+            subprocess.run(filesystems.pool_mkfs_argv(self._disk), check=True)
 
     def boot(self, step: str, seed: int) -> Iterator[dict[str, Any]]:
         """Switch the machine on; what its program says, until it is off."""
         environment = {
             "PYTHON": sys.executable,
-            "PYTHONPATH": str(HERE.parents[1]),
+            "PYTHONPATH": f"{HERE.parents[1]}:{HERE.parent}",
+            "TIDEMARK_TEST_BACKEND": KIND,
             "GUEST": str(HERE / "power_guest.py"),
             "STEP": step,
             "SEED": str(seed),
             **BASELINE,
         }
-        argv = [sys.executable, str(HERE / "power_boot.py"), "linux.uml", "mem=768M", f"ubda={self._disk}"]
+        argv = [sys.executable, str(BOOT), "linux.uml", "mem=768M", f"ubda={self._disk}"]
         argv += ["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", f"init={HERE / 'power_init.sh'}"]
         argv += [
             f"uml_dir={self._place}/",

@@ -3,7 +3,7 @@
 A kernel of its own is needed for that: a killed process of user-mode Linux takes the page cache of its kernel with it. The cut
 of crash/test_crash_pool.py shuts the pool's file system down instead, at every step, but cannot do so while it is in use.
 
-TIDEMARK_POWER_CUTS=N cuts it N times. Where the cuts land is chance; none of the checks depends on it.
+TIDEMARK_POWER_CUTS=N cuts it N times; TIDEMARK_TEST_BACKEND=lvm does it on a pool of logical volumes. Where the cuts land is chance; none of the checks depends on it.
 """
 
 import os
@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from power_machine import PowerMachine, why_not
+from power_machine import PowerMachine
 from power_model import Model
+from support.lvm_machine import why_no_lvm
+from support.machine import KIND
+from support.uml_boot import why_not
 
 CUTS = int(os.environ.get("TIDEMARK_POWER_CUTS", "2"))
 Line = dict[str, Any]
@@ -23,7 +26,7 @@ Line = dict[str, Any]
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[PowerMachine]:
-    if reason := why_not():
+    if reason := why_no_lvm() if KIND == "lvm" else why_not():
         pytest.skip(reason)
     made = PowerMachine(tmp_path)
     try:
@@ -33,7 +36,7 @@ def machine(tmp_path: Path) -> Iterator[PowerMachine]:
 
 
 @pytest.mark.slow(seconds=150)
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(900 if KIND == "reflink" else 0)
 def test_what_was_answered_survives_a_power_cut(
     machine: PowerMachine, record_property: Callable[[str, object], None]
 ) -> None:

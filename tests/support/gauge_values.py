@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from csi_driver.agent.gauges import NodeMetrics, PoolMetrics, UnhealthyVolume, VolumeMetrics, VolumesMetrics
+from csi_driver.agent.gauges import (
+    LimitMetrics,
+    NodeMetrics,
+    PoolMetrics,
+    UnhealthyVolume,
+    VolumeMetrics,
+    VolumesMetrics,
+)
 
-EVERY_POOL = PoolMetrics("fast", 1, 1, 1, 1, 1, 1, exclusive=1, extents=1, walked=1.0)
+EVERY_POOL = PoolMetrics(
+    "fast", 1, 1, 1, 1, 1, 1, exclusive=1, extents=1, walked=1.0, limits=(LimitMetrics("fast", "metadata", 1, 3, 2),)
+)
 EVERY_VOLUME = VolumeMetrics("fast", "n1:fast:0", "shop", "db", size=1, snapshots=1, used=1, exclusive=1)
 NOTHING = NodeMetrics(loop_devices=0, abandoned=0)
 NONE = VolumesMetrics()

@@ -12,6 +12,9 @@ import pytest
 
 from csi_driver.host.commands import missing_tools
 
+KIND = os.environ.get("TIDEMARK_TEST_BACKEND", "reflink")
+"""Of the pools that agents and crash tests run on: `lvm` inside the machine of tests/lvm."""
+
 CAP_SYS_RESOURCE = 24
 """Without it the kernel does not let a mounted ext4 grow."""
 

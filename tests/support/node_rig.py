@@ -4,8 +4,8 @@ import asyncio
 import inspect
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ class Rig:
     async def open(self) -> None:
         """A new agent on the pool; the one before was closed, or is taken for dead."""
         options = {"runtime_directory": str(self.place / "run")} | self.options
-        self.backend = ReflinkBackend(PoolOptions(POOL, OWNER, str(self.disk.point), **options), self.children)
+        self.backend = self.make_backend(options)
         self.pool = Pool(self.backend, self.policy)
         self.pools = Pools(OWNER, [self.pool])
         services = build_services(self.pools, now=self.clock)
@@ -120,6 +120,10 @@ class Rig:
         self.trees = Bounded(services.lineage)
         async with asyncio.timeout(PATIENCE):
             await self.pool.open()
+
+    def make_backend(self, options: dict[str, Any]) -> Any:
+        """A backend on the rig's pool, not open. `options`: of PoolOptions."""
+        return ReflinkBackend(PoolOptions(POOL, OWNER, str(self.disk.point), **options), self.children)
 
     async def close(self) -> None:
         async with asyncio.timeout(PATIENCE):
@@ -181,6 +185,19 @@ class Rig:
 
     def image(self, item: Volume | Snapshot) -> Path:
         return self.backend.image(item)
+
+    @contextmanager
+    def blocks(self, *items: Volume | Snapshot) -> Iterator[list[Path]]:
+        """Files or devices that hold what these objects hold, to be read and written behind the driver's back."""
+        yield [self.image(item) for item in items]
+
+    def mode(self, snapshot: Snapshot) -> int:
+        """Who may write to what holds a snapshot."""
+        return os.stat(self.image(snapshot)).st_mode & 0o777
+
+    def is_allocated(self, volume: Volume) -> bool:
+        """Whether a thick volume has all its space."""
+        return os.stat(self.image(volume)).st_blocks * 512 >= volume.size
 
     # ---- showing
 

@@ -39,6 +39,20 @@ ROWS = (
     ("runs with a PostgreSQL under load: each snapshot is started, recovered and counted", "database", "passed"),
     ("schedules that went on after ten minutes without the Kubernetes API", "api away", "passed"),
     ("whole lives of a volume, with nothing growing in the agent", "cycles", "cycles"),
+    ("on LVM: tests of the contract that every technology keeps", "lvm-contract", "tests inside"),
+    ("on LVM: runs of csi-sanity, mounted and as block devices", "lvm-sanity", "tests inside"),
+    ("on LVM: the agent killed in the model test", "lvm-model", "kills"),
+    ("on LVM: contents compared with the model", "lvm-model", "contents compared"),
+    ("on LVM: killed at every single step of every change", "lvm-crash", "points"),
+    (
+        "on LVM: the disk as it was at every step, without what the kernel still had to write",
+        "lvm-crash",
+        "power points",
+    ),
+    ("on LVM: lvm itself killed; no orphan, no pool that takes no changes", "lvm-kills", "lvm kills"),
+    ("on LVM: power cuts, at work and while it recovers", "lvm-power", "power cuts"),
+    ("on LVM: calls that were answered before a power cut", "lvm-power", "calls answered"),
+    ("on LVM: tests with a PostgreSQL under load", "lvm-database", "tests inside"),
 )
 """What, the part of the soak, and the count in it."""
 
@@ -61,7 +75,8 @@ def page(parts: dict[str, Any], reports: list[dict[str, Any]]) -> str:
         + "".join(row(entry, outcome(entry, held, ran)) for entry in reports)
         + "\n## Run it yourself\n\n"
         "    make soak                        # about an hour, as root, alone on the machine\n"
-        '    make soak ARGS="1 model fuzz"    # two of its parts, one minute for each third of it\n\n'
+        '    make soak ARGS="1 model fuzz"    # two of its parts, one minute for each third of it\n'
+        '    make soak ARGS="1 lvm"           # the parts on LVM, in a machine of their own; hours\n\n'
         + fill(
             "The shorter forms of these tests run with every change ([testing](testing.md)). What a snapshot promises to "
             "a database is [explained here](explanation/consistency.md); how fast all of it is, in "

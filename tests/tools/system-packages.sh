@@ -56,8 +56,12 @@ need_group() {
             need procps ps
             need strace strace
             need systemd systemd-analyze # reads the units; nothing is started
-            # A kernel of its own, for what needs a power cut; it is made for x86-64 alone.
-            [ "$(uname -m)" != x86_64 ] || need user-mode-linux linux.uml
+            # A kernel of its own, for what needs a power cut or the device mapper; it is made for x86-64 alone.
+            [ "$(uname -m)" != x86_64 ] || {
+                need lvm2 lvm
+                need thin-provisioning-tools thin_check
+                need user-mode-linux linux.uml
+            }
             ;;
         image) # what builds the container image
             need buildah buildah

@@ -1,24 +1,31 @@
 """Starts user-mode Linux so that it also runs on processors with more registers than its kernel knows.
 
-    python power_boot.py linux.uml ARGUMENT...
+    python uml_boot.py linux.uml ARGUMENT...
 
 User-mode Linux (Debian's is 6.1) keeps the vector registers of its processes in 2,696 bytes, and puts them back by
 ptrace(PTRACE_SETREGSET, NT_X86_XSTATE). The host takes that only in the full size of its processor's: 10,752 bytes and more where
 there are AMX tiles, so that process 1 dies of EFAULT ("ptrace set fp regs failed, errno = 14"). Where reading the registers in
 this way fails, it falls back to PTRACE_SETFPREGS: x87 and SSE. So a filter of system calls has the reading fail.
 
-The price: AVX registers are lost at every page fault. BASELINE tells glibc and OpenSSL to leave AVX alone; give it to whatever
+The price: AVX registers are lost at every page fault. BASELINE tells glibc, OpenSSL and Go to leave AVX alone; give it to whatever
 runs inside.
 """
 
 import ctypes
 import os
+import platform
+import shutil
 import struct
 import sys
+from pathlib import Path
+
+BOOT = Path(__file__)
+"""This program."""
 
 BASELINE = {
     "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX,-AVX2,-AVX512F,-AVX512VL,-AVX512BW,-AVX_Fast_Unaligned_Load,-XSAVE,-XSAVEC",
     "OPENSSL_ia32cap": "~0x1000000000000000:~0x20",
+    "GODEBUG": "cpu.all=off",
 }
 """The environment in which nothing uses AVX."""
 
@@ -29,6 +36,15 @@ _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _LOAD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06
 # Offsets in struct seccomp_data; of the arguments the lower halves.
 _NUMBER, _ARCHITECTURE, _FIRST, _THIRD = 0, 4, 16, 32
+
+
+def why_not() -> str:
+    """Why no such machine can be had here; empty where it can."""
+    if platform.machine() != "x86_64":
+        return "user-mode Linux runs on x86-64 alone"
+    if shutil.which("linux.uml") is None:
+        return "needs user-mode Linux: install Debian's package user-mode-linux"
+    return ""
 
 
 class _Program(ctypes.Structure):
