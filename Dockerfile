@@ -29,9 +29,10 @@ RUN /opt/build/bin/pip --no-cache-dir wheel --no-deps --wheel-dir /opt/build/whe
 
 FROM ${BASE}
 ARG SOURCE_DATE_EPOCH
-# e2fsprogs, xfsprogs: mkfs, grow and check. mount, util-linux: mount, losetup, blkid.
+# e2fsprogs, xfsprogs: mkfs, grow and check. mount, util-linux: mount, losetup, blkid, nsenter. lvm2, thin-provisioning-tools:
+# pools in volume groups on nodes that have no lvm of their own (where they have one, that is run).
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends e2fsprogs mount python3 util-linux xfsprogs \
+    && apt-get install --yes --no-install-recommends e2fsprogs lvm2 mount python3 thin-provisioning-tools util-linux xfsprogs \
     && apt-get clean \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/tidemark /opt/tidemark

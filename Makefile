@@ -53,8 +53,8 @@ help: ## Shows this list
 	@echo
 	@sed -n 's/^#   /  /p' Makefile
 
-demo: system-run $(RUN_STAMP) ## A database, a bad migration and a rollback on this machine, in a pool of its own; ARGS=--step waits for keys
-	@$(BIN)/tidemark demo $(ARGS)
+demo: system-run $(RUN_STAMP) ## A database, a bad migration and a rollback on this machine, in a pool of its own; ARGS=--step waits for keys, ARGS='--backend lvm' is on LVM
+	@$(BIN)/python tests/lvm/demo.py $(BIN)/tidemark $(ARGS)
 
 ifneq ($(ARGS),)
 test: system-test $(TEST_STAMP)

@@ -11,6 +11,7 @@ from csi_driver.domain.routing import TOPOLOGY_KEY
 
 FAST = {"name": "fast", "path": "/srv/nvme"}
 BULK = {"name": "bulk", "path": "/srv/disk"}
+THIN = {"name": "fast", "volumeGroup": "vg-nvme"}
 
 
 def group(**more: Any) -> Document:
@@ -41,6 +42,21 @@ REFUSED: list[tuple[Document, str]] = [
         r"nodeGroups\.nvme\.pools: two pools are called fast",
     ),
     ({"pools": [FAST, {"name": "bulk", "path": "/srv/nvme"}]}, r"fast and bulk both lie in /srv/nvme"),
+    ({"pools": [FAST | THIN]}, r"pools: the pool fast has a path \(/srv/nvme\) and a volumeGroup \(vg-nvme\)"),
+    ({"pools": [{"name": "fast"}]}, r"pools: the pool fast has neither a path nor a volumeGroup"),
+    (
+        {"nodeGroups": {"nvme": group(pools=[FAST | {"thinPool": "data"}])}},
+        r"nodeGroups\.nvme\.pools: the pool fast has a thinPool \(data\), but no volumeGroup",
+    ),
+    (
+        {"pools": [THIN, FAST]},
+        r"two pools are called fast, one in the volume group vg-nvme and one in /srv/nvme",
+    ),
+    # Two thin pools of one volume group: it says in one place whose it is.
+    (
+        {"pools": [THIN | {"thinPool": "a"}, {"name": "bulk", "volumeGroup": "vg-nvme", "thinPool": "b"}]},
+        r"fast and bulk both lie in the volume group vg-nvme\. A volume group has one pool",
+    ),
     (of_pool("fast"), r"storageClasses\.mine\.parameters\.pool: no node has a pool called fast; there are: default\."),
     ({**of_pool("default"), "pools": [FAST, BULK]}, r"called default; there are: bulk, fast\."),
     (
@@ -67,6 +83,14 @@ REFUSED: list[tuple[Document, str]] = [
         {"agent": {"extraVolumes": [{"name": "dev", "emptyDir": {}}]}},
         r"agent\.extraVolumes: dev is a volume of the chart",
     ),
+    (
+        {"pools": [THIN], "agent": {"extraVolumes": [{"name": "lvm-locks", "emptyDir": {}}]}},
+        r"agent\.extraVolumes: lvm-locks is a volume of the chart",
+    ),
+    (
+        {"agent": {"extraVolumes": [{"name": "runtime", "emptyDir": {}}]}},
+        r"agent\.extraVolumes: runtime is a volume of the chart",
+    ),
     ({"controller": {"extraVolumes": [{"name": "socket", "emptyDir": {}}]}}, r"controller\.extraVolumes: socket"),
     ({"agent": {"updateStrategy": {"rollingUpdate": {"maxSurge": 1}}}}, r"'rollingUpdate'"),
     ({"commonAnnotations": {"helm.sh/hook": "pre-install"}}, r"'helm\.sh/hook'"),
@@ -83,6 +107,12 @@ TAKEN: list[Document] = [
     {"snapshots": {"class": {"default": False}, "classes": {"mine": {"default": True}, "none": None}}},
     {"snapshots": {"class": {"create": False}, "classes": {"tidemark": {"deletionPolicy": "Retain"}}}},
     on_nodes(TOPOLOGY_KEY),
+    {**of_pool("fast"), "pools": [THIN, BULK], "poolInit": True},
+    # One name for pools of two technologies: a class gets either.
+    {**of_pool("fast"), "pools": [THIN], "nodeGroups": {"old": group(pools=[FAST], poolInit=True)}},
+    # Names that only an LVM pool would take.
+    {"pools": [FAST], "agent": {"extraVolumes": [{"name": "lvm-locks", "emptyDir": {}}]}},
+    {"pools": [THIN], "agent": {"extraVolumes": [{"name": "pool-fast", "emptyDir": {}}]}},
 ]
 
 

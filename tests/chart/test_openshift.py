@@ -18,6 +18,8 @@ def pods(documents: Rendered) -> list[Document]:
 
 def fits(pod: Document, constraints: Document) -> bool:
     """Whether a pod asks for nothing that the constraints do not allow, as far as our pods ask for anything."""
+    if any(pod.get(f"host{what}") and not constraints[f"allowHost{what}"] for what in ("IPC", "Network", "PID")):
+        return False
     context = pod.get("securityContext", {})
     for container in [*pod.get("initContainers", []), *pod["containers"]]:
         own: dict[str, Any] = {**context, **container["securityContext"]}
@@ -40,7 +42,7 @@ def fits(pod: Document, constraints: Document) -> bool:
     return constraints["volumes"] == ["*"] or kinds <= set(constraints["volumes"])
 
 
-@pytest.mark.parametrize("values", [None, VALUES / "everything.yaml", VALUES / "groups.yaml"])
+@pytest.mark.parametrize("values", [None, *(VALUES / f"{name}.yaml" for name in ("everything", "groups", "lvm"))])
 def test_every_pod_fits_the_constraints_of_its_account(chart: Chart, values: Any) -> None:
     documents = chart.render(values, serves=OPENSHIFT)
     for pod in pods(documents):
@@ -59,6 +61,14 @@ def test_only_the_agents_may_be_privileged(chart: Chart) -> None:
     assert [one["users"] for one in privileged] == [["system:serviceaccount:tidemark:tidemark-agent"]]
     for one in documents.of(KIND):
         assert not any(one[f"allowHost{what}"] for what in ("IPC", "Network", "PID", "Ports"))
+
+
+def test_processes_of_the_host_are_allowed_for_agents_with_volume_groups_alone(chart: Chart) -> None:
+    documents = chart.render(VALUES / "lvm.yaml", serves=OPENSHIFT)
+    allowed = [one for one in documents.of(KIND) if one["allowHostPID"]]
+    assert [one["users"] for one in allowed] == [["system:serviceaccount:tidemark:tidemark-agent"]]
+    for one in documents.of(KIND):
+        assert not any(one[f"allowHost{what}"] for what in ("IPC", "Network", "Ports"))
 
 
 @pytest.mark.parametrize(

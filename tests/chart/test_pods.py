@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -186,6 +187,32 @@ def test_pools_are_directories_of_the_node_and_see_later_mounts(chart: Chart) ->
     assert "/var/lib/tidemark" not in found
 
 
+def test_a_pool_in_a_volume_group_is_named_as_the_agent_reads_it(chart: Chart) -> None:
+    documents = chart.render(VALUES / "lvm.yaml")
+    agents = {name: pod(documents, "DaemonSet", name) for name in documents.names("DaemonSet")}
+    given = {name: env(found["containers"][0]).get("TIDEMARK_POOL") for name, found in agents.items()}
+    assert given == {
+        "tidemark-agent": None,
+        "tidemark-agent-mixed": "fast=lvm:fast bulk=reflink:/srv/disk",
+        "tidemark-agent-thin": "fast=lvm:vg-nvme/tidemark",
+    }
+
+
+def test_only_agents_with_volume_groups_get_what_lvm_needs(chart: Chart) -> None:
+    """The page on security lists it, with the reasons."""
+    documents = chart.render(VALUES / "lvm.yaml")
+    agents = {name: pod(documents, "DaemonSet", name) for name in documents.names("DaemonSet")}
+    plain = agents.pop("tidemark-agent")
+    assert "hostPID" not in plain
+    for name, found in agents.items():
+        assert found["hostPID"] is True, name
+        assert not {"hostNetwork", "hostIPC"} & set(found)
+        extra = {path: mount["host"] for path, mount in mounts(found).items() if path not in mounts(plain)}
+        assert extra.pop("/run/lock/lvm") == "/run/lock/lvm"
+        assert extra == ({"/srv/disk": "/srv/disk"} if name.endswith("mixed") else {})
+    assert "/run/lock/lvm" not in mounts(plain)
+
+
 def test_a_node_belongs_to_exactly_one_group(chart: Chart) -> None:
     """Two agents on a node would share its kubelet and its pools."""
     documents = chart.render(VALUES / "groups.yaml")
@@ -272,3 +299,27 @@ def test_the_disruption_budget_covers_the_controllers(chart: Chart) -> None:
     labels = documents.one("Deployment", "tidemark-controller")["spec"]["template"]["metadata"]["labels"]
     assert budget["selector"]["matchLabels"].items() <= labels.items()
     assert budget["maxUnavailable"] == 1
+
+
+def test_the_page_on_security_lists_all_that_an_agent_has_of_its_node(chart: Chart) -> None:
+    page = (CHART.parents[1] / "docs" / "explanation" / "security.md").read_text()
+    table = page.split("### What agents have, and why")[1].split("\n\n")[2]
+    rights = " ".join(row.split("|")[1] for row in table.splitlines()[2:])
+    listed = re.findall(r"`([^`]+)`", rights)
+    documents = chart.render(VALUES / "lvm.yaml")
+    for agents in documents.of("DaemonSet"):
+        found = agents["spec"]["template"]["spec"]
+        assert [key for key in found if key.startswith("host") and f"{key}: true" not in listed] == []
+        pools = {volume["name"] for volume in found["volumes"] if volume["name"].startswith("pool-")}
+        for volume in found["volumes"]:
+            if "hostPath" not in volume or volume["name"] in pools:
+                continue
+            path = volume["hostPath"]["path"].removeprefix("/var/lib/kubelet/")
+            assert path in listed, path
+    assert "privileged: true" in listed
+
+
+def test_the_notes_name_the_command_that_a_volume_group_needs(chart: Chart) -> None:
+    values = {"pools": [{"name": "fast", "volumeGroup": "fast"}]}
+    assert "exec AGENT-POD -- tidemark pool create POOL --lvm" in chart.notes(values)
+    assert "pool create" not in chart.notes({"pools": [{"name": "fast", "path": "/srv/fast"}]})

@@ -46,6 +46,7 @@ SETS = {
     "everything": (VALUES / "everything.yaml", EVERYTHING),
     "groups": (VALUES / "groups.yaml", EVERYTHING),
     "least": (VALUES / "least.yaml", EVERYTHING),
+    "lvm": (VALUES / "lvm.yaml", EVERYTHING),
 }
 
 
@@ -83,7 +84,7 @@ def test_every_manifest_is_valid(chart: Chart, name: str, version: str) -> None:
         kubernetes_validate.validate(document, version, strict=True)
 
 
-@pytest.mark.parametrize("name", ["default", "everything", "groups"])
+@pytest.mark.parametrize("name", ["default", "everything", "groups", "lvm"])
 def test_they_are_what_was_reviewed(chart: Chart, name: str, snapshot: SnapshotAssertion) -> None:
     values, serves = SETS[name]
     text = chart.text(values, serves=serves)

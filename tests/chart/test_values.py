@@ -46,6 +46,8 @@ WRONG = [
     ({"kubeletDirectory": "var/lib/kubelet"}, "kubeletDirectory"),
     ({"pools": [{"name": "Fast", "path": "/srv"}]}, "pools/0/name"),
     ({"pools": [{"name": "fast", "path": "/srv/my disk"}]}, "pools/0/path"),
+    ({"pools": [{"name": "fast", "volumeGroup": "vg/pool"}]}, "pools/0/volumeGroup"),
+    ({"pools": [{"name": "fast", "volumeGroup": "vg", "thinPool": "-pool"}]}, "pools/0/thinPool"),
     ({"poolImage": {"size": "20 gigabytes"}}, "poolImage/size"),
     ({"agent": {"overcommit": 0}}, "agent/overcommit"),
     ({"controller": {"replicas": 0}}, "controller/replicas"),

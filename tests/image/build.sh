@@ -88,7 +88,8 @@ if [ "$arch" != "$own_arch" ]; then
             }
             handlers=$known
         fi
-        cat "$format" >"$known/register"
+        # Somebody's copy of a mount that went with the last build keeps what was registered there, and it is back with this one.
+        [ -e "$known/$emulator" ] || cat "$format" >"$known/register"
     fi
 fi
 

@@ -179,6 +179,18 @@ def test_what_is_in_it(image: Image) -> None:
     assert not installed & {"pip", "setuptools", "hatchling", "grpcio_tools", "mypy"}
 
 
+def test_a_node_without_lvm_finds_it_in_the_image(image: Image, node: Node) -> None:
+    """The lvm of the image answers as the agent asks it, and the tools that it starts for a thin pool are where it looks."""
+    argv = node.in_container()
+    argv[argv.index("tidemark") :] = ["lvm", "version"]
+    assert "LVM version:" in output(*argv)
+    argv[-2:] = ["lvm", "lvmconfig", "--type", "full", "global/thin_check_executable"]
+    thin_check = output(*argv).partition("=")[2].strip().strip('"')
+    assert thin_check
+    assert (image.root / thin_check.lstrip("/")).exists(), thin_check
+    assert (image.root / "usr/bin/nsenter").exists(), "the way to the node's own lvm"
+
+
 def test_its_size(image: Image) -> None:
     """Every node pulls it, and the controller's libraries are the greater part."""
     seen = {}

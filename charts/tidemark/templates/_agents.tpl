@@ -6,6 +6,24 @@
 {{- toJson (default list $pools) -}}
 {{- end }}
 
+{{/* Whether one of these pools lies in a volume group of LVM: "true" or nothing. */}}
+{{- define "tidemark.lvm" -}}
+{{- range . }}{{ if .volumeGroup }}{{ true }}{{ break }}{{ end }}{{ end -}}
+{{- end }}
+
+{{/* A pool as the agent's option --pool has it. */}}
+{{- define "tidemark.poolOption" -}}
+{{- .name }}={{ if .volumeGroup }}lvm:{{ .volumeGroup }}{{ with .thinPool }}/{{ . }}{{ end }}{{ else }}reflink:{{ .path }}{{ end -}}
+{{- end }}
+
+{{/* Whether any group of nodes has a pool of LVM: "true" or nothing. */}}
+{{- define "tidemark.anyLvm" -}}
+{{- $root := . -}}
+{{- range $group := append (values (default dict .Values.nodeGroups)) dict -}}
+{{- if include "tidemark.lvm" (include "tidemark.pools" (list $root $group) | fromJsonArray) }}{{ true }}{{ break }}{{ end -}}
+{{- end -}}
+{{- end }}
+
 {{/*
 The affinity of a group's agents, as YAML or nothing: (list affinity expressions). Terms are alternatives, so each of them gets the
 expressions that keep a node in one group.
@@ -53,8 +71,10 @@ values are the defaults of a group.
 {{- $expressions := list }}
 {{- with $group.nodes }}{{ $expressions = append $expressions (dict "key" .label "operator" "In" "values" .values) }}{{ end }}
 {{- range $others }}{{ $expressions = append $expressions (dict "key" .label "operator" "NotIn" "values" .values) }}{{ end }}
-{{- $own := list "socket" "registration" "pods" "staging" "dev" "sys" "udev" "tls" "run" "tmp" "pool-image" }}
-{{- range $pools }}{{ $own = append $own (printf "pool-%s" .name) }}{{ end }}
+{{- $lvm := include "tidemark.lvm" $pools }}
+{{- $own := list "socket" "registration" "pods" "staging" "dev" "sys" "udev" "tls" "run" "runtime" "tmp" "pool-image" }}
+{{- range $pools }}{{ if .path }}{{ $own = append $own (printf "pool-%s" .name) }}{{ end }}{{ end }}
+{{- if $lvm }}{{ $own = append $own "lvm-locks" }}{{ end }}
 {{- include "tidemark.checkVolumes" (list "agent" $values.agent.extraVolumes $own) }}
 apiVersion: apps/v1
 kind: DaemonSet
@@ -99,6 +119,10 @@ spec:
       # The agent does not use the API, so it gets no token.
       automountServiceAccountToken: false
       enableServiceLinks: false
+      {{- if $lvm }}
+      # Where the node has lvm, the agent runs that one, in the node's own namespaces: they are reached through its process 1.
+      hostPID: true
+      {{- end }}
       {{- with $values.agent.priorityClassName }}
       priorityClassName: {{ . | quote }}
       {{- end }}
@@ -137,7 +161,7 @@ spec:
             - {name: TIDEMARK_CERTIFICATES, value: /etc/tidemark/tls}
             {{- if $pools }}
             - name: TIDEMARK_POOL
-              value: {{ range $i, $pool := $pools }}{{ if $i }} {{ end }}{{ $pool.name }}=reflink:{{ $pool.path }}{{ end }}
+              value: {{ range $i, $pool := $pools }}{{ if $i }} {{ end }}{{ include "tidemark.poolOption" $pool }}{{ end }}
             {{- if $poolInit }}
             - {name: TIDEMARK_POOL_INIT, value: "true"}
             {{- end }}
@@ -197,10 +221,15 @@ spec:
             - {name: run, mountPath: /run}
             - {name: runtime, mountPath: /run/tidemark}
             - {name: tmp, mountPath: /tmp}
+            {{- if $lvm }}
+            - {name: lvm-locks, mountPath: /run/lock/lvm}
+            {{- end }}
             {{- if $pools }}
             {{- range $pools }}
+            {{- if .path }}
             # A file system that is mounted on the node later is visible here too.
             - {name: pool-{{ .name }}, mountPath: {{ .path }}, mountPropagation: HostToContainer}
+            {{- end }}
             {{- end }}
             {{- else }}
             - {name: pool-image, mountPath: {{ $image.directory }}, mountPropagation: Bidirectional}
@@ -222,9 +251,15 @@ spec:
         # freeze outlives a boot.
         - {name: runtime, hostPath: {path: /run/tidemark, type: DirectoryOrCreate}}
         - {name: tmp, emptyDir: {medium: Memory, sizeLimit: 16Mi}}
+        {{- if $lvm }}
+        # Where the node has no lvm, the agent runs the image's: its locks must outlive the pod, as a hung lvm does.
+        - {name: lvm-locks, hostPath: {path: /run/lock/lvm, type: DirectoryOrCreate}}
+        {{- end }}
         {{- if $pools }}
         {{- range $pools }}
+        {{- if .path }}
         - {name: pool-{{ .name }}, hostPath: {path: {{ .path }}, type: Directory}}
+        {{- end }}
         {{- end }}
         {{- else }}
         - {name: pool-image, hostPath: {path: {{ $image.directory }}, type: DirectoryOrCreate}}

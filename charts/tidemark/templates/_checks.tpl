@@ -1,22 +1,46 @@
 {{/* Refuses values that contradict each other, which no schema can express. Each message names the place and the remedy. */}}
 
-{{/* An agent with two pools of one name, or with one directory twice, fails at its start. */}}
+{{/* Where a pool lies, for messages. */}}
+{{- define "tidemark.poolPlace" -}}
+{{- with .volumeGroup }}the volume group {{ . }}{{ else }}{{ .path }}{{ end -}}
+{{- end }}
+
+{{/* A pool is a directory or a volume group: (list where pool). */}}
+{{- define "tidemark.checkPool" -}}
+{{- $where := index . 0 }}{{ $pool := index . 1 -}}
+{{- if and $pool.path $pool.volumeGroup -}}
+{{- fail (printf "%s: the pool %s has a path (%s) and a volumeGroup (%s). A pool lies in a directory on XFS or in a volume group of LVM; remove one of the two" $where $pool.name $pool.path $pool.volumeGroup) -}}
+{{- end -}}
+{{- if not (or $pool.path $pool.volumeGroup) -}}
+{{- fail (printf "%s: the pool %s has neither a path nor a volumeGroup. Set `path` to a directory on XFS, or `volumeGroup` to a volume group of LVM" $where $pool.name) -}}
+{{- end -}}
+{{- if and $pool.thinPool (not $pool.volumeGroup) -}}
+{{- fail (printf "%s: the pool %s has a thinPool (%s), but no volumeGroup to look for it in. Add volumeGroup, or remove thinPool" $where $pool.name $pool.thinPool) -}}
+{{- end -}}
+{{- end }}
+
+{{/*
+An agent with two pools of one name, or with one place twice, fails at its start. A volume group says in one place whose it is, so
+it has one pool.
+*/}}
 {{- define "tidemark.checkPools" -}}
 {{- $lists := list (list "pools" .Values.pools) -}}
 {{- range $name, $group := .Values.nodeGroups -}}
 {{- $lists = append $lists (list (printf "nodeGroups.%s.pools" $name) $group.pools) -}}
 {{- end -}}
 {{- range $lists -}}
-{{- $where := index . 0 }}{{ $paths := dict }}{{ $names := dict -}}
+{{- $where := index . 0 }}{{ $places := dict }}{{ $names := dict -}}
 {{- range default list (index . 1) -}}
-{{- if hasKey $paths .name -}}
-{{- fail (printf "%s: two pools are called %s, one in %s and one in %s. A volume id contains the pool's name; rename one of them" $where .name (get $paths .name) .path) -}}
+{{- include "tidemark.checkPool" (list $where .) -}}
+{{- $place := include "tidemark.poolPlace" . -}}
+{{- if hasKey $places .name -}}
+{{- fail (printf "%s: two pools are called %s, one in %s and one in %s. A volume id contains the pool's name; rename one of them" $where .name (get $places .name) $place) -}}
 {{- end -}}
-{{- if hasKey $names .path -}}
-{{- fail (printf "%s: the pools %s and %s both lie in %s. Each pool needs its own directory; change one of the paths" $where (get $names .path) .name .path) -}}
+{{- if hasKey $names $place -}}
+{{- fail (printf "%s: the pools %s and %s both lie in %s. %s" $where (get $names $place) .name $place (ternary "A volume group has one pool; name another volume group" "Each pool needs its own directory; change one of the paths" (not .path))) -}}
 {{- end -}}
-{{- $_ := set $paths .name .path -}}
-{{- $_ := set $names .path .name -}}
+{{- $_ := set $places .name $place -}}
+{{- $_ := set $names $place .name -}}
 {{- end -}}
 {{- end -}}
 {{- end }}
