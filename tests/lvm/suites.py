@@ -55,12 +55,11 @@ SUITES = {
         [
             *INSIDE_SLICE,
             *CONTRACT_SLICE,
-            f"{DATABASE}::test_snapshots_of_a_busy_database_and_the_rollback[ext4]",
             # Five points of each: what is made of several commits, what freezes, what suspends, what replaces.
             *(f"{CRASH}[{name}]" for name in ("create from snapshot", "group of mounted ones")),
             *(f"{CRASH}[{name}]" for name in ("snapshot of a raw one in use", "rollback with safety")),
         ],
-        {"TIDEMARK_CRASH_POINTS": "5", "TIDEMARK_DATABASE_CUTS": "2", "TIDEMARK_LVM_KILLS": "3"},
+        {"TIDEMARK_CRASH_POINTS": "5", "TIDEMARK_LVM_KILLS": "3"},
         1800,
     ),
     "inside": Suite(["tests/lvm/inside"], {"TIDEMARK_LVM_KILLS": "20"}, limit=7200),
